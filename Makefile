@@ -1,0 +1,66 @@
+# `make` lists the targets. Everything that needs Python packages creates $(VENV) first; stamp files in it
+# make a second call quick.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Installed first and by itself, so that no other package's requirement picks another torch.
+TORCH ?= torch==2.13.0
+EXTRAS ?= bench,dev
+
+BENCH_OUT ?= bench_out
+BENCH_FLAGS ?= --preset quick
+PYTEST_FLAGS ?= -n 2 --benchmark-disable
+GPU_FLAGS ?= --minutes 20 --out gpu_out
+
+BIN := $(VENV)/bin
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+EXT_FILES := setup.py xlnet_fast/_version.py $(filter csrc/bindings.cpp csrc/%.h csrc/cpu/%,$(CPP_FILES))
+
+# Two workers, one thread each: more threads than cores make the small tests slower, not faster.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help bench test lint format ext kernels-report gpu clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check '$(TORCH)'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(EXT_FILES)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $@
+
+bench: $(VENV)/.installed ## compare Hugging Face's XLNet with the accelerated one, into bench_out/
+	$(BIN)/xlnet-fast bench $(BENCH_FLAGS) --out $(BENCH_OUT)
+
+test: $(VENV)/.installed ## run the tests
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.installed ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/.installed ## rewrite the sources in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+ext: $(VENV)/.installed ## build the C++ extension in place; a failing compiler is an error
+	XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
+
+kernels-report: $(VENV)/.installed ## compile the GPU kernels without a GPU: registers, spills, shared memory
+	$(BIN)/xlnet-fast kernels-report
+
+gpu: ## on a GPU machine: tests and benchmarks with the system's Python, nothing installed
+	$(PYTHON) -m benchmarks.reproduce $(GPU_FLAGS)
+
+clean: ## remove what was built and every cache; .venv stays
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -f xlnet_fast/_C.*.so xlnet_fast/_C.*.pyd $(VENV)/.installed
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+// Bindings only: checks live beside each entry, kernels take raw pointers, tensors arrive as
+// integers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "build_info.h"
+#include "cpu/philox.h"
+
+namespace py = pybind11;
+using namespace xlnet_fast;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of xlnet_fast; xlnet_fast._extension holds the typed entries.";
+
+  m.def("build_info", [] {
+    py::dict info;
+    info["version"] = build::kVersion;
+    info["compiler"] = build::compiler();
+    info["flags"] = build::flags();
+    info["isa_compiled"] = cpu::isa_compiled();
+    info["isa_used"] = cpu::isa_available().back();
+    info["cuda_archs"] = std::vector<std::string>{};
+    info["pybind11"] = build::pybind11_version();
+    return info;
+  });
+  m.def("isa_available", &cpu::isa_available);
+  m.def("philox4x32", &cpu::philox4x32, py::arg("counter"), py::arg("key"));
+  m.def(
+      "philox_keep_mask",
+      [](uintptr_t keep, int64_t seed, uint32_t threshold, int64_t heads,
+         std::pair<int64_t, int64_t> batch, std::pair<int64_t, int64_t> rows, int64_t keys,
+         int threads, const std::string& isa) {
+        const KeepMaskParams params{
+            reinterpret_cast<uint8_t*>(keep), seed, threshold, heads, {batch.first, batch.second},
+            {rows.first, rows.second},        keys};
+        const py::gil_scoped_release release;
+        cpu::philox_keep_mask(params, threads, isa);
+      },
+      py::arg("keep"), py::arg("seed"), py::arg("threshold"), py::arg("heads"), py::arg("batch"),
+      py::arg("rows"), py::arg("keys"), py::arg("threads"), py::arg("isa"));
+}

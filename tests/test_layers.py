@@ -1,0 +1,218 @@
+"""The one import rule of docs/design.md section 3, checked by reading the imports.
+
+    foundation -> reference -> kernels/* -> ops -> nn -> hf -> {train, generate, serve, ...} -> cli
+
+A module imports only from layers to its left; a kernel backend imports the foundation and itself,
+never another backend nor the reference; nothing left of hf imports transformers.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "xlnet_fast"
+
+# Left to right. A name stands for itself and all below it; the longest match counts.
+LAYERS = [
+    {"_version", "errors"},
+    {"masks", "philox", "tolerance", "_extension"},
+    {"reference"},
+    {"kernels"},
+    {"kernels.report"},
+    {"ops"},
+    {"nn"},
+    {"hf"},
+    {"text", "train", "generate", "serve"},
+    {""},  # xlnet_fast/__init__.py, the public names
+    {"cli", "__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+KERNELS, HF, PUBLIC = RANK["kernels"], RANK["hf"], RANK[""]
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """Dotted module name below `folder` ("" for its __init__) -> file."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(tree: ast.AST, module: str, is_package: bool, known: set[str]) -> Iterator[str]:
+    """Absolute dotted names that the module `module` (absolute) imports, lazy ones included.
+
+    `from a import b` names a.b where that is a module of ours, else a.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield full if full in known else base
+
+
+def rank(name: str) -> int:
+    """The layer of a module of the package, by its dotted name below the package."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if (prefix := ".".join(parts[:end])) in RANK:
+            return RANK[prefix]
+    raise LookupError(
+        f"xlnet_fast.{name} is in no layer: add it to LAYERS in {Path(__file__).name}"
+    )
+
+
+def backend(name: str) -> str | None:
+    """kernels.triton.rel_attention -> triton; None for what is no kernel backend."""
+    parts = name.split(".")
+    return parts[1] if rank(name) == KERNELS and len(parts) > 1 else None
+
+
+def problems(name: str, source: str, is_package: bool, modules: set[str]) -> list[str]:
+    """What is wrong with the imports of module `name` (below the package)."""
+    absolute = f"{PACKAGE}.{name}".rstrip(".")
+    known = {f"{PACKAGE}.{other}".rstrip(".") for other in modules}
+    own, found = rank(name), []
+    for target in imports(ast.parse(source), absolute, is_package, known):
+        top, _, below = target.partition(".")
+        if top == "transformers" and own < HF:
+            found.append(f"{absolute} imports transformers, which only hf and what follows may")
+        if top == "benchmarks" or target.startswith(f"{PACKAGE}.benchmarks"):
+            if own < RANK["cli"]:
+                found.append(f"{absolute} imports {target}: only the command line may")
+            continue
+        if top != PACKAGE:
+            continue
+        # A class or function of a module counts as that module.
+        while f"{PACKAGE}.{below}".rstrip(".") not in known:
+            below = below.rpartition(".")[0]
+        if below == "" and own < PUBLIC:
+            found.append(
+                f"{absolute} imports from the public {PACKAGE}, not from the module it means"
+            )
+        elif rank(below) > own:
+            found.append(f"{absolute} imports {target}, which is to its right")
+        elif own == KERNELS and below != name:
+            if rank(below) == RANK["reference"]:
+                found.append(f"{absolute} is a kernel backend and imports the reference")
+            elif rank(below) == KERNELS and below != "kernels" and backend(below) != backend(name):
+                found.append(f"{absolute} imports another kernel backend, {target}")
+    return found
+
+
+MODULES = files(ROOT / PACKAGE)
+
+
+@pytest.mark.parametrize("name", MODULES, ids=lambda name: name or "__init__")
+def test_imports_run_one_way(name):
+    path = MODULES[name]
+    is_package = path.name == "__init__.py"
+    assert problems(name, path.read_text(encoding="utf-8"), is_package, set(MODULES)) == []
+
+
+def test_kernel_package_imports_no_backend():
+    """`kernels/__init__.py` would load every backend for everyone."""
+    tree = ast.parse(MODULES["kernels"].read_text(encoding="utf-8"))
+    known = {f"{PACKAGE}.{name}" for name in MODULES}
+    assert not [
+        name
+        for name in imports(tree, f"{PACKAGE}.kernels", True, known)
+        if name.startswith(f"{PACKAGE}.kernels")
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
+)
+def test_benchmarks_import_each_other_relatively(path):
+    """The folder is installed as xlnet_fast.benchmarks: the name `benchmarks` is gone there."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    absolute = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
+    absolute += [
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level
+    ]
+    assert not [name for name in absolute if name.split(".")[0] == "benchmarks"]
+
+
+SKETCH = {
+    "",
+    "errors",
+    "masks",
+    "reference",
+    "kernels",
+    "kernels.triton",
+    "kernels.triton.rel_attention",
+    "kernels.sdpa",
+    "kernels.report",
+    "ops",
+    "ops._dispatch",
+    "nn",
+    "hf",
+    "cli",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("masks", "from xlnet_fast import reference"),
+        ("masks", "from .reference import rel_attention"),
+        ("reference", "import xlnet_fast.ops"),
+        ("reference", "from xlnet_fast import rel_attention"),
+        ("kernels.sdpa", "from xlnet_fast.reference import rel_attention"),
+        ("kernels.sdpa", "from xlnet_fast.kernels.triton import rel_attention"),
+        ("kernels.sdpa", "from .triton.rel_attention import forward"),
+        ("kernels.triton.rel_attention", "from .. import sdpa"),
+        ("kernels.triton", "def f():\n    from xlnet_fast.kernels import report"),
+        ("ops._dispatch", "from ..nn import RelativeAttention"),
+        ("nn", "import transformers"),
+        ("ops", "from transformers.models.xlnet import modeling_xlnet"),
+        ("hf", "import xlnet_fast.cli"),
+        ("hf", "from benchmarks import run"),
+        ("hf", "from xlnet_fast.benchmarks.run import run_bench"),
+    ],
+)
+def test_the_rule_finds_what_breaks_it(name, source):
+    assert len(problems(name, source, name in ("kernels.triton", "ops"), SKETCH)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("reference", "from xlnet_fast.masks import AttentionMask"),
+        ("kernels.sdpa", "from xlnet_fast import errors, masks"),
+        ("kernels.triton.rel_attention", "from xlnet_fast.kernels.triton import jit"),
+        ("kernels.triton.rel_attention", "from . import jit"),
+        ("kernels.report", "from xlnet_fast.kernels.triton import rel_attention"),
+        ("ops._dispatch", "from xlnet_fast.kernels import sdpa\nfrom xlnet_fast import reference"),
+        ("hf", "import transformers\nfrom xlnet_fast.nn import RelativeAttention"),
+        ("cli", "import xlnet_fast\nfrom xlnet_fast.benchmarks.run import run_bench"),
+        ("", "from xlnet_fast.hf import accelerate"),
+    ],
+)
+def test_the_rule_allows_what_keeps_it(name, source):
+    assert problems(name, source, name == "", SKETCH) == []
+
+
+def test_a_module_without_a_layer_is_told():
+    with pytest.raises(LookupError, match=r"xlnet_fast\.novelty is in no layer"):
+        problems("novelty", "", False, SKETCH | {"novelty"})

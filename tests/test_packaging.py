@@ -1,0 +1,223 @@
+"""What an install puts where, with a compiler, without one, and with one that fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from xlnet_fast._version import __version__
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).resolve().parents[1]
+# Wheels hold their files; tests, caches and earlier builds would only be copied.
+SHIPPED = [
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "LICENSE",
+    "csrc",
+    "xlnet_fast",
+    "benchmarks",
+]
+IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.egg-info", "build")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what goes into a wheel: building leaves files beside the sources."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in SHIPPED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=IGNORED)
+        else:
+            shutil.copy(source, copy / name)
+    shutil.copy(ROOT / "README.md", copy / "README.md")
+    return copy
+
+
+def setup(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python setup.py ...` in `checkout`, its variables set by `environment` alone."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("XLNET_FAST_") and name not in ("CC", "CXX", "CFLAGS", "CXXFLAGS")
+    }
+    # What these tests ask is which files arrive; optimising them takes most of a build's time.
+    defaults = {"XLNET_FAST_CXXFLAGS": "-O0"} if os.name == "posix" else {}
+    return subprocess.run(
+        [sys.executable, "setup.py", *arguments],
+        cwd=checkout,
+        env=inherited | defaults | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def wheel(checkout: Path, **environment: str) -> tuple[str, set[str], str]:
+    """(the wheel's file name, the files in it, what the build said)."""
+    done = setup(checkout, "--quiet", "bdist_wheel", "--dist-dir", "out", **environment)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    (path,) = (checkout / "out").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return path.name, set(archive.namelist()), said
+
+
+def compiled(names: set[str]) -> list[str]:
+    return [name for name in names if re.fullmatch(r"xlnet_fast/_C\..*(so|pyd)", name)]
+
+
+def left_out(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "extension is left out" in line]
+
+
+has_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="needs a C++ compiler"
+)
+
+
+def test_pure_wheel(checkout):
+    name, files, said = wheel(checkout, XLNET_FAST_NO_EXT="1")
+    assert name == f"xlnet_fast-{__version__}-py3-none-any.whl"
+    assert compiled(files) == []
+    assert len(left_out(said)) == 1
+    assert "XLNET_FAST_NO_EXT is set" in left_out(said)[0]
+
+    assert "xlnet_fast/py.typed" in files
+    assert any(name.endswith("licenses/LICENSE") for name in files)
+    assert not [name for name in files if name.startswith(("benchmarks", "tests", "csrc"))]
+    for folder, prefix in (("xlnet_fast", ""), ("benchmarks", "xlnet_fast/")):
+        sources = {
+            prefix + path.relative_to(checkout).as_posix()
+            for path in (checkout / folder).rglob("*.py")
+        }
+        assert sources
+        assert sources <= files, f"not in the wheel: {sorted(sources - files)}"
+    results = {
+        "xlnet_fast/" + path.relative_to(checkout).as_posix()
+        for path in (checkout / "benchmarks" / "results").rglob("*")
+        if path.is_file()
+    }
+    assert results <= files, f"not in the wheel: {sorted(results - files)}"
+
+
+@has_compiler
+def test_wheel_with_the_extension(checkout):
+    name, files, said = wheel(checkout, XLNET_FAST_REQUIRE_EXT="1")
+    assert len(compiled(files)) == 1
+    assert not name.endswith("none-any.whl")
+    assert left_out(said) == []
+
+
+def test_failing_compiler_is_told_and_does_not_fail_the_build(checkout):
+    _, files, said = wheel(checkout, CC="false", CXX="false")
+    assert compiled(files) == []
+    assert "xlnet_fast/philox.py" in files
+    assert len(left_out(said)) == 1, said
+    assert "CompileError" in left_out(said)[0]
+
+
+def test_missing_compiler_is_told_and_does_not_fail_the_build(checkout):
+    _, files, said = wheel(checkout, CC="no-such-compiler", CXX="no-such-compiler")
+    assert compiled(files) == []
+    assert len(left_out(said)) == 1, said
+    assert "no-such-compiler" in left_out(said)[0]
+
+
+def test_required_extension_fails_loudly(checkout):
+    done = setup(
+        checkout, "--quiet", "bdist_wheel", CC="false", CXX="false", XLNET_FAST_REQUIRE_EXT="1"
+    )
+    assert done.returncode != 0
+    assert "XLNET_FAST_REQUIRE_EXT is set, but" in done.stderr
+    assert not list(checkout.glob("dist/*.whl"))
+    done = setup(
+        checkout, "--quiet", "bdist_wheel", XLNET_FAST_NO_EXT="1", XLNET_FAST_REQUIRE_EXT="1"
+    )
+    assert done.returncode != 0
+    assert "XLNET_FAST_NO_EXT is set" in done.stderr
+
+
+def test_in_place_without_a_compiler(checkout):
+    """What `benchmarks.reproduce` runs on a machine that may have none."""
+    done = setup(checkout, "build_ext", "--inplace", CC="false", CXX="false")
+    assert done.returncode == 0, done.stderr
+    assert len(left_out(done.stderr)) == 1
+    assert not list(checkout.glob("xlnet_fast/_C.*"))
+
+
+@has_compiler
+def test_editable_install_finds_the_benchmarks(checkout, tmp_path):
+    """`pip install -e .` maps xlnet_fast.benchmarks to the top-level folder, outside of it too."""
+    venv = tmp_path / "site"
+    offline = ["--quiet", "--disable-pip-version-check", "--no-index"]
+    alone = ["--no-deps", "--no-build-isolation", "--target", str(venv)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *offline, *alone, "-e", "."],
+        cwd=checkout,
+        env=os.environ | {"XLNET_FAST_CXXFLAGS": "-O0"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(checkout.glob("xlnet_fast/_C.*"))) == 1
+    # A .pth file is read in site folders only, so the folder is made one, in a bare interpreter.
+    program = (
+        f"import site; site.addsitedir({str(venv)!r})\n"
+        "import importlib.util as u, sys\n"
+        "print(u.find_spec('xlnet_fast').origin)\n"
+        "sys.modules['xlnet_fast'] = u.module_from_spec(u.find_spec('xlnet_fast'))\n"
+        "print(u.find_spec('xlnet_fast.benchmarks').origin)\n"
+        "print(u.find_spec('xlnet_fast._C').origin)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    package, benchmarks, extension = map(Path, done.stdout.splitlines())
+    assert package == checkout / "xlnet_fast" / "__init__.py"
+    assert benchmarks == checkout / "benchmarks" / "__init__.py"
+    assert extension.parent == checkout / "xlnet_fast"
+
+
+def test_sdist_can_be_built_from(checkout):
+    done = setup(checkout, "--quiet", "sdist", "--dist-dir", "out", XLNET_FAST_NO_EXT="1")
+    assert done.returncode == 0, done.stderr
+    (path,) = (checkout / "out").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        files = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {
+        path.relative_to(checkout).as_posix()
+        for pattern in ("csrc/**/*.h", "csrc/**/*.cpp", "xlnet_fast/**/*.py", "benchmarks/**/*.py")
+        for path in checkout.glob(pattern)
+    }
+    wanted |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "xlnet_fast/py.typed"}
+    assert wanted <= files, f"not in the sdist: {sorted(wanted - files)}"
+
+
+def test_build_needs_neither_torch_nor_a_compiler():
+    """Build isolation installs only these; torch in that list would bring gigabytes."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)
+    names = {re.match(r"[\w.-]+", need)[0].lower() for need in project["build-system"]["requires"]}
+    assert names == {"setuptools", "pybind11"}
+    assert project["project"]["scripts"] == {"xlnet-fast": "xlnet_fast.cli:main"}
+    assert project["project"]["requires-python"] == ">=3.10"
+    source = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) torch\b", source, flags=re.MULTILINE)

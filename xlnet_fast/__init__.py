@@ -1,0 +1,71 @@
+"""Fast XLNet and Transformer-XL attention: drop-in acceleration of Hugging Face's models.
+
+    import xlnet_fast
+    xlnet_fast.accelerate(model)      # in place; same checkpoint, arguments and outputs
+    print(xlnet_fast.explain(model))  # which backend runs each op here, and why
+    xlnet_fast.restore(model)         # exact undo
+
+The ops stand alone in :mod:`xlnet_fast.ops`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xlnet_fast._version import __version__
+from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError, XLNetFastError
+
+if TYPE_CHECKING:
+    from xlnet_fast.hf import (
+        Explanation,
+        accelerate,
+        disable,
+        enable,
+        explain,
+        is_accelerated,
+        restore,
+    )
+    from xlnet_fast.masks import AttentionMask
+
+_HF_NAMES = (
+    "Explanation",
+    "accelerate",
+    "disable",
+    "enable",
+    "explain",
+    "is_accelerated",
+    "restore",
+)
+
+__all__ = [
+    "ArgumentError",
+    "AttentionMask",
+    "BackendUnavailable",
+    "Explanation",
+    "ShapeError",
+    "XLNetFastError",
+    "__version__",
+    "accelerate",
+    "disable",
+    "enable",
+    "explain",
+    "is_accelerated",
+    "restore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs transformers, or torch, on first use: ``import xlnet_fast`` stays cheap."""
+    if name in _HF_NAMES:
+        from xlnet_fast import hf
+
+        return getattr(hf, name)
+    if name == "AttentionMask":
+        from xlnet_fast.masks import AttentionMask
+
+        return AttentionMask
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
