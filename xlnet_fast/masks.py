@@ -1,0 +1,186 @@
+"""Which keys each query may see, as one small typed object that every backend understands.
+
+HF XLNet builds one dense float mask (i, j, b, 1) from padding, permutation and causality. Kernels
+want the parts: a padding vector skips whole tiles, causality is index arithmetic, a permutation is
+two integers per token. :class:`AttentionMask` keeps the parts apart and combines them by "or".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xlnet_fast.errors import ShapeError
+
+HIDDEN_SCORE = -1e30
+"""Score of a hidden key. HF subtracts 1e30, which in fp32 absorbs every finite score: a row whose
+keys are all hidden is therefore uniform, not NaN."""
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Keys hidden from queries; every part is optional and a key is hidden if any part hides it.
+
+    Letters: B batch, I query rows, J keys (memory first), M memory keys.
+
+    Attributes:
+        key_padding: (B, J) bool, True hides the key from every query of its batch element.
+        rank_q, rank_k: (B, I) and (B, J) integers, given together. Key j is visible to query i
+            iff ``rank_q[i] > rank_k[j]``. Keys that all may see (memory, context) have the lowest
+            rank. The same ranks serve both streams.
+        bits: (B or 1, I, ceil(J/8)) uint8. Bit ``j % 8`` of byte ``j // 8`` set hides key j.
+        causal: hides key j from the query at position pos iff ``j > M + pos``.
+        same_length: with ``causal``, also hides ``j < pos`` (HF ``create_mask``).
+        see_self: the key at ``j == M + pos`` is visible whatever the other parts say. True for the
+            content stream (HF subtracts the identity from its mask), False for the query stream.
+    """
+
+    key_padding: Tensor | None = None
+    rank_q: Tensor | None = None
+    rank_k: Tensor | None = None
+    bits: Tensor | None = None
+    causal: bool = False
+    same_length: bool = False
+    see_self: bool = False
+
+    @property
+    def hides_nothing(self) -> bool:
+        """True when no part can hide a key, so that kernels may skip masking altogether."""
+        parts = (self.key_padding, self.rank_q, self.bits)
+        return not self.causal and all(part is None for part in parts)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensor parts in schema order: key_padding, rank_q, rank_k, bits."""
+        return self.key_padding, self.rank_q, self.rank_k, self.bits
+
+    @property
+    def flags(self) -> tuple[bool, bool, bool]:
+        """The flag parts in schema order: causal, same_length, see_self."""
+        return self.causal, self.same_length, self.see_self
+
+    def validate(self, batch: int, queries: int, keys: int) -> None:
+        """Check dtypes and shapes against (B, I, J).
+
+        Raises:
+            ShapeError: names the part, its shape or dtype and what is expected.
+        """
+        if (self.rank_q is None) != (self.rank_k is None):
+            raise ShapeError("mask.rank_q and mask.rank_k must be given together")
+        if self.same_length and not self.causal:
+            raise ShapeError("mask.same_length needs mask.causal=True (attn_type='uni')")
+        _expect("key_padding", self.key_padding, (torch.bool,), (batch, keys))
+        _expect("rank_q", self.rank_q, _INTEGERS, (batch, queries))
+        _expect("rank_k", self.rank_k, _INTEGERS, (batch, keys))
+        if self.bits is not None:
+            shared = isinstance(self.bits, Tensor) and self.bits.shape[:1] == (1,)
+            rows = 1 if shared else batch
+            _expect("bits", self.bits, (torch.uint8,), (rows, queries, (keys + 7) // 8))
+
+    def hidden(
+        self, positions: Tensor, keys: int, memory_length: int, rows: slice = slice(None)
+    ) -> Tensor | None:
+        """Expand to a dense bool mask for some query rows.
+
+        Args:
+            positions: (B or 1, I) positions of all query rows.
+            keys: J. memory_length: M.
+            rows: the query rows wanted; default all.
+
+        Returns:
+            (B or 1, rows, J) bool, True where hidden, or None when nothing is hidden.
+        """
+        if self.hides_nothing:
+            return None
+        key = torch.arange(keys, device=positions.device)
+        position = positions[:, rows, None]  # (B or 1, rows, 1)
+        parts = []
+        if self.key_padding is not None:
+            parts.append(self.key_padding[:, None, :])
+        if self.rank_q is not None and self.rank_k is not None:
+            parts.append(self.rank_q[:, rows, None] <= self.rank_k[:, None, :])
+        if self.bits is not None:
+            parts.append(unpack_bits(self.bits[:, rows], keys))
+        if self.causal:
+            parts.append(key > position + memory_length)
+        if self.same_length:
+            parts.append(key < position)
+        hidden = parts[0]
+        for part in parts[1:]:
+            hidden = hidden | part
+        if self.see_self:
+            hidden = hidden & (key != position + memory_length)
+        return hidden
+
+    def narrow_batch(self, start: int, length: int) -> AttentionMask:
+        """The mask of batch elements ``start .. start+length``."""
+
+        def cut(part: Tensor | None) -> Tensor | None:
+            broadcast = part is None or part.shape[0] == 1
+            return part if broadcast else part.narrow(0, start, length)
+
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("key_padding", "rank_q", "rank_k", "bits"):
+            values[name] = cut(values[name])
+        return AttentionMask(**values)
+
+
+def pack_bits(hidden: Tensor) -> Tensor:
+    """Pack a bool mask (B, I, J), True = hidden, into (B, I, ceil(J/8)) uint8."""
+    batch, queries, keys = hidden.shape
+    padded = F.pad(hidden.to(torch.uint8), (0, -keys % 8))
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=hidden.device)
+    groups = padded.view(batch, queries, (keys + 7) // 8, 8)
+    return (groups * weights).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(bits: Tensor, keys: int) -> Tensor:
+    """Undo :func:`pack_bits`: (B, I, ceil(J/8)) uint8 to (B, I, J) bool."""
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
+    return ((bits[..., None] & weights) != 0).flatten(-2)[..., :keys]
+
+
+def row_positions(positions: Tensor | None, queries: int, device: torch.device) -> Tensor:
+    """Positions of the query rows, (B or 1, I) int64; None means row i sits at position i."""
+    if positions is None:
+        return torch.arange(queries, device=device)[None]
+    return positions.to(torch.int64)
+
+
+def take_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Rows (B, I') of a per-row tensor (B or 1, I) or (B or 1, I, C); None stays None."""
+    if x is None:
+        return None
+    x = x.expand(rows.shape[0], *x.shape[1:])
+    return x.gather(1, rows if x.dim() == 2 else rows[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def clear_padded(x: Tensor, key_padding: Tensor | None) -> Tensor:
+    """Replace NaN and infinity in padded rows of k or v (B, J, N, D) by zero.
+
+    A padded key has probability 0, but 0 * NaN is NaN. Finite values stay: a padded query sees
+    itself, and a row without visible keys averages all of them.
+    """
+    if key_padding is None:
+        return x
+    return torch.where(key_padding[:, :, None, None], torch.nan_to_num(x, 0.0, 0.0, 0.0), x)
+
+
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def _expect(
+    name: str, part: object, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]
+) -> None:
+    if part is None:
+        return
+    if not isinstance(part, Tensor):
+        raise ShapeError(f"mask.{name} must be a tensor, got {type(part).__name__}")
+    if part.dtype not in dtypes:
+        wanted = " or ".join(str(dtype) for dtype in dtypes)
+        raise ShapeError(f"mask.{name} has dtype {part.dtype}, expected {wanted}")
+    if tuple(part.shape) != shape:
+        raise ShapeError(f"mask.{name} has shape {tuple(part.shape)}, expected {shape}")

@@ -1,0 +1,218 @@
+"""The maths in eager PyTorch: the oracle of every test and the last fallback of every device.
+
+Works in any floating dtype (float64 included), on any device, and is differentiable by autograd.
+Written for reading; products run in the input dtype, the softmax in fp32 or wider.
+
+Letters: B batch, N heads, I query rows, J keys, M memory keys, L = J - M current keys, D head dim,
+P rows of r, G groups of r. The derivation is in ``docs/maths.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.masks import (
+    HIDDEN_SCORE,
+    AttentionMask,
+    clear_padded,
+    row_positions,
+    take_rows,
+)
+from xlnet_fast.philox import keep_mask
+
+
+def rel_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    *,
+    r_s_bias: Tensor | None = None,
+    seg_embed: Tensor | None = None,
+    segments_q: Tensor | None = None,
+    segments_k: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    positions: Tensor | None = None,
+    memory_length: int | None = None,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Relative attention of one stream (Transformer-XL section 3.3; HF ``rel_attn_core``).
+
+    Shapes as in :func:`xlnet_fast.ops.rel_attention`. Returns (B, I, N, D) in the dtype of q.
+    """
+    batch, queries = q.shape[:2]
+    keys = k.shape[1]
+    memory_length = keys - queries if memory_length is None else memory_length
+    if mask is not None:
+        k, v = (clear_padded(x, mask.key_padding) for x in (k, v))
+    r_of_batch = r.repeat_interleave(batch // r.shape[0], dim=0)  # (B, P, N, D)
+    content_scores = torch.einsum("bind,bjnd->bnij", q + r_w_bias, k)
+    position_scores = torch.einsum("bind,bpnd->bnip", q + r_r_bias, r_of_batch)
+    segment_scores = None
+    if segments_q is not None and seg_embed is not None and r_s_bias is not None:
+        segment_scores = torch.einsum("bind,nd->bni", q + r_s_bias, seg_embed[1] - seg_embed[0])
+    probabilities = masked_softmax(
+        content_scores,
+        position_scores=position_scores,
+        segment_scores=segment_scores,
+        segments_q=segments_q,
+        segments_k=segments_k,
+        mask=mask,
+        positions=positions,
+        memory_length=memory_length,
+        scale=scale,
+        dropout_p=dropout_p,
+        seed=seed,
+    )
+    out = torch.einsum("bnij,bjnd->bind", probabilities, v)
+    if positions is not None:
+        out = out.masked_fill((positions < 0)[:, :, None, None], 0)
+    return out
+
+
+def two_stream_attention(
+    q_h: Tensor,
+    q_g: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    *,
+    r_s_bias: Tensor | None = None,
+    seg_embed: Tensor | None = None,
+    segments: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    positions: Tensor | None = None,
+    scale: float,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Content and query stream over the same keys (XLNet section 2.3; HF ``forward`` with g).
+
+    Shapes as in :func:`xlnet_fast.ops.two_stream_attention`.
+    """
+    memory_length = k.shape[1] - q_h.shape[1]
+    mask = AttentionMask() if mask is None else mask
+    content_segments = None if segments is None else segments[:, memory_length:]
+    query_segments, query_mask = content_segments, replace(mask, see_self=False)
+    if positions is not None:
+        rows = positions.clamp(min=0).to(torch.int64)  # (B, I')
+        query_segments = take_rows(content_segments, rows)
+        query_mask = replace(
+            query_mask, rank_q=take_rows(mask.rank_q, rows), bits=take_rows(mask.bits, rows)
+        )
+    shared = (k, v, r, r_w_bias, r_r_bias)
+    options: dict[str, Any] = {
+        "r_s_bias": r_s_bias,
+        "seg_embed": seg_embed,
+        "segments_k": segments,
+        "memory_length": memory_length,
+        "scale": scale,
+        "dropout_p": dropout_p,
+    }
+    out_h = rel_attention(
+        q_h,
+        *shared,
+        **options,
+        segments_q=content_segments,
+        mask=replace(mask, see_self=True),
+        seed=seed,
+    )
+    out_g = rel_attention(
+        q_g,
+        *shared,
+        **options,
+        segments_q=query_segments,
+        mask=query_mask,
+        positions=positions,
+        seed=None if seed is None else seed + 1,
+    )
+    return out_h, out_g
+
+
+def masked_softmax(
+    scores: Tensor,
+    *,
+    position_scores: Tensor | None = None,
+    segment_scores: Tensor | None = None,
+    segments_q: Tensor | None = None,
+    segments_k: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    positions: Tensor | None = None,
+    memory_length: int | None = None,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Attention probabilities from unscaled scores, shapes as in ``ops.masked_softmax``.
+
+    Returns (B, N, I, J) in the dtype of ``scores``, dropout applied.
+    """
+    batch, heads, queries, keys = scores.shape
+    memory_length = keys - queries if memory_length is None else memory_length
+    rows = row_positions(positions, queries, scores.device)
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    total = scores.to(wide)
+    if position_scores is not None:
+        total = total + skew(position_scores, rows, keys, memory_length).to(wide)
+    if segment_scores is not None and segments_q is not None and segments_k is not None:
+        differ = segments_q[:, None, :, None] != segments_k[:, None, None, :]
+        total = total + segment_scores.to(wide)[..., None] * differ
+    total = total * scale
+    hidden = None if mask is None else mask.hidden(rows, keys, memory_length)
+    if hidden is not None:
+        # Added, not filled in: the score is absorbed by rounding, its gradient lives on, as in HF.
+        total = total + torch.where(hidden, HIDDEN_SCORE, 0.0).to(wide)[:, None]
+    probabilities = torch.softmax(total, dim=-1)
+    if dropout_p > 0.0:
+        if seed is None:
+            raise ValueError("dropout_p > 0 needs a seed tensor")
+        keep = keep_mask(seed, dropout_p, batch, heads, (0, queries), keys, device=scores.device)
+        probabilities = probabilities * keep / (1.0 - dropout_p)
+    return probabilities.to(scores.dtype)
+
+
+def concat_memory(
+    hidden: Tensor, memory: Tensor | None, mem_len: int | None = None, reuse_len: int | None = None
+) -> Tensor:
+    """Next segment's memory (HF ``cache_mem``; Transformer-XL section 3.2), without gradient.
+
+    Args:
+        hidden: (I, B, H) hidden states of this segment.
+        memory: (M, B, H) memory before this segment, or None.
+        mem_len: rows kept from the end; None or 0 keeps all.
+        reuse_len: only the first ``reuse_len`` rows of ``hidden`` are remembered; None or 0: all.
+
+    Returns:
+        (min(mem_len, M + kept), B, H), the last rows of ``[memory; hidden[:reuse_len]]``.
+    """
+    current = hidden[:reuse_len] if reuse_len else hidden
+    joined = current if memory is None else torch.cat([memory, current], dim=0)
+    return (joined[-mem_len:] if mem_len else joined).detach().clone()
+
+
+def skew(position_scores: Tensor, rows: Tensor, keys: int, memory_length: int) -> Tensor:
+    """Read (B, N, I, P) scores at p = j - pos_i + L: the index identity behind ``rel_shift``.
+
+    Args:
+        position_scores: (B, N, I, P), one score per row of r.
+        rows: (B or 1, I) position of each query row.
+
+    Returns:
+        (B, N, I, J). Where r has no row p (keys that "uni" hides) the score is zero.
+    """
+    batch, heads, queries, table = position_scores.shape
+    key = torch.arange(keys, device=rows.device)
+    index = key - rows.to(torch.int64)[:, :, None] + (keys - memory_length)  # (B or 1, I, J)
+    outside = ((index < 0) | (index >= table))[:, None]
+    index = index.clamp(0, table - 1)[:, None].expand(batch, heads, queries, keys)
+    return position_scores.gather(-1, index).masked_fill(outside, 0)
