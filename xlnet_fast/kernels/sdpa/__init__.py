@@ -1,0 +1,1 @@
+"""Backend ``sdpa``: plain PyTorch in bounded chunks, for any device, without an extension."""
