@@ -1,0 +1,144 @@
+"""Which backend runs an op: a capability table and one pure function.
+
+``choose`` never touches a tensor or a GPU; it maps a :class:`Request` to a :class:`Choice`, so that
+it can be traced, tested and explained. An explicit backend that cannot run raises.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
+
+OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
+
+_HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (*_HALF, torch.float32, torch.float64)
+
+MEASURED_GPUS: dict[str, tuple[str, ...]] = {"triton": ()}
+"""GPU kernels and the compute capabilities ("9.0") on which ``benchmarks/results`` holds a green
+record. ``auto`` takes a GPU kernel only where it is listed here."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What one backend can do. ``ops`` maps an op to whether it has a backward pass."""
+
+    name: str
+    ops: dict[str, bool]
+    devices: tuple[str, ...] | None  # None: any
+    dtypes: tuple[torch.dtype, ...]
+    head_dims: tuple[int, int] = (1, 2**31)
+    needs: str | None = None  # an importable module
+    gpu_kernel: bool = False
+
+
+# In the order in which ``auto`` prefers them.
+CAPABILITIES = (
+    Capability(
+        "triton",
+        ops={"rel_attention": False, "two_stream_attention": False},
+        devices=("cuda",),
+        dtypes=(*_HALF, torch.float32),
+        head_dims=(16, 128),
+        needs="triton",
+        gpu_kernel=True,
+    ),
+    Capability("sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS),
+    Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS),
+)
+BACKENDS = tuple(capability.name for capability in CAPABILITIES)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides a choice: no tensors, only their properties."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    head_dim: int = 64
+    needs_grad: bool = False
+    gpu: str | None = None  # compute capability, as "9.0"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs, and why it and not an earlier one."""
+
+    backend: str
+    reason: str
+
+
+def choose(request: Request, backend: str = "auto") -> Choice:
+    """The backend for a request.
+
+    Args:
+        request: the op and its operands' properties.
+        backend: "auto", or a backend's name.
+
+    Raises:
+        ArgumentError: no backend has that name.
+        BackendUnavailable: the named backend cannot run this request; the message says why.
+    """
+    if backend != "auto":
+        for capability in CAPABILITIES:
+            if capability.name == backend:
+                obstacle = why_not(capability, request)
+                if obstacle is not None:
+                    raise BackendUnavailable(
+                        f"backend {backend!r} cannot run {request.op}: {obstacle}"
+                    )
+                return Choice(backend, "asked for by name")
+        known = ", ".join(("auto", *BACKENDS))
+        raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
+    passed_over = []
+    for capability in CAPABILITIES:
+        obstacle = why_not(capability, request) or _not_measured(capability, request)
+        if obstacle is None:
+            return Choice(capability.name, "; ".join(passed_over) or "first choice here")
+        passed_over.append(f"{capability.name}: {obstacle}")
+    raise BackendUnavailable(f"no backend can run {request.op}: " + "; ".join(passed_over))
+
+
+def why_not(capability: Capability, request: Request) -> str | None:
+    """Why a backend cannot run a request, None when it can."""
+    if request.op not in capability.ops:
+        return f"it has no {request.op}"
+    if capability.devices is not None and request.device not in capability.devices:
+        return f"it runs on {' and '.join(capability.devices)}, not on {request.device}"
+    if request.dtype not in capability.dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in capability.dtypes)
+        return f"it takes {names}, not {str(request.dtype).removeprefix('torch.')}"
+    low, high = capability.head_dims
+    if not low <= request.head_dim <= high:
+        return f"it takes head dims {low} to {high}, not {request.head_dim}"
+    if request.needs_grad and not capability.ops[request.op]:
+        return "it has no backward pass yet, and a gradient is needed"
+    if capability.needs is not None and not _importable(capability.needs):
+        return f"the module {capability.needs!r} is not installed"
+    return None
+
+
+def named_or_auto(op: str, backend: str) -> str:
+    """A backend's name where it has this op, else "auto": a model's backend names its attention."""
+    for capability in CAPABILITIES:
+        if capability.name == backend and op not in capability.ops:
+            return "auto"
+    return backend
+
+
+def _not_measured(capability: Capability, request: Request) -> str | None:
+    if not capability.gpu_kernel or request.gpu in MEASURED_GPUS[capability.name]:
+        return None
+    where = "this GPU" if request.gpu is None else f"compute capability {request.gpu}"
+    return f"no measurement on {where} yet; ask for it with backend={capability.name!r}"
+
+
+@cache
+def _importable(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,109 @@
+"""Attention probabilities as an op, for callers who need them (``output_attentions``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xlnet_fast import reference
+from xlnet_fast.errors import ShapeError
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.ops import _contracts as _contracts  # registers the ops
+from xlnet_fast.ops._dispatch import Request, choose
+from xlnet_fast.ops._validation import (
+    check_device,
+    check_dropout,
+    check_float,
+    check_integers,
+    check_same,
+    check_shape,
+    check_tensor,
+)
+
+
+def masked_softmax(
+    scores: Tensor,
+    *,
+    position_scores: Tensor | None = None,
+    segment_scores: Tensor | None = None,
+    segments_q: Tensor | None = None,
+    segments_k: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    positions: Tensor | None = None,
+    memory_length: int | None = None,
+    scale: float = 1.0,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``dropout(softmax(scale * (scores + shifted position + segment) + mask))``, fp32 inside.
+
+    Args:
+        scores: (B, N, I, J) content scores, unscaled.
+        position_scores: (B, N, I, P), one per row of r; read at p = j - pos_i + L, L = J - M.
+        segment_scores: (B, N, I), added where the segments of query and key differ; needs
+            ``segments_q`` (B, I) and ``segments_k`` (B, J), int32 or int64.
+        mask: hidden keys; default none.
+        positions: (B, I) position of each query row; default row i sits at i.
+        memory_length: M, leading keys that are memory; default J - I.
+        scale, dropout_p: factors; ``seed`` is an int64 tensor of one element.
+        backend: "auto" or a backend's name.
+
+    Returns:
+        (B, N, I, J) probabilities in the dtype of ``scores``. A row whose keys are all hidden is
+        uniform.
+
+    Raises:
+        ShapeError, ArgumentError: name the argument, what it is and what is expected.
+        BackendUnavailable: the named backend cannot run here.
+    """
+    check_tensor("scores", scores, 4, "B, N, I, J")
+    check_float("scores", scores)
+    batch, heads, queries, keys = scores.shape
+    if memory_length is None:
+        memory_length = keys - queries
+    if not 0 <= memory_length <= keys:
+        raise ShapeError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
+    if position_scores is not None:
+        check_tensor("position_scores", position_scores, 4, "B, N, I, P")
+        table = position_scores.shape[3]
+        check_shape(
+            "position_scores", position_scores, (batch, heads, queries, table), "B, N, I, P"
+        )
+    check_shape("segment_scores", segment_scores, (batch, heads, queries), "B, N, I")
+    check_same(
+        "scores", scores, {"position_scores": position_scores, "segment_scores": segment_scores}
+    )
+    if (segment_scores is None) != (segments_q is None) or (segments_q is None) != (
+        segments_k is None
+    ):
+        raise ShapeError("segment_scores, segments_q and segments_k must be given together")
+    rows = {"segments_q": (segments_q, queries, "B, I"), "segments_k": (segments_k, keys, "B, J")}
+    rows["positions"] = (positions, queries, "B, I")
+    for name, (x, length, letters) in rows.items():
+        check_shape(name, x, (batch, length), letters)
+        check_integers(name, x)
+        check_device(name, x, "scores", scores)
+    check_dropout(dropout_p, seed)
+    mask = AttentionMask() if mask is None else mask
+    mask.validate(batch, queries, keys)
+    request = Request("masked_softmax", scores.device.type, scores.dtype)
+    if choose(request, backend).backend == "reference":
+        return reference.masked_softmax(
+            scores,
+            position_scores=position_scores,
+            segment_scores=segment_scores,
+            segments_q=segments_q,
+            segments_k=segments_k,
+            mask=mask,
+            positions=positions,
+            memory_length=memory_length,
+            scale=scale,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
+    result: Tensor = torch.ops.xlnet_fast.masked_softmax(
+        scores, position_scores, segment_scores, segments_q, segments_k,
+        *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
+    )  # fmt: skip
+    return result

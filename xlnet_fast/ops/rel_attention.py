@@ -1,0 +1,304 @@
+"""Relative attention of one stream and of two: validation, choice of backend, call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlnet_fast import reference
+from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.ops import _contracts as _contracts  # registers the ops
+from xlnet_fast.ops._dispatch import Choice, Request, choose
+from xlnet_fast.ops._validation import (
+    check_device,
+    check_dropout,
+    check_float,
+    check_integers,
+    check_same,
+    check_shape,
+    check_tensor,
+)
+
+
+def rel_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    *,
+    r_s_bias: Tensor | None = None,
+    seg_embed: Tensor | None = None,
+    segments_q: Tensor | None = None,
+    segments_k: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    positions: Tensor | None = None,
+    memory_length: int | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention with Transformer-XL relative positions and XLNet segments.
+
+    With p = j - pos_i + L (L = J - M current keys; row p of r encodes the distance J - p),
+
+        score = scale * ((q_i + r_w_bias) . k_j + (q_i + r_r_bias) . r_p
+                         + [segments differ] (q_i + r_s_bias) . (seg_embed_1 - seg_embed_0))
+
+    and out_i = sum_j dropout(softmax_j(score + mask)) v_j. Source: Transformer-XL section 3.3,
+    XLNet section 2.6, HF ``XLNetRelativeAttention.rel_attn_core``; the index identity behind
+    ``rel_shift`` is derived in ``docs/maths.md``.
+
+    Args:
+        q: (B, I, N, D) queries without biases. fp16, bf16, fp32 or fp64; all floating arguments
+            share dtype and device. Under autocast they are cast to its dtype. Any strides.
+        k, v: (B, J, N, D) keys and values, memory first.
+        r: (G, P, N, D) projected position table; batch element b reads group b * G // B, so G
+            divides B. P >= L + J, or P >= J + 1 when ``mask.causal``.
+        r_w_bias, r_r_bias: (N, D).
+        r_s_bias, seg_embed: (N, D) and (2, N, D), with segments_q (B, I) and segments_k (B, J),
+            int32 or int64; all four or none.
+        mask: hidden keys; default none. Rows whose keys are all hidden are uniform over all keys.
+        positions: (B, I) position of each query row in 0..L-1, in any order; negative marks an
+            absent row, whose output is zero. Default: row i sits at i.
+        memory_length: M; default J - I, needed with ``positions``.
+        scale: default 1 / sqrt(D).
+        dropout_p: dropout of the probabilities; ``seed``, an int64 tensor of one element, fixes the
+            mask (the same on every backend).
+        backend: "auto", "reference", "sdpa" or "triton". A named one runs or raises.
+
+    Returns:
+        (B, I, N, D) in the dtype of q, with the strides of q where q is dense.
+
+    Raises:
+        ShapeError, ArgumentError: name the argument, what it is and what is expected.
+        BackendUnavailable: the named backend cannot run this; the message says why.
+    """
+    check_tensor("q", q, 4, "B, I, N, D")
+    tensors = {"k": k, "v": v, "r": r, "r_w_bias": r_w_bias, "r_r_bias": r_r_bias}
+    tensors |= {"r_s_bias": r_s_bias, "seg_embed": seg_embed}
+    q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = _autocast(q, *tensors.values())
+    memory_length = _memory_length(q, k, positions, memory_length)
+    _check_operands(q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
+    _check_rows(q, k, r_s_bias, seg_embed, segments_q, segments_k, positions)
+    mask = _check_mask(mask, q, k, r, memory_length)
+    check_dropout(dropout_p, seed)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    operands = (q, k, v, r, r_w_bias, r_r_bias)
+    choice = _choose("rel_attention", (*operands, r_s_bias, seg_embed), backend)
+    if choice.backend == "reference":
+        return reference.rel_attention(
+            *operands,
+            r_s_bias=r_s_bias,
+            seg_embed=seg_embed,
+            segments_q=segments_q,
+            segments_k=segments_k,
+            mask=mask,
+            positions=positions,
+            memory_length=memory_length,
+            scale=scale,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
+    result: Tensor = torch.ops.xlnet_fast.rel_attention(
+        *operands, r_s_bias, seg_embed, segments_q, segments_k,
+        *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
+        choice.backend,
+    )  # fmt: skip
+    return result
+
+
+def two_stream_attention(
+    q_h: Tensor,
+    q_g: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    *,
+    r_s_bias: Tensor | None = None,
+    seg_embed: Tensor | None = None,
+    segments: Tensor | None = None,
+    mask: AttentionMask | None = None,
+    positions: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """XLNet's content and query stream over the same keys, values and positions.
+
+    Source: XLNet section 2.3, HF ``XLNetRelativeAttention.forward`` with ``g``. Arguments not
+    listed are those of :func:`rel_attention`; M = J - I.
+
+    Args:
+        q_h: (B, I, N, D) content queries.
+        q_g: (B, I', N, D) query-stream queries, one row per predicted position.
+        segments: (B, J) segment ids of all keys, memory first; query rows take theirs from it.
+        mask: the mask of the I positions. The content stream sees itself whatever it says, the
+            query stream obeys it, row m reading the mask of position ``positions[m]``;
+            ``mask.see_self`` is not looked at.
+        positions: (B, I') positions of the query-stream rows, negative for absent rows (output 0).
+            Default: I' = I, row i at position i.
+        seed: the query stream's dropout uses ``seed + 1``.
+
+    Returns:
+        (B, I, N, D) and (B, I', N, D).
+
+    Raises:
+        As :func:`rel_attention`.
+    """
+    check_tensor("q_h", q_h, 4, "B, I, N, D")
+    check_tensor("q_g", q_g, 4, "B, I', N, D")
+    cast = _autocast(q_h, q_g, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
+    q_h, q_g, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = cast
+    memory_length = _memory_length(q_h, k, None, None)
+    _check_operands(q_h, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
+    batch, _, heads, dim = q_h.shape
+    if positions is None:
+        check_shape("q_g (without positions)", q_g, q_h.shape, "B, I, N, D")
+    check_shape("q_g", q_g, (batch, q_g.shape[1], heads, dim), "B, I', N, D")
+    check_same("q_h", q_h, {"q_g": q_g})
+    content_segments = None if segments is None else segments[:, memory_length:]
+    _check_rows(q_h, k, r_s_bias, seg_embed, content_segments, segments, None)
+    _check_rows(q_g, k, None, None, None, None, positions)
+    mask = _check_mask(mask, q_h, k, r, memory_length)
+    check_dropout(dropout_p, seed)
+    scale = dim**-0.5 if scale is None else scale
+    operands = (q_h, q_g, k, v, r, r_w_bias, r_r_bias)
+    choice = _choose("two_stream_attention", (*operands, r_s_bias, seg_embed), backend)
+    if choice.backend == "reference":
+        return reference.two_stream_attention(
+            *operands,
+            r_s_bias=r_s_bias,
+            seg_embed=seg_embed,
+            segments=segments,
+            mask=mask,
+            positions=positions,
+            scale=scale,
+            dropout_p=dropout_p,
+            seed=seed,
+        )
+    out_h, out_g = torch.ops.xlnet_fast.two_stream_attention(
+        *operands, r_s_bias, seg_embed, content_segments, segments,
+        *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
+        choice.backend,
+    )  # fmt: skip
+    return out_h, out_g
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Cast floating tensors as autocast casts the operands of a matrix product."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors
+    )
+
+
+def _memory_length(
+    q: Tensor, k: Tensor, positions: Tensor | None, memory_length: int | None
+) -> int:
+    check_tensor("k", k, 4, "B, J, N, D")
+    queries, keys = q.shape[1], k.shape[1]
+    if memory_length is None:
+        if positions is not None:
+            raise ArgumentError("memory_length must be given together with positions")
+        memory_length = keys - queries
+    if positions is None and memory_length + queries != keys:
+        raise ShapeError(
+            f"k has {keys} keys, expected M + I = {memory_length} + {queries} "
+            "(without positions every query is a current key)"
+        )
+    if not 0 <= memory_length <= keys:
+        raise ShapeError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
+    return memory_length
+
+
+def _check_operands(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    r: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    r_s_bias: Tensor | None,
+    seg_embed: Tensor | None,
+) -> None:
+    check_float("q", q)
+    batch, _, heads, dim = q.shape
+    keys = k.shape[1]
+    check_shape("k", k, (batch, keys, heads, dim), "B, J, N, D")
+    check_shape("v", v, (batch, keys, heads, dim), "B, J, N, D")
+    check_tensor("r", r, 4, "G, P, N, D")
+    check_shape("r", r, (*r.shape[:2], heads, dim), "G, P, N, D")
+    groups = r.shape[0]
+    if groups == 0 or batch % groups != 0:
+        raise ShapeError(f"r has {groups} groups, expected a divisor of the batch size {batch}")
+    for name, bias in (("r_w_bias", r_w_bias), ("r_r_bias", r_r_bias), ("r_s_bias", r_s_bias)):
+        check_shape(name, bias, (heads, dim), "N, D")
+    check_shape("seg_embed", seg_embed, (2, heads, dim), "2, N, D")
+    others = {"k": k, "v": v, "r": r, "r_w_bias": r_w_bias, "r_r_bias": r_r_bias}
+    check_same("q", q, {**others, "r_s_bias": r_s_bias, "seg_embed": seg_embed})
+
+
+def _check_rows(
+    q: Tensor,
+    k: Tensor,
+    r_s_bias: Tensor | None,
+    seg_embed: Tensor | None,
+    segments_q: Tensor | None,
+    segments_k: Tensor | None,
+    positions: Tensor | None,
+) -> None:
+    group = (r_s_bias, seg_embed, segments_q, segments_k)
+    given = [part is not None for part in group]
+    if any(given) and not all(given):
+        names = ("r_s_bias", "seg_embed", "segments_q", "segments_k")
+        missing = [name for name, there in zip(names, given, strict=True) if not there]
+        raise ArgumentError(f"segments need all of {', '.join(names)}; missing: {missing}")
+    batch, queries = q.shape[:2]
+    rows = {"segments_q": (segments_q, queries, "B, I"), "positions": (positions, queries, "B, I")}
+    rows["segments_k"] = (segments_k, k.shape[1], "B, J")
+    for name, (x, length, letters) in rows.items():
+        check_shape(name, x, (batch, length), letters)
+        check_integers(name, x)
+        check_device(name, x, "q", q)
+
+
+def _check_mask(
+    mask: AttentionMask | None, q: Tensor, k: Tensor, r: Tensor, memory_length: int
+) -> AttentionMask:
+    mask = AttentionMask() if mask is None else mask
+    if not isinstance(mask, AttentionMask):
+        raise ArgumentError(f"mask must be an AttentionMask, got {type(mask).__name__}")
+    keys = k.shape[1]
+    mask.validate(q.shape[0], q.shape[1], keys)
+    for name, part in zip(("key_padding", "rank_q", "rank_k", "bits"), mask.tensors, strict=True):
+        check_device(f"mask.{name}", part, "q", q)
+    needed = keys + 1 if mask.causal else keys + keys - memory_length
+    if r.shape[1] < needed:
+        kind = "J + 1, causal" if mask.causal else "L + J"
+        raise ShapeError(f"r has {r.shape[1]} rows, expected at least {needed} = {kind}")
+    return mask
+
+
+def _choose(op: str, operands: tuple[Tensor | None, ...], backend: str) -> Choice:
+    """Ask the dispatcher; ``operands`` are the arguments that may need a gradient, q first."""
+    q = operands[0]
+    assert q is not None
+    needs_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in operands
+    )
+    gpu = None
+    if q.device.type == "cuda" and torch.cuda.is_available():
+        gpu = "{}.{}".format(*torch.cuda.get_device_capability(q.device))
+    return choose(Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu), backend)
