@@ -1,0 +1,14 @@
+"""Drop-in acceleration of Hugging Face's XLNet."""
+
+from xlnet_fast.hf.accelerate import accelerate, disable, enable, is_accelerated, restore
+from xlnet_fast.hf.explain import Explanation, explain
+
+__all__ = [
+    "Explanation",
+    "accelerate",
+    "disable",
+    "enable",
+    "explain",
+    "is_accelerated",
+    "restore",
+]

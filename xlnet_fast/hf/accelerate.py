@@ -1,0 +1,149 @@
+"""``accelerate`` and ``restore`` one model; ``enable`` and ``disable`` for all later ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
+
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.modules import (
+    FastLayer,
+    FastModel,
+    FastRelativeAttention,
+    Options,
+    adopt,
+    obstacle,
+    original_class,
+)
+from xlnet_fast.ops._dispatch import BACKENDS
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
+_LOADERS = ("from_pretrained", "_from_config")
+_SUPPORTED_BY_US = "_xlnet_fast_supports_checkpointing"
+
+
+def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = False) -> Model:
+    """Make every XLNet inside a model run on the fused ops, in place, and return the model.
+
+    Parameters, their names, hooks and ``state_dict`` stay the same objects. Calling it again only
+    changes the options. :func:`restore` undoes it.
+
+    Args:
+        model: any ``torch.nn.Module`` that is or contains HF's ``XLNetModel`` (all seven classes,
+            subclasses of them, a user's own module around one).
+        backend: "auto", or the backend of the attention: one that cannot run raises when called.
+        exact_dropout: draw one dropout mask of the position table per batch element, as HF does;
+            by default the batch shares one, so that the table is projected once.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ArgumentError: the model contains no HF XLNet, or no backend has that name.
+    """
+    options = _checked_options(backend, exact_dropout)
+    for transformer in _transformers(model):
+        if original_class(transformer) is None:
+            adopt(transformer, FastModel)
+        transformer.__dict__["_xlnet_fast_options"] = options
+        for layer in transformer.layer:
+            _accelerate_layer(layer)
+    for module in model.modules():
+        if isinstance(module, XLNetPreTrainedModel) and not module.supports_gradient_checkpointing:
+            module.__dict__["supports_gradient_checkpointing"] = True
+            module.__dict__[_SUPPORTED_BY_US] = True
+    return model
+
+
+def _accelerate_layer(layer: nn.Module) -> None:
+    """Adopt the layer and its attention, if neither stands in the way (see ``explain``)."""
+    if original_class(layer) is not None or obstacle(layer) is not None:
+        return
+    adopt(layer.rel_attn, FastRelativeAttention)  # type: ignore[arg-type]
+    adopt(layer, FastLayer)
+
+
+def restore(model: Model) -> Model:
+    """Undo :func:`accelerate` exactly, in place; a model that is not accelerated stays as it is.
+
+    Raises:
+        ArgumentError: a module's class was changed again after ``accelerate`` (for example by
+            ``torch.nn.utils.parametrize``); undo that first.
+    """
+    modules = list(model.modules())
+    for module in modules:
+        if original_class(module) is not None and "_xlnet_fast_original" not in vars(type(module)):
+            raise ArgumentError(
+                f"the class of a {type(module).__name__} was changed after accelerate(); "
+                "undo that change (parametrize, FSDP), then restore"
+            )
+    for module in modules:
+        original = original_class(module)
+        if original is not None:
+            module.__class__ = original
+            module.__dict__.pop("_xlnet_fast_options", None)
+            for name in _CHECKPOINTING:
+                module.__dict__.pop(name, None)
+        if module.__dict__.pop(_SUPPORTED_BY_US, False):
+            module.__dict__.pop("supports_gradient_checkpointing", None)
+    return model
+
+
+def is_accelerated(model: nn.Module) -> bool:
+    """True if an XLNet inside the model is accelerated."""
+    return any(isinstance(module, FastModel) for module in model.modules())
+
+
+def enable(backend: str = "auto", *, exact_dropout: bool = False) -> None:
+    """From now on ``from_pretrained`` and ``from_config`` of every XLNet class return accelerated
+    models; the arguments are those of :func:`accelerate`. :func:`disable` ends it.
+    """
+    options = _checked_options(backend, exact_dropout)
+    disable()
+    for name in _LOADERS:
+        setattr(XLNetPreTrainedModel, name, _accelerating(name, options))
+
+
+def disable() -> None:
+    """Undo :func:`enable`; models made meanwhile stay accelerated."""
+    for name in _LOADERS:
+        if name in vars(XLNetPreTrainedModel):
+            delattr(XLNetPreTrainedModel, name)
+
+
+def _accelerating(name: str, options: Options) -> Any:
+    """A class method that calls the inherited loader and accelerates what it returns."""
+
+    def load(cls: type, *args: Any, **kwargs: Any) -> Any:
+        inherited: Callable[..., Any] = getattr(super(XLNetPreTrainedModel, cls), name)
+        result = inherited(*args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        accelerate(model, options.backend, exact_dropout=options.exact_dropout)
+        return result
+
+    return classmethod(load)
+
+
+def _checked_options(backend: str, exact_dropout: bool) -> Options:
+    if backend not in ("auto", *BACKENDS):
+        known = ", ".join(("auto", *BACKENDS))
+        raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
+    return Options(backend, exact_dropout)
+
+
+def _transformers(model: nn.Module) -> list[Any]:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    found = [module for module in model.modules() if isinstance(module, XLNetModel)]
+    if not found:
+        raise ArgumentError(
+            f"{type(model).__name__} contains no XLNetModel of transformers: "
+            "accelerate() takes XLNet models (XLNetModel, XLNetLMHeadModel, XLNetFor...) and "
+            "modules that contain one"
+        )
+    return found

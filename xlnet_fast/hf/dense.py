@@ -1,0 +1,55 @@
+"""HF's own dense layer arguments, for layers that are not accelerated.
+
+A user may replace or override a layer. Such a layer runs as it is, inside an otherwise accelerated
+model, and gets what HF would have handed it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xlnet_fast.masks import row_positions
+from xlnet_fast.nn import AttentionContext
+
+
+def dense_arguments(
+    context: AttentionContext, table: Tensor, h: Tensor, memory_length: int
+) -> dict[str, Any]:
+    """Keyword arguments of HF's ``XLNetLayer.forward`` after the two streams.
+
+    Args:
+        context: with a dense ``target_mapping`` or none (not with ``positions``).
+        table: (P, G, H) position table. h: (I, B, H).
+
+    Returns:
+        attn_mask_h, attn_mask_g (I or 1, J, B, 1), r (P, B, H), seg_mat (I, J, B, 2),
+        target_mapping (I', I, B); None where HF has None.
+    """
+    queries, batch = h.shape[:2]
+    keys = memory_length + queries
+    rows = row_positions(None, queries, h.device)
+    masks: list[Tensor | None] = []
+    for see_self in (True, False):
+        parts = (*context.mask.tensors, context.mask.causal, context.mask.same_length, see_self)
+        hidden = type(context.mask)(*parts).hidden(rows, keys, memory_length)
+        if hidden is not None:
+            hidden = hidden.expand(batch, -1, -1).permute(1, 2, 0)[..., None].to(h.dtype)
+        masks.append(hidden)
+    segment_matrix = None
+    if context.segments is not None:
+        current = context.segments[:, memory_length:]
+        differ = (current[:, :, None] != context.segments[:, None, :]).permute(1, 2, 0)
+        segment_matrix = F.one_hot(differ.to(torch.int64), 2).to(h.dtype)
+    return {
+        "attn_mask_h": masks[0],
+        "attn_mask_g": masks[1],
+        "r": table.repeat_interleave(batch // table.shape[1], dim=1).to(h.dtype),
+        "seg_mat": segment_matrix,
+        "target_mapping": None
+        if context.target_mapping is None
+        else context.target_mapping.to(h.dtype),
+    }

@@ -1,0 +1,218 @@
+"""From HF's forward arguments to what the kernels want: checked, compact, prepared once.
+
+HF builds a dense float mask (i, j, b, 1), a one-hot segment tensor (i, j, b, 2) and a position
+table expanded over the batch before its first layer; here padding stays a vector, a permutation
+becomes bits or two integers per token, and segments stay ids.
+
+Letters: B batch, I current tokens, M memory, J = M + I, I' predicted positions, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.masks import AttentionMask, pack_bits
+
+_LOWEST_RANK = -(2**31)
+
+
+def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
+    """(B, I) ids to (I, B, H).
+
+    Raises:
+        ArgumentError: not (B, I) integers. IndexError: an id outside the vocabulary (on CPU; a GPU
+            reports it as a device-side assertion, since looking would synchronise).
+    """
+    if input_ids.dim() != 2:
+        raise ShapeError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, I)")
+    if input_ids.dtype not in (torch.int32, torch.int64):
+        raise ArgumentError(f"input_ids has dtype {input_ids.dtype}, expected int32 or int64")
+    if not torch.compiler.is_compiling() and input_ids.device.type == "cpu":
+        size = getattr(embedding, "num_embeddings", None)
+        if size is not None and input_ids.numel():
+            low, high = (int(x) for x in input_ids.aminmax())
+            if low < 0 or high >= size:
+                raise IndexError(
+                    f"input_ids go from {low} to {high}, expected 0 to {size - 1} "
+                    f"(the vocabulary has {size} entries)"
+                )
+    embedded: Tensor = embedding(input_ids.transpose(0, 1))
+    return embedded
+
+
+def check_mems(
+    mems: Sequence[Tensor | None] | None, layers: int, batch: int, hidden_size: int
+) -> tuple[list[Tensor] | None, int]:
+    """Memory per layer, all (M, B, H), and M; (None, 0) without memory.
+
+    Raises:
+        ShapeError: another number of layers, or a layer's memory of another shape.
+    """
+    if mems is None or len(mems) == 0 or mems[0] is None:
+        return None, 0
+    if len(mems) != layers:
+        raise ShapeError(f"mems has {len(mems)} entries, expected one per layer: {layers}")
+    length = mems[0].shape[0]
+    for number, memory in enumerate(mems):
+        if memory is None or tuple(memory.shape) != (length, batch, hidden_size):
+            shape = None if memory is None else tuple(memory.shape)
+            raise ShapeError(
+                f"mems[{number}] has shape {shape}, expected {(length, batch, hidden_size)} = "
+                "(M, B, H), with one M for all layers"
+            )
+    return [memory for memory in mems if memory is not None], length
+
+
+def build_mask(
+    *,
+    batch: int,
+    queries: int,
+    memory_length: int,
+    attention_mask: Tensor | None,
+    input_mask: Tensor | None,
+    perm_mask: Tensor | None,
+    permutation_ranks: tuple[Tensor, Tensor] | None,
+    causal: bool,
+    same_length: bool,
+) -> AttentionMask:
+    """The mask of one forward pass (HF combines the same parts into one dense float tensor).
+
+    Args:
+        attention_mask: (B, I), 1 or True for real tokens. input_mask: its negative. At most one.
+        perm_mask: (B, I, I), positive where token i must not see token j.
+        permutation_ranks: (rank_q, rank_k), both (B, I) integers: the compact form, token j is
+            visible to i iff ``rank_q[i] > rank_k[j]``. Not together with ``perm_mask``.
+        causal: ``attn_type="uni"``. same_length: HF's option of that name.
+
+    Raises:
+        ShapeError, ArgumentError: name the argument, what it is and what is expected.
+    """
+    if attention_mask is not None and input_mask is not None:
+        raise ArgumentError(
+            "give one of attention_mask (1 for real tokens) and input_mask (1 for padding)"
+        )
+    padding = _padding(attention_mask, input_mask, batch, queries)
+    if padding is not None:
+        padding = F.pad(padding, (memory_length, 0))  # all may see the memory
+    bits = rank_q = rank_k = None
+    if perm_mask is not None:
+        if permutation_ranks is not None:
+            raise ArgumentError("give one of perm_mask and permutation_ranks")
+        _expect("perm_mask", perm_mask, (batch, queries, queries), "B, I, I")
+        bits = pack_bits(F.pad(perm_mask > 0, (memory_length, 0)))
+    if permutation_ranks is not None:
+        rank_q, rank_k = permutation_ranks
+        for name, rank in (("rank_q", rank_q), ("rank_k", rank_k)):
+            _expect(f"permutation_ranks {name}", rank, (batch, queries), "B, I")
+        rank_k = F.pad(rank_k, (memory_length, 0), value=_LOWEST_RANK)
+    return AttentionMask(
+        key_padding=padding,
+        rank_q=rank_q,
+        rank_k=rank_k,
+        bits=bits,
+        causal=causal,
+        same_length=causal and same_length,
+        see_self=True,
+    )
+
+
+def build_segments(
+    token_type_ids: Tensor | None, batch: int, queries: int, memory_length: int
+) -> Tensor | None:
+    """(B, J) int64 segment ids; memory belongs to segment 0, as in HF.
+
+    Raises:
+        ShapeError, ArgumentError: wrong shape or dtype.
+    """
+    if token_type_ids is None:
+        return None
+    _expect("token_type_ids", token_type_ids, (batch, queries), "B, I")
+    if token_type_ids.is_floating_point() or token_type_ids.is_complex():
+        raise ArgumentError(f"token_type_ids has dtype {token_type_ids.dtype}, expected integers")
+    return F.pad(token_type_ids.to(torch.int64), (memory_length, 0))
+
+
+def compact_targets(target_mapping: Tensor) -> Tensor | None:
+    """Positions of a mapping whose rows are one-hot or zero and which repeats no position.
+
+    Looking at the values synchronises a GPU once; under compilation or graph capture, where that
+    cannot be done, and where the mapping needs a gradient, the answer is None.
+
+    Args:
+        target_mapping: (B, I', I).
+
+    Returns:
+        (B, I') int64, -1 for zero rows, or None: the mapping has to be applied as it is.
+    """
+    if target_mapping.requires_grad or _cannot_look(target_mapping):
+        return None
+    one = target_mapping == 1
+    regular = (one | (target_mapping == 0)).all()
+    regular &= (one.sum(2) <= 1).all() & (one.sum(1) <= 1).all()
+    if not bool(regular):
+        return None
+    return torch.where(one.any(2), one.int().argmax(2), -1)
+
+
+def check_targets(
+    target_mapping: Tensor | None, target_positions: Tensor | None, batch: int, queries: int
+) -> None:
+    """At most one of them, of the right shape.
+
+    Raises:
+        ShapeError, ArgumentError: name the argument, what it is and what is expected.
+    """
+    if target_mapping is not None and target_positions is not None:
+        raise ArgumentError("give one of target_mapping and target_positions")
+    if target_mapping is not None:
+        count = target_mapping.shape[1] if target_mapping.dim() == 3 else "I'"
+        _expect("target_mapping", target_mapping, (batch, count, queries), "B, I', I")
+    if target_positions is not None:
+        count = target_positions.shape[1] if target_positions.dim() == 2 else "I'"
+        _expect("target_positions", target_positions, (batch, count), "B, I'")
+        if target_positions.dtype not in (torch.int32, torch.int64):
+            raise ArgumentError(
+                f"target_positions has dtype {target_positions.dtype}, expected int32 or int64"
+            )
+
+
+def dense_mapping(target_positions: Tensor, queries: int) -> Tensor:
+    """(B, I', I) fp32 mapping of compact positions, zero rows for negative ones."""
+    column = torch.arange(queries, device=target_positions.device)
+    return (target_positions[:, :, None] == column).float()
+
+
+def _padding(
+    attention_mask: Tensor | None, input_mask: Tensor | None, batch: int, queries: int
+) -> Tensor | None:
+    """(B, I) bool, True for padding; None where nothing is padded and looking is free."""
+    if attention_mask is not None:
+        _expect("attention_mask", attention_mask, (batch, queries), "B, I")
+        padding = attention_mask < 1  # HF masks where 1 - attention_mask > 0
+    elif input_mask is not None:
+        _expect("input_mask", input_mask, (batch, queries), "B, I")
+        padding = input_mask > 0
+    else:
+        return None
+    free = padding.device.type == "cpu" and not _cannot_look(padding)
+    return None if free and not bool(padding.any()) else padding
+
+
+def _cannot_look(x: Tensor) -> bool:
+    """True where reading values is impossible: compiling, exporting, capturing a graph, meta."""
+    if torch.compiler.is_compiling() or x.device.type == "meta":
+        return True
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str) -> None:
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"{name} must be a tensor ({letters}), got {type(x).__name__}")
+    if tuple(x.shape) != shape:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape} = ({letters})")

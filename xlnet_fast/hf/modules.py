@@ -1,0 +1,371 @@
+"""The classes that an accelerated model's modules take on, and how they take them on.
+
+``accelerate`` changes the class of existing modules, never their contents: parameters, buffers,
+hooks and names stay. A user's subclass keeps its place in the method resolution order,
+
+    AcceleratedMyModel -> MyModel -> FastModel -> XLNetModel
+
+so that its overrides win and its ``super().forward(...)`` reaches the accelerated code. The classes
+made here carry the name of the class they stand for and can be pickled and copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.xlnet.modeling_xlnet import (
+    XLNetLayer,
+    XLNetModel,
+    XLNetModelOutput,
+    XLNetRelativeAttention,
+)
+
+from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.hf import inputs
+from xlnet_fast.hf.dense import dense_arguments
+from xlnet_fast.nn import AttentionContext, relative_positions
+from xlnet_fast.nn.rel_attention import RelativeAttentionCore
+from xlnet_fast.ops import concat_memory
+from xlnet_fast.ops._dispatch import named_or_auto
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked of ``accelerate``."""
+
+    backend: str = "auto"
+    exact_dropout: bool = False
+
+
+class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
+    """HF's attention layer; takes an :class:`AttentionContext` where HF takes its dense mask."""
+
+    def forward(
+        self,
+        h: Tensor,
+        g: Tensor | None,
+        attn_mask_h: Any,
+        attn_mask_g: Any,
+        r: Tensor,
+        seg_mat: Tensor | None,
+        mems: Tensor | None = None,
+        target_mapping: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Any, ...]:
+        """As HF; called with HF's own tensors it runs HF's own code."""
+        if isinstance(attn_mask_h, AttentionContext):
+            return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
+        result: tuple[Any, ...] = XLNetRelativeAttention.forward(
+            self, h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping,
+            output_attentions,
+        )  # fmt: skip
+        return result
+
+
+class FastLayer(GradientCheckpointingLayer, XLNetLayer):
+    """HF's layer, with the activation checkpointing that HF's XLNet lacks."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """HF's forward, defined here because its base class wraps what a class defines."""
+        outputs: tuple[Any, ...] = XLNetLayer.forward(self, *args, **kwargs)
+        return outputs
+
+
+class FastModel(XLNetModel):
+    """HF's model without the dense mask, one-hot segments and batch-expanded positions."""
+
+    supports_gradient_checkpointing = True
+    _xlnet_fast_options: Options
+
+    def cache_mem(self, curr_out: Tensor, prev_mem: Tensor | None) -> Tensor:
+        """Next memory of one layer, as HF's, without keeping the longer tensor alive."""
+        backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
+        if prev_mem is not None:
+            prev_mem = prev_mem.to(curr_out.dtype)
+        return concat_memory(curr_out, prev_mem, self.mem_len, self.reuse_len, backend=backend)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        mems: Any = None,
+        perm_mask: Tensor | None = None,
+        target_mapping: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        input_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_mems: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        target_positions: Tensor | None = None,
+        permutation_ranks: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...] | XLNetModelOutput:
+        """HF's forward, and two compact arguments it does not know.
+
+        Args:
+            target_positions: (B, I') int, instead of ``target_mapping``: the position of each
+                prediction, negative for none.
+            permutation_ranks: two (B, I) integer tensors instead of ``perm_mask``: token j is
+                visible to i iff ``ranks[0][:, i] > ranks[1][:, j]``.
+
+        Raises:
+            ShapeError, ArgumentError, IndexError: name the argument and what is expected.
+        """
+        config = self.config
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        if return_dict is None:
+            return_dict = config.return_dict
+        if use_mems is None:
+            use_mems = config.use_mems_train if self.training else config.use_mems_eval
+
+        embedded = self._embed(input_ids, inputs_embeds)
+        queries, batch = embedded.shape[:2]
+        mems, memory_length = inputs.check_mems(mems, len(self.layer), batch, self.d_model)
+        inputs.check_targets(target_mapping, target_positions, batch, queries)
+        context = self._context(
+            target_mapping, target_positions, token_type_ids, batch, queries, memory_length,
+            dense=output_attentions or not all(map(takes_context, self.layer)),
+            mask_arguments={
+                "attention_mask": attention_mask,
+                "input_mask": input_mask,
+                "perm_mask": perm_mask,
+                "permutation_ranks": permutation_ranks,
+            },
+        )  # fmt: skip
+        output_h = self.dropout(embedded)
+        output_g = self._query_stream(context, batch, output_h)
+        table = self._position_table(queries, queries + memory_length, batch, embedded.device)
+        states = self._run_layers(
+            output_h, output_g, context, table, mems, memory_length,
+            use_mems, output_attentions, output_hidden_states,
+        )  # fmt: skip
+        if not return_dict:
+            return tuple(value for value in states.values() if value is not None)
+        return XLNetModelOutput(**states)
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """(I, B, H) embeddings of either argument."""
+        if input_ids is not None and inputs_embeds is not None:
+            raise ArgumentError("give one of input_ids and inputs_embeds, not both")
+        if input_ids is not None:
+            embedded = inputs.embed_tokens(self.word_embedding, input_ids)
+        elif inputs_embeds is not None:
+            if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.d_model:
+                raise ShapeError(
+                    f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, "
+                    f"expected (B, I, H) with H = {self.d_model}"
+                )
+            embedded = inputs_embeds.transpose(0, 1)
+        else:
+            raise ArgumentError("give input_ids or inputs_embeds")
+        if embedded.shape[0] == 0:
+            raise ShapeError("the input has length 0, expected at least one token")
+        return embedded.contiguous()
+
+    def _context(
+        self,
+        target_mapping: Tensor | None,
+        target_positions: Tensor | None,
+        token_type_ids: Tensor | None,
+        batch: int,
+        queries: int,
+        memory_length: int,
+        *,
+        dense: bool,
+        mask_arguments: dict[str, Any],
+    ) -> AttentionContext:
+        """Everything the layers share; ``dense`` asks for HF's form of the targets."""
+        if target_mapping is not None and not dense:
+            target_positions = inputs.compact_targets(target_mapping)
+        elif target_positions is not None and dense:
+            target_mapping = inputs.dense_mapping(target_positions, queries)
+            target_positions = None
+        mapping = None
+        if target_mapping is not None and target_positions is None:
+            mapping = target_mapping.permute(1, 2, 0)  # (I', I, B)
+        if self.attn_type not in ("bi", "uni"):
+            raise ArgumentError(f"attn_type is {self.attn_type!r}, expected 'bi' or 'uni'")
+        mask = inputs.build_mask(
+            batch=batch,
+            queries=queries,
+            memory_length=memory_length,
+            causal=self.attn_type == "uni",
+            same_length=self.same_length,
+            **mask_arguments,
+        )
+        return AttentionContext(
+            mask=mask,
+            segments=inputs.build_segments(token_type_ids, batch, queries, memory_length),
+            positions=target_positions,
+            target_mapping=mapping,
+            backend=self._xlnet_fast_options.backend,
+        )
+
+    def _query_stream(
+        self, context: AttentionContext, batch: int, output_h: Tensor
+    ) -> Tensor | None:
+        """(I', B, H) mask embeddings, one per prediction, or None without targets."""
+        if context.positions is not None:
+            count = context.positions.shape[1]
+        elif context.target_mapping is not None:
+            count = context.target_mapping.shape[0]
+        else:
+            return None
+        query: Tensor = self.dropout(self.mask_emb.to(output_h.dtype).expand(count, batch, -1))
+        return query
+
+    def _position_table(self, queries: int, keys: int, batch: int, device: torch.device) -> Tensor:
+        """(P, G, H) fp32 table after dropout."""
+        if self.bi_data and batch % 2:
+            raise ShapeError(
+                f"config.bi_data splits the batch into two halves, but it has {batch} elements: "
+                "expected an even batch size"
+            )
+        table = relative_positions(
+            queries,
+            keys,
+            self.d_model,
+            attn_type=self.attn_type,
+            bi_data=self.bi_data,
+            clamp_len=self.clamp_len,
+            device=device,
+        )
+        dropping = self.dropout.training and self.dropout.p > 0
+        if dropping and self._xlnet_fast_options.exact_dropout:
+            table = table.repeat_interleave(batch // table.shape[1], dim=1)
+        dropped: Tensor = self.dropout(table)
+        return dropped
+
+    def _run_layers(
+        self,
+        output_h: Tensor,
+        output_g: Tensor | None,
+        context: AttentionContext,
+        table: Tensor,
+        mems: list[Tensor] | None,
+        memory_length: int,
+        use_mems: bool,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> dict[str, Any]:
+        """All layers; the fields of ``XLNetModelOutput`` in order."""
+        compact = {
+            "attn_mask_h": context,
+            "attn_mask_g": None,
+            "r": table,
+            "seg_mat": None,
+            "target_mapping": None,
+        }
+        new_mems: tuple[Tensor, ...] = ()
+        attentions: list[Any] = []
+        hidden_states: list[Tensor] = []
+        for number, layer in enumerate(self.layer):
+            memory = None if mems is None else mems[number]
+            if use_mems:
+                new_mems = (*new_mems, self.cache_mem(output_h, memory))
+            if output_hidden_states:
+                hidden_states += _streams(output_h, output_g)
+            arguments = compact
+            if not takes_context(layer):
+                arguments = dense_arguments(context, table, output_h, memory_length)
+            outputs = layer(
+                output_h, output_g, **arguments, mems=memory, output_attentions=output_attentions
+            )
+            output_h, output_g = outputs[:2]
+            if output_attentions:
+                attentions.append(_batch_first(outputs[2]))
+        if output_hidden_states:
+            hidden_states += _streams(output_h, output_g)
+        output = self.dropout(output_h if output_g is None else output_g)
+        return {
+            "last_hidden_state": output.transpose(0, 1).contiguous(),
+            "mems": new_mems if use_mems else None,
+            "hidden_states": tuple(x.transpose(0, 1).contiguous() for x in hidden_states)
+            if output_hidden_states
+            else None,
+            "attentions": tuple(attentions) if output_attentions else None,
+        }
+
+
+def _streams(output_h: Tensor, output_g: Tensor | None) -> list[Tensor]:
+    return [output_h] if output_g is None else [output_h, output_g]
+
+
+def _batch_first(attention: Any) -> Any:
+    """(I, J, B, N) probabilities, or a pair of them, to (B, N, I, J)."""
+    if isinstance(attention, tuple):
+        return tuple(_batch_first(stream) for stream in attention)
+    return attention.permute(2, 3, 0, 1).contiguous()
+
+
+def takes_context(layer: nn.Module) -> bool:
+    """True for an accelerated layer, False for one that needs HF's dense arguments."""
+    return isinstance(layer, FastLayer)
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Why a layer or attention module keeps HF's dense interface, None if it can be accelerated."""
+    name = type(module).__name__
+    if isinstance(module, XLNetRelativeAttention):
+        methods, base = ("forward", "rel_attn_core", "rel_shift_bnij"), XLNetRelativeAttention
+    elif isinstance(module, XLNetLayer):
+        methods, base = ("forward",), XLNetLayer
+    else:
+        return f"{name} is not a layer of HF's XLNet"
+    for method in methods:
+        if getattr(type(module), method) is not getattr(base, method):
+            return f"{name} overrides {method}"
+    if "forward" in module.__dict__:
+        return f"{name} has a forward of its own on the instance"
+    return obstacle(module.rel_attn) if isinstance(module, XLNetLayer) else None
+
+
+def adopt(module: nn.Module, fast: type) -> None:
+    """Give a module its accelerated class."""
+    module.__class__ = accelerated_class(type(module), fast)
+
+
+def original_class(module: nn.Module) -> type | None:
+    """The class a module had before ``adopt``, None if it was not adopted."""
+    found: type | None = getattr(type(module), "_xlnet_fast_original", None)
+    return found
+
+
+@cache
+def accelerated_class(original: type, fast: type) -> type:
+    """A subclass of ``original`` in whose method resolution order ``fast`` follows it.
+
+    It keeps the original's name, so that ``save_pretrained`` records the architecture as ever.
+    """
+    bases = (fast,) if issubclass(fast, original) else (original, fast)
+    namespace = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "__reduce_ex__": _reduce,
+        "_xlnet_fast_original": original,
+        "_xlnet_fast_class": fast,
+    }
+    return type(original.__name__, bases, namespace)
+
+
+def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
+    """Pickle and copy by the original class: the accelerated one is made again on loading."""
+    rest = object.__reduce_ex__(module, protocol)[2:]
+    cls = type(module)
+    return (_rebuild, (cls._xlnet_fast_original, cls._xlnet_fast_class), *rest)
+
+
+def _rebuild(original: type, fast: type) -> Any:
+    cls = accelerated_class(original, fast)
+    return cls.__new__(cls)

@@ -1,0 +1,245 @@
+"""XLNet's attention layer on the fused ops: projections, attention, output, residual, norm.
+
+:class:`RelativeAttentionCore` holds the computation and no parameters, so that the drop-in class of
+``xlnet_fast.hf`` and the standalone module share it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xlnet_fast.errors import ShapeError
+from xlnet_fast.masks import AttentionMask, clear_padded
+from xlnet_fast.nn.context import AttentionContext
+from xlnet_fast.ops import masked_softmax, rel_attention, two_stream_attention
+from xlnet_fast.ops._dispatch import named_or_auto
+
+
+class RelativeAttentionCore(nn.Module):
+    """Forward of an attention layer whose parameters a subclass provides.
+
+    Layout is XLNet's: hidden states (I, B, H), memory (M, B, H), position table (P, G, H).
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    r: Tensor
+    r_r_bias: Tensor
+    r_s_bias: Tensor
+    r_w_bias: Tensor
+    seg_embed: Tensor
+    layer_norm: nn.Module
+    dropout: nn.Dropout
+    scale: float
+
+    def attend(
+        self,
+        h: Tensor,
+        g: Tensor | None,
+        context: AttentionContext,
+        r: Tensor,
+        memory: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """One attention layer over the content stream h and, if given, the query stream g.
+
+        Args:
+            h: (I, B, H). g: (I', B, H) or None.
+            context: masks, segments and targets of this forward pass.
+            r: (P, G, H) position table, not projected.
+            memory: (M, B, H) hidden states of this layer's input in earlier segments.
+            output_attentions: also return probabilities (after dropout, as HF).
+
+        Returns:
+            (output_h, output_g), and with ``output_attentions`` a third element: probabilities
+            (I, J, B, N), or a pair of them with two streams.
+        """
+        source = h if memory is None else torch.cat([memory.to(h.dtype), h], dim=0)
+        keys, values = _project(source, self.k), _project(source, self.v)  # (B, J, N, D)
+        table = _project(r.to(h.dtype), self.r)  # (G, P, N, D)
+        streams = [_project(h, self.q)]
+        if g is not None:
+            streams.append(self._query_rows(_project(g, self.q), context))
+        biases = tuple(_like(bias, h) for bias in (self.r_w_bias, self.r_r_bias))
+        if output_attentions:
+            vectors, probabilities = self._attend_visibly(
+                streams, (keys, values, table, *biases), context
+            )
+        else:
+            vectors = self._attend_fused(streams, (keys, values, table, *biases), context)
+        output_h = self.post_attention(h, vectors[0].transpose(0, 1))
+        output_g = None
+        if g is not None:
+            vector = vectors[1].transpose(0, 1)  # (rows, B, N, D)
+            if context.target_mapping is not None:
+                vector = torch.einsum("lbnd,mlb->mbnd", vector, _like(context.target_mapping, h))
+            output_g = self.post_attention(g, vector)
+        if not output_attentions:
+            return output_h, output_g
+        returned = tuple(p.permute(2, 3, 0, 1) for p in probabilities)
+        return output_h, output_g, (returned[0] if g is None else returned)
+
+    def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
+        """Output projection, dropout, residual and layer norm, (I, B, N, D) to (I, B, H)."""
+        weight = _like(self.o, attn_vec).flatten(1)  # (H, N * D)
+        output = self.dropout(F.linear(attn_vec.flatten(2), weight))
+        return self.layer_norm(output + h if residual else output)
+
+    def _query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
+        """Query-stream rows (B, I', N, D); under a dense mapping (B, I, N, D), as HF."""
+        if context.target_mapping is None:
+            return q_g
+        return torch.einsum("bmnd,mlb->blnd", q_g, _like(context.target_mapping, q_g))
+
+    def _attend_fused(
+        self, streams: list[Tensor], operands: tuple[Tensor, ...], context: AttentionContext
+    ) -> tuple[Tensor, ...]:
+        dropout_p, seed = self._dropout(streams[0])
+        segments = context.segments
+        r_s_bias = seg_embed = None
+        if segments is not None:
+            r_s_bias, seg_embed = (_like(x, streams[0]) for x in (self.r_s_bias, self.seg_embed))
+        if len(streams) == 2:
+            return two_stream_attention(
+                *streams,
+                *operands,
+                r_s_bias=r_s_bias,
+                seg_embed=seg_embed,
+                segments=segments,
+                mask=context.mask,
+                positions=context.positions,
+                scale=self.scale,
+                dropout_p=dropout_p,
+                seed=seed,
+                backend=context.backend,
+            )
+        memory_length = operands[0].shape[1] - streams[0].shape[1]
+        return (
+            rel_attention(
+                *streams,
+                *operands,
+                r_s_bias=r_s_bias,
+                seg_embed=seg_embed,
+                segments_q=None if segments is None else segments[:, memory_length:],
+                segments_k=segments,
+                mask=context.mask,
+                scale=self.scale,
+                dropout_p=dropout_p,
+                seed=seed,
+                backend=context.backend,
+            ),
+        )
+
+    def _attend_visibly(
+        self, streams: list[Tensor], operands: tuple[Tensor, ...], context: AttentionContext
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Vectors (B, I, N, D) and probabilities (B, N, I, J) of each stream, all rows."""
+        keys, values, table, r_w_bias, r_r_bias = operands
+        keys, values = (clear_padded(x, context.mask.key_padding) for x in (keys, values))
+        memory_length = keys.shape[1] - streams[0].shape[1]
+        repeats = keys.shape[0] // table.shape[0]
+        table = table.repeat_interleave(repeats, dim=0)  # (B, P, N, D)
+        dropout_p, seed = self._dropout(streams[0])
+        vectors, probabilities = [], []
+        for number, q in enumerate(streams):
+            segment_scores = segments_q = None
+            if context.segments is not None:
+                difference = _like(self.seg_embed[1] - self.seg_embed[0], q)
+                shifted = q + _like(self.r_s_bias, q)
+                segment_scores = torch.einsum("bind,nd->bni", shifted, difference)
+                segments_q = context.segments[:, memory_length:]
+            probability = masked_softmax(
+                torch.einsum("bind,bjnd->bnij", q + r_w_bias, keys),
+                position_scores=torch.einsum("bind,bpnd->bnip", q + r_r_bias, table),
+                segment_scores=segment_scores,
+                segments_q=segments_q,
+                segments_k=context.segments,
+                mask=_stream_mask(context.mask, number),
+                scale=self.scale,
+                dropout_p=dropout_p,
+                seed=None if seed is None else seed + number,
+                backend=named_or_auto("masked_softmax", context.backend),
+            )
+            vectors.append(torch.einsum("bnij,bjnd->bind", probability.to(values.dtype), values))
+            probabilities.append(probability)
+        return vectors, probabilities
+
+    def _dropout(self, like: Tensor) -> tuple[float, Tensor | None]:
+        """Probability and seed; the seed is drawn on the device, without synchronisation."""
+        p = self.dropout.p if self.dropout.training else 0.0
+        if p == 0.0:
+            return 0.0, None
+        return p, torch.randint(0, 2**62, (1,), device=like.device)
+
+
+class RelativeAttention(RelativeAttentionCore):
+    """XLNet's relative attention layer, standalone: parameters named and shaped as HF's.
+
+    Args:
+        d_model: H. n_head: N. d_head: D, default H / N.
+        dropout: of probabilities and output. layer_norm_eps: of the final norm.
+        initializer_range: standard deviation of the initial weights.
+
+    Raises:
+        ShapeError: H is not a multiple of N.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_head: int,
+        d_head: int | None = None,
+        *,
+        dropout: float = 0.0,
+        layer_norm_eps: float = 1e-12,
+        initializer_range: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if d_model % n_head:
+            raise ShapeError(f"d_model is {d_model}, expected a multiple of n_head = {n_head}")
+        d_head = d_model // n_head if d_head is None else d_head
+        self.scale = d_head**-0.5
+        for name in ("q", "k", "v", "o", "r"):
+            setattr(self, name, nn.Parameter(torch.empty(d_model, n_head, d_head)))
+        for name in ("r_r_bias", "r_s_bias", "r_w_bias"):
+            setattr(self, name, nn.Parameter(torch.empty(n_head, d_head)))
+        self.seg_embed = nn.Parameter(torch.empty(2, n_head, d_head))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=initializer_range)
+        self.layer_norm = nn.LayerNorm(d_model, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        h: Tensor,
+        g: Tensor | None,
+        context: AttentionContext,
+        r: Tensor,
+        memory: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """See :meth:`RelativeAttentionCore.attend`."""
+        return self.attend(h, g, context, r, memory, output_attentions)
+
+
+def _project(x: Tensor, weight: Tensor) -> Tensor:
+    """(S, B, H) by (H, N, D) to (B, S, N, D), a view of an (S, B, N, D) product."""
+    product = torch.matmul(x, _like(weight, x).flatten(1))
+    return product.unflatten(-1, weight.shape[1:]).transpose(0, 1)
+
+
+def _like(parameter: Tensor, x: Tensor) -> Tensor:
+    """A parameter in the dtype of x.
+
+    HF's ``from_pretrained(dtype=bf16)`` leaves attention parameters in fp32; under autocast the
+    matrix product casts by itself.
+    """
+    return parameter.to(x.dtype)
+
+
+def _stream_mask(mask: AttentionMask, stream: int) -> AttentionMask:
+    return AttentionMask(*mask.tensors, mask.causal, mask.same_length, see_self=stream == 0)
