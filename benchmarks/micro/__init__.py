@@ -1,0 +1,1 @@
+"""Micro benchmarks of single calls, run by `pytest benchmarks/` with pytest-benchmark."""

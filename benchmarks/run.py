@@ -1,0 +1,259 @@
+"""Runs the benchmarks of a preset and leaves CSV, environment, plots and one HTML page.
+
+python -m benchmarks.run --preset quick --out bench_out
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xlnet_fast.errors import ArgumentError, XLNetFastError
+
+from . import bench_concat_memory, bench_masked_softmax, bench_model, bench_rel_attention, configs
+from .configs import Preset
+from .console import Display, print_table
+from .harness import Deadline, describe, make_timer
+from .memory import MemoryWorker
+from .plot import FILE_NAMES, draw_all
+from .record import (
+    CSV_FILE,
+    ResultsWriter,
+    Row,
+    environment,
+    read_results,
+    write_atomically,
+    write_environment,
+)
+from .report import write_report
+from .runner import Context
+from .session import Session
+from .table import tables
+
+KERNELS = ("rel_attention", "masked_softmax", "concat_memory", "model")
+INTERRUPTED = 130
+
+
+def run_bench(
+    preset: str | Preset = "quick",
+    model: str | None = None,
+    text: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    out: str | os.PathLike[str] = "bench_out",
+    *,
+    only: Collection[str] = KERNELS,
+    minutes: float | None = None,
+    append: bool = False,
+    pages: bool = True,
+    display: Display | None = None,
+) -> int:
+    """Benchmark and leave results.csv, environment.json, PNG plots and index.html in `out`.
+
+    preset: "quick" or "full". model: checkpoint folder or Hub id of an XLNet, by default
+    xlnet-base geometry with random weights. text: a UTF-8 file, by default the built-in text.
+    device: "cpu", "cuda", "cuda:1"; by default the GPU if there is one. dtype: "fp32", "bf16" or
+    "fp16" alone; by default all of the preset.
+    only: which benchmarks to run. minutes: begin no case after that. append: add to the CSV in
+    `out`. pages: also write plots and the HTML page, and print the tables.
+
+    Returns 0; 1 when a check of ours was red, ours raised or nothing was timed; 130 when
+    interrupted, with the results so far in place.
+    Raises `ArgumentError` for arguments, a model or a text that cannot be used.
+    """
+    where = _device(device)
+    chosen = _preset(preset, where, dtype)
+    unknown = sorted(set(only) - set(KERNELS))
+    if unknown or not only:
+        raise ArgumentError(f"benchmarks are {', '.join(KERNELS)}; got {', '.join(only) or 'none'}")
+    if minutes is not None and minutes <= 0:
+        raise ArgumentError(f"minutes must be positive, got {minutes}")
+    folder = _folder(out)
+    file = None if text is None else str(text)
+    # Before anything is overwritten: a wrong model or text must not cost the earlier results.
+    source = _source(chosen, model, file) if "model" in only else None
+    if file is not None and source is None:
+        bench_model.load_corpus(file)
+    extra = {"preset": chosen.name, "text": "none", "model": "none"}
+    if source is not None:
+        extra |= {"text": source.corpus.description, "model": _model_text(chosen, model, source)}
+    info = environment(where, extra)
+    display = display or Display()
+    with MemoryWorker() as worker:
+        write_environment(folder, info)
+        with ResultsWriter(folder / CSV_FILE, info, chosen.name, append=append) as writer, display:
+            context = Context(
+                writer, make_timer(where), chosen.plan, say=display.say, step=display.step
+            )
+            session = Session(context, chosen, where, worker, advance=display.advance)
+            if minutes is not None:
+                context.time_is_over = Deadline(minutes * 60).passed
+            display.say(f"Measuring on {info['device']}.")
+            interrupted = _run_all(session, only, model, file, source, display)
+    rows = read_results(folder / CSV_FILE)
+    notes = [f"Red check, so no speed-up: {red}" for red in context.red]
+    notes += [f"Failed: {failure}" for failure in context.failed]
+    if interrupted:
+        notes.append("Interrupted: the results are those up to then.")
+    if pages:
+        finish(folder, rows, info, notes, display)
+    return _exit_code(context, writer.rows, interrupted)
+
+
+def _exit_code(context: Context, rows: Sequence[Row], interrupted: bool) -> int:
+    if interrupted:
+        return INTERRUPTED
+    timed = any(row.status == "ok" for row in rows)
+    return 1 if context.red or context.failed or not timed else 0
+
+
+def _run_all(
+    session: Session,
+    only: Collection[str],
+    model: str | None,
+    text: str | None,
+    source: bench_model.Source | None,
+    display: Display,
+) -> bool:
+    """Run the chosen benchmarks; return whether the user interrupted them."""
+    small = session.preset.small_ops or "rel_attention" not in only
+    parts: list[tuple[int, Any]] = []
+    if "rel_attention" in only:
+        parts.append((len(bench_rel_attention.cases(session)), bench_rel_attention.run))
+    if "masked_softmax" in only and small:
+        parts.append((bench_masked_softmax.steps(session), bench_masked_softmax.run))
+    if "concat_memory" in only and small:
+        parts.append((bench_concat_memory.steps(session), bench_concat_memory.run))
+    if "model" in only:
+        count = len(bench_model.cases(session))
+        parts.append((count, lambda s: bench_model.run(s, model, text, source)))
+    display.set_total(sum(count for count, _ in parts))
+    try:
+        for _, part in parts:
+            part(session)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def finish(
+    folder: Path,
+    rows: Sequence[Row],
+    info: dict[str, Any],
+    notes: Sequence[str],
+    display: Display,
+    keep_plots: Collection[str] | None = None,
+) -> None:
+    """Write plots and page, print the tables, and say where everything is.
+
+    keep_plots: names of the PNGs to leave in the folder, by default all. The page holds all.
+    """
+    console = display.console
+    with tempfile.TemporaryDirectory() as scratch:
+        plots = _draw(rows, Path(scratch), display)
+        page = write_report(folder, rows, info, plots, notes)
+        kept = [p for p in plots if keep_plots is None or p.name in keep_plots]
+        for path in kept:
+            write_atomically(folder / path.name, path.read_bytes())
+    for name in FILE_NAMES - {path.name for path in kept}:
+        (folder / name).unlink(missing_ok=True)  # of an earlier run, so of other results
+    for table in tables(rows, named_backends=False):
+        print_table(console, table)
+    for note in notes:
+        console.print(note, style="bold red", markup=False)
+    written = [CSV_FILE, "environment.json", page.name]
+    written += [path.name for path in kept]
+    console.print(f"Results in {folder}: {', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def _draw(rows: Sequence[Row], folder: Path, display: Display) -> list[Path]:
+    try:
+        return draw_all(rows, folder)
+    except ImportError as error:
+        display.say(f"No plots: {describe(error)}. Get them with: pip install matplotlib")
+        return []
+
+
+def _device(name: str | None) -> torch.device:
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(str(name))
+    except RuntimeError:
+        raise ArgumentError(f"device must be cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ArgumentError(f"benchmarks run on cpu and cuda, got device {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ArgumentError(f"device {name!r} was asked for, but PyTorch sees {count} GPUs")
+    return device
+
+
+def _preset(preset: str | Preset, device: torch.device, dtype: str | None) -> Preset:
+    try:
+        if isinstance(preset, Preset):
+            return configs.narrowed(preset, dtype)
+        return configs.preset(preset, device.type, dtype)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None
+
+
+def _folder(out: str | os.PathLike[str]) -> Path:
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"the folder {folder} cannot be written to")
+    return folder
+
+
+def _source(preset: Preset, model: str | None, text: str | None) -> bench_model.Source:
+    first = preset.model_shapes[0].geometry if preset.model_shapes else None
+    return bench_model.load_source(first or preset.geometry, model, text)
+
+
+def _model_text(preset: Preset, model: str | None, source: bench_model.Source) -> str:
+    if model is not None:
+        g = source.geometry
+        return f"the user's: {g.n_layer} layers, width {g.d_model}, {g.n_head} heads"
+    names = {(shape.geometry or preset.geometry).name for shape in preset.model_shapes}
+    return f"{' and '.join(sorted(names))} geometry, random weights"
+
+
+def main(arguments: Sequence[str] | None = None, only: Collection[str] = KERNELS) -> int:
+    """Command line of the benchmarks; bad arguments give one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--preset", choices=configs.PRESETS, default="quick")
+    parser.add_argument("--model", help="checkpoint folder or Hub id; default: random weights")
+    parser.add_argument("--text", type=Path, help="UTF-8 text file; default: built-in text")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; default: the GPU if there is one")
+    parser.add_argument("--dtype", help="fp32, bf16 or fp16 alone")
+    parser.add_argument("--out", type=Path, default=Path("bench_out"))
+    parser.add_argument("--minutes", type=float, help="begin no case after that")
+    parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(only))
+    parser.add_argument("--append", action="store_true", help="add to the CSV in --out")
+    parser.add_argument("--no-pages", action="store_true", help="write no plots and no page")
+    options = parser.parse_args(arguments)
+    try:
+        return run_bench(
+            options.preset, options.model, options.text, options.device, options.dtype,
+            options.out, only=options.only, minutes=options.minutes, append=options.append,
+            pages=not options.no_pages,
+        )  # fmt: skip
+    except XLNetFastError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,190 @@
+"""Tables, plots, the HTML page and the README's table, from made-up results."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from benchmarks import plot, readme_table, report
+from benchmarks.console import make_console, print_table
+from benchmarks.record import ResultsWriter, Row, environment
+from benchmarks.table import (
+    provider_label,
+    provider_order,
+    shape_label,
+    speedup_text,
+    tables,
+    time_text,
+)
+
+TIMES = {"hf_eager": 8000.0, "hf_compile": 6000.0, "ours": 4000.0, "ours_compile": 2000.0}
+
+
+def make_rows(kernel="model", lengths=(128, 512), times=TIMES, pass_name="forward"):
+    rows = []
+    for length in lengths:
+        for dtype in ("fp32", "bf16"):
+            for provider, time_us in times.items():
+                rows.append(
+                    Row(
+                        kernel, provider, pass_name, dtype, 2, length, 0, 12, 64, 12, "padding",
+                        "ok", "", 3, time_us * 0.9, time_us, time_us * 1.1,
+                        times["hf_eager"] / time_us, times.get("hf_compile", 0) / time_us or None,
+                        0.5, time_us / 100, 1e-6, 2e-6, device="Some <CPU>", torch="2.0",
+                        transformers="5.0", commit="abc123", dirty="true",
+                    )
+                )  # fmt: skip
+    return rows
+
+
+@pytest.fixture
+def results(tmp_path):
+    info = environment("cpu")
+    path = tmp_path / "cpu.csv"
+    with ResultsWriter(path, info, "full") as writer:
+        for row in make_rows():
+            writer.add(row)
+    return path
+
+
+def test_numbers_as_a_reader_sees_them():
+    assert time_text(12.34) == "0.0123"
+    assert time_text(1_234_567.0) == "1,235"
+    assert time_text(None) == ""
+    assert speedup_text(2.345) == "2.35x"
+    assert speedup_text(0.5) == "0.50x slower"
+    assert provider_label("ours_triton") == "ours (triton)"
+    order = provider_order(["sdpa_flash", "ours_sdpa", "ours", "hf_eager", "ours_compile"])
+    assert order == ["hf_eager", "ours", "ours_sdpa", "ours_compile", "sdpa_flash"]
+    memory = Row("rel_attention", "ours", "forward", "fp32", 1, 8, 4, 1, 1, 1, "", "ok")
+    assert shape_label(memory) == "1x8+4"
+
+
+def test_the_table_takes_the_better_of_ours_against_compiled():
+    (table,) = tables(make_rows())
+    line = dict(zip(table.header, table.rows[0], strict=True))
+    assert table.title == "Whole model, inference"
+    assert line["speed-up\nover\nHF eager"] == "2.00x"
+    assert line["speed-up\nover HF\ncompiled"] == "3.00x"
+    assert line["memory\nours,\nMiB"] == "40"
+    assert len(table.rows) == 4
+
+
+def test_losses_are_shown_as_losses():
+    (table,) = tables(make_rows(times={"hf_eager": 1000.0, "ours": 2000.0}))
+    assert table.rows[0].count("0.50x slower") == 1
+    page = report.render(make_rows(times={"hf_eager": 1000.0, "ours": 2000.0}), {}, [], [])
+    assert "<td class='loss'>0.50x slower</td>" in page
+
+
+def test_reasons_stand_under_the_table():
+    rows = make_rows(lengths=(128,))
+    for row in rows:
+        if row.provider == "hf_compile":
+            row.status, row.reason, row.p50_us = "not_run", "no time", None
+            row.speedup_over_hf_eager = None
+    (table,) = tables(rows)
+    assert table.notes == ["HF compiled, not run (every case): no time"]
+
+
+def test_the_terminal_table_fits_and_names_backends_only_when_asked(capsys):
+    rows = make_rows("rel_attention", times=TIMES | {"ours_sdpa": 4000.0})
+    (short,), (long,) = tables(rows, named_backends=False), tables(rows)
+    assert len(long.header) == len(short.header) + 1
+    print_table(make_console(), short)
+    out = capsys.readouterr().out
+    assert "2.00x" in out
+    assert "…" not in out
+
+
+def test_plots_are_png_and_the_page_holds_them_and_nothing_from_outside(tmp_path):
+    rows = make_rows() + make_rows("rel_attention", pass_name="forward_backward")
+    plots = plot.draw_all(rows, tmp_path)
+    assert [p.name for p in plots] == [
+        "model_speedup.png", "model_time.png", "model_memory.png",
+        "rel_attention_forward_backward_speedup.png", "rel_attention_forward_backward_time.png",
+        "rel_attention_forward_backward_memory.png",
+    ]  # fmt: skip
+    assert {p.name for p in plots} <= plot.FILE_NAMES
+    for path in plots:
+        data = path.read_bytes()
+        assert data.startswith(b"\x89PNG\r\n")
+        assert int.from_bytes(data[16:20], "big") > 600  # width in pixels
+    again = tmp_path / "again"
+    again.mkdir()
+    assert plot.draw_all(rows, again)[0].read_bytes() == plots[0].read_bytes()
+
+    info = environment("cpu")
+    page = report.write_report(tmp_path, rows, info, plots, ["Red <check>"]).read_text()
+    sources = re.findall(r"(?:src|href)=['\"]([^'\"]*)", page)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "Red &lt;check&gt;" in page
+    assert info["versions"]["torch"] in page
+    _assert_balanced(page)
+
+
+def _assert_balanced(page):
+    stack = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img", "br"):
+                stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert stack.pop() == tag
+
+    Parser().feed(page)
+    assert stack == []
+
+
+def test_no_data_no_plot(tmp_path):
+    assert plot.draw_all([], tmp_path) == []
+    only = plot.draw_all(make_rows(lengths=(128,), times={"hf_eager": 5.0}), tmp_path)
+    assert [p.name for p in only] == ["model_memory.png"]
+
+
+def test_the_command_lines_of_plot_and_report(tmp_path, results, capsys):
+    assert plot.main([str(results), "--out", str(tmp_path / "plots")]) == 0
+    assert (tmp_path / "plots" / "model_speedup.png").exists()
+    assert "model_speedup.png" in capsys.readouterr().out
+
+
+def test_the_readme_table_comes_from_the_csv(tmp_path, results, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{readme_table.START}\nold\n{readme_table.END}\n\nEnd\n")
+    arguments = ["--readme", str(readme), str(results)]
+    assert readme_table.main([*arguments, "--check"]) == 1
+    assert "old" in readme.read_text()
+    assert readme_table.main(arguments) == 0
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n<!-- benchmark:start -->\n")
+    assert text.endswith("<!-- benchmark:end -->\n\nEnd\n")
+    assert "old" not in text
+    line = "| 2x128 | fp32 | inference | 8 | 6 | 4 | 2 | 2.00x | 3.00x | 1.0e-06 (1.0e-06) |"
+    assert line in text
+    assert readme_table.main([*arguments, "--check"]) == 0
+    results.write_text(results.read_text().replace(",4000,", ",4400,"))
+    assert readme_table.main([*arguments, "--check"]) == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["no markers", "<!-- benchmark:end --><!-- benchmark:start -->"]
+)
+def test_a_readme_without_markers_is_refused(tmp_path, results, content, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text(content)
+    assert readme_table.main(["--readme", str(readme), str(results)]) == 2
+    assert "each once" in capsys.readouterr().err
+    assert readme.read_text() == content
+
+
+def test_a_csv_without_model_rows_is_refused(tmp_path):
+    path = tmp_path / "results.csv"
+    with ResultsWriter(path, environment("cpu"), "full"):
+        pass
+    with pytest.raises(ValueError, match="no timed rows of the model"):
+        readme_table.markdown([path])
+    with pytest.raises(ValueError, match="no results CSV"):
+        readme_table.markdown([])

@@ -1,0 +1,169 @@
+"""What is measured: text batches, attention inputs and providers, and the floor."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import configs
+from benchmarks.corpus import Corpus, load_corpus, make_batch
+from benchmarks.floor import GemmFloor
+from benchmarks.model_case import ModelCase, flops, load_model, random_model, share
+from benchmarks.rel_attention_case import RelAttentionCase, make_inputs
+from benchmarks.rel_attention_providers import HF_EAGER, OURS, SDPA_BIAS, SDPA_FLASH, prepare
+from xlnet_fast.errors import ArgumentError
+
+TINY = configs.Geometry("tiny", 2, 64, 4, 96, 600)
+
+
+def test_batches_are_pairs_of_text_padded_on_the_left():
+    corpus = Corpus(torch.arange(100, 150), 4, 3, 5, "numbers")
+    batch = make_batch(corpus, 3, 40)
+    ids, mask, kinds = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
+    assert mask.sum(1).tolist() == [38, 36, 34]
+    assert (ids[mask == 0] == 5).all()
+    assert (kinds[mask == 0] == 3).all()
+    assert (mask[:, 1:] >= mask[:, :-1]).all()
+    assert ids[:, -1].tolist() == [3, 3, 3]
+    assert kinds[0].tolist() == [3] * 2 + [0] * 18 + [1] * 19 + [2]
+    text = ids[0][(ids[0] >= 100)].tolist()
+    assert text == list(range(100, 135))
+    following = ids[1][(ids[1] >= 100)].tolist()
+    assert following[:16] == [*range(135, 150), 100]  # starts again at the end of the corpus
+
+
+def test_the_built_in_corpus_is_real_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    corpus = load_corpus(vocab_size=600)
+    assert len(corpus.ids) > 50_000
+    assert int(corpus.ids.min()) >= 0
+    assert int(corpus.ids.max()) < 600
+    assert "SentencePiece unigram with 600 pieces" in corpus.description
+
+
+def test_without_sentencepiece_the_ids_are_bytes_and_the_record_says_so(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sentencepiece", None)
+    corpus = load_corpus(vocab_size=600)
+    assert int(corpus.ids.max()) < 265
+    assert bytes((corpus.ids[:10] - 9).tolist()).decode().isascii()
+    assert "bytes" in corpus.description
+    with pytest.raises(ArgumentError, match="at least 265"):
+        load_corpus(vocab_size=100)
+
+
+def test_inputs_are_the_same_numbers_in_every_dtype():
+    case = RelAttentionCase(2, 20, 7, heads=3, head_dim=8)
+    double, single = make_inputs(case, torch.float64), make_inputs(case)
+    half = make_inputs(RelAttentionCase(2, 20, 7, heads=3, head_dim=8, dtype="bf16"))
+    for name in ("q", "k", "v", "r", "r_w_bias", "seg_embed"):
+        assert torch.equal(getattr(double, name), getattr(single, name).double())
+        assert torch.equal(getattr(double, name), getattr(half, name).double())
+    assert double.r.shape == (1, 47, 3, 8)
+    assert not double.key_padding[:, :7].any()  # memory is never padded
+    assert double.key_padding.any()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("pass_name", ["forward", "forward_backward"])
+@pytest.mark.parametrize("provider", [SDPA_BIAS, OURS], ids=lambda p: p.name)
+def test_providers_compute_what_hugging_face_computes(provider, pass_name, masked):
+    case = RelAttentionCase(3, 21, 5, heads=2, head_dim=16, pass_name=pass_name, masked=masked)
+    results = []
+    for each in (HF_EAGER, provider):
+        prepared = prepare(each, case, make_inputs(case, torch.float64))
+        results.append(prepared.standard(prepared.run()))
+    wanted = 1 if pass_name == "forward" else 9 if masked else 7
+    assert len(results[0]) == len(results[1]) == wanted
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_content_only_floor_is_plain_attention():
+    case = RelAttentionCase(2, 20, heads=2, head_dim=8, masked=False)
+    inputs = make_inputs(case)
+    prepared = prepare(SDPA_FLASH, case, inputs)
+    (out,) = prepared.standard(prepared.run())
+    scores = torch.einsum("bind,bjnd->bnij", inputs.q, inputs.k) * 8**-0.5
+    expected = torch.einsum("bnij,bjnd->bind", scores.softmax(-1), inputs.v)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 64), (3, 64), (2, 150), (1, 17)])
+def test_the_floor_does_exactly_the_necessary_arithmetic(batch, length):
+    floor = GemmFloor(random_model(TINY), TINY, batch, length)
+    with FlopCounterMode(display=False) as counter:
+        floor()
+    assert counter.get_total_flops() == flops(ModelCase(batch, length, "fp32"), TINY)
+    assert torch.isfinite(floor()).all()
+
+
+def test_flops_follow_the_formulas():
+    case = RelAttentionCase(2, 10, 5, heads=3, head_dim=4)
+    t = 2 * 3 * 10 * 15 * 4
+    assert case.flops() == 6 * t
+    assert case.flops(content_only=True) == 4 * t
+    both = RelAttentionCase(2, 10, 5, heads=3, head_dim=4, pass_name="forward_backward")
+    assert both.flops() == 22 * t
+    assert both.flops(content_only=True) == 14 * t
+    t = 2 * 10 * 10 * 64
+    linear = 2 * 20 * (4 * 64 * 64 + 2 * 64 * 96) + 2 * 20 * 64 * 64
+    assert flops(ModelCase(2, 10, "fp32"), TINY) == 2 * (linear + 6 * t)
+    assert flops(ModelCase(2, 10, "fp32", "training_step"), TINY) == 2 * (3 * linear + 22 * t)
+
+
+def test_weights_are_exact_in_bf16_and_shared():
+    model = random_model(TINY)
+    assert all(torch.equal(p, p.bfloat16().float()) for p in model.parameters())
+    torch.manual_seed(5)
+    assert torch.equal(model.mask_emb, random_model(TINY).mask_emb)
+    twin = share(model)
+    assert twin is not model
+    assert twin.layer[0] is not model.layer[0]
+    own, shared = dict(model.named_parameters()), dict(twin.named_parameters())
+    assert own.keys() == shared.keys()
+    assert all(shared[name] is parameter for name, parameter in own.items())
+
+
+def test_models_that_cannot_be_used_give_one_sentence(tmp_path):
+    with pytest.raises(ArgumentError, match="holds no config"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ArgumentError, match="is a bert model; only XLNet"):
+        load_model(str(tmp_path))
+    random_model(TINY).save_pretrained(tmp_path / "model")
+    assert load_model(str(tmp_path / "model")).config.n_layer == 2
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ArgumentError, match="cannot load a model") as caught:
+        load_model(str(tmp_path / "model"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", configs.PRESETS)
+def test_presets_name_only_what_exists(name, device):
+    preset = configs.preset(name, device)
+    for shape, dtype, pass_name in configs.ordered(preset.model_shapes, preset):
+        ModelCase(shape.batch, shape.length, dtype, pass_name)
+    for shape, dtype, pass_name in configs.ordered(preset.attention_shapes, preset):
+        RelAttentionCase(shape.batch, shape.queries, dtype=dtype, pass_name=pass_name)
+    assert configs.preset(name, device, "bf16").dtypes == ("bf16",)
+
+
+def test_the_cpu_presets_hold_the_promised_shapes():
+    promised = {(1, 128), (8, 128), (1, 512), (4, 512), (1, 2048)}
+    for name in configs.PRESETS:
+        preset = configs.preset(name, "cpu")
+        assert {(s.batch, s.length) for s in preset.model_shapes} == promised
+        assert set(preset.dtypes) == {"fp32", "bf16"}
+        assert preset.geometry.n_layer == 12
+
+
+def test_unknown_presets_and_dtypes():
+    with pytest.raises(ValueError, match="preset must be quick or full"):
+        configs.preset("huge", "cpu")
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        configs.preset("quick", "cpu", "int8")
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        RelAttentionCase(1, 8, dtype="int8")
+    with pytest.raises(ValueError, match="pass must be"):
+        ModelCase(1, 8, "fp32", "backward")
