@@ -119,8 +119,9 @@ class AttentionMask:
         """The mask of batch elements ``start .. start+length``."""
 
         def cut(part: Tensor | None) -> Tensor | None:
-            broadcast = part is None or part.shape[0] == 1
-            return part if broadcast else part.narrow(0, start, length)
+            if part is None or part.shape[0] == 1:
+                return part
+            return part.narrow(0, start, length)
 
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("key_padding", "rank_q", "rank_k", "bits"):
@@ -150,10 +151,16 @@ def row_positions(positions: Tensor | None, queries: int, device: torch.device) 
     return positions.to(torch.int64)
 
 
-def take_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Rows (B, I') of a per-row tensor (B or 1, I) or (B or 1, I, C); None stays None."""
+def take_rows(x: Tensor | None, positions: Tensor) -> Tensor | None:
+    """Rows at positions (B, I') of a per-row tensor (B or 1, I) or (B or 1, I, C).
+
+    None stays None. An absent row, at a negative position, takes any row: nobody reads it.
+    """
     if x is None:
         return None
+    if x.shape[1] == 0:  # all rows are absent
+        return x.new_zeros(*positions.shape, *x.shape[2:])
+    rows = positions.to(torch.int64).clamp(0, x.shape[1] - 1)
     x = x.expand(rows.shape[0], *x.shape[1:])
     return x.gather(1, rows if x.dim() == 2 else rows[:, :, None].expand(-1, -1, x.shape[2]))
 

@@ -105,10 +105,11 @@ def two_stream_attention(
     content_segments = None if segments is None else segments[:, memory_length:]
     query_segments, query_mask = content_segments, replace(mask, see_self=False)
     if positions is not None:
-        rows = positions.clamp(min=0).to(torch.int64)  # (B, I')
-        query_segments = take_rows(content_segments, rows)
+        query_segments = take_rows(content_segments, positions)
         query_mask = replace(
-            query_mask, rank_q=take_rows(mask.rank_q, rows), bits=take_rows(mask.bits, rows)
+            query_mask,
+            rank_q=take_rows(mask.rank_q, positions),
+            bits=take_rows(mask.bits, positions),
         )
     shared = (k, v, r, r_w_bias, r_r_bias)
     options: dict[str, Any] = {

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.sdpa import concat_memory as sdpa_memory
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
 from xlnet_fast.masks import AttentionMask, take_rows
+from xlnet_fast.ops._validation import check_positions
 
 _LIBRARY = torch.library.Library("xlnet_fast", "FRAGMENT")
 
@@ -109,8 +110,9 @@ class _Call:
         """The content stream's call and the query stream's, from a two-stream call."""
         segments_q, rank_q, bits = self.segments_q, self.rank_q, self.bits
         if self.positions is not None:
-            rows = self.positions.clamp(min=0).to(torch.int64)  # (B, I')
-            segments_q, rank_q, bits = (take_rows(x, rows) for x in (segments_q, rank_q, bits))
+            check_positions(self.positions, self.k.shape[1] - self.memory_length)
+            per_row = (segments_q, rank_q, bits)
+            segments_q, rank_q, bits = (take_rows(x, self.positions) for x in per_row)
         content = replace(self, positions=None, see_self=True)
         query = replace(
             self, segments_q=segments_q, rank_q=rank_q, bits=bits, see_self=False,
@@ -122,7 +124,7 @@ class _Call:
 def _rel_attention(q: Tensor, *args: Any) -> Tensor:
     call = _Call(*args)
     out = torch.empty_like(q)
-    _check_positions(call.positions, call.k.shape[1] - call.memory_length)
+    check_positions(call.positions, call.k.shape[1] - call.memory_length)
     if q.numel() == 0:
         return out
     if call.backend == "sdpa":
@@ -156,17 +158,6 @@ def _empty_grads(likes: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     first = likes[0]
     assert first is not None
     return tuple(first.new_empty(0) if x is None else torch.empty_like(x) for x in likes)
-
-
-def _check_positions(positions: Tensor | None, current: int) -> None:
-    """Kernels clamp; on the CPU, where looking is free, a position beyond the segment raises."""
-    if positions is None or positions.device.type != "cpu" or positions.numel() == 0:
-        return
-    if int(positions.max()) >= current:
-        raise ArgumentError(
-            f"positions reach {int(positions.max())}, but the current segment has {current} keys: "
-            f"expected at most {current - 1}, or a negative number for an absent row"
-        )
 
 
 # --- two_stream_attention ------------------------------------------------------------------------
@@ -212,7 +203,7 @@ def _softmax_args(args: Sequence[Any]) -> tuple[Any, ...]:
 
 def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
     out = torch.empty_like(scores, memory_format=torch.contiguous_format)
-    _check_positions(args[8], scores.shape[3] - args[13])
+    check_positions(args[8], scores.shape[3] - args[13])
     if scores.numel():
         sdpa_softmax.masked_softmax_forward(scores, *_softmax_args(args), out)
     return out
@@ -262,6 +253,13 @@ def _register(
     _LIBRARY.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{op}_backward", fake_backward, lib=_LIBRARY)
     _register_autograd(op, getattr(torch.ops.xlnet_fast, f"{name}_backward"), queries)
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise BackendUnavailable(
+            f"this backend has no second derivative of {name}; use backend='reference'"
+        )
+
+    torch.library.register_autograd(f"{op}_backward", refuse, lib=_LIBRARY)
 
 
 def _register_autograd(op: str, backward_op: Callable[..., Any], outputs: int) -> None:

@@ -9,7 +9,7 @@ from xlnet_fast import reference
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
 from xlnet_fast.ops._dispatch import Request, choose
-from xlnet_fast.ops._validation import check_same, check_shape, check_tensor
+from xlnet_fast.ops._validation import check_float, check_same, check_shape, check_tensor
 
 
 def concat_memory(
@@ -23,7 +23,7 @@ def concat_memory(
     """The last ``mem_len`` rows of ``[memory; hidden[:reuse_len]]``, detached (HF ``cache_mem``).
 
     Args:
-        hidden: (I, B, H) hidden states of this segment, any dtype.
+        hidden: (I, B, H) hidden states of this segment, any floating dtype.
         memory: (M, B, H) memory before this segment, or None.
         mem_len: rows kept, at least 0; None or 0 keeps all.
         reuse_len: only so many first rows of ``hidden`` are remembered; None or 0 means all.
@@ -37,6 +37,7 @@ def concat_memory(
         BackendUnavailable: the named backend cannot run here.
     """
     check_tensor("hidden", hidden, 3, "I, B, H")
+    check_float("hidden", hidden)
     if memory is not None:
         check_tensor("memory", memory, 3, "M, B, H")
         check_shape("memory", memory, (memory.shape[0], *hidden.shape[1:]), "M, B, H")

@@ -15,8 +15,12 @@ from xlnet_fast.ops._validation import (
     check_dropout,
     check_float,
     check_integers,
+    check_mask,
+    check_memory_length,
+    check_positions,
     check_same,
     check_shape,
+    check_table,
     check_tensor,
 )
 
@@ -41,6 +45,7 @@ def masked_softmax(
     Args:
         scores: (B, N, I, J) content scores, unscaled.
         position_scores: (B, N, I, P), one per row of r; read at p = j - pos_i + L, L = J - M.
+            P >= L + J, or P >= J + 1 when ``mask.causal``.
         segment_scores: (B, N, I), added where the segments of query and key differ; needs
             ``segments_q`` (B, I) and ``segments_k`` (B, J), int32 or int64.
         mask: hidden keys; default none.
@@ -62,14 +67,15 @@ def masked_softmax(
     batch, heads, queries, keys = scores.shape
     if memory_length is None:
         memory_length = keys - queries
-    if not 0 <= memory_length <= keys:
-        raise ShapeError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
+    check_memory_length("scores", queries, keys, memory_length, positions is not None)
+    mask = check_mask(mask, batch, queries, keys, "scores", scores)
     if position_scores is not None:
         check_tensor("position_scores", position_scores, 4, "B, N, I, P")
         table = position_scores.shape[3]
         check_shape(
             "position_scores", position_scores, (batch, heads, queries, table), "B, N, I, P"
         )
+        check_table("position_scores", table, keys, memory_length, mask.causal)
     check_shape("segment_scores", segment_scores, (batch, heads, queries), "B, N, I")
     check_same(
         "scores", scores, {"position_scores": position_scores, "segment_scores": segment_scores}
@@ -85,10 +91,9 @@ def masked_softmax(
         check_integers(name, x)
         check_device(name, x, "scores", scores)
     check_dropout(dropout_p, seed)
-    mask = AttentionMask() if mask is None else mask
-    mask.validate(batch, queries, keys)
     request = Request("masked_softmax", scores.device.type, scores.dtype)
     if choose(request, backend).backend == "reference":
+        check_positions(positions, keys - memory_length)
         return reference.masked_softmax(
             scores,
             position_scores=position_scores,

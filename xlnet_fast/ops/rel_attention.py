@@ -17,8 +17,12 @@ from xlnet_fast.ops._validation import (
     check_dropout,
     check_float,
     check_integers,
+    check_mask,
+    check_memory_length,
+    check_positions,
     check_same,
     check_shape,
+    check_table,
     check_tensor,
 )
 
@@ -86,12 +90,14 @@ def rel_attention(
     memory_length = _memory_length(q, k, positions, memory_length)
     _check_operands(q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
     _check_rows(q, k, r_s_bias, seg_embed, segments_q, segments_k, positions)
-    mask = _check_mask(mask, q, k, r, memory_length)
+    mask = check_mask(mask, q.shape[0], q.shape[1], k.shape[1], "q", q)
+    check_table("r", r.shape[1], k.shape[1], memory_length, mask.causal)
     check_dropout(dropout_p, seed)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     operands = (q, k, v, r, r_w_bias, r_r_bias)
     choice = _choose("rel_attention", (*operands, r_s_bias, seg_embed), backend)
     if choice.backend == "reference":
+        check_positions(positions, k.shape[1] - memory_length)
         return reference.rel_attention(
             *operands,
             r_s_bias=r_s_bias,
@@ -165,15 +171,19 @@ def two_stream_attention(
         check_shape("q_g (without positions)", q_g, q_h.shape, "B, I, N, D")
     check_shape("q_g", q_g, (batch, q_g.shape[1], heads, dim), "B, I', N, D")
     check_same("q_h", q_h, {"q_g": q_g})
+    check_shape("segments", segments, k.shape[:2], "B, J")
+    check_integers("segments", segments)
     content_segments = None if segments is None else segments[:, memory_length:]
     _check_rows(q_h, k, r_s_bias, seg_embed, content_segments, segments, None)
     _check_rows(q_g, k, None, None, None, None, positions)
-    mask = _check_mask(mask, q_h, k, r, memory_length)
+    mask = check_mask(mask, batch, q_h.shape[1], k.shape[1], "q_h", q_h)
+    check_table("r", r.shape[1], k.shape[1], memory_length, mask.causal)
     check_dropout(dropout_p, seed)
     scale = dim**-0.5 if scale is None else scale
     operands = (q_h, q_g, k, v, r, r_w_bias, r_r_bias)
     choice = _choose("two_stream_attention", (*operands, r_s_bias, seg_embed), backend)
     if choice.backend == "reference":
+        check_positions(positions, k.shape[1] - memory_length)
         return reference.two_stream_attention(
             *operands,
             r_s_bias=r_s_bias,
@@ -194,13 +204,16 @@ def two_stream_attention(
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Cast floating tensors as autocast casts the operands of a matrix product."""
+    """Cast floating tensors as autocast casts a matrix product's operands: all but float64."""
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in tensors
+        x.to(dtype)
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+        else x
+        for x in tensors
     )
 
 
@@ -213,13 +226,7 @@ def _memory_length(
         if positions is not None:
             raise ArgumentError("memory_length must be given together with positions")
         memory_length = keys - queries
-    if positions is None and memory_length + queries != keys:
-        raise ShapeError(
-            f"k has {keys} keys, expected M + I = {memory_length} + {queries} "
-            "(without positions every query is a current key)"
-        )
-    if not 0 <= memory_length <= keys:
-        raise ShapeError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
+    check_memory_length("k", queries, keys, memory_length, positions is not None)
     return memory_length
 
 
@@ -236,6 +243,11 @@ def _check_operands(
     check_float("q", q)
     batch, _, heads, dim = q.shape
     keys = k.shape[1]
+    if dim == 0:
+        raise ShapeError(f"q has shape {tuple(q.shape)}, expected a head dim of at least 1")
+    check_tensor("v", v, 4, "B, J, N, D")
+    check_tensor("r_w_bias", r_w_bias, 2, "N, D")
+    check_tensor("r_r_bias", r_r_bias, 2, "N, D")
     check_shape("k", k, (batch, keys, heads, dim), "B, J, N, D")
     check_shape("v", v, (batch, keys, heads, dim), "B, J, N, D")
     check_tensor("r", r, 4, "G, P, N, D")
@@ -272,23 +284,6 @@ def _check_rows(
         check_shape(name, x, (batch, length), letters)
         check_integers(name, x)
         check_device(name, x, "q", q)
-
-
-def _check_mask(
-    mask: AttentionMask | None, q: Tensor, k: Tensor, r: Tensor, memory_length: int
-) -> AttentionMask:
-    mask = AttentionMask() if mask is None else mask
-    if not isinstance(mask, AttentionMask):
-        raise ArgumentError(f"mask must be an AttentionMask, got {type(mask).__name__}")
-    keys = k.shape[1]
-    mask.validate(q.shape[0], q.shape[1], keys)
-    for name, part in zip(("key_padding", "rank_q", "rank_k", "bits"), mask.tensors, strict=True):
-        check_device(f"mask.{name}", part, "q", q)
-    needed = keys + 1 if mask.causal else keys + keys - memory_length
-    if r.shape[1] < needed:
-        kind = "J + 1, causal" if mask.causal else "L + J"
-        raise ShapeError(f"r has {r.shape[1]} rows, expected at least {needed} = {kind}")
-    return mask
 
 
 def _choose(op: str, operands: tuple[Tensor | None, ...], backend: str) -> Choice:

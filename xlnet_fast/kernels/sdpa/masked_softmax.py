@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from xlnet_fast.kernels.sdpa.common import skewed_view, softmax_backward_
 from xlnet_fast.masks import HIDDEN_SCORE, AttentionMask, row_positions
 from xlnet_fast.philox import keep_mask
 
@@ -28,36 +30,16 @@ def masked_softmax_forward(
     out: Tensor,
 ) -> None:
     """Fill ``out`` (B, N, I, J), one batch element at a time; see ``ops.masked_softmax``."""
-    batch, heads, queries, keys = scores.shape
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    rows = row_positions(positions, queries, scores.device)
-    for b in range(batch):
-        one = slice(b, b + 1)
-        total = scores[one].to(wide, copy=True)
-        if position_scores is not None:
-            element_rows = rows if positions is None else rows[one]
-            index, inside = _shift_index(
-                element_rows, keys, memory_length, position_scores.shape[3]
-            )
-            index = index.expand(1, heads, -1, -1)
-            total += position_scores[one].gather(-1, index) * inside
-        if segment_scores is not None and segments_q is not None and segments_k is not None:
-            differ = segments_q[one, None, :, None] != segments_k[one, None, None, :]
-            total += segment_scores[one, :, :, None] * differ
-        total *= scale
-        hidden = mask.narrow_batch(b, 1).hidden(
-            rows if positions is None else rows[one], keys, memory_length
-        )
-        if hidden is not None:
-            total += torch.where(hidden, HIDDEN_SCORE, 0.0).to(wide)[:, None]
-        torch.softmax(total, -1, out=total)
-        if dropout_p > 0.0 and seed is not None:
-            total *= keep_mask(
-                seed, dropout_p, batch, heads, (0, queries), keys,
-                device=scores.device, batch_range=(b, b + 1),
-            )  # fmt: skip
-            total *= 1.0 / (1.0 - dropout_p)
-        out[one] = total
+    inputs = (
+        scores, position_scores, segment_scores, segments_q, segments_k,
+        mask, positions, memory_length, scale,
+    )  # fmt: skip
+    for b in range(scores.shape[0]):
+        probabilities = _probabilities(b, *inputs)
+        factor = _dropout_factor(b, scores, dropout_p, seed, probabilities.dtype)
+        if factor is not None:
+            probabilities *= factor
+        out[b : b + 1] = probabilities
 
 
 def masked_softmax_backward(
@@ -77,44 +59,107 @@ def masked_softmax_backward(
     grads: Sequence[Tensor],
 ) -> None:
     """Fill ``grads``, shaped like scores, position_scores and segment_scores (empty where None)."""
-    batch, heads, queries, keys = scores.shape
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    rows = row_positions(positions, queries, scores.device)
-    probabilities = out
-    if dropout_p > 0.0:
-        probabilities = torch.empty_like(out)
-        masked_softmax_forward(
-            scores, position_scores, segment_scores, segments_q, segments_k,
-            mask, positions, memory_length, scale, 0.0, None, probabilities,
-        )  # fmt: skip
+    inputs = (
+        scores, position_scores, segment_scores, segments_q, segments_k,
+        mask, positions, memory_length, scale,
+    )  # fmt: skip
     d_scores, d_position, d_segment = grads
     d_position.zero_()
-    for b in range(batch):
+    for b in range(scores.shape[0]):
         one = slice(b, b + 1)
-        total = grad_out[one].to(wide, copy=True)
-        delta = (total * out[one]).sum(-1, keepdim=True)
-        if dropout_p > 0.0 and seed is not None:
-            total *= keep_mask(
-                seed, dropout_p, batch, heads, (0, queries), keys,
-                device=scores.device, batch_range=(b, b + 1),
-            )  # fmt: skip
-            total *= 1.0 / (1.0 - dropout_p)
-        total = (total - delta) * probabilities[one] * scale
+        probabilities = _probabilities(b, *inputs)  # in fp32, which ``out`` may not be
+        total = grad_out[one].to(probabilities.dtype, copy=True)
+        factor = _dropout_factor(b, scores, dropout_p, seed, total.dtype)
+        if factor is not None:
+            total *= factor
+        softmax_backward_(total, probabilities)
+        total *= scale
         d_scores[one] = total
         if position_scores is not None:
-            index, inside = _shift_index(
-                rows if positions is None else rows[one], keys, memory_length, d_position.shape[3]
-            )
-            d_position[one].scatter_add_(
-                -1, index.expand(1, heads, -1, -1), (total * inside).to(d_position.dtype)
-            )
+            element = None if positions is None else positions[one]
+            _shift_back(total.to(d_position.dtype), d_position[one], element, memory_length)
         if segment_scores is not None and segments_q is not None and segments_k is not None:
             differ = segments_q[one, None, :, None] != segments_k[one, None, None, :]
             d_segment[one] = (total * differ).sum(-1)
 
 
-def _shift_index(rows: Tensor, keys: int, memory_length: int, table: int) -> tuple[Tensor, Tensor]:
+def _probabilities(
+    b: int,
+    scores: Tensor,
+    position_scores: Tensor | None,
+    segment_scores: Tensor | None,
+    segments_q: Tensor | None,
+    segments_k: Tensor | None,
+    mask: AttentionMask,
+    positions: Tensor | None,
+    memory_length: int,
+    scale: float,
+) -> Tensor:
+    """Of batch element b before dropout, (1, N, I, J) in fp32 (float64 of float64)."""
+    queries, keys = scores.shape[2:]
+    one = slice(b, b + 1)
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    rows = row_positions(positions, queries, scores.device)
+    rows = rows if positions is None else rows[one]
+    total = scores[one].to(wide, copy=True)
+    if position_scores is not None:
+        element = None if positions is None else positions[one]
+        total += _shift(position_scores[one], element, keys, memory_length)
+    if segment_scores is not None and segments_q is not None and segments_k is not None:
+        differ = segments_q[one, None, :, None] != segments_k[one, None, None, :]
+        total += segment_scores[one, :, :, None] * differ
+    total *= scale
+    hidden = mask.narrow_batch(b, 1).hidden(rows, keys, memory_length)
+    if hidden is not None:
+        total += torch.where(hidden, HIDDEN_SCORE, 0.0).to(wide)[:, None]
+    return torch.softmax(total, -1, out=total)
+
+
+def _dropout_factor(
+    b: int, scores: Tensor, dropout_p: float, seed: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """0 or 1 / (1 - p) for every probability of batch element b; None without dropout."""
+    if dropout_p == 0.0 or seed is None:
+        return None
+    batch, heads, queries, keys = scores.shape
+    keep = keep_mask(
+        seed, dropout_p, batch, heads, (0, queries), keys,
+        device=scores.device, batch_range=(b, b + 1),
+    )  # fmt: skip
+    return keep.to(dtype).mul_(1.0 / (1.0 - dropout_p))
+
+
+def _shift(table: Tensor, positions: Tensor | None, keys: int, memory_length: int) -> Tensor:
+    """Position scores (1, N, I, P) read at p = j - pos_i + L, zero where there is no such p."""
+    width = table.shape[3]
+    if positions is not None:
+        index, inside = _shift_index(positions, keys, memory_length, width)
+        return table.gather(-1, index.expand(1, table.shape[1], -1, -1)).masked_fill_(~inside, 0.0)
+    needed = keys + keys - memory_length
+    table = F.pad(table, (0, needed - width)) if width < needed else table
+    table = table if table.stride(-1) == 1 else table.contiguous()
+    return skewed_view(table.narrow(-1, 1, needed - 1), keys)
+
+
+def _shift_back(
+    grad: Tensor, d_table: Tensor, positions: Tensor | None, memory_length: int
+) -> None:
+    """Add ``grad`` (1, N, I, J), the gradient of what :func:`_shift` read, to ``d_table``."""
+    keys, width = grad.shape[3], d_table.shape[3]
+    if positions is not None:
+        index, inside = _shift_index(positions, keys, memory_length, width)
+        d_table.scatter_add_(-1, index.expand(1, grad.shape[1], -1, -1), grad * inside)
+        return
+    needed = keys + keys - memory_length
+    whole = grad.new_zeros(*grad.shape[:3], max(width, needed))
+    skewed_view(whole.narrow(-1, 1, needed - 1), keys).copy_(grad)
+    d_table += whole[..., :width]
+
+
+def _shift_index(
+    positions: Tensor, keys: int, memory_length: int, width: int
+) -> tuple[Tensor, Tensor]:
     """p = j - pos_i + L clamped into the table, (b, 1, I, J), and whether it was inside."""
-    key = torch.arange(keys, device=rows.device)
-    index = (key - rows[:, :, None] + (keys - memory_length))[:, None]
-    return index.clamp(0, table - 1), (index >= 0) & (index < table)
+    key = torch.arange(keys, device=positions.device)
+    index = (key - positions.to(torch.int64)[:, :, None] + (keys - memory_length))[:, None]
+    return index.clamp(0, width - 1), (index >= 0) & (index < width)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xlnet_fast.kernels.sdpa.common import skewed_view, softmax_backward_
 from xlnet_fast.masks import HIDDEN_SCORE, AttentionMask, clear_padded, row_positions
 from xlnet_fast.philox import keep_mask
 
@@ -200,21 +201,11 @@ class _Attention:
 
     def shift_index(self, chunk: _Chunk) -> Tensor:
         """p of arbitrary positions, (b, N, rows, J) int64; absent rows read row 0's."""
-        rows = self.rows[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1].clamp(0, self.current - 1)
+        last = max(0, self.current - 1)  # without current keys every row is absent
+        rows = self.rows[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1].clamp(0, last)
         key = torch.arange(self.keys, device=rows.device)
         index = key - rows[:, :, None] + self.current
         return index[:, None].expand(-1, self.heads, -1, -1)
-
-
-def skewed_view(table: Tensor, keys: int) -> Tensor:
-    """View (b, N, rows, W = keys + rows - 1), row i at window column j - i + rows - 1, as (.., J).
-
-    Rows of the view do not overlap: their stride W - 1 is at least ``keys``.
-    """
-    *lead, rows, width = table.shape
-    assert width == keys + rows - 1, (table.shape, keys)
-    strides = (*table.stride()[:-2], table.stride(-2) - 1, 1)
-    return table.as_strided((*lead, rows, keys), strides, table.storage_offset() + rows - 1)
 
 
 def rel_attention_forward(
@@ -278,7 +269,7 @@ def rel_attention_backward(
     """Fill ``grads`` by recomputation (formulas: docs/maths.md), deterministic on CPU.
 
     ``grads`` are shaped like q, k, v, r, r_w_bias, r_r_bias, r_s_bias and seg_embed; the last two
-    are empty, and left alone, without segments.
+    are empty, and left alone, without segments. ``out`` is not needed here.
     """
     attention = _Attention(
         q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed, segments_q, segments_k,
@@ -288,12 +279,15 @@ def rel_attention_backward(
         grad_out = grad_out.masked_fill((positions < 0)[:, :, None, None], 0)
     wide = attention.wide
     d_out = _heads_first(grad_out)  # (B, N, I, D)
-    delta = (d_out.to(wide) * out.transpose(1, 2).to(wide)).sum(-1, keepdim=True)  # (B, N, I, 1)
     dq_w, dq_r = torch.empty_like(attention.q_w), torch.empty_like(attention.q_r)
     dk = torch.zeros_like(attention.k, dtype=wide)
     dv = torch.zeros_like(attention.v, dtype=wide)
     dr = torch.zeros_like(attention.r, dtype=wide)
-    dc = None if attention.segment_score is None else torch.empty_like(delta)
+    dc = (
+        None
+        if attention.segment_score is None
+        else d_out.new_empty((*d_out.shape[:3], 1), dtype=wide)
+    )
     for chunk in attention.chunks():
         elements = slice(chunk.b0, chunk.b1)
         probabilities = attention.softmax_(attention.scores(chunk)).flatten(0, 1)
@@ -306,8 +300,7 @@ def rel_attention_backward(
             dropped = probabilities * factor.flatten(0, 1)
             d_scores *= factor.flatten(0, 1)
         _accumulate_bmm(dv[elements], dropped.to(q.dtype).transpose(1, 2), d_chunk)
-        d_scores -= delta[chunk.index].flatten(0, 1).to(attention.score_dtype)
-        d_scores *= probabilities  # dS = P (dP - D), scale folded into the queries
+        softmax_backward_(d_scores, probabilities)  # the scale is folded into the queries
         if dc is not None:
             view = d_scores.view(-1, attention.heads, *d_scores.shape[1:])
             dc[chunk.index] = (view * attention.segments_differ(chunk)).sum(

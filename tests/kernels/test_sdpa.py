@@ -1,0 +1,429 @@
+"""Backend ``sdpa``: the reference's numbers in float64, eager's accuracy below, bounded memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hf_oracle import F64, MASKS, Problem, assert_same, hf_attention, make_problem, run
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from xlnet_fast import ops, reference
+from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
+from xlnet_fast.kernels.sdpa import rel_attention as sdpa
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.philox import keep_mask
+from xlnet_fast.tolerance import assert_within
+
+attend = functools.partial(ops.rel_attention, backend="sdpa")
+
+CHUNKS = {  # CHUNK_ELEMENTS, CHUNK_ROWS; scores of one row of one element of a problem: 16
+    "one row": (20, 2),
+    "two rows of two elements": (70, 2),
+    "three rows of all": (200, 3),
+    "whole": (sdpa.CHUNK_ELEMENTS, sdpa.CHUNK_ROWS),
+}
+
+
+@pytest.fixture
+def set_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def apply(name: str) -> None:
+        elements, rows = CHUNKS[name]
+        monkeypatch.setattr(sdpa, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(sdpa, "CHUNK_ROWS", rows)
+
+    return apply
+
+
+def chunks_of(problem: Problem) -> list[Any]:
+    x, options = problem.operands, problem.options
+    segments = (options.get("segments_q"), options.get("segments_k"))
+    attention = sdpa._Attention(
+        x["q"], x["k"], x["v"], x["r"], x["r_w_bias"], x["r_r_bias"], x.get("r_s_bias"),
+        x.get("seg_embed"), *segments, options["mask"], options.get("positions"),
+        options["memory_length"], options["scale"], 0.0, None,
+    )  # fmt: skip
+    return list(attention.chunks())
+
+
+# --- against the reference -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("segments", [0, 3])
+def test_masks_and_segments(chunks, mask, segments, set_chunks):
+    set_chunks(chunks)
+    problem = make_problem(mask=mask, segments=segments)
+    assert_same(run(attend, problem), run(reference.rel_attention, problem), 1e-12)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("targets", [None, 4])
+@pytest.mark.parametrize("mask", ["left", "uni right"])
+def test_groups_and_positions(chunks, groups, targets, mask, set_chunks):
+    set_chunks(chunks)
+    problem = make_problem(
+        mask=mask, groups=groups, queries=6, memory=2, targets=targets, segments=2
+    )
+    assert_same(run(attend, problem), run(reference.rel_attention, problem), 1e-12)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize(("queries", "memory"), [(1, 0), (1, 7), (7, 0), (3, 20), (17, 1)])
+def test_lengths(chunks, queries, memory, set_chunks):
+    set_chunks(chunks)
+    for mask in ("none", "same_length"):
+        problem = make_problem(queries=queries, memory=memory, mask=mask, segments=2)
+        assert_same(run(attend, problem), run(reference.rel_attention, problem), 1e-12)
+
+
+def test_the_chunks_of_these_tests_divide_every_direction(set_chunks):
+    for name, elements, rows in [
+        ("one row", 1, 1),
+        ("two rows of two elements", 2, 2),
+        ("three rows of all", 4, 3),
+        ("whole", 4, 5),
+    ]:
+        set_chunks(name)
+        problem = make_problem()
+        chunks = chunks_of(problem)
+        assert max(chunk.b1 - chunk.b0 for chunk in chunks) == elements
+        assert max(chunk.i1 - chunk.i0 for chunk in chunks) == rows
+        covered = torch.zeros(4, 5)
+        for chunk in chunks:
+            covered[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1] += 1
+        assert (covered == 1).all()
+        groups = {chunk.group for chunk in chunks_of(make_problem(groups=2))}
+        assert groups == {0, 1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mask", ["left", "content", "query", "bits", "uni right"])
+@pytest.mark.parametrize("targets", [None, 17])
+def test_accuracy_is_that_of_eager(dtype, mask, targets, monkeypatch):
+    monkeypatch.setattr(sdpa, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(sdpa, "CHUNK_ELEMENTS", 16 * 82 * 12 * 2)
+    # Twelve heads: the gradient of r_s_bias has one number per head, and of two numbers eager's
+    # error is a matter of luck.
+    problem = make_problem(
+        batch=4, queries=65, memory=17, heads=12, dim=8, mask=mask, segments=2, targets=targets
+    ).to(dtype)
+    actual, eager = run(attend, problem), run(hf_attention, problem)
+    exact = run(reference.rel_attention, wide(problem))
+    for name, value in actual.items():
+        assert value.dtype == dtype
+        assert_within(value, eager[name], exact[name], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_over_many_chunks_are_kept_in_fp32(dtype, monkeypatch):
+    """300 chunks of one row: a half-precision sum of so many parts stalls."""
+    monkeypatch.setattr(sdpa, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(sdpa, "CHUNK_ELEMENTS", 1)
+    problem = make_problem(batch=1, queries=300, memory=0, dim=8, mask="left", segments=2)
+    positive = {name: x.abs() if name in ("q", "v") else x for name, x in problem.operands.items()}
+    problem = replace(problem, operands=positive).to(dtype)
+    actual, eager = run(attend, problem), run(hf_attention, problem)
+    exact = run(reference.rel_attention, wide(problem))
+    for name, value in actual.items():
+        assert_within(value, eager[name], exact[name], name)
+
+
+def wide(problem: Problem) -> Problem:
+    """The same numbers in float64."""
+    return problem.to(F64)
+
+
+# --- rows and keys that must not matter ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_padding_may_hold_anything(chunks, value, set_chunks):
+    set_chunks(chunks)
+    problem = make_problem(mask="left", segments=2)
+    clean = run(attend, problem)
+    operands = dict(problem.operands)
+    padded = problem.options["mask"].key_padding
+    for name in ("k", "v"):
+        operands[name] = operands[name].masked_fill(padded[..., None, None], value)
+    assert_same(run(attend, replace(problem, operands=operands)), clean, 0.0)
+
+
+@pytest.mark.parametrize("mask", ["none", "uni"])
+@pytest.mark.parametrize("targets", [None, 3])
+def test_rows_of_r_beyond_the_table_are_not_read(mask, targets):
+    problem = make_problem(mask=mask, targets=targets)
+    clean = run(attend, problem)
+    r = problem.operands["r"]
+    _, _, keys, memory = problem.sizes
+    missing = 2 * keys - memory - r.shape[1]
+    # A causal table may have as many rows as a bidirectional one; what lies beyond is nobody's.
+    padding = torch.zeros(1, missing, 2, 4, dtype=F64)
+    beyond = torch.full((1, 3, 2, 4), float("nan"), dtype=F64)
+    longer = {**problem.operands, "r": torch.cat([r, padding, beyond], 1)}
+    dirty = run(attend, replace(problem, operands=longer))
+    assert (dirty["d r"][:, r.shape[1] :] == 0).all()
+    dirty["d r"] = dirty["d r"][:, : r.shape[1]]
+    assert_same(dirty, clean, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, F64])
+@pytest.mark.parametrize("chunks", ["one row", "whole"])
+@pytest.mark.parametrize("mask", ["nothing visible", "bits"])
+def test_a_row_that_sees_nothing_is_exactly_uniform(dtype, chunks, mask, set_chunks):
+    set_chunks(chunks)
+    keys = 8
+    problem = make_problem(mask=mask, segments=2, dim=keys)
+    operands = {name: 30 * x for name, x in problem.operands.items()}  # scores far apart
+    operands["v"] = torch.eye(keys, dtype=F64)[:, None].expand(4, keys, 2, keys)
+    out = attend(**replace(problem, operands=operands).to(dtype).operands, **problem.options)
+    rows = slice(None) if mask == "nothing visible" else slice(0, None, out.shape[1] - 1)
+    assert torch.equal(out[:, rows], torch.full_like(out[:, rows], 1 / keys))
+
+
+def test_all_rows_absent_give_zeros_even_without_current_keys():
+    problem = make_problem(queries=3, memory=5, segments=2)
+    options = {**problem.options, "positions": torch.full((4, 3), -1)}
+    result = run(attend, replace(problem, options=options))
+    assert all((value == 0).all() for value in result.values())
+    memory_only = {**options, "memory_length": 8}
+    result = run(attend, replace(problem, options=memory_only))
+    assert all((value == 0).all() for value in result.values())
+
+
+# --- strides -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [None, 4])
+def test_strides_change_nothing(targets):
+    problem = make_problem(mask="left", segments=2, targets=targets, groups=2)
+
+    def heads_first(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+    def every_second(x: Tensor) -> Tensor:
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"), dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+
+    def offset(x: Tensor) -> Tensor:
+        longer = torch.cat([torch.full_like(x[:1], float("nan")), x])
+        return longer[1:]
+
+    expected = run(attend, problem)
+    for layout in (heads_first, every_second, offset):
+        operands = {
+            name: layout(x) if x.dim() == 4 else every_second(x)
+            for name, x in problem.operands.items()
+        }
+        leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
+        out = attend(**leaves, **problem.options)
+        out.backward(heads_first(problem.grad_out()))
+        assert torch.equal(out, expected["out"])
+        for name, leaf in leaves.items():
+            assert torch.equal(leaf.grad, expected[f"d {name}"]), name
+    q = heads_first(problem.operands["q"])
+    out = attend(**{**problem.operands, "q": q}, **problem.options)
+    assert out.stride() == q.stride()
+
+
+def test_expanded_operands_and_gradients():
+    problem = make_problem(batch=3, segments=2)
+    shared = problem.operands["k"][:1].expand(3, -1, -1, -1)
+    bias = problem.operands["r_w_bias"][:, :1].expand(2, 4)
+    expanded = {**problem.operands, "k": shared, "v": shared, "r_w_bias": bias}
+    plain = {name: x.contiguous() for name, x in expanded.items()}
+    results = []
+    for operands in (expanded, plain):
+        leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
+        attend(**leaves, **problem.options).sum().backward()  # an expanded gradient
+        results.append({name: leaf.grad for name, leaf in leaves.items()})
+    for name, grad in results[0].items():
+        assert torch.equal(grad, results[1][name]), name
+
+
+def test_boolean_and_integer_options_of_any_stride():
+    problem = make_problem(mask="query", segments=3, queries=6)
+    mask = problem.options["mask"]
+    strided = {
+        name: problem.options[name].t().contiguous().t() for name in ("segments_q", "segments_k")
+    }
+    strided["mask"] = replace(
+        mask, rank_q=mask.rank_q.t().contiguous().t(), rank_k=mask.rank_k.long()
+    )
+    other = replace(problem, options={**problem.options, **strided})
+    assert_same(run(attend, other), run(attend, problem), 0.0)
+
+
+# --- dropout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_dropout_mask_is_the_definition_in_any_chunk(chunks, backend, groups, set_chunks):
+    set_chunks(chunks)
+    seed, p, keys = torch.tensor(-12345), 0.3, 8
+    problem = make_problem(dim=keys, groups=groups)
+    eye = torch.eye(keys, dtype=F64)[:, None].expand(4, keys, 2, keys)
+    operands = {**problem.operands, "v": eye}
+    out = ops.rel_attention(**operands, **problem.options, dropout_p=p, seed=seed, backend=backend)
+    keep = keep_mask(seed, p, 4, 2, (0, 5), keys).transpose(1, 2)  # (B, I, N, J)
+    assert torch.equal(out != 0, keep)
+    whole = ops.rel_attention(**operands, **problem.options, backend=backend)
+    torch.testing.assert_close(out, whole * keep / (1 - p), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("targets", [None, 4])
+def test_dropout_gradients(chunks, targets, set_chunks):
+    set_chunks(chunks)
+    problem = make_problem(mask="left", segments=2, targets=targets)
+    dropout = {"dropout_p": 0.4, "seed": torch.tensor([9])}
+    expected = run(reference.rel_attention, problem, **dropout)
+    assert_same(run(attend, problem, **dropout), expected, 1e-12)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest storage, in bytes, that any operator returns."""
+
+    nbytes = 0
+    maker = ""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, Tensor) and x.untyped_storage().nbytes() > self.nbytes:
+                self.nbytes, self.maker = x.untyped_storage().nbytes(), str(func)
+        return result
+
+
+@pytest.mark.parametrize("mask", ["content", "uni", "bits", "left"])
+@pytest.mark.parametrize("targets", [None, 96])
+def test_no_tensor_beyond_a_chunk_exists(mask, targets, monkeypatch):
+    chunk_elements = 2**15
+    monkeypatch.setattr(sdpa, "CHUNK_ELEMENTS", chunk_elements)
+    problem = make_problem(
+        batch=2, queries=768, memory=256, dim=2, mask=mask, segments=2, targets=targets
+    ).to(torch.float32)
+    x, options = problem.operands, problem.options
+    arguments = (
+        *x.values(), options["segments_q"], options["segments_k"], options["mask"],
+        options.get("positions"), options["memory_length"], options["scale"],
+        0.1, torch.tensor(1),
+    )  # fmt: skip
+    out = torch.zeros_like(x["q"])
+    grads = [torch.zeros_like(x) for x in x.values()]
+    with LargestTensor() as largest:
+        sdpa.rel_attention_forward(*arguments, out)
+        sdpa.rel_attention_backward(problem.grad_out(), out, *arguments, grads)
+    # The rows of a chunk at arbitrary positions meet the whole table of L + J rows.
+    table = chunk_elements * (1 + (768 if targets else 128) / 1024)
+    operand = max(t.numel() for t in (*arguments, problem.options["mask"].bits) if is_tensor(t))
+    assert largest.nbytes <= 4 * max(table, operand), largest.maker
+    rows = problem.sizes[1]
+    assert 4 * max(table, operand) < 4 * 2 * 2 * rows * 1024 / 4  # what it must be less than
+
+
+def is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
+
+
+# --- masked_softmax, concat_memory ---------------------------------------------------------------
+
+
+def softmax_problem(
+    mask: str, targets: int | None = None, dtype: torch.dtype = F64
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Operands and options of ``ops.masked_softmax`` from those of a rel_attention problem."""
+    problem = make_problem(mask=mask, segments=3, targets=targets)
+    batch, rows, keys, _ = problem.sizes
+    operands = {
+        "scores": torch.randn(batch, 2, rows, keys, dtype=F64),
+        "position_scores": torch.randn(batch, 2, rows, problem.operands["r"].shape[1], dtype=F64),
+        "segment_scores": torch.randn(batch, 2, rows, dtype=F64),
+    }
+    return {name: x.to(dtype) for name, x in operands.items()}, problem.options
+
+
+def run_softmax(
+    backend: str, operands: dict[str, Tensor], options: dict[str, Any], **more: Any
+) -> dict[str, Tensor]:
+    leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
+    out = ops.masked_softmax(**leaves, **options, backend=backend, **more)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=F64).cos().view(out.shape)
+    out.backward(weight.to(out.dtype))
+    return {"out": out.detach()} | {f"d {name}": leaf.grad for name, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("targets", [None, 4])
+@pytest.mark.parametrize("dropout", [{}, {"dropout_p": 0.3, "seed": torch.tensor(4)}])
+def test_masked_softmax_is_the_reference(mask, targets, dropout):
+    operands, options = softmax_problem(mask, targets)
+    actual = run_softmax("sdpa", operands, options, **dropout)
+    expected = run_softmax("reference", operands, options, **dropout)
+    assert_same(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dropout", [{}, {"dropout_p": 0.3, "seed": torch.tensor(4)}])
+def test_masked_softmax_is_as_accurate_as_the_reference(dtype, dropout):
+    operands, options = softmax_problem("left", dtype=dtype)
+    actual = run_softmax("sdpa", operands, options, **dropout)
+    eager = run_softmax("reference", operands, options, **dropout)
+    wide_operands = {name: x.to(F64) for name, x in operands.items()}
+    exact = run_softmax("reference", wide_operands, options, **dropout)
+    for name, value in actual.items():
+        assert_within(value, eager[name], exact[name], name)
+
+
+def test_masked_softmax_holds_one_batch_element_in_fp32():
+    batch, heads, queries, keys = 8, 2, 64, 64
+    scores = torch.randn(batch, heads, queries, keys).bfloat16()
+    out = torch.zeros_like(scores)
+    arguments = (
+        scores,
+        None,
+        None,
+        None,
+        None,
+        AttentionMask(causal=True),
+        None,
+        0,
+        1.0,
+        0.0,
+        None,
+    )
+    with LargestTensor() as largest:
+        sdpa_softmax.masked_softmax_forward(*arguments, out)
+    # ``out`` itself is the largest: bf16 of the whole batch, against fp32 of one element.
+    assert largest.nbytes <= 2 * out.numel()
+
+
+@pytest.mark.parametrize("mem_len", [None, 0, 1, 4, 6, 9, 50])
+@pytest.mark.parametrize("reuse_len", [None, 0, 1, 3, 50])
+@pytest.mark.parametrize("memory_length", [None, 0, 1, 5])
+def test_concat_memory_is_the_reference(mem_len, reuse_len, memory_length):
+    hidden = torch.randn(4, 2, 3)
+    memory = None if memory_length is None else torch.randn(memory_length, 2, 3)
+    actual = ops.concat_memory(hidden, memory, mem_len, reuse_len, backend="sdpa")
+    assert torch.equal(actual, reference.concat_memory(hidden, memory, mem_len, reuse_len))
+    assert actual.untyped_storage().nbytes() == 4 * actual.numel()

@@ -1,0 +1,376 @@
+"""The registered ops: schemas, fakes, autograd, compilation and export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hf_oracle import F64, MASKS, Problem, assert_same, make_problem, run
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from xlnet_fast import ops
+from xlnet_fast.masks import AttentionMask
+
+OPS = torch.ops.xlnet_fast
+SEED = torch.tensor(11)
+CASES = {
+    "plain": {},
+    "segments, ranks": {"segments": 2, "mask": "content"},
+    "targets": {"segments": 2, "mask": "query", "targets": 3},
+    "uni, groups": {"mask": "uni right", "groups": 2},
+}
+
+
+def schema_arguments(problem: Problem, dropout_p: float) -> tuple[Any, ...]:
+    """The arguments of ``xlnet_fast::rel_attention`` after q, in schema order."""
+    x, options = problem.operands, problem.options
+    names = ("k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
+    mask = options["mask"]
+    return (
+        *(x.get(name) for name in names), options.get("segments_q"), options.get("segments_k"),
+        *mask.tensors, options.get("positions"), SEED if dropout_p else None, *mask.flags,
+        options["memory_length"], options["scale"], dropout_p, "sdpa",
+    )  # fmt: skip
+
+
+def with_grad(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in args
+    )
+
+
+def small(**case: Any) -> Problem:
+    return make_problem(**{"batch": 2, "queries": 4, "memory": 2, "dim": 3, **case})
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_opcheck_rel_attention(case, dropout_p):
+    problem = small(**CASES[case])
+    q, args = problem.operands["q"], schema_arguments(problem, dropout_p)
+    torch.library.opcheck(OPS.rel_attention.default, with_grad((q, *args)))
+    out = OPS.rel_attention(q, *args)
+    torch.library.opcheck(OPS.rel_attention_backward.default, (torch.ones_like(q), out, q, *args))
+
+
+@pytest.mark.parametrize("case", ["plain", "targets"])
+def test_opcheck_two_stream_attention(case):
+    content = small(**{**CASES[case], "targets": None})
+    args = list(schema_arguments(content, 0.2))
+    q_h = content.operands["q"]
+    q_g = q_h.clone()
+    if case == "targets":
+        q_g, args[13] = q_h[:, :3].clone(), torch.tensor([[2, 0, -1], [1, 3, 2]])
+    torch.library.opcheck(OPS.two_stream_attention.default, with_grad((q_h, q_g, *args)))
+    outs = OPS.two_stream_attention(q_h, q_g, *args)
+    grads = tuple(torch.ones_like(out) for out in outs)
+    torch.library.opcheck(
+        OPS.two_stream_attention_backward.default, (*grads, *outs, q_h, q_g, *args)
+    )
+
+
+@pytest.mark.parametrize("terms", [0, 2])
+def test_opcheck_masked_softmax(terms):
+    scores = torch.randn(2, 2, 3, 5, dtype=F64)
+    extra: tuple[Any, ...] = (None,) * 4
+    if terms:
+        extra = (
+            torch.randn(2, 2, 3, 8, dtype=F64), torch.randn(2, 2, 3, dtype=F64),
+            torch.randint(0, 2, (2, 3)), torch.randint(0, 2, (2, 5)),
+        )  # fmt: skip
+    mask = MASKS["content"](2, 3, 5, torch.Generator().manual_seed(0))
+    rest = (*mask.tensors, None, SEED, *mask.flags, 2, 0.5, 0.25)
+    torch.library.opcheck(OPS.masked_softmax.default, with_grad((scores, *extra, *rest)))
+    out = OPS.masked_softmax(scores, *extra, *rest)
+    torch.library.opcheck(
+        OPS.masked_softmax_backward.default, (torch.ones_like(out), out, scores, *extra, *rest)
+    )
+
+
+@pytest.mark.parametrize("memory", [None, torch.randn(3, 2, 2)])
+@pytest.mark.parametrize("start", [0, 2])
+def test_opcheck_concat_memory(memory, start):
+    torch.library.opcheck(OPS.concat_memory.default, (torch.randn(4, 2, 2), memory, start, 4))
+
+
+# --- autograd ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("positions", [None, torch.tensor([[2, 0, -1], [1, 3, 2]])])
+@pytest.mark.parametrize("used", ["h", "g", "both"])
+def test_two_streams_are_two_calls_of_one(backend, positions, used):
+    """Outputs and gradients, also where the loss looks at one stream only."""
+    problem = small(segments=2, mask="query")
+    x, options = problem.operands, problem.options
+    q_g = x["q"].cos()[:, : 4 if positions is None else 3]
+    segments = options["segments_k"]
+    leaves = {
+        name: t.clone().requires_grad_()
+        for name, t in {
+            **{k: v for k, v in x.items() if k != "q"},
+            "q_h": x["q"],
+            "q_g": q_g,
+        }.items()
+    }
+
+    def together() -> tuple[Tensor, Tensor]:
+        return ops.two_stream_attention(
+            **leaves, segments=segments, mask=options["mask"], positions=positions,
+            scale=options["scale"], dropout_p=0.2, seed=SEED, backend=backend,
+        )  # fmt: skip
+
+    def apart() -> tuple[Tensor, Tensor]:
+        shared = {name: leaf for name, leaf in leaves.items() if name not in ("q_h", "q_g")}
+        common = {
+            **shared, "segments_k": segments, "memory_length": 2, "scale": options["scale"],
+            "dropout_p": 0.2, "backend": backend,
+        }  # fmt: skip
+        rows = torch.arange(4).expand(2, 4) if positions is None else positions.clamp(min=0)
+        rank = options["mask"].rank_q.gather(1, rows)
+        return ops.rel_attention(
+            leaves["q_h"], **common, segments_q=segments[:, 2:], seed=SEED,
+            mask=replace(options["mask"], see_self=True),
+        ), ops.rel_attention(
+            leaves["q_g"], **common, segments_q=segments[:, 2:].gather(1, rows), seed=SEED + 1,
+            mask=replace(options["mask"], rank_q=rank), positions=positions,
+        )  # fmt: skip
+
+    results = []
+    for call in (together, apart):
+        for leaf in leaves.values():
+            leaf.grad = None
+        out_h, out_g = call()
+        loss = (out_h.sin().sum() if used != "g" else 0) + (out_g.cos().sum() if used != "h" else 0)
+        loss.backward()
+        grads = {
+            name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in leaves.items()
+        }
+        results.append({"out_h": out_h.detach(), "out_g": out_g.detach(), **grads})
+    assert_same(results[0], results[1], 1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["q", "k", "r", "seg_embed"])
+def test_gradients_only_where_asked(frozen):
+    problem = small(segments=2)
+    leaves = {
+        name: x.clone().requires_grad_(name != frozen) for name, x in problem.operands.items()
+    }
+    ops.rel_attention(**leaves, **problem.options).sum().backward()
+    for name, leaf in leaves.items():
+        assert (leaf.grad is None) == (name == frozen), name
+    without = {name: x.detach() for name, x in problem.operands.items()}
+    assert not ops.rel_attention(**without, **problem.options).requires_grad
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    problem = small()
+    q = problem.operands["q"].clone().requires_grad_()
+    out = ops.rel_attention(**{**problem.operands, "q": q}, **problem.options, backend="sdpa")
+    (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"second derivative.*backend='reference'"):
+        grad.square().sum().backward()
+    reference = ops.rel_attention(
+        **{**problem.operands, "q": q}, **problem.options, backend="reference"
+    )
+    (expected,) = torch.autograd.grad(reference.square().sum(), q, create_graph=True)
+    torch.testing.assert_close(grad, expected, atol=1e-12, rtol=1e-12)
+    expected.square().sum().backward()
+    assert torch.isfinite(q.grad).all()
+
+
+# --- compile -------------------------------------------------------------------------------------
+
+
+def attend_flat(
+    backend: str, mask_flags: dict[str, bool], *tensors: Tensor, segmented: bool
+) -> Tensor:
+    """``rel_attention`` from tensors alone, the mask object made inside the traced function."""
+    q, k, v, r, r_w_bias, r_r_bias, *rest = tensors
+    options: dict[str, Any] = {}
+    if segmented:
+        names = ("r_s_bias", "seg_embed", "segments_q", "segments_k")
+        options, rest = dict(zip(names, rest[:4], strict=True)), rest[4:]
+    padding, rank_q, rank_k, seed = rest
+    mask = AttentionMask(padding, rank_q, rank_k, **mask_flags)
+    # Traced in plain ATen, the reference's dropout is ten rounds of integers: minutes of compiling.
+    dropout = {} if backend == "reference" else {"dropout_p": 0.25, "seed": seed}
+    return ops.rel_attention(
+        q, k, v, r, r_w_bias, r_r_bias, **options, **dropout, mask=mask, backend=backend
+    )
+
+
+def flat_tensors(batch: int, queries: int, memory: int, segmented: bool) -> list[Tensor]:
+    problem = make_problem(
+        batch=batch, queries=queries, memory=memory, mask="content", segments=2 * segmented
+    )
+    x, options = problem.operands, problem.options
+    mask = options["mask"]
+    segments = [options["segments_q"], options["segments_k"]] if segmented else []
+    return [*x.values(), *segments, mask.key_padding, mask.rank_q, mask.rank_k, SEED]
+
+
+def outputs_and_grads(call: Callable[..., Tensor], tensors: list[Tensor]) -> dict[str, Tensor]:
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
+    out = call(*leaves)
+    out.backward(out.detach().cos())
+    grads = {f"d {i}": x.grad for i, x in enumerate(leaves) if x.is_floating_point()}
+    return {"out": out.detach(), **grads}
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("backend", "segmented"), [("sdpa", False), ("sdpa", True), ("auto", True), ("reference", True)]
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_one_graph_for_all_sizes(backend, segmented):
+    def call(*tensors: Tensor) -> Tensor:
+        return attend_flat(backend, {"see_self": True}, *tensors, segmented=segmented)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    # No two sizes of the first call are equal, or the compiler takes them for one symbol.
+    for sizes in [(3, 5, 6), (4, 7, 2), (2, 9, 5)]:
+        tensors = flat_tensors(*sizes, segmented=segmented)
+        expected = outputs_and_grads(call, tensors)
+        assert_same(outputs_and_grads(compiled, tensors), expected, 1e-12)
+        assert counters["stats"]["unique_graphs"] == 1, f"it recompiled for {sizes}"
+    assert not counters["graph_break"]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_inductor():
+    def call(*tensors: Tensor) -> Tensor:
+        return attend_flat("sdpa", {"see_self": True}, *tensors, segmented=True)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True)
+    tensors = flat_tensors(3, 5, 6, segmented=True)
+    assert_same(outputs_and_grads(compiled, tensors), outputs_and_grads(call, tensors), 1e-12)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_the_other_ops_compile(backend):
+    problem = small(segments=2, mask="query")
+    x, mask = problem.operands, problem.options["mask"]
+    positions = torch.tensor([[2, 0, -1], [1, 3, 2]])
+
+    def call(rank_q: Tensor, rank_k: Tensor, segments: Tensor, x: dict[str, Tensor]) -> Any:
+        mask = AttentionMask(rank_q=rank_q, rank_k=rank_k)
+        others = {name: value for name, value in x.items() if name != "q"}
+        q = x["q"]
+        streams = ops.two_stream_attention(
+            q, q[:, :3], **others, segments=segments, mask=mask, positions=positions,
+            backend=backend,
+        )  # fmt: skip
+        scores = torch.einsum("bind,bjnd->bnij", q, x["k"])
+        probabilities = ops.masked_softmax(scores, mask=mask, scale=0.5, backend=backend)
+        memory = ops.concat_memory(
+            q.flatten(2).transpose(0, 1), x["k"].flatten(2).transpose(0, 1), 5, backend=backend
+        )
+        return *streams, probabilities, memory
+
+    arguments = (mask.rank_q, mask.rank_k, problem.options["segments_k"], x)
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for actual, expected in zip(compiled(*arguments), call(*arguments), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+class Attention(torch.nn.Module):
+    """Attention over one segment, with padding and segments, as a module to export."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+        problem = make_problem(segments=2)
+        for name in ("r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"):
+            self.register_parameter(name, torch.nn.Parameter(problem.operands[name]))
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, r: Tensor, segments: Tensor, padding: Tensor
+    ) -> Tensor:
+        return ops.rel_attention(
+            q, k, v, r, self.r_w_bias, self.r_r_bias, r_s_bias=self.r_s_bias,
+            seg_embed=self.seg_embed, segments_q=segments, segments_k=segments,
+            mask=AttentionMask(key_padding=padding, see_self=True), backend=self.backend,
+        )  # fmt: skip
+
+
+def export_inputs(batch: int, length: int) -> tuple[Tensor, ...]:
+    problem = make_problem(batch=batch, queries=length, memory=0, mask="left", segments=2)
+    x, options = problem.operands, problem.options
+    names = ("q", "k", "v", "r")
+    return *(x[name] for name in names), options["segments_k"], options["mask"].key_padding
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_export_with_dynamic_batch_and_length(backend, strict):
+    module = Attention(backend)
+    batch, length = torch.export.Dim("batch", max=1024), torch.export.Dim("length", max=4096)
+    row = {0: batch, 1: length}
+    shapes = (row, row, row, {1: 2 * length}, row, row)
+    exported = torch.export.export(
+        module, export_inputs(3, 6), dynamic_shapes=shapes, strict=strict
+    )
+    targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    ours = {target for target in targets if target.startswith("xlnet_fast")}
+    assert ours == ({"xlnet_fast.rel_attention.default"} if backend == "sdpa" else set())
+    foreign = {t for t in targets if not t.startswith(("aten.", "xlnet_fast.", "<built-in", "sym"))}
+    assert not foreign
+    for sizes in [(3, 6), (2, 11), (5, 4)]:
+        inputs = export_inputs(*sizes)
+        torch.testing.assert_close(
+            exported.module()(*inputs), module(*inputs), atol=1e-12, rtol=1e-12
+        )
+
+
+# --- autocast ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_runs_in_its_dtype_and_gradients_come_back_in_fp32(backend, dtype):
+    problem = make_problem(mask="left", segments=2).to(torch.float32)
+    leaves = {name: x.requires_grad_() for name, x in problem.operands.items()}
+    with torch.autocast("cpu", dtype):
+        out = ops.rel_attention(**leaves, **problem.options, backend=backend)
+    rounded = ops.rel_attention(
+        **{name: x.detach().to(dtype) for name, x in leaves.items()},
+        **problem.options,
+        backend=backend,
+    )
+    assert out.dtype == dtype
+    assert torch.equal(out, rounded)
+    out.backward(problem.grad_out().to(dtype))
+    expected = run(ops.rel_attention, problem.to(dtype), backend=backend)
+    for name, leaf in leaves.items():
+        assert leaf.grad.dtype == torch.float32
+        assert torch.equal(leaf.grad, expected[f"d {name}"].float()), name
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_autocast_mends_mixed_dtypes_and_leaves_float64_alone(backend):
+    problem = make_problem(mask="left", segments=2).to(torch.float32)
+    mixed = {**problem.operands, "q": problem.operands["q"].bfloat16()}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.rel_attention(**mixed, **problem.options, backend=backend)
+        wide = problem.to(F64)
+        exact = ops.rel_attention(**wide.operands, **wide.options, backend=backend)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(exact, ops.rel_attention(**wide.operands, **wide.options, backend=backend))

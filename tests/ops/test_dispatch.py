@@ -1,0 +1,133 @@
+"""The dispatcher is a pure function of a request: its table, its reasons, its refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.ops import _dispatch
+from xlnet_fast.ops._dispatch import BACKENDS, CAPABILITIES, OPS, Request, choose
+
+F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """A world where triton is installed and has a green record on compute capability 9.0."""
+    monkeypatch.setattr(_dispatch, "_importable", lambda module: True)
+    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("9.0",))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", "sdpa"), ("meta", "reference"), ("xla", "reference")]
+)
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_auto_away_from_gpus(op, dtype, device, expected, needs_grad):
+    choice = choose(Request(op, device, dtype, needs_grad=needs_grad))
+    assert choice.backend == expected
+    if expected == "reference":
+        assert f"sdpa: it runs on cpu and cuda, not on {device}" in choice.reason
+
+
+@pytest.mark.parametrize("gpu", ["7.5", "8.0", "9.0", "10.0", "12.0", None])
+@pytest.mark.parametrize("op", OPS)
+def test_auto_never_takes_a_gpu_kernel_without_a_record(op, gpu, monkeypatch):
+    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ())
+    choice = choose(Request(op, "cuda", BF16, gpu=gpu))
+    assert choice.backend == "sdpa"
+
+
+def test_the_missing_record_is_the_reason(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_importable", lambda module: True)
+    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("8.0",))
+    reason = choose(Request("rel_attention", "cuda", BF16, gpu="9.0")).reason
+    assert "triton: no measurement on compute capability 9.0 yet" in reason
+    assert "this GPU" in choose(Request("rel_attention", "cuda", BF16)).reason
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected", "reason"),
+    [
+        (Request("rel_attention", "cuda", BF16, 64, False, "9.0"), "triton", "first choice"),
+        (Request("two_stream_attention", "cuda", F16, 16, False, "9.0"), "triton", "first"),
+        (Request("rel_attention", "cuda", F32, 128, False, "9.0"), "triton", "first choice"),
+        (Request("rel_attention", "cuda", BF16, 64, False, "8.0"), "sdpa", "no measurement"),
+        (Request("rel_attention", "cuda", BF16, 64, True, "9.0"), "sdpa", "no backward pass"),
+        (Request("rel_attention", "cuda", BF16, 8, False, "9.0"), "sdpa", "head dims 16 to 128"),
+        (Request("rel_attention", "cuda", BF16, 256, False, "9.0"), "sdpa", "not 256"),
+        (Request("rel_attention", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
+        (Request("masked_softmax", "cuda", BF16, 64, False, "9.0"), "sdpa", "no masked_softmax"),
+        (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "sdpa", "no concat_memory"),
+        (Request("rel_attention", "cpu", BF16, 64, False), "sdpa", "runs on cuda, not on cpu"),
+    ],
+)
+@pytest.mark.usefixtures("measured")
+def test_auto_where_a_record_exists(request_, expected, reason):
+    choice = choose(request_)
+    assert choice.backend == expected
+    assert reason in choice.reason
+
+
+def test_a_module_that_is_not_installed_is_an_obstacle(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_importable", lambda module: False)
+    request = Request("rel_attention", "cuda", BF16, gpu="9.0")
+    assert "'triton' is not installed" in choose(request).reason
+    with pytest.raises(BackendUnavailable, match="'triton' is not installed"):
+        choose(request, "triton")
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_named_backend_needs_no_record():
+    request = Request("rel_attention", "cuda", BF16, gpu="8.6")
+    choice = choose(request, "triton")
+    assert (choice.backend, choice.reason) == ("triton", "asked for by name")
+
+
+@pytest.mark.parametrize(
+    ("request_", "backend", "message"),
+    [
+        (Request("rel_attention", "cpu", F32), "triton", "runs on cuda, not on cpu"),
+        (Request("rel_attention", "meta", F32), "sdpa", "runs on cpu and cuda, not on meta"),
+        (Request("masked_softmax", "cuda", F32), "triton", "it has no masked_softmax"),
+        (Request("rel_attention", "cuda", F64), "triton", "not float64"),
+        (Request("rel_attention", "cuda", F32, 8), "triton", "head dims 16 to 128, not 8"),
+        (Request("rel_attention", "cuda", F32, 64, True), "triton", "no backward pass"),
+        (Request("rel_attention", "cpu", torch.int32), "sdpa", "not int32"),
+        (Request("rel_attention", "cpu", torch.int32), "reference", "not int32"),
+    ],
+)
+@pytest.mark.usefixtures("measured")
+def test_a_named_backend_that_cannot_run_says_why(request_, backend, message):
+    with pytest.raises(BackendUnavailable, match=message) as info:
+        choose(request_, backend)
+    assert f"{backend!r} cannot run {request_.op}" in str(info.value)
+
+
+@pytest.mark.parametrize("backend", ["", "cuda", "SDPA", "Auto"])
+def test_unknown_backends_are_told_the_known_ones(backend):
+    with pytest.raises(ArgumentError, match=r"expected one of: auto, .*sdpa, reference"):
+        choose(Request("rel_attention", "cpu", F32), backend)
+
+
+def test_no_backend_at_all_gives_every_reason():
+    with pytest.raises(BackendUnavailable) as info:
+        choose(Request("rel_attention", "cpu", torch.int64))
+    for backend in BACKENDS:
+        assert f"{backend}: " in str(info.value)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_reference_is_last_and_takes_everything(op):
+    last = CAPABILITIES[-1]
+    assert last.name == "reference"
+    assert last.devices is None
+    for dtype in (F16, BF16, F32, F64):
+        assert choose(Request(op, "any device", dtype, 3, True), "reference").backend == "reference"
+
+
+def test_every_gpu_kernel_has_a_list_of_records():
+    kernels = {capability.name for capability in CAPABILITIES if capability.gpu_kernel}
+    assert kernels == set(_dispatch.MEASURED_GPUS)
