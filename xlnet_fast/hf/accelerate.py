@@ -15,6 +15,7 @@ from xlnet_fast.hf.modules import (
     FastRelativeAttention,
     Options,
     adopt,
+    checked_module,
     obstacle,
     original_class,
 )
@@ -75,7 +76,7 @@ def restore(model: Model) -> Model:
         ArgumentError: a module's class was changed again after ``accelerate`` (for example by
             ``torch.nn.utils.parametrize``); undo that first.
     """
-    modules = list(model.modules())
+    modules = list(checked_module(model).modules())
     for module in modules:
         if original_class(module) is not None and "_xlnet_fast_original" not in vars(type(module)):
             raise ArgumentError(
@@ -96,7 +97,7 @@ def restore(model: Model) -> Model:
 
 def is_accelerated(model: nn.Module) -> bool:
     """True if an XLNet inside the model is accelerated."""
-    return any(isinstance(module, FastModel) for module in model.modules())
+    return any(isinstance(module, FastModel) for module in checked_module(model).modules())
 
 
 def enable(backend: str = "auto", *, exact_dropout: bool = False) -> None:
@@ -137,9 +138,7 @@ def _checked_options(backend: str, exact_dropout: bool) -> Options:
 
 
 def _transformers(model: nn.Module) -> list[Any]:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    found = [module for module in model.modules() if isinstance(module, XLNetModel)]
+    found = [module for module in checked_module(model).modules() if isinstance(module, XLNetModel)]
     if not found:
         raise ArgumentError(
             f"{type(model).__name__} contains no XLNetModel of transformers: "

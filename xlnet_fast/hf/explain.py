@@ -13,7 +13,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.hf.modules import FastModel, obstacle, takes_context
+from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
 from xlnet_fast.ops._dispatch import OPS, Request, choose, named_or_auto
 
 
@@ -62,7 +62,9 @@ def explain(model: nn.Module) -> Explanation:
     Raises:
         ArgumentError: the model contains no HF XLNet.
     """
-    transformer = next((m for m in model.modules() if isinstance(m, XLNetModel)), None)
+    transformer = next(
+        (m for m in checked_module(model).modules() if isinstance(m, XLNetModel)), None
+    )
     if transformer is None:
         raise ArgumentError(f"{type(model).__name__} contains no XLNetModel of transformers")
     parameter = next(transformer.parameters())

@@ -26,13 +26,21 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
     """(B, I) ids to (I, B, H).
 
     Raises:
-        ArgumentError: not (B, I) integers. IndexError: an id outside the vocabulary (on CPU; a GPU
-            reports it as a device-side assertion, since looking would synchronise).
+        ShapeError, ArgumentError: not (B, I) integers, or not on the table's device.
+        IndexError: an id outside the vocabulary (on CPU; a GPU reports it as a device-side
+            assertion, since looking would synchronise).
     """
     if input_ids.dim() != 2:
         raise ShapeError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, I)")
     if input_ids.dtype not in (torch.int32, torch.int64):
         raise ArgumentError(f"input_ids has dtype {input_ids.dtype}, expected int32 or int64")
+    # A subclass, or a module that a hook offloads, may move ids by itself.
+    plain = type(embedding) is nn.Embedding and not hasattr(embedding, "_hf_hook")
+    if plain and embedding.weight.device != input_ids.device:
+        raise ArgumentError(
+            f"input_ids is on {input_ids.device}, expected the model's device: "
+            f"{embedding.weight.device}"
+        )
     if not torch.compiler.is_compiling() and input_ids.device.type == "cpu":
         size = getattr(embedding, "num_embeddings", None)
         if size is not None and input_ids.numel():
@@ -46,27 +54,54 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
     return embedded
 
 
+def check_embeds(inputs_embeds: Tensor, embedding: nn.Module, hidden_size: int) -> None:
+    """(B, I, H) in the dtype of the model's own embeddings; under autocast in any floating one.
+
+    Raises:
+        ShapeError, ArgumentError: another shape or dtype.
+    """
+    shape = tuple(inputs_embeds.shape)
+    if len(shape) != 3 or shape[2] != hidden_size:
+        raise ShapeError(
+            f"inputs_embeds has shape {shape}, expected (B, I, H) with H = {hidden_size}"
+        )
+    dtype, device = inputs_embeds.dtype, inputs_embeds.device.type
+    own = embedding.weight.dtype if type(embedding) is nn.Embedding else dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not dtype.is_floating_point or (dtype != own and not autocast):
+        raise ArgumentError(f"inputs_embeds has dtype {dtype}, expected that of the model: {own}")
+
+
 def check_mems(
-    mems: Sequence[Tensor | None] | None, layers: int, batch: int, hidden_size: int
+    mems: Sequence[Tensor | None] | None, layers: int, hidden: Tensor
 ) -> tuple[list[Tensor] | None, int]:
     """Memory per layer, all (M, B, H), and M; (None, 0) without memory.
 
+    Args:
+        mems: one entry per layer, in any floating dtype. layers: their number.
+        hidden: (I, B, H) embeddings of this segment.
+
     Raises:
         ShapeError: another number of layers, or a layer's memory of another shape.
+        ArgumentError: a layer's memory is no floating tensor, or on another device.
     """
     if mems is None or len(mems) == 0 or mems[0] is None:
         return None, 0
     if len(mems) != layers:
         raise ShapeError(f"mems has {len(mems)} entries, expected one per layer: {layers}")
-    length = mems[0].shape[0]
+    first = mems[0].shape if isinstance(mems[0], Tensor) else ()
+    shape = (first[0] if len(first) else "M", *hidden.shape[1:])
+    checked = []
     for number, memory in enumerate(mems):
-        if memory is None or tuple(memory.shape) != (length, batch, hidden_size):
-            shape = None if memory is None else tuple(memory.shape)
-            raise ShapeError(
-                f"mems[{number}] has shape {shape}, expected {(length, batch, hidden_size)} = "
-                "(M, B, H), with one M for all layers"
+        letters = "M, B, H, with one M for all layers"
+        _expect(f"mems[{number}]", memory, shape, letters, hidden.device)
+        assert memory is not None
+        if not memory.is_floating_point():
+            raise ArgumentError(
+                f"mems[{number}] has dtype {memory.dtype}, expected a floating dtype"
             )
-    return [memory for memory in mems if memory is not None], length
+        checked.append(memory)
+    return checked, checked[0].shape[0]
 
 
 def build_mask(
@@ -78,8 +113,10 @@ def build_mask(
     input_mask: Tensor | None,
     perm_mask: Tensor | None,
     permutation_ranks: tuple[Tensor, Tensor] | None,
+    created: Tensor | None,
     causal: bool,
     same_length: bool,
+    device: torch.device,
 ) -> AttentionMask:
     """The mask of one forward pass (HF combines the same parts into one dense float tensor).
 
@@ -88,7 +125,9 @@ def build_mask(
         perm_mask: (B, I, I), positive where token i must not see token j.
         permutation_ranks: (rank_q, rank_k), both (B, I) integers: the compact form, token j is
             visible to i iff ``rank_q[i] > rank_k[j]``. Not together with ``perm_mask``.
+        created: (I, J) what a user's own ``create_mask`` gave, positive where hidden, or None.
         causal: ``attn_type="uni"``. same_length: HF's option of that name.
+        device: of the model.
 
     Raises:
         ShapeError, ArgumentError: name the argument, what it is and what is expected.
@@ -97,25 +136,36 @@ def build_mask(
         raise ArgumentError(
             "give one of attention_mask (1 for real tokens) and input_mask (1 for padding)"
         )
-    padding = _padding(attention_mask, input_mask, batch, queries)
+    padding = _padding(attention_mask, input_mask, (batch, queries), device)
     if padding is not None:
         padding = F.pad(padding, (memory_length, 0))  # all may see the memory
-    bits = rank_q = rank_k = None
+    hidden = rank_q = rank_k = None
+    if created is not None:
+        keys = memory_length + queries
+        _expect("the result of create_mask", created, (queries, keys), "I, J", device)
+        hidden = created[None] > 0
     if perm_mask is not None:
         if permutation_ranks is not None:
             raise ArgumentError("give one of perm_mask and permutation_ranks")
-        _expect("perm_mask", perm_mask, (batch, queries, queries), "B, I, I")
-        bits = pack_bits(F.pad(perm_mask > 0, (memory_length, 0)))
+        _expect("perm_mask", perm_mask, (batch, queries, queries), "B, I, I", device)
+        permuted = F.pad(perm_mask > 0, (memory_length, 0))
+        hidden = permuted if hidden is None else hidden | permuted
     if permutation_ranks is not None:
+        if not isinstance(permutation_ranks, (tuple, list)) or len(permutation_ranks) != 2:
+            raise ArgumentError(
+                "permutation_ranks must be a pair of (B, I) tensors: (rank_q, rank_k)"
+            )
         rank_q, rank_k = permutation_ranks
-        for name, rank in (("rank_q", rank_q), ("rank_k", rank_k)):
-            _expect(f"permutation_ranks {name}", rank, (batch, queries), "B, I")
+        for number, rank in enumerate(permutation_ranks):
+            name = f"permutation_ranks[{number}]"
+            _expect(name, rank, (batch, queries), "B, I", device)
+            _expect_integers(name, rank)
         rank_k = F.pad(rank_k, (memory_length, 0), value=_LOWEST_RANK)
     return AttentionMask(
         key_padding=padding,
         rank_q=rank_q,
         rank_k=rank_k,
-        bits=bits,
+        bits=None if hidden is None else pack_bits(hidden),
         causal=causal,
         same_length=causal and same_length,
         see_self=True,
@@ -123,16 +173,20 @@ def build_mask(
 
 
 def build_segments(
-    token_type_ids: Tensor | None, batch: int, queries: int, memory_length: int
+    token_type_ids: Tensor | None,
+    batch: int,
+    queries: int,
+    memory_length: int,
+    device: torch.device,
 ) -> Tensor | None:
     """(B, J) int64 segment ids; memory belongs to segment 0, as in HF.
 
     Raises:
-        ShapeError, ArgumentError: wrong shape or dtype.
+        ShapeError, ArgumentError: wrong shape, dtype or device.
     """
     if token_type_ids is None:
         return None
-    _expect("token_type_ids", token_type_ids, (batch, queries), "B, I")
+    _expect("token_type_ids", token_type_ids, (batch, queries), "B, I", device)
     if token_type_ids.is_floating_point() or token_type_ids.is_complex():
         raise ArgumentError(f"token_type_ids has dtype {token_type_ids.dtype}, expected integers")
     return F.pad(token_type_ids.to(torch.int64), (memory_length, 0))
@@ -161,9 +215,15 @@ def compact_targets(target_mapping: Tensor) -> Tensor | None:
 
 
 def check_targets(
-    target_mapping: Tensor | None, target_positions: Tensor | None, batch: int, queries: int
+    target_mapping: Tensor | None,
+    target_positions: Tensor | None,
+    batch: int,
+    queries: int,
+    device: torch.device,
 ) -> None:
-    """At most one of them, of the right shape.
+    """At most one of them, of the right shape, no position twice.
+
+    The values of ``target_positions`` are looked at on the CPU only; a GPU would synchronise.
 
     Raises:
         ShapeError, ArgumentError: name the argument, what it is and what is expected.
@@ -172,14 +232,24 @@ def check_targets(
         raise ArgumentError("give one of target_mapping and target_positions")
     if target_mapping is not None:
         count = target_mapping.shape[1] if target_mapping.dim() == 3 else "I'"
-        _expect("target_mapping", target_mapping, (batch, count, queries), "B, I', I")
+        _expect("target_mapping", target_mapping, (batch, count, queries), "B, I', I", device)
     if target_positions is not None:
         count = target_positions.shape[1] if target_positions.dim() == 2 else "I'"
-        _expect("target_positions", target_positions, (batch, count), "B, I'")
-        if target_positions.dtype not in (torch.int32, torch.int64):
-            raise ArgumentError(
-                f"target_positions has dtype {target_positions.dtype}, expected int32 or int64"
-            )
+        _expect("target_positions", target_positions, (batch, count), "B, I'", device)
+        _expect_integers("target_positions", target_positions)
+        if target_positions.device.type == "cpu" and not _cannot_look(target_positions):
+            _check_positions(target_positions, queries)
+
+
+def _check_positions(target_positions: Tensor, queries: int) -> None:
+    highest = int(target_positions.max()) if target_positions.numel() else -1
+    if highest >= queries:
+        raise ArgumentError(
+            f"target_positions reach {highest}, expected at most {queries - 1} (the input has "
+            f"{queries} tokens), or a negative number for no prediction"
+        )
+    if bool((dense_mapping(target_positions, queries).sum(1) > 1).any()):
+        raise ArgumentError("target_positions name a position twice in one batch element")
 
 
 def dense_mapping(target_positions: Tensor, queries: int) -> Tensor:
@@ -189,14 +259,17 @@ def dense_mapping(target_positions: Tensor, queries: int) -> Tensor:
 
 
 def _padding(
-    attention_mask: Tensor | None, input_mask: Tensor | None, batch: int, queries: int
+    attention_mask: Tensor | None,
+    input_mask: Tensor | None,
+    shape: tuple[int, int],
+    device: torch.device,
 ) -> Tensor | None:
     """(B, I) bool, True for padding; None where nothing is padded and looking is free."""
     if attention_mask is not None:
-        _expect("attention_mask", attention_mask, (batch, queries), "B, I")
+        _expect("attention_mask", attention_mask, shape, "B, I", device)
         padding = attention_mask < 1  # HF masks where 1 - attention_mask > 0
     elif input_mask is not None:
-        _expect("input_mask", input_mask, (batch, queries), "B, I")
+        _expect("input_mask", input_mask, shape, "B, I", device)
         padding = input_mask > 0
     else:
         return None
@@ -211,8 +284,15 @@ def _cannot_look(x: Tensor) -> bool:
     return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str) -> None:
+def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device) -> None:
     if not isinstance(x, Tensor):
         raise ArgumentError(f"{name} must be a tensor ({letters}), got {type(x).__name__}")
     if tuple(x.shape) != shape:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape} = ({letters})")
+    if x.device != device:
+        raise ArgumentError(f"{name} is on {x.device}, expected the model's device: {device}")
+
+
+def _expect_integers(name: str, x: Tensor) -> None:
+    if x.dtype not in (torch.int32, torch.int64):
+        raise ArgumentError(f"{name} has dtype {x.dtype}, expected int32 or int64")

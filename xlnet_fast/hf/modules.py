@@ -80,7 +80,7 @@ class FastModel(XLNetModel):
     """HF's model without the dense mask, one-hot segments and batch-expanded positions."""
 
     supports_gradient_checkpointing = True
-    _xlnet_fast_options: Options
+    _xlnet_fast_options = Options()  # also of an instance that type(model)(config) makes
 
     def cache_mem(self, curr_out: Tensor, prev_mem: Tensor | None) -> Tensor:
         """Next memory of one layer, as HF's, without keeping the longer tensor alive."""
@@ -130,10 +130,10 @@ class FastModel(XLNetModel):
 
         embedded = self._embed(input_ids, inputs_embeds)
         queries, batch = embedded.shape[:2]
-        mems, memory_length = inputs.check_mems(mems, len(self.layer), batch, self.d_model)
-        inputs.check_targets(target_mapping, target_positions, batch, queries)
+        mems, memory_length = inputs.check_mems(mems, len(self.layer), embedded)
+        inputs.check_targets(target_mapping, target_positions, batch, queries, embedded.device)
         context = self._context(
-            target_mapping, target_positions, token_type_ids, batch, queries, memory_length,
+            target_mapping, target_positions, token_type_ids, embedded, memory_length,
             dense=output_attentions or not all(map(takes_context, self.layer)),
             mask_arguments={
                 "attention_mask": attention_mask,
@@ -160,11 +160,7 @@ class FastModel(XLNetModel):
         if input_ids is not None:
             embedded = inputs.embed_tokens(self.word_embedding, input_ids)
         elif inputs_embeds is not None:
-            if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.d_model:
-                raise ShapeError(
-                    f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, "
-                    f"expected (B, I, H) with H = {self.d_model}"
-                )
+            inputs.check_embeds(inputs_embeds, self.word_embedding, self.d_model)
             embedded = inputs_embeds.transpose(0, 1)
         else:
             raise ArgumentError("give input_ids or inputs_embeds")
@@ -177,14 +173,14 @@ class FastModel(XLNetModel):
         target_mapping: Tensor | None,
         target_positions: Tensor | None,
         token_type_ids: Tensor | None,
-        batch: int,
-        queries: int,
+        embedded: Tensor,
         memory_length: int,
         *,
         dense: bool,
         mask_arguments: dict[str, Any],
     ) -> AttentionContext:
         """Everything the layers share; ``dense`` asks for HF's form of the targets."""
+        queries, batch = embedded.shape[:2]
         if target_mapping is not None and not dense:
             target_positions = inputs.compact_targets(target_mapping)
         elif target_positions is not None and dense:
@@ -195,17 +191,24 @@ class FastModel(XLNetModel):
             mapping = target_mapping.permute(1, 2, 0)  # (I', I, B)
         if self.attn_type not in ("bi", "uni"):
             raise ArgumentError(f"attn_type is {self.attn_type!r}, expected 'bi' or 'uni'")
+        causal, created = self.attn_type == "uni", None
+        if causal and _overrides(self, "create_mask"):
+            created = self.create_mask(queries, memory_length)
         mask = inputs.build_mask(
             batch=batch,
             queries=queries,
             memory_length=memory_length,
-            causal=self.attn_type == "uni",
-            same_length=self.same_length,
+            created=created,
+            causal=causal,
+            same_length=self.same_length and created is None,
+            device=embedded.device,
             **mask_arguments,
         )
         return AttentionContext(
             mask=mask,
-            segments=inputs.build_segments(token_type_ids, batch, queries, memory_length),
+            segments=inputs.build_segments(
+                token_type_ids, batch, queries, memory_length, embedded.device
+            ),
             positions=target_positions,
             target_mapping=mapping,
             backend=self._xlnet_fast_options.backend,
@@ -231,15 +234,18 @@ class FastModel(XLNetModel):
                 f"config.bi_data splits the batch into two halves, but it has {batch} elements: "
                 "expected an even batch size"
             )
-        table = relative_positions(
-            queries,
-            keys,
-            self.d_model,
-            attn_type=self.attn_type,
-            bi_data=self.bi_data,
-            clamp_len=self.clamp_len,
-            device=device,
-        )
+        if _overrides(self, "relative_positional_encoding", "positional_embedding"):
+            table = self.relative_positional_encoding(queries, keys, bsz=batch, device=device)
+        else:
+            table = relative_positions(
+                queries,
+                keys,
+                self.d_model,
+                attn_type=self.attn_type,
+                bi_data=self.bi_data,
+                clamp_len=self.clamp_len,
+                device=device,
+            )
         dropping = self.dropout.training and self.dropout.p > 0
         if dropping and self._xlnet_fast_options.exact_dropout:
             table = table.repeat_interleave(batch // table.shape[1], dim=1)
@@ -308,6 +314,13 @@ def _batch_first(attention: Any) -> Any:
     return attention.permute(2, 3, 0, 1).contiguous()
 
 
+def checked_module(model: Any) -> nn.Module:
+    """The argument; an ArgumentError if it is no module."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
 def takes_context(layer: nn.Module) -> bool:
     """True for an accelerated layer, False for one that needs HF's dense arguments."""
     return isinstance(layer, FastLayer)
@@ -325,9 +338,17 @@ def obstacle(module: nn.Module) -> str | None:
     for method in methods:
         if getattr(type(module), method) is not getattr(base, method):
             return f"{name} overrides {method}"
-    if "forward" in module.__dict__:
-        return f"{name} has a forward of its own on the instance"
+        if method in module.__dict__:
+            return f"{name} has a {method} of its own on the instance"
     return obstacle(module.rel_attn) if isinstance(module, XLNetLayer) else None
+
+
+def _overrides(model: XLNetModel, *methods: str) -> bool:
+    """True if a user's subclass, or the instance, has its own version of one of HF's methods."""
+    return any(
+        name in model.__dict__ or getattr(type(model), name) is not getattr(XLNetModel, name)
+        for name in methods
+    )
 
 
 def adopt(module: nn.Module, fast: type) -> None:

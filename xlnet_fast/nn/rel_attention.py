@@ -57,7 +57,15 @@ class RelativeAttentionCore(nn.Module):
         Returns:
             (output_h, output_g), and with ``output_attentions`` a third element: probabilities
             (I, J, B, N), or a pair of them with two streams.
+
+        Raises:
+            ShapeError: h, g, r or memory is not of rank 3, or not of width H; ops check the rest.
         """
+        _check_rank(h=h, g=g, r=r, memory=memory)
+        if memory is not None and memory.shape[1:] != h.shape[1:]:
+            raise ShapeError(
+                f"memory has shape {tuple(memory.shape)}, expected (M, {h.shape[1]}, {h.shape[2]})"
+            )
         source = h if memory is None else torch.cat([memory.to(h.dtype), h], dim=0)
         keys, values = _project(source, self.k), _project(source, self.v)  # (B, J, N, D)
         table = _project(r.to(h.dtype), self.r)  # (G, P, N, D)
@@ -226,8 +234,18 @@ class RelativeAttention(RelativeAttentionCore):
         return self.attend(h, g, context, r, memory, output_attentions)
 
 
+def _check_rank(**tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and x.dim() != 3:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected 3 dimensions, (S, B, H)")
+
+
 def _project(x: Tensor, weight: Tensor) -> Tensor:
     """(S, B, H) by (H, N, D) to (B, S, N, D), a view of an (S, B, N, D) product."""
+    if x.shape[-1] != weight.shape[0]:
+        raise ShapeError(
+            f"hidden states or table of shape {tuple(x.shape)}, expected width {weight.shape[0]}"
+        )
     product = torch.matmul(x, _like(weight, x).flatten(1))
     return product.unflatten(-1, weight.shape[1:]).transpose(0, 1)
 

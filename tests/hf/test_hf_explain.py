@@ -1,0 +1,113 @@
+"""explain: the table for every situation, and that it says what really runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hf_parity import accelerated, random_ids, tiny_model
+from torch import nn
+from transformers import XLNetForSequenceClassification, XLNetLMHeadModel, XLNetModel
+
+import xlnet_fast
+from xlnet_fast import _extension
+from xlnet_fast.ops import rel_attention as rel_attention_module
+from xlnet_fast.ops._dispatch import OPS
+
+
+def rows_of(model):
+    return {(row.op, row.mode): row for row in xlnet_fast.explain(model).rows}
+
+
+def test_model_that_is_not_accelerated():
+    explanation = xlnet_fast.explain(tiny_model(XLNetLMHeadModel))
+    assert explanation.rows == ()
+    assert "not accelerated" in str(explanation)
+    assert "xlnet_fast.accelerate" in str(explanation)
+    assert explanation.title == "XLNetLMHeadModel on cpu, float32"
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+def test_every_op_and_mode_has_a_row(backend):
+    rows = rows_of(accelerated(tiny_model(XLNetForSequenceClassification), backend=backend))
+    assert {op for op, _ in rows} == set(OPS)
+    assert {mode for op, mode in rows if op != "concat_memory"} == {"inference", "training"}
+    assert ("concat_memory", "training") not in rows  # memory carries no gradient
+    for row in rows.values():
+        assert row.backend == ("sdpa" if backend == "auto" else backend)
+        if backend == "auto":
+            assert "triton" in row.reason
+        else:
+            assert row.reason == "asked for by name"
+
+
+def test_backend_that_cannot_run_here():
+    model = accelerated(tiny_model(XLNetModel), backend="triton")
+    rows = rows_of(model)
+    row = rows["rel_attention", "inference"]
+    assert row.backend == "none: raises"
+    assert "runs on cuda, not on cpu" in row.reason
+    # Ops that this backend does not have run on another: the name is that of the attention.
+    assert rows["masked_softmax", "inference"].backend == "sdpa"
+    assert rows["concat_memory", "inference"].backend == "sdpa"
+    with pytest.raises(xlnet_fast.BackendUnavailable, match="runs on cuda, not on cpu"):
+        model(random_ids(2, 5))
+
+
+def test_device_and_dtype_decide():
+    model = accelerated(tiny_model(XLNetModel))
+    assert "bfloat16" in xlnet_fast.explain(model.bfloat16()).title
+    with torch.autocast("cpu", torch.float16):
+        assert "float16" in xlnet_fast.explain(model.float()).title
+    meta = rows_of(model.to("meta"))
+    assert {row.backend for row in meta.values()} == {"reference"}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_the_table_tells_what_runs(backend, monkeypatch):
+    model = accelerated(tiny_model(XLNetModel), backend=backend)
+    chosen = []
+    choose = rel_attention_module.__globals__["choose"]
+
+    def spy(*args):
+        chosen.append(choose(*args))
+        return chosen[-1]
+
+    monkeypatch.setitem(rel_attention_module.__globals__, "choose", spy)
+    model(random_ids(2, 5))
+    expected = rows_of(model)["rel_attention", "inference"]
+    assert {(c.backend, c.reason) for c in chosen} == {(expected.backend, expected.reason)}
+
+
+def test_printed_form():
+    text = str(xlnet_fast.explain(accelerated(tiny_model(XLNetLMHeadModel))))
+    for word in ("op", "mode", "backend", "why", *OPS):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_missing_extension_is_named(monkeypatch):
+    model = accelerated(tiny_model(XLNetModel))
+    monkeypatch.setattr(_extension, "why_missing", lambda: "no compiler was found")
+    assert "no compiler was found" in " ".join(xlnet_fast.explain(model).notes)
+    monkeypatch.setattr(_extension, "why_missing", lambda: None)
+    assert xlnet_fast.explain(model).notes == ()
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear(2, 2), nn.Sequential()])
+def test_what_is_no_xlnet(wrong):
+    for function in (xlnet_fast.explain, xlnet_fast.accelerate):
+        with pytest.raises(
+            xlnet_fast.ArgumentError, match=f"{type(wrong).__name__} contains no XLNet"
+        ):
+            function(wrong)
+    assert not xlnet_fast.is_accelerated(wrong)
+    assert xlnet_fast.restore(wrong) is wrong
+
+
+@pytest.mark.parametrize("name", ["accelerate", "restore", "explain", "is_accelerated"])
+@pytest.mark.parametrize("wrong", ["xlnet-base-cased", None, XLNetModel])
+def test_what_is_no_module(name, wrong):
+    with pytest.raises(
+        xlnet_fast.ArgumentError, match=r"expected a torch.nn.Module, got (str|NoneType|type)"
+    ):
+        getattr(xlnet_fast, name)(wrong)
