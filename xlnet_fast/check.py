@@ -1,0 +1,349 @@
+"""``xlnet-fast check``: is every backend right, on this machine, for this model?
+
+Three computations of one XLNet, each by every backend that can run here, in fp32 and bf16: two
+segments with memory, padding and segment ids; two streams; a training step with every gradient.
+Each tensor is held to the project's tolerance (``xlnet_fast.tolerance``), whose yardstick is
+Hugging Face's own code in the same dtype and whose truth is that code in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from transformers import XLNetModel
+
+from xlnet_fast.checkpoint import load_model
+from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.hf import accelerate
+from xlnet_fast.ops._dispatch import BACKENDS, Request, choose
+from xlnet_fast.tolerance import error_and_bound
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BATCH, LENGTH, TARGETS = 2, 40, 7
+
+Results = dict[str, Tensor]
+Computation = Callable[[nn.Module, int], Results]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One computation on one device in one dtype by one backend.
+
+    ``error`` and ``bound`` are those of ``worst``, the tensor nearest to its bound or furthest
+    beyond; ``status`` is "ok", "FAILED" or "not run", and ``reason`` says why it is not "ok".
+    """
+
+    computation: str
+    device: str
+    dtype: str
+    backend: str
+    status: str
+    reason: str = ""
+    tensors: int = 0
+    worst: str = ""
+    error: float = math.nan
+    bound: float = math.nan
+
+
+def run_check(model: str | None = None, console: Console | None = None) -> int:
+    """Check one model, print a table, and return 0, or 1 when anything failed.
+
+    Args:
+        model: an XLNet class of transformers for a small random model, a checkpoint folder, a
+            Hub id, or None.
+
+    Raises:
+        ArgumentError: the model does not exist, cannot be read or is no XLNet.
+    """
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, 120), highlight=False)
+    base, title = load_model(model)
+    verdicts = []
+    with console.status("") as status:
+        for verdict in check_model(base, lambda text: status.update(Text(text))):
+            verdicts.append(verdict)
+    _show(console, title, verdicts)
+    states = [verdict.status for verdict in verdicts]
+    return 0 if "ok" in states and "FAILED" not in states else 1
+
+
+def check_model(base: nn.Module, say: Callable[[str], None] = lambda _: None) -> Iterator[Verdict]:
+    """The verdicts on an fp32 model, one by one; ``say`` hears what comes next."""
+    base = copy.deepcopy(base)
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # drawn differently by Hugging Face and by us, so compared by tests only
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for name, compute in COMPUTATIONS.items():
+        for dtype_name, dtype in DTYPES.items():
+            rounded = copy.deepcopy(base).to(dtype)
+            double = _mended(copy.deepcopy(rounded).double(), torch.float64)
+            trials = [
+                _Trial(name, device, dtype_name, backend, rounded)
+                for device in devices
+                for backend in BACKENDS
+            ]
+            batches = _batches(name, base)
+            for batch in range(batches):
+                say(f"{name}, {dtype_name}, batch {batch + 1} of {batches}")
+                exact = compute(double, batch)
+                for device in devices:
+                    model = copy.deepcopy(rounded).to(device)
+                    eager = compute(_mended(copy.deepcopy(model), dtype), batch)
+                    for trial in trials:
+                        if trial.device == device:
+                            trial.run(compute, model, batch, eager, exact)
+            yield from (trial.verdict() for trial in trials)
+
+
+def _batches(computation: str, model: nn.Module) -> int:
+    """How many batches make a fair yardstick.
+
+    The gradient of r_s_bias is one number per head, times a vector: with few of them, the largest
+    error of two equally good codes differs by more than the rule's factor now and then.
+    """
+    return max(3, -(-64 // _trunk(model).config.n_head)) if computation == TRAINING else 3
+
+
+class _Trial:
+    """One backend's results on all batches of one computation, held to the rule.
+
+    A tensor's error is the largest over the batches, and so is its bound: on one batch alone,
+    Hugging Face is exact by luck now and then, and a bound from that would fail code as good.
+    """
+
+    def __init__(
+        self, computation: str, device: str, dtype: str, backend: str, model: nn.Module
+    ) -> None:
+        self.device, self.backend = device, backend
+        self.where = (computation, device, dtype, backend)
+        self.obstacle = _cannot_run(computation, device, DTYPES[dtype], backend, model)
+        self.failure = ""
+        self.measured: dict[str, tuple[float, float]] = {}
+
+    def run(
+        self, compute: Computation, model: nn.Module, batch: int, eager: Results, exact: Results
+    ) -> None:
+        """One batch; after a failure, nothing."""
+        if self.obstacle or self.failure:
+            return
+        try:
+            actual = compute(accelerate(copy.deepcopy(model), self.backend), batch)
+        except Exception as error:  # whatever it is, the user asked whether this works
+            self.failure = f"raised {type(error).__name__}: {error}"
+            return
+        if actual.keys() != exact.keys():
+            self.failure = f"not Hugging Face's tensors: {sorted(actual.keys() ^ exact.keys())}"
+            return
+        for key, value in exact.items():
+            off, allowed = error_and_bound(actual[key], eager[key], value)
+            before = self.measured.get(key, (0.0, 0.0))
+            self.measured[key] = max(off, before[0]), max(allowed, before[1])
+
+    def verdict(self) -> Verdict:
+        """What to tell of it."""
+        if self.obstacle:
+            return Verdict(*self.where, "not run", self.obstacle)
+        if self.failure:
+            return Verdict(*self.where, "FAILED", self.failure)
+        count = len(self.measured)
+        worst = max(self.measured, key=lambda key: _ratio(*self.measured[key]))
+        outside = [key for key, (error, bound) in self.measured.items() if not error <= bound]
+        status = reason = ""
+        if outside:
+            reason = f"{len(outside)} of {count} tensors outside: {', '.join(outside[:4])}"
+        status = "FAILED" if outside else "ok"
+        return Verdict(*self.where, status, reason, count, worst, *self.measured[worst])
+
+
+def _ratio(error: float, bound: float) -> float:
+    return error / bound if bound > 0 else (math.inf if error > 0 else 0.0)
+
+
+def _cannot_run(
+    name: str, device: str, dtype: torch.dtype, backend: str, model: nn.Module
+) -> str | None:
+    op = "two_stream_attention" if name == TWO_STREAMS else "rel_attention"
+    gpu = None
+    if device == "cuda":
+        gpu = "{}.{}".format(*torch.cuda.get_device_capability())
+    head_dim = _trunk(model).config.d_head
+    try:
+        choose(Request(op, device, dtype, head_dim, name == TRAINING, gpu), backend)
+    except BackendUnavailable as error:
+        return str(error).partition(": ")[2]
+    return None
+
+
+# --- the computations ----------------------------------------------------------------------------
+
+
+def _trunk(model: nn.Module) -> Any:
+    """The ``XLNetModel`` inside a model, or the model itself."""
+    return next(module for module in model.modules() if isinstance(module, XLNetModel))
+
+
+def _mended(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Hugging Face's model with its position table in ``dtype``.
+
+    Its two streams multiply the fp32 table with weights of another dtype, and raise; with the table
+    cast, as its single stream does, its own code gives the result it means to give.
+    """
+    trunk = _trunk(model)
+    encode = trunk.relative_positional_encoding
+    trunk.relative_positional_encoding = lambda *a, **k: encode(*a, **k).to(dtype)
+    return model
+
+
+def _inputs(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """ids, attention_mask and token_type_ids, (B, L): row 0 padded on the left, in two segments."""
+    trunk = _trunk(model)
+    ids = torch.randint(0, trunk.config.vocab_size, (BATCH, LENGTH), generator=_random(seed))
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
+    segments = (torch.arange(LENGTH) >= LENGTH // 2).long().repeat(BATCH, 1)
+    segments[:, -1] = 2
+    given = {"input_ids": ids, "token_type_ids": segments}
+    if trunk.attn_type == "bi":  # with "uni", Hugging Face takes no mask for more than one text
+        mask[0, :9], segments[0, :9] = 0, 3
+        given["attention_mask"] = mask
+    return {name: x.to(trunk.device) for name, x in given.items()}
+
+
+def _random(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@torch.no_grad()
+def _inference(model: nn.Module, batch: int) -> Results:
+    """Two segments of text, the second with the memory of the first."""
+    trunk = _trunk(model.eval())
+    first = trunk(**_inputs(model, 2 * batch), use_mems=True)
+    second = trunk(**_inputs(model, 2 * batch + 1), use_mems=True, mems=list(first.mems))
+    results = {"last_hidden_state": second.last_hidden_state}
+    return results | {f"mems[{i}]": memory for i, memory in enumerate(second.mems)}
+
+
+@torch.no_grad()
+def _two_streams(model: nn.Module, batch: int) -> Results:
+    """A random factorisation order; predicted: its first token, which sees none, and its last."""
+    trunk = _trunk(model.eval())
+    given = _inputs(model, batch)
+    generator = _random(100 + batch)
+    ranks = torch.stack([torch.randperm(LENGTH, generator=generator) for _ in range(BATCH)])
+    order = ranks.argsort(1)
+    targets = torch.cat([order[:, :1], order[:, 1 - TARGETS :]], 1)
+    mapping = nn.functional.one_hot(targets, LENGTH).to(trunk.device, trunk.dtype)
+    if trunk.attn_type == "bi":
+        hidden = ranks[:, :, None] <= ranks[:, None, :]
+        given["perm_mask"] = hidden.to(trunk.device, torch.float32)
+    output = trunk(**given, target_mapping=mapping, output_hidden_states=True)
+    streams = {f"hidden_states[{i}]": state for i, state in enumerate(output.hidden_states)}
+    return {"last_hidden_state": output.last_hidden_state, **streams}
+
+
+def _training(model: nn.Module, batch: int) -> Results:
+    """Hidden states and the gradient of every parameter of the ``XLNetModel``.
+
+    The head's own gradients are left out: Hugging Face's code computes them from the last hidden
+    state, and some are exactly zero (the bias of a softmax), where a relative rule decides nothing.
+    """
+    model.train()
+    given = _inputs(model, batch)
+    trunk = _trunk(model)
+    if type(model).__name__ == "XLNetForMultipleChoice":
+        given = {key: torch.stack([x, x.roll(1, 0)], 1) for key, x in given.items()}
+    with torch.enable_grad():
+        if trunk is model:
+            output = model(**given, output_hidden_states=True)
+            state = output.last_hidden_state
+            direction = torch.randn(state.shape, generator=_random(200 + batch))
+            (state * direction.to(state)).mean().backward()
+        else:
+            labels = _labels(model, given["input_ids"])
+            output = model(**given, **labels, output_hidden_states=True)
+            output.loss.backward()
+    results = {f"hidden_states[{i}]": x.detach() for i, x in enumerate(output.hidden_states)}
+    for name, parameter in trunk.named_parameters():
+        if parameter.grad is not None:
+            results[f"d {name}"] = parameter.grad
+    model.zero_grad(set_to_none=True)
+    return results
+
+
+def _labels(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """What the head of a model is trained on."""
+    name, count = type(model).__name__, model.config.num_labels
+    row = torch.arange(BATCH, device=ids.device)
+    if name == "XLNetLMHeadModel":
+        return {"labels": ids}
+    if name == "XLNetForSequenceClassification":
+        if model.config.problem_type == "multi_label_classification":
+            return {"labels": nn.functional.one_hot(row % count, count).to(model.dtype)}
+        regression = count == 1 or model.config.problem_type == "regression"
+        shape = (BATCH,) if count == 1 else (BATCH, count)
+        return {
+            "labels": torch.ones(shape).to(ids.device, model.dtype) if regression else row % count
+        }
+    if name == "XLNetForTokenClassification":
+        return {"labels": ids % count}
+    if name == "XLNetForMultipleChoice":
+        return {"labels": row % 2}
+    spans = {"start_positions": row + 12, "end_positions": row + 17}
+    if name == "XLNetForQuestionAnswering":
+        spans |= {"cls_index": row * 0 + LENGTH - 1, "is_impossible": (row % 2).to(model.dtype)}
+    return spans
+
+
+TWO_STREAMS = "two streams"
+TRAINING = "training step"
+COMPUTATIONS: dict[str, Computation] = {
+    "memory and padding": _inference,
+    TWO_STREAMS: _two_streams,
+    TRAINING: _training,
+}
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _show(console: Console, title: str, verdicts: list[Verdict]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in ("computation", "device", "dtype", "backend"):
+        table.add_column(column, no_wrap=True)
+    for column in ("tensors", "error", "bound"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("tensor nearest to its bound", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    left_out: dict[str, None] = {}
+    for v in verdicts:
+        if v.status == "not run":
+            left_out[f"{v.backend} on {v.device} was not run: {v.reason}"] = None
+            continue
+        numbers = [str(v.tensors), f"{v.error:.1e}", f"{v.bound:.1e}"] if v.tensors else ["-"] * 3
+        style = "green" if v.status == "ok" else "bold red"
+        cells = [v.computation, v.device, v.dtype, v.backend, *numbers, v.worst or "-"]
+        table.add_row(*(Text(cell) for cell in cells), Text(v.status, style=style))
+    console.print(table)
+    for line in left_out:
+        console.print(Text(line, style="dim"))
+    failed = [v for v in verdicts if v.status == "FAILED"]
+    for v in failed:
+        where = f"{v.computation}, {v.device}, {v.dtype}, {v.backend}"
+        console.print(Text(f"FAILED: {where}: {v.reason}", style="bold red"))
+    passed = sum(v.status == "ok" for v in verdicts)
+    console.print(
+        Text(
+            f"{passed} passed, {len(failed)} failed. Error: largest against float64; bound: twice "
+            "that of Hugging Face's own code in the same dtype plus one rounding."
+        )
+    )

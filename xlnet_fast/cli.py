@@ -1,0 +1,225 @@
+"""The command line: ``xlnet-fast info | check | bench | kernels-report``.
+
+A wrong argument, a file or checkpoint that cannot be used, a missing network: one sentence on
+stderr and exit code 2. A failed check or benchmark: exit code 1. Torch is imported by the commands
+and not here, so that ``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from xlnet_fast._version import __version__
+from xlnet_fast.errors import ArgumentError, XLNetFastError
+
+BAD_INPUT = 2
+# Typer carries its own copy of click, or uses click itself, depending on its version.
+_ClickException: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+class _Commands(TyperGroup):
+    """The commands, with every foreseen error told in one sentence."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As the base class; an error's exit code is returned outside the standalone mode."""
+        names = (args, prog_name, complete_var)
+        try:
+            code = super().main(*names, False, windows_expand_args, **extra)
+        except _ClickException as error:
+            message = error.format_message().replace("Value error, ", "").strip().rstrip(".")
+            code = _fail(f"{message[:1].lower()}{message[1:]}; see xlnet-fast --help")
+        except XLNetFastError as error:
+            code = _fail(str(error))
+        except typer.Abort:
+            code = 130
+        if standalone_mode:
+            sys.exit(code or 0)
+        return code
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+class Preset(str, Enum):
+    """How much ``bench`` measures."""
+
+    quick = "quick"
+    full = "full"
+
+
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"xlnet-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Fast XLNet: what runs on this machine, whether it is right, and how fast it is."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show versions, devices, what is built, what is missing, and which backend runs each op."""
+    from xlnet_fast import info as information
+
+    facts = information.gather()
+    if as_json:
+        print(information.to_json(facts))
+    else:
+        information.render(facts)
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="An XLNet class of transformers, a checkpoint folder or a Hub id; "
+            "by default a small random XLNetLMHeadModel.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compare every backend that can run here with Hugging Face's code, on one model."""
+    from xlnet_fast.check import run_check
+
+    raise typer.Exit(run_check(model))
+
+
+@app.command()
+def bench(
+    preset: Annotated[Preset, typer.Option(help="How much to measure.")] = Preset.quick,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint folder or Hub id; default: xlnet-base geometry, random weights.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text file; default: the built-in text.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:N; default: the GPU if any.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16 alone.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for CSV, plots and page.")] = Path("bench_out"),
+) -> None:
+    """Time Hugging Face's XLNet and the accelerated one side by side, after checking they agree."""
+    benchmarks = _benchmarks()
+    if model is not None:
+        from xlnet_fast.checkpoint import load_config
+
+        load_config(model)  # a wrong name is told at once and in the words of `check`
+    code = benchmarks.run_bench(
+        preset.value, model, None if text is None else str(text), device, dtype, str(out)
+    )
+    raise typer.Exit(code)
+
+
+@app.command("kernels-report")
+def kernels_report(
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write the rows.", show_default=False),
+    ] = None,
+    arch: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Compute capability without the dot, such as 90; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Compile the GPU kernels without a GPU; exit 1 on a spill or too much shared memory."""
+    if json_path is not None:
+        _check_writable(json_path)
+    from xlnet_fast.kernels import report
+
+    known = report.known_archs()
+    for number in arch or ():
+        if number not in known:
+            names = ", ".join(map(str, known))
+            raise ArgumentError(f"--arch {number} is unknown here, expected one of: {names}")
+    raise typer.Exit(report.run_report(json_path, tuple(dict.fromkeys(arch or ()))))
+
+
+def _check_writable(path: Path) -> None:
+    """Before minutes of compiling: can this file be written?"""
+    folder = path.parent
+    if path.is_dir():
+        raise ArgumentError(f"--json {path} is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise ArgumentError(f"--json {path}: the folder {folder} does not exist")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ArgumentError(f"--json {path} cannot be written to")
+
+
+def _benchmarks() -> ModuleType:
+    """The module with ``run_bench``: installed with the package, or beside it in a checkout."""
+    if importlib.util.find_spec("xlnet_fast.benchmarks") is not None:
+        return importlib.import_module("xlnet_fast.benchmarks.run")
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / "benchmarks" / "run.py").is_file():
+        raise XLNetFastError(
+            "the benchmarks are not part of this installation: reinstall the package, or run "
+            "this in a checkout of the repository"
+        )
+    # First, because other packages leave a top-level `benchmarks` behind.
+    sys.path.insert(0, str(checkout))
+    return importlib.import_module("benchmarks.run")
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app(prog_name="xlnet-fast")
+
+
+if __name__ == "__main__":
+    main()
