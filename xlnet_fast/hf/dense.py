@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from xlnet_fast.masks import row_positions
 from xlnet_fast.nn import AttentionContext
+from xlnet_fast.nn.rel_attention import stream_mask
 
 
 def dense_arguments(
@@ -34,8 +35,7 @@ def dense_arguments(
     rows = row_positions(None, queries, h.device)
     masks: list[Tensor | None] = []
     for see_self in (True, False):
-        parts = (*context.mask.tensors, context.mask.causal, context.mask.same_length, see_self)
-        hidden = type(context.mask)(*parts).hidden(rows, keys, memory_length)
+        hidden = stream_mask(context.mask, see_self).hidden(rows, keys, memory_length)
         if hidden is not None:
             hidden = hidden.expand(batch, -1, -1).permute(1, 2, 0)[..., None].to(h.dtype)
         masks.append(hidden)

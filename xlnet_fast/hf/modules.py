@@ -329,10 +329,12 @@ def takes_context(layer: nn.Module) -> bool:
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer or attention module keeps HF's dense interface, None if it can be accelerated."""
     name = type(module).__name__
+    methods: tuple[str, ...] = ("forward",)
+    base: type = XLNetRelativeAttention
     if isinstance(module, XLNetRelativeAttention):
-        methods, base = ("forward", "rel_attn_core", "rel_shift_bnij"), XLNetRelativeAttention
+        methods += ("rel_attn_core", "rel_shift_bnij")
     elif isinstance(module, XLNetLayer):
-        methods, base = ("forward",), XLNetLayer
+        base = XLNetLayer
     else:
         return f"{name} is not a layer of HF's XLNet"
     for method in methods:
@@ -353,7 +355,8 @@ def _overrides(model: XLNetModel, *methods: str) -> bool:
 
 def adopt(module: nn.Module, fast: type) -> None:
     """Give a module its accelerated class."""
-    module.__class__ = accelerated_class(type(module), fast)
+    original: Any = type(module)
+    module.__class__ = accelerated_class(original, fast)
 
 
 def original_class(module: nn.Module) -> type | None:
@@ -388,5 +391,5 @@ def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
 
 
 def _rebuild(original: type, fast: type) -> Any:
-    cls = accelerated_class(original, fast)
+    cls: Any = accelerated_class(original, fast)
     return cls.__new__(cls)

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,7 +47,7 @@ class RelativeAttentionCore(nn.Module):
         r: Tensor,
         memory: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Any, ...]:
         """One attention layer over the content stream h and, if given, the query stream g.
 
         Args:
@@ -73,6 +76,7 @@ class RelativeAttentionCore(nn.Module):
         if g is not None:
             streams.append(self._query_rows(_project(g, self.q), context))
         biases = tuple(_like(bias, h) for bias in (self.r_w_bias, self.r_r_bias))
+        vectors: Sequence[Tensor]
         if output_attentions:
             vectors, probabilities = self._attend_visibly(
                 streams, (keys, values, table, *biases), context
@@ -166,7 +170,7 @@ class RelativeAttentionCore(nn.Module):
                 segment_scores=segment_scores,
                 segments_q=segments_q,
                 segments_k=context.segments,
-                mask=_stream_mask(context.mask, number),
+                mask=stream_mask(context.mask, see_self=number == 0),
                 scale=self.scale,
                 dropout_p=dropout_p,
                 seed=None if seed is None else seed + number,
@@ -229,7 +233,7 @@ class RelativeAttention(RelativeAttentionCore):
         r: Tensor,
         memory: Tensor | None = None,
         output_attentions: bool = False,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Any, ...]:
         """See :meth:`RelativeAttentionCore.attend`."""
         return self.attend(h, g, context, r, memory, output_attentions)
 
@@ -259,5 +263,14 @@ def _like(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.to(x.dtype)
 
 
-def _stream_mask(mask: AttentionMask, stream: int) -> AttentionMask:
-    return AttentionMask(*mask.tensors, mask.causal, mask.same_length, see_self=stream == 0)
+def stream_mask(mask: AttentionMask, see_self: bool) -> AttentionMask:
+    """The mask of one stream: the content stream sees itself, the query stream does not."""
+    return AttentionMask(
+        key_padding=mask.key_padding,
+        rank_q=mask.rank_q,
+        rank_k=mask.rank_k,
+        bits=mask.bits,
+        causal=mask.causal,
+        same_length=mask.same_length,
+        see_self=see_self,
+    )

@@ -127,12 +127,13 @@ def _rel_attention(q: Tensor, *args: Any) -> Tensor:
     check_positions(call.positions, call.k.shape[1] - call.memory_length)
     if q.numel() == 0:
         return out
+    arguments = (q, *call.kernel_args(), out)
     if call.backend == "sdpa":
-        sdpa_attention.rel_attention_forward(q, *call.kernel_args(), out)
+        sdpa_attention.rel_attention_forward(*arguments)
     elif call.backend == "triton":
         from xlnet_fast.kernels.triton import rel_attention as triton_attention
 
-        triton_attention.rel_attention_forward(q, *call.kernel_args(), out)
+        triton_attention.rel_attention_forward(*arguments)
     else:
         raise BackendUnavailable(f"no registered backend {call.backend!r} of rel_attention")
     return out
@@ -149,7 +150,8 @@ def _rel_attention_backward(
     grads = _empty_grads((q, *call.gradient_likes))
     if q.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
-    sdpa_attention.rel_attention_backward(grad_out, out, q, *call.kernel_args(), grads)
+    arguments = (grad_out, out, q, *call.kernel_args(), grads)
+    sdpa_attention.rel_attention_backward(*arguments)
     return grads
 
 
@@ -205,7 +207,8 @@ def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
     out = torch.empty_like(scores, memory_format=torch.contiguous_format)
     check_positions(args[8], scores.shape[3] - args[13])
     if scores.numel():
-        sdpa_softmax.masked_softmax_forward(scores, *_softmax_args(args), out)
+        arguments = (scores, *_softmax_args(args), out)
+        sdpa_softmax.masked_softmax_forward(*arguments)
     return out
 
 
@@ -215,7 +218,8 @@ def _masked_softmax_backward(
     grads = _empty_grads((scores, args[0], args[1]))
     if scores.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
-    sdpa_softmax.masked_softmax_backward(grad_out, out, scores, *_softmax_args(args), grads)
+    arguments = (grad_out, out, scores, *_softmax_args(args), grads)
+    sdpa_softmax.masked_softmax_backward(*arguments)
     return grads
 
 

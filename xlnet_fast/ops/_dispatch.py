@@ -96,7 +96,7 @@ def choose(request: Request, backend: str = "auto") -> Choice:
                 return Choice(backend, "asked for by name")
         known = ", ".join(("auto", *BACKENDS))
         raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
-    passed_over = []
+    passed_over: list[str] = []
     for capability in CAPABILITIES:
         obstacle = why_not(capability, request) or _not_measured(capability, request)
         if obstacle is None:

@@ -84,7 +84,13 @@ def rel_attention(
         BackendUnavailable: the named backend cannot run this; the message says why.
     """
     check_tensor("q", q, 4, "B, I, N, D")
-    tensors = {"k": k, "v": v, "r": r, "r_w_bias": r_w_bias, "r_r_bias": r_r_bias}
+    tensors: dict[str, Tensor | None] = {
+        "k": k,
+        "v": v,
+        "r": r,
+        "r_w_bias": r_w_bias,
+        "r_r_bias": r_r_bias,
+    }
     tensors |= {"r_s_bias": r_s_bias, "seg_embed": seg_embed}
     q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = _autocast(q, *tensors.values())
     memory_length = _memory_length(q, k, positions, memory_length)
