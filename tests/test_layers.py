@@ -27,7 +27,7 @@ LAYERS = [
     {"ops"},
     {"nn"},
     {"hf"},
-    {"text", "train", "generate", "serve"},
+    {"text", "checkpoint", "info", "check", "train", "generate", "serve"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},
 ]

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import XLNetModel
 
 from xlnet_fast import reference
-from xlnet_fast.masks import AttentionMask
+from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.philox import keep_mask
 
 TIGHT = 1e-12
@@ -328,11 +328,22 @@ def test_masked_softmax_gives_hugging_faces_probabilities(mask, segments):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_masked_softmax_of_half_precision_is_computed_in_fp32(dtype):
-    scores = (torch.randn(2, 2, 4, 300, dtype=F64) * 8).to(dtype)
-    actual = reference.masked_softmax(scores, memory_length=296)
-    exact = torch.softmax(scores.to(F64), -1)
+    """One rounding of the result, none of the sum of the terms, and no overflow of -1e30."""
+    keys = 300
+    scores = (torch.randn(2, 2, 4, keys, dtype=F64) * 8).to(dtype)
+    position_scores = (torch.randn(2, 2, 4, keys + 4, dtype=F64) * 8).to(dtype)
+    hidden = torch.rand(2, 4, keys) < 0.5
+    hidden[:, 0] = True
+    options = {"mask": AttentionMask(bits=pack_bits(hidden)), "scale": 0.37}
+    actual = reference.masked_softmax(scores, position_scores=position_scores, **options)
+    exact = reference.masked_softmax(
+        scores.to(F64), position_scores=position_scores.to(F64), **options
+    )
     assert actual.dtype == dtype
-    torch.testing.assert_close(actual, exact.to(dtype), atol=0, rtol=torch.finfo(dtype).eps)
+    smallest = torch.finfo(dtype).tiny
+    torch.testing.assert_close(actual, exact.to(dtype), atol=smallest, rtol=torch.finfo(dtype).eps)
+    uniform = torch.tensor(1 / keys, dtype=dtype)
+    assert (actual[:, :, 0] == uniform).all()
 
 
 def hf_cache_mem(

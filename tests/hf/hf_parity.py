@@ -1,9 +1,8 @@
 """One model, three runs: Hugging Face in the working dtype, ours, and Hugging Face in float64.
 
-``run`` gives every floating output and the gradient of every parameter under a fixed linear loss, by
-name. ``TIGHT`` is for float64, where HF's own result is the oracle; elsewhere ``compare`` applies the
-one tolerance rule, with the largest error over a few inputs, so that no tensor of one element decides
-by luck.
+``run`` gives every output and the gradient of every parameter under a fixed linear loss, by name.
+``TIGHT`` is for float64, where HF's own result is the oracle; elsewhere ``compare`` applies the one
+tolerance rule, to the largest error over a few inputs, so that no single element decides by luck.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def ours():
 
 
 def mems(**changes):
-    values = {number: memory for number, memory in enumerate(random_mems(BATCH, 3))}
+    values = dict(enumerate(random_mems(BATCH, 3)))
     return list((values | {int(name[1:]): value for name, value in changes.items()}).values())
 
 
@@ -83,7 +83,8 @@ SHAPES = {
     "ranks": ({"permutation_ranks": (IDS, IDS[:, 1:])}, r"permutation_ranks\[1\] has shape"),
     "too few mems": ({"mems": mems()[:1]}, f"mems has 1 entries, expected one per layer: {LAYERS}"),
     "mems of another batch": (
-        {"mems": random_mems(BATCH + 1, 3)}, r"mems\[0\] has shape \(3, 3, 16\), expected \(3, 2, 16\)"
+        {"mems": random_mems(BATCH + 1, 3)},
+        r"mems\[0\] has shape \(3, 3, 16\), expected \(3, 2, 16\)",
     ),
     "mems whose lengths differ": (
         {"mems": mems(_1=torch.ones(4, BATCH, WIDTH))},
@@ -201,7 +202,7 @@ def test_embeds_of_another_dtype_are_welcome_under_autocast(ours):
     embeds = torch.randn(BATCH, LENGTH, WIDTH).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(inputs_embeds=embeds)[0].isfinite().all()
-    with pytest.raises(ArgumentError, match="inputs_embeds has dtype torch.bfloat16"):
+    with pytest.raises(ArgumentError, match=r"inputs_embeds has dtype torch\.bfloat16"):
         ours(inputs_embeds=embeds)
 
 

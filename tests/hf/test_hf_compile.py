@@ -22,9 +22,19 @@ from transformers import (
     XLNetLMHeadModel,
     XLNetModel,
 )
+from transformers.models.xlnet.modeling_xlnet import XLNetLayer
+
+import xlnet_fast
 
 BATCH, LENGTH = 2, 6
 F64 = torch.float64
+
+
+class OwnLayer(XLNetLayer):
+    """A layer that keeps its own code, and so gets HF's dense arguments."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +46,7 @@ def fresh_dynamo():
 
 @pytest.fixture
 def poisoned_memory():
-    """Not here: a traced program would contain the poison, and so would a compiler's own buffers."""
+    """Not here: a traced program would contain the poison, and so would a compiler's buffers."""
 
 
 def inputs_of(kind, batch=BATCH, length=LENGTH):
@@ -55,6 +65,19 @@ def inputs_of(kind, batch=BATCH, length=LENGTH):
         rank = torch.arange(length).repeat(batch, 1)
         inputs |= {"target_positions": torch.tensor(rows), "permutation_ranks": (rank, rank)}
     return inputs
+
+
+@pytest.mark.parametrize("layer", [None, "own"])
+def test_one_graph_with_probabilities_and_dense_arguments(layer):
+    model = tiny_model(XLNetLMHeadModel, F64, n_layer=1)
+    if layer == "own":
+        model.transformer.layer[0].__class__ = OwnLayer
+    xlnet_fast.accelerate(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = inputs_of("two streams") | {"output_attentions": True}
+    with torch.no_grad():
+        actual, expected = (run(m, inputs, backward=False) for m in (compiled, model))
+    assert_tight(actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["plain", "padding", "mems", "two streams", "compact"])

@@ -1,6 +1,6 @@
 """Dropout in training: exact against HF under the same masks, and the same distribution without.
 
-HF and ours draw in another order, so equality needs the masks of one run to be replayed in the other.
+HF and ours draw in another order, so equality needs the masks of one run replayed in the other.
 Pointwise masks are recorded in order; those of the probabilities follow from the recorded seeds by
 ``philox.keep_mask``, whose value is the same on every backend.
 """
@@ -122,9 +122,12 @@ def run_both(model, inputs, monkeypatch, positions=None, **options):
     return actual, expected
 
 
+KINDS = ["one stream", "compact", "dense", "attentions", "attentions, two streams"]
+
+
 @pytest.mark.parametrize("exact_dropout", [False, True])
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
-@pytest.mark.parametrize("kind", ["one stream", "compact", "dense", "attentions"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_gradients_under_the_same_masks(kind, backend, exact_dropout, monkeypatch):
     cls = XLNetForSequenceClassification if kind == "one stream" else XLNetLMHeadModel
     model = tiny_model(cls, F64, dropout=P, summary_last_dropout=P)
@@ -135,12 +138,12 @@ def test_outputs_and_gradients_under_the_same_masks(kind, backend, exact_dropout
         "mems": random_mems(BATCH, 3),
     }
     positions = None
-    if kind in ("compact", "dense"):
+    if kind in ("compact", "dense", "attentions, two streams"):
         mapping = one_hot_targets([[4, 0, -1], [2, 3, 1]], LENGTH)
-        inputs["target_mapping"] = mapping if kind == "compact" else 0.5 * mapping
+        inputs["target_mapping"] = 0.5 * mapping if kind == "dense" else mapping
         inputs["perm_mask"] = torch.ones(BATCH, LENGTH, LENGTH).triu()
         positions = torch.tensor([[4, 0, -1], [2, 3, 1]]) if kind == "compact" else None
-    inputs["output_attentions"] = kind == "attentions"
+    inputs["output_attentions"] = kind.startswith("attentions")
     options = {"backend": backend, "exact_dropout": exact_dropout}
     actual, expected = run_both(model, in_dtype(inputs, F64), monkeypatch, positions, **options)
     assert_tight(actual, expected)
@@ -148,7 +151,7 @@ def test_outputs_and_gradients_under_the_same_masks(kind, backend, exact_dropout
 
 @pytest.mark.parametrize("bi_data", [False, True])
 def test_exact_dropout_draws_one_table_per_batch_element(bi_data, monkeypatch):
-    """By default the batch (or each half of it) shares a table; exactly, each element has its own."""
+    """By default the batch (or each half of it) shares a table, else each element has its own."""
     shapes = []
     for exact in (False, True):
         tape = Tape()

@@ -113,7 +113,7 @@ def test_repeated_calls():
 
 def test_unknown_backend_changes_nothing():
     xlnet_fast.enable("sdpa")
-    with pytest.raises(xlnet_fast.ArgumentError, match="unknown backend 'fast'.*sdpa"):
+    with pytest.raises(xlnet_fast.ArgumentError, match=r"unknown backend 'fast'.*sdpa"):
         xlnet_fast.enable("fast")
     assert AutoModel.from_config(tiny_config())._xlnet_fast_options.backend == "sdpa"
 

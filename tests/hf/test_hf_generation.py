@@ -70,7 +70,7 @@ def test_half_precision(dtype, strategy):
     """HF raises; its own code with every dtype mended by hand chooses among the same logits."""
     model = tiny_model(XLNetLMHeadModel, dtype)
     ids = random_ids(2, 5)
-    with pytest.raises(RuntimeError, match="dtype|Float"):
+    with pytest.raises(RuntimeError, match=r"dtype|Float"):
         generate(model, ids, **STRATEGIES[strategy])
     ours = accelerated(model)
     tokens = generate(ours, ids, **STRATEGIES[strategy])

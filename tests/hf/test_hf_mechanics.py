@@ -257,7 +257,7 @@ def test_parametrized_parameters(when):
         xlnet_fast.restore(model)
         assert not isinstance(attention, FastRelativeAttention)
     else:
-        with pytest.raises(xlnet_fast.ArgumentError, match="Parametrized.*changed after"):
+        with pytest.raises(xlnet_fast.ArgumentError, match=r"Parametrized.*changed after"):
             xlnet_fast.restore(model)
         assert xlnet_fast.is_accelerated(model)
         for layer in model.layer:

@@ -92,7 +92,7 @@ def test_hugging_face_raises_on_two_streams_in_half_precision_and_ours_runs(dtyp
     """HF's table and target_mapping stay fp32; the arguments here are those HF's docs name."""
     model = tiny_model(XLNetLMHeadModel, dtype)
     inputs = inputs_of("one-hot") | {"mems": None}
-    with pytest.raises(RuntimeError, match="dtype|Float"):
+    with pytest.raises(RuntimeError, match=r"dtype|Float"):
         model(**inputs)
     logits = accelerated(model)(**inputs).logits
     assert logits.dtype == dtype

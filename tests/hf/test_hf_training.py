@@ -39,7 +39,7 @@ def train(model, batches):
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        losses.append(float(output.loss))
+        losses.append(output.loss.item())
     return torch.tensor(losses), [p.detach().clone() for p in model.parameters()]
 
 

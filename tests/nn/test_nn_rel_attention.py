@@ -128,7 +128,7 @@ def test_parameters_are_named_and_shaped_as_hugging_faces():
 def test_initial_weights():
     torch.manual_seed(0)
     ours = RelativeAttention(64, 4, initializer_range=0.02, layer_norm_eps=1e-6)
-    assert abs(float(ours.q.std()) - 0.02) < 0.001
+    assert abs(ours.q.std().item() - 0.02) < 0.001
     assert torch.equal(ours.layer_norm.weight, torch.ones(64))
     assert ours.layer_norm.eps == 1e-6
 
@@ -174,7 +174,7 @@ def test_backends_agree_and_a_missing_one_raises(layer, attentions):
 
 
 BAD = {
-    "h of rank 2": ({"h": torch.ones(LENGTH, WIDTH, dtype=F64)}, ShapeError, r"h has shape \(5, 8\)"),
+    "h of rank 2": ({"h": torch.ones(LENGTH, 8, dtype=F64)}, ShapeError, r"h has shape \(5, 8\)"),
     "g of rank 2": ({"g": torch.ones(2, WIDTH, dtype=F64)}, ShapeError, r"g has shape \(2, 8\)"),
     "memory of another width": (
         {"memory": torch.ones(MEMORY, BATCH, 3, dtype=F64)},
@@ -182,10 +182,14 @@ BAD = {
         r"memory has shape \(3, 2, 3\), expected \(M, 2, 8\)",
     ),
     "table of another width": (
-        {"r": torch.ones(2 * KEYS, 1, 3, dtype=F64)}, ShapeError, r"shape \(16, 1, 3\), expected width 8"
+        {"r": torch.ones(2 * KEYS, 1, 3, dtype=F64)},
+        ShapeError,
+        r"shape \(16, 1, 3\), expected width 8",
     ),
     "h of another width": (
-        {"h": torch.ones(LENGTH, BATCH, 3, dtype=F64), "memory": None}, ShapeError, r"shape \(5, 2, 3\), expected width 8"
+        {"h": torch.ones(LENGTH, BATCH, 3, dtype=F64), "memory": None},
+        ShapeError,
+        r"shape \(5, 2, 3\), expected width 8",
     ),
     "short table": ({"r": torch.ones(KEYS, 1, WIDTH, dtype=F64)}, ShapeError, "r has 8 rows"),
     "groups": ({"r": torch.ones(2 * KEYS, 3, WIDTH, dtype=F64)}, ShapeError, "r has 3 groups"),

@@ -52,7 +52,9 @@ def small(**case: Any) -> Problem:
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 def test_opcheck_rel_attention(case, dropout_p):
     problem = small(**CASES[case])
-    q, args = problem.operands["q"], schema_arguments(problem, dropout_p)
+    args = schema_arguments(problem, dropout_p)
+    # Dense but not contiguous: the fakes must predict the output's strides too.
+    q = problem.operands["q"].transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(OPS.rel_attention.default, with_grad((q, *args)))
     out = OPS.rel_attention(q, *args)
     torch.library.opcheck(OPS.rel_attention_backward.default, (torch.ones_like(q), out, q, *args))
@@ -103,9 +105,12 @@ def test_opcheck_concat_memory(memory, start):
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize("positions", [None, torch.tensor([[2, 0, -1], [1, 3, 2]])])
-@pytest.mark.parametrize("used", ["h", "g", "both"])
-def test_two_streams_are_two_calls_of_one(backend, positions, used):
-    """Outputs and gradients, also where the loss looks at one stream only."""
+@pytest.mark.parametrize(("used", "see_self"), [("h", False), ("g", True), ("both", True)])
+def test_two_streams_are_two_calls_of_one(backend, positions, used, see_self):
+    """Outputs and gradients, also where the loss looks at one stream only.
+
+    Each stream has its own ``see_self``, whatever the mask says.
+    """
     problem = small(segments=2, mask="query")
     x, options = problem.operands, problem.options
     q_g = x["q"].cos()[:, : 4 if positions is None else 3]
@@ -121,7 +126,8 @@ def test_two_streams_are_two_calls_of_one(backend, positions, used):
 
     def together() -> tuple[Tensor, Tensor]:
         return ops.two_stream_attention(
-            **leaves, segments=segments, mask=options["mask"], positions=positions,
+            **leaves, segments=segments, positions=positions,
+            mask=replace(options["mask"], see_self=see_self),
             scale=options["scale"], dropout_p=0.2, seed=SEED, backend=backend,
         )  # fmt: skip
 
