@@ -53,26 +53,26 @@ class Case:
 CASES = {
     # one part of a mask at a time, then together; J spans several tiles of keys
     "masks-none": Case(rows=65, memory=70),
-    "masks-padding-right": Case(rows=65, memory=70, mask=("padding",)),
-    "masks-padding-left": Case(rows=65, mask=("padding_left",)),
+    "masks-padding-right": Case(rows=33, memory=70, mask=("padding",)),
+    "masks-padding-left": Case(rows=33, mask=("padding_left",)),
     "masks-padding-self": Case(rows=65, mask=("padding_left", "see_self"), segments=True),
     "masks-padding-all-of-one": Case(rows=17, mask=("padding_all",)),
     "masks-padding-all-self": Case(rows=17, mask=("padding_all", "see_self")),
-    "masks-ranks": Case(rows=65, memory=17, mask=("ranks",)),
-    "masks-ranks-self": Case(rows=65, memory=17, mask=("ranks", "see_self")),
-    "masks-bits": Case(rows=65, memory=17, mask=("bits",)),
+    "masks-ranks": Case(rows=33, memory=17, mask=("ranks",)),
+    "masks-ranks-self": Case(rows=33, memory=17, mask=("ranks", "see_self")),
+    "masks-bits": Case(rows=33, memory=17, mask=("bits",)),
     "masks-bits-shared": Case(batch=3, rows=17, mask=("bits",), bits_batch=1),
     "masks-bits-self": Case(rows=17, memory=1, mask=("bits", "see_self")),
-    "masks-causal": Case(rows=65, memory=70, mask=("causal",)),
-    "masks-causal-self-padding": Case(rows=65, mask=("causal", "padding_left", "see_self")),
-    "masks-causal-padding": Case(rows=65, mask=("causal", "padding_left")),
+    "masks-causal": Case(rows=33, memory=70, mask=("causal",)),
+    "masks-causal-self-padding": Case(rows=33, mask=("causal", "padding_left", "see_self")),
+    "masks-causal-padding": Case(rows=33, mask=("causal", "padding_left")),
     "masks-same-length": Case(rows=130, memory=65, mask=("causal", "same_length")),
-    "masks-same-length-uni": Case(rows=65, memory=65, mask=("causal", "same_length"), uni=True),
+    "masks-same-length-uni": Case(rows=33, memory=65, mask=("causal", "same_length"), uni=True),
     "masks-all": Case(
         rows=65, memory=17, mask=("padding", "ranks", "bits", "causal", "same_length")
     ),
     "masks-all-self": Case(
-        rows=65, memory=17, segments=True,
+        rows=33, memory=17, segments=True,
         mask=("padding", "ranks", "bits", "causal", "same_length", "see_self"),
     ),
     "masks-see-self-alone": Case(rows=17, mask=("see_self",)),
@@ -109,25 +109,25 @@ CASES = {
     ),
     # dropout: bit for bit the mask of xlnet_fast.philox
     "dropout-plain": Case(rows=17, memory=70, dropout_p=0.1),
-    "dropout-masks": Case(
-        rows=65, memory=17, dropout_p=0.5, segments=True, mask=("padding", "bits", "causal")
+    "dropout-masked": Case(
+        rows=33, memory=17, dropout_p=0.5, segments=True, mask=("padding", "bits", "causal")
     ),
-    "dropout-self": Case(rows=65, memory=3, dropout_p=0.5, mask=("padding_left", "see_self")),
-    "dropout-hidden-rows": Case(rows=65, dropout_p=0.5, mask=("padding_all",)),
+    "dropout-self": Case(rows=33, memory=3, dropout_p=0.5, mask=("padding_left", "see_self")),
+    "dropout-hidden-rows": Case(rows=33, dropout_p=0.5, mask=("padding_all",)),
     "dropout-positions": Case(rows=17, current=65, dropout_p=0.9, positions="any"),
     # NaN where nothing may be read, or must not matter
     "hostile-nan-padding": Case(rows=65, mask=("padding_left",), nan_in_padding=True),
     "hostile-nan-padding-self": Case(
-        rows=65, memory=3, mask=("padding", "see_self"), nan_in_padding=True, segments=True
+        rows=33, memory=3, mask=("padding", "see_self"), nan_in_padding=True, segments=True
     ),
     "hostile-nan-padding-all": Case(rows=17, mask=("padding_all",), nan_in_padding=True),
     "hostile-nan-padding-all-self": Case(
         rows=17, mask=("padding_all", "see_self", "bits"), nan_in_padding=True
     ),
     "hostile-nan-padding-hidden-rows": Case(
-        rows=65, mask=("padding", "bits", "ranks"), nan_in_padding=True, dropout_p=0.3
+        rows=33, mask=("padding", "bits", "ranks"), nan_in_padding=True, dropout_p=0.3
     ),
-    "hostile-large-scores": Case(rows=65, memory=17, mask=("padding",), values={"q": 30.0}),
+    "hostile-large-scores": Case(rows=33, memory=17, mask=("padding",), values={"q": 30.0}),
     "hostile-strided-positions": Case(
         rows=17, current=33, head_dim=24, positions="absent", strided=True, mask=("bits",)
     ),

@@ -63,7 +63,7 @@ def test_render_shows_every_row():
 def test_compiles_for_a_chip_that_is_not_there():
     seen = []
     (made,) = report.compile_report(
-        (90,), dtypes=("bf16",), head_dims=(64,), features=("plain",), workers=1,
+        (90,), dtypes=("bf16",), head_dims=(64,), features=("content",), workers=1,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert set(made) >= KEYS
@@ -80,7 +80,7 @@ def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
     large = report.rel_attention.Config(128, 128, 4, 1)
     monkeypatch.setattr(report.rel_attention, "choose_config", lambda *_, **__: large)
     rows = report.compile_report(
-        (80,), dtypes=("bf16",), head_dims=(64,), features=("plain",), workers=1
+        (80,), dtypes=("bf16",), head_dims=(64,), features=("content",), workers=1
     )
     assert rows[0]["spill_bytes"] > 0
     assert len(report.check(rows)) == 1
@@ -149,16 +149,14 @@ def launched(features: report.Features, monkeypatch) -> dict:
     b, i, j, n, d = 2, 64, 80, 2, 64
     every, half = features.everything, {"dtype": torch.bfloat16}
     q, k = torch.zeros(b, i, n, d, **half), torch.zeros(b, j, n, d, **half)
-    bias, segments = torch.zeros(n, d, **half), (None,) * 4
-    if features.segments:
-        rows = (torch.zeros(b, i).long(), torch.zeros(b, j).long())
-        segments = (bias, torch.zeros(2, n, d, **half), *rows)
+    bias, embed = torch.zeros(n, d, **half), torch.zeros(2, n, d, **half)
+    segments = (bias, embed, torch.zeros(b, i).long(), torch.zeros(b, j).long())
     mask = AttentionMask(
-        key_padding=torch.zeros(b, j).bool() if features.padding else None,
+        key_padding=torch.zeros(b, j).bool(),
         rank_q=torch.zeros(b, i).int() if every else None,
         rank_k=torch.zeros(b, j).int() if every else None,
         bits=torch.zeros(b, i, j // 8).byte() if every else None,
-        causal=features.causal, same_length=features.causal, see_self=features.see_self,
+        causal=True, same_length=True, see_self=features.see_self,
     )  # fmt: skip
     positions = torch.zeros(b, i).int() if every else None
     r = torch.zeros(1, j + 1 if every else j + i, n, d, **half)
