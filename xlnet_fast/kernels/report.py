@@ -4,7 +4,7 @@
 with the `cuobjdump` that ships with Triton: these are the bits that would run, assembled with
 Triton's own flags. Local memory in a Triton kernel is spilled registers, nothing else.
 
-A configuration is compiled with the sets of arguments that cost the most registers, see `FEATURES`.
+A configuration is compiled with the arguments that cost it the most registers, see `FEATURES`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.box import SIMPLE
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -43,22 +45,17 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Features:
-    """Which optional arguments a compiled kernel has."""
+    """Which optional arguments a compiled kernel has, beyond segments, padding and causality."""
 
     heavy: bool  # which of the two tiles `choose_config` gives
-    segments: bool = True
-    padding: bool = True
-    causal: bool = True  # with same_length
-    see_self: bool = False
+    see_self: bool
     everything: bool = False  # ranks, bits, positions, dropout and a short r
 
 
 FEATURES = {
-    "plain": Features(heavy=False, segments=False, padding=False, causal=False),
     "content": Features(heavy=False, see_self=True),
-    "query": Features(heavy=False),
     "content-all": Features(heavy=True, see_self=True, everything=True),
-    "query-all": Features(heavy=True, everything=True),
+    "query-all": Features(heavy=True, see_self=False, everything=True),
 }
 
 
@@ -107,7 +104,7 @@ def compile_report(
         arguments.
 
     Raises:
-        BackendUnavailable: Triton is missing or runs as an interpreter.
+        BackendUnavailable: Triton is missing or runs as an interpreter; a process was killed.
         ArgumentError: a chip, dtype or feature set that is not known; a failing compilation.
     """
     _require_compiler()
@@ -148,23 +145,32 @@ def check(rows: Sequence[dict[str, Any]]) -> list[str]:
     return problems
 
 
-def render(rows: Sequence[dict[str, Any]]) -> Table:
-    """The report as a table: one line per chip, dtype, head dim and feature set."""
-    table = Table(title="Triton kernels, compiled without a GPU")
-    for heading in ("kernel", "variant", "chip", "dtype", "head dim", "features", "tile, warps"):
-        table.add_column(heading)
-    for heading in ("registers", "spill bytes", "shared KiB", "GEMM units"):
-        table.add_column(heading, justify="right")
+def render(rows: Sequence[dict[str, Any]]) -> Group:
+    """The report as one table per kernel and variant, a line per compilation; problems in red.
+
+    Columns: chip, dtype, head dim D, features, tile and warps, registers and spilled bytes per
+    thread, shared memory per block.
+    """
+    tables: dict[tuple[str, str], Table] = {}
     for row in rows:
-        bad = bool(check([row]))
+        kernel, variant = row["kernel"], row["variant"]
+        if (kernel, variant) not in tables:
+            table = tables[kernel, variant] = Table(
+                title=f"{kernel}, variant {variant}: {row['gemm_units']} matrix products per tile",
+                box=SIMPLE,
+                pad_edge=False,
+            )
+            for heading in ("chip", "dtype", "D", "features", "tile"):
+                table.add_column(heading, no_wrap=True)
+            for heading in ("regs", "spill B", "KiB"):
+                table.add_column(heading, justify="right", no_wrap=True)
         tile = "x".join(str(row[key]) for key in ("block_m", "block_n") if key in row) or "-"
-        table.add_row(
-            row["kernel"], row["variant"], f"sm_{row['arch']}", row["dtype"], str(row["head_dim"]),
-            row.get("features", "-"), f"{tile}, {row.get('num_warps', '-')}", str(row["registers"]),
-            str(row["spill_bytes"]), f"{row['shared_bytes'] / KIB:.1f}", str(row["gemm_units"]),
-            style="bold red" if bad else None,
+        tables[kernel, variant].add_row(
+            f"sm_{row['arch']}", row["dtype"], str(row["head_dim"]), row.get("features", "-"),
+            f"{tile}, {row.get('num_warps', '-')}", str(row["registers"]), str(row["spill_bytes"]),
+            f"{row['shared_bytes'] / KIB:.1f}", style="bold red" if check([row]) else None,
         )  # fmt: skip
-    return table
+    return Group(*tables.values())
 
 
 def run_report(json_path: Path | None, archs: Sequence[int] | None = None) -> int:
@@ -231,6 +237,11 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise BackendUnavailable(
+                "a compiling process ended: it was killed, or the program that called for the "
+                "report does so outside of `if __name__ == '__main__':`; workers=1 needs neither"
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -293,12 +304,11 @@ def _source(job: Job, config: rel_attention.Config, features: Features) -> Any:
     def given(condition: bool, kind: str) -> str | None:
         return kind if condition else None
 
-    segments = given(features.segments, "*i64")
     types: dict[str, Any] = {
         "q": scalar, "k": scalar, "v": scalar, "bd": scalar, "out": scalar,
-        "biases": (scalar, *(given(features.segments, scalar),) * 2),
-        "segments": (segments, segments),
-        "mask": (given(features.padding, "*u8"), *(given(every, "*i32"),) * 2, given(every, "*u8")),
+        "biases": (scalar, scalar, scalar),
+        "segments": ("*i64", "*i64"),
+        "mask": ("*u8", *(given(every, "*i32"),) * 2, given(every, "*u8")),
         "positions": given(every, "*i32"),
         "seed": given(every, "*i64"),
         "strides": (row, row, row, row, row, "i32"),
@@ -307,7 +317,7 @@ def _source(job: Job, config: rel_attention.Config, features: Features) -> Any:
         "scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
     }  # fmt: skip
     flags = {
-        "CAUSAL": features.causal, "SAME_LENGTH": features.causal, "SEE_SELF": features.see_self,
+        "CAUSAL": True, "SAME_LENGTH": True, "SEE_SELF": features.see_self,
         "SHORT_R": every, "D": -(-job.head_dim // 16) * 16,
         "BD": rel_attention.block_d(job.head_dim), "BM": config.block_m, "BN": config.block_n,
     }  # fmt: skip

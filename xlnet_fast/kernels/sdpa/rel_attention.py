@@ -80,8 +80,8 @@ class _Attention:
         self.wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         self.score_dtype = torch.float32 if q.dtype == torch.float16 else q.dtype
 
-        self.q_w = _heads_first((q + r_w_bias) * scale)  # (B, N, I, D)
-        self.q_r = _heads_first((q + r_r_bias) * scale)  # (B, N, I, D)
+        self.q_w = _heads_first((q + r_w_bias).mul_(scale))  # (B, N, I, D)
+        self.q_r = _heads_first((q + r_r_bias).mul_(scale))  # (B, N, I, D)
         self.k = _heads_first(_clear_padded(k, mask.key_padding))  # (B, N, J, D)
         self.v = _heads_first(_clear_padded(v, mask.key_padding))  # (B, N, J, D)
         self.r = self._pack_positions(r)  # (G, N, L + J, D)
@@ -96,8 +96,10 @@ class _Attention:
         """r with exactly L + J rows: "uni" lacks the rows of hidden keys, zeros stand for them."""
         groups, table = r.shape[:2]
         needed = self.current + self.keys
+        if table >= needed:
+            return _heads_first(r[:, :needed])
         packed = r.new_zeros(groups, self.heads, needed, self.dim)
-        packed[:, :, : min(table, needed)] = r[:, :needed].transpose(1, 2)
+        packed[:, :, :table] = r.transpose(1, 2)
         return packed
 
     def chunks(self) -> Iterator[_Chunk]:
@@ -380,9 +382,9 @@ def _heads_first(x: Tensor) -> Tensor:
 
 
 def _clear_padded(x: Tensor, key_padding: Tensor | None) -> Tensor:
-    """:func:`clear_padded`, free of charge on the CPU when the padded rows are finite."""
+    """:func:`clear_padded`, at the price of one sum on the CPU when all of x is finite."""
     if key_padding is None:
         return x
-    if x.device.type == "cpu" and bool(torch.isfinite(x[key_padding]).all()):
+    if x.device.type == "cpu" and bool(torch.isfinite(x.sum(dtype=torch.float32))):
         return x
     return clear_padded(x, key_padding)
