@@ -42,8 +42,8 @@ def _file_markdown(path: Path) -> str:
     lines = [
         f"{first.device}; {versions}; {first.layers} layers, {first.features}; milliseconds, "
         f"median of interleaved rounds (`benchmarks/results/{path.name}`). Speed-ups are medians "
-        "of paired rounds, so with few rounds they need not equal the ratio of the medians; over HF "
-        "compiled counts whichever of ours has the lower median.",
+        "of paired rounds, so with few rounds they need not equal the ratio of the medians; over "
+        "HF compiled counts whichever of ours has the lower median.",
         "",
         "| batch x length | dtype | pass | HF eager | HF compiled | ours | ours compiled "
         "| over HF eager | over HF compiled | error (HF's) |",
