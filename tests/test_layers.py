@@ -21,6 +21,7 @@ PACKAGE = "xlnet_fast"
 LAYERS = [
     {"_version", "errors"},
     {"masks", "philox", "tolerance", "_extension"},
+    {"operands"},
     {"reference"},
     {"kernels"},
     {"kernels.report"},

@@ -1,0 +1,80 @@
+"""The library all ops are registered in, and how an op is attached to its schema.
+
+Registered with ``define``/``impl``/``register_fake`` (less overhead per call than ``custom_op``).
+Each op takes its backend by name, already chosen by :mod:`xlnet_fast.ops._dispatch`; an
+:class:`AttentionMask` travels as its parts. The reference backend is not here: it is plain ATen and
+is called directly, so that exported graphs lower anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.errors import BackendUnavailable
+
+LIBRARY = torch.library.Library("xlnet_fast", "FRAGMENT")
+
+PARTS = (  # of an AttentionMask, and what belongs to every attention op
+    "Tensor? key_padding, Tensor? rank_q, Tensor? rank_k, Tensor? bits, Tensor? positions, "
+    "Tensor? seed, bool causal, bool same_length, bool see_self, SymInt memory_length, "
+    "float scale, float dropout_p"
+)
+
+
+def empty_grads(likes: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Schemas cannot return an optional tensor: an empty one stands for None."""
+    first = likes[0]
+    assert first is not None
+    return tuple(first.new_empty(0) if x is None else torch.empty_like(x) for x in likes)
+
+
+def register(
+    name: str,
+    forward: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    fake_backward: Callable[..., Any] | None = None,
+    queries: int = 1,
+) -> None:
+    """Attach implementations to a schema. ``queries`` is the number of outputs with a gradient."""
+    op = f"xlnet_fast::{name}"
+    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    torch.library.register_fake(op, fake, lib=LIBRARY)
+    if backward is None or fake_backward is None:
+        return
+    LIBRARY.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{op}_backward", fake_backward, lib=LIBRARY)
+    _register_autograd(op, getattr(torch.ops.xlnet_fast, f"{name}_backward"), queries)
+
+    def refuse(ctx: Any, *grads: Tensor) -> None:
+        raise BackendUnavailable(
+            f"this backend has no second derivative of {name}; use backend='reference'"
+        )
+
+    torch.library.register_autograd(f"{op}_backward", refuse, lib=LIBRARY)
+
+
+def _register_autograd(op: str, backward_op: Callable[..., Any], outputs: int) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
+        ctx.constants = [x for x in inputs if not isinstance(x, Tensor)]
+        outs = output if isinstance(output, tuple) else (output,)
+        ctx.save_for_backward(*outs, *(x for x in inputs if isinstance(x, Tensor)))
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        saved, constants = iter(ctx.saved_tensors), iter(ctx.constants)
+        outs = [next(saved) for _ in range(outputs)]
+        inputs = [next(saved if is_tensor else constants) for is_tensor in ctx.is_tensor]
+        values = backward_op(*grads, *outs, *inputs)
+        missing = (None,) * (len(inputs) - len(values))
+        present = (
+            value if wanted else None
+            for value, wanted in zip(values, ctx.needs_input_grad[: len(values)], strict=True)
+        )
+        return *present, *missing
+
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)

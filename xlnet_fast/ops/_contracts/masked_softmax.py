@@ -1,0 +1,61 @@
+"""torch.library contract of masked_softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, empty_grads, register
+from xlnet_fast.ops._validation import check_positions
+
+_SOFTMAX = (
+    "Tensor scores, Tensor? position_scores, Tensor? segment_scores, "
+    f"Tensor? segments_q, Tensor? segments_k, {PARTS}"
+)
+
+LIBRARY.define(f"masked_softmax({_SOFTMAX}) -> Tensor")
+LIBRARY.define(
+    f"masked_softmax_backward(Tensor grad_out, Tensor out, {_SOFTMAX}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _softmax_args(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Schema arguments after ``scores`` to a kernel's arguments."""
+    scores, parts, positions, seed, flags = args[:4], args[4:8], args[8], args[9], args[10:13]
+    memory_length, scale, dropout_p = args[13:]
+    mask = AttentionMask(*parts, *flags)
+    return (*scores, mask, positions, memory_length, scale, dropout_p, seed)
+
+
+def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
+    out = torch.empty_like(scores, memory_format=torch.contiguous_format)
+    check_positions(args[8], scores.shape[3] - args[13])
+    if scores.numel():
+        arguments = (scores, *_softmax_args(args), out)
+        sdpa_softmax.masked_softmax_forward(*arguments)
+    return out
+
+
+def _masked_softmax_backward(
+    grad_out: Tensor, out: Tensor, scores: Tensor, *args: Any
+) -> tuple[Tensor, ...]:
+    grads = empty_grads((scores, args[0], args[1]))
+    if scores.numel() == 0:
+        return tuple(grad.zero_() for grad in grads)
+    arguments = (grad_out, out, scores, *_softmax_args(args), grads)
+    sdpa_softmax.masked_softmax_backward(*arguments)
+    return grads
+
+
+register(
+    "masked_softmax",
+    _masked_softmax,
+    lambda scores, *args: torch.empty_like(scores, memory_format=torch.contiguous_format),
+    _masked_softmax_backward,
+    lambda grad, out, scores, *args: empty_grads((scores, args[0], args[1])),
+)
