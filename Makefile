@@ -11,6 +11,8 @@ BENCH_OUT ?= bench_out
 BENCH_FLAGS ?= --preset quick
 PYTEST_FLAGS ?= -n 2 --benchmark-disable
 GPU_FLAGS ?= --minutes 20 --out gpu_out
+TUNE_FLAGS ?= --minutes 20 --out gpu_out --write
+SANITIZE_FLAGS ?=
 
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -20,7 +22,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(filter csrc/bindings.cpp csrc/%.h
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format ext kernels-report gpu clean
+.PHONY: help bench test lint format ext kernels-report gpu tune sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +61,12 @@ kernels-report: $(VENV)/.installed ## compile the GPU kernels without a GPU: reg
 
 gpu: ## on a GPU machine: tests and benchmarks with the system's Python, nothing installed
 	$(PYTHON) -m benchmarks.reproduce $(GPU_FLAGS)
+
+tune: ## on a GPU machine: measure every tile of the attention kernels, into the package's table
+	$(PYTHON) -m benchmarks.tune $(TUNE_FLAGS)
+
+sanitize: ## on a GPU machine: memcheck and racecheck of every Triton kernel at small shapes
+	$(PYTHON) -m benchmarks.sanitize $(SANITIZE_FLAGS)
 
 clean: ## remove what was built and every cache; .venv stays
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -35,7 +35,29 @@ from .runner import Candidate, Tensors, Work, run_case
 from .session import Session
 
 KERNEL = "model"
-PROVIDERS = ("hf_eager", "hf_compile", "ours", "ours_compile", "gemm_floor")
+
+
+def providers(device: torch.device) -> tuple[str, ...]:
+    """Return the names of all providers; what takes minutes to compile comes last.
+
+    On a GPU where `auto` does not choose the Triton kernels, they are timed by name too.
+    """
+    from xlnet_fast.ops._dispatch import Request, choose
+
+    ours: tuple[str, ...] = ("ours",)
+    if device.type == "cuda":
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        request = Request("rel_attention", "cuda", torch.bfloat16, needs_grad=True, gpu=capability)
+        if choose(request).backend != "triton":
+            ours = ("ours", "ours_triton")
+    compiled = tuple(f"{name}_compile" for name in ours)
+    return ("hf_eager", "gemm_floor", *ours, "hf_compile", *compiled)
+
+
+def backend_of(provider: str) -> str:
+    """Return the backend that a provider of ours names: `ours_triton_compile` names triton."""
+    words = provider.removeprefix("ours").removesuffix("_compile").removesuffix("_graph")
+    return words.removeprefix("_") or "auto"
 
 
 @dataclass
@@ -112,7 +134,8 @@ def bench_case(
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     candidates = [
-        _candidate(session, source, case, model, batch, optimizer, name) for name in PROVIDERS
+        _candidate(session, source, case, model, batch, optimizer, name)
+        for name in providers(session.device)
     ]
     columns = {
         "kernel": KERNEL,
@@ -133,6 +156,12 @@ def bench_case(
         candidates,
         exact_result,
         names,
+        yardstick=lambda: _result(
+            in_dtype(source.model, DTYPES[case.dtype], session.device),
+            batch,
+            case,
+            _exact_rows(case),
+        ),
     )
 
 
@@ -195,7 +224,7 @@ def make_work(
     if name.startswith("ours"):
         import xlnet_fast
 
-        own = xlnet_fast.accelerate(own)
+        own = xlnet_fast.accelerate(own, backend=backend_of(name))
     called: Any = torch.compile(own, dynamic=False) if name.endswith("_compile") else own
     if case.pass_name == FORWARD:
 
@@ -226,11 +255,13 @@ def _result(
     """Return what the check compares: the output, and for a training step some gradients.
 
     rows: batch elements per pass. Elements do not meet in the model, so outputs of parts stand side
-    by side and gradients add up.
+    by side and gradients add up, in float64 and rounded once.
     """
     trunk = getattr(model, "_orig_mod", model)
     trunk.eval()
     outputs = []
+    compared = compared_parameters(trunk).values() if case.pass_name == TRAINING_STEP else ()
+    gradients = [torch.zeros_like(p, dtype=torch.float64) for p in compared]
     # A loss of mean squares is almost constant after the last layer norm; a fixed random direction
     # is not. It is drawn for the whole batch, so that parts add up to it.
     generator = torch.Generator().manual_seed(0)
@@ -243,15 +274,13 @@ def _result(
             hidden = last_hidden(model, inputs)
             if case.pass_name == TRAINING_STEP:
                 (hidden * direction[part].to(hidden.device, hidden.dtype)).sum().backward()
+                for total, parameter in zip(gradients, compared, strict=True):
+                    if parameter.grad is not None:
+                        total += parameter.grad
+                trunk.zero_grad(set_to_none=True)
         outputs.append(hidden.detach())
-    if case.pass_name == FORWARD:
-        return [torch.cat(outputs)]
-    gradients = [
-        torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for p in compared_parameters(trunk).values()
-    ]
-    trunk.zero_grad(set_to_none=True)
-    return [torch.cat(outputs), *gradients]
+    rounded = [total.to(p.dtype) for total, p in zip(gradients, compared, strict=True)]
+    return [torch.cat(outputs), *rounded]
 
 
 def memory_request(request: dict[str, Any]) -> Callable[[], Any]:

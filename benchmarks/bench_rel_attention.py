@@ -2,7 +2,8 @@
 
 Run it alone: python -m benchmarks.bench_rel_attention --preset full --out DIR
 TFLOP/s count the necessary operations only: 6 B N I J D forward and 16 B N I J D backward for
-relative attention, 4 and 10 for content-only attention (`sdpa_flash`, the floor).
+relative attention, 4 and 10 for content-only attention (`sdpa_flash`, the floor). Dropout is drawn
+by each provider in its own way, so a case with dropout is checked without it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import torch
 from .configs import ordered
 from .record import Row
 from .rel_attention_case import (
-    FORWARD_BACKWARD,
     LEAVES,
     RelAttentionCase,
     RelAttentionInputs,
     make_inputs,
 )
-from .rel_attention_providers import HF_EAGER, Provider, all_providers, prepare
+from .rel_attention_exact import hf_result
+from .rel_attention_providers import Provider, all_providers, prepare
 from .runner import Candidate, Tensors, Work, run_case
 from .session import Session
 
@@ -37,10 +38,13 @@ def cases(session: Session) -> list[RelAttentionCase]:
             shape.queries,
             shape.memory,
             shape.heads,
-            64,
+            shape.head_dim,
             dtype,
             session.device.type,
             pass_name,
+            shape.padding,
+            shape.segments,
+            shape.dropout,
         )
         for shape, dtype, pass_name in ordered(session.preset.attention_shapes, session.preset)
     ]
@@ -73,22 +77,17 @@ def bench_case(session: Session, case: RelAttentionCase) -> list[Row]:
         "features": case.features,
     }
     names = ["out"]
-    if case.pass_name == FORWARD_BACKWARD:
+    if case.backward:
         names += [f"grad of {leaf}" for leaf in LEAVES[: len(inputs.leaves())]]
     return run_case(
         replace(session.context, plan=session.preset.attention_plan),
         f"{KERNEL} {case.label}",
         columns,
         candidates,
-        lambda: exact_result(case),
+        lambda: hf_result(case, torch.float64),
         names,
+        yardstick=lambda: hf_result(case),
     )
-
-
-def exact_result(case: RelAttentionCase) -> Tensors:
-    """Return HF's own result in float64."""
-    prepared = prepare(HF_EAGER, case, make_inputs(case, torch.float64))
-    return [x.detach() for x in prepared.standard(prepared.run())]
 
 
 def _candidate(
@@ -105,11 +104,16 @@ def _candidate(
         prepared = prepare(provider, case, inputs)
         held.append(prepared.run)
 
+        # The pass that is timed, but for dropout.
+        checked = prepared
+        if case.dropout:
+            checked = prepare(provider, replace(case, dropout=0.0), inputs)
+
         def result() -> Tensors:
             if not provider.compiles:
-                return prepared.standard(prepared.run())
+                return checked.standard(checked.run())
             with session.counted_as_compiling():
-                return prepared.standard(prepared.run())
+                return checked.standard(checked.run())
 
         return Work(prepared.run, result)
 

@@ -56,9 +56,37 @@ def check(
         if a.shape != e.shape:
             message = f"{name}: shape {tuple(a.shape)} where {tuple(e.shape)} is expected"
             return CheckResult(False, error, message)
+        if _within_on_device(a.detach(), h.detach(), e.detach()):
+            continue
         try:
             assert_within(a.detach(), h.detach(), e.detach(), name)
         except AssertionError as failure:
             lines = str(failure).strip().splitlines() or ["outside the tolerance"]
             return CheckResult(False, error, lines[0][:300])
     return CheckResult(True, error)
+
+
+def _within_on_device(actual: Tensor, eager: Tensor, exact: Tensor) -> bool:
+    """Whether the rule holds, told on the tensors' own device; False where anything is unusual.
+
+    `assert_within` brings every tensor to the host, which for the sizes of a GPU takes longer than
+    all the timing. Where dtypes are as they should be and every value is finite, as here, the rule
+    is these four maxima; everything else is left to it, and so is the message of what is red.
+    """
+    from xlnet_fast.tolerance import FACTOR
+
+    as_expected = (
+        actual.dtype == eager.dtype
+        and exact.dtype == torch.float64
+        and actual.is_floating_point()
+        and actual.device == eager.device == exact.device
+    )
+    if not as_expected or actual.numel() == 0:
+        return False
+    error = (actual.double() - exact).abs().max()
+    error_of_eager = (eager.double() - exact).abs().max()
+    largest = exact.abs().max()
+    finite = torch.isfinite(torch.stack([error, error_of_eager, largest])).all()
+    band = torch.finfo(actual.dtype).eps * largest
+    overflows = largest > torch.finfo(actual.dtype).max
+    return bool(finite & ~overflows & (error <= FACTOR * (error_of_eager + band)))

@@ -16,7 +16,7 @@ from .table import Table
 def make_console() -> Console:
     """Return a console; into a file or pipe it is wide enough for the tables."""
     console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 150))
+    return console if console.is_terminal else Console(width=max(console.width, 240))
 
 
 class Display:

@@ -36,7 +36,13 @@ _FLOORS = ("gemm_floor", "sdpa_flash")
 
 FILE_NAMES = frozenset(
     f"{stem}_{name}.png"
-    for stem in ("model", "model_training_step", "rel_attention", "rel_attention_forward_backward")
+    for stem in (
+        "model",
+        "model_training_step",
+        "rel_attention",
+        "rel_attention_backward",
+        "rel_attention_forward_backward",
+    )
     for name in ("speedup", "time", "memory")
 )
 
@@ -49,7 +55,7 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
     timed = [row for row in rows if row.status == "ok" and row.p50_us]
     written = []
     for kernel, pass_name in _groups(timed):
-        group = [r for r in timed if r.kernel == kernel and r.pass_name == pass_name]
+        group = _of_one_kind([r for r in timed if r.kernel == kernel and r.pass_name == pass_name])
         stem = kernel if pass_name == "forward" else f"{kernel}_{pass_name}"
         plots = [("speedup", _speedup_bars(group)), ("time", _time_lines(group))]
         plots.append(("memory", _memory_bars(group)))
@@ -59,6 +65,15 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
             if figure is not None
         ]
     return written
+
+
+def _of_one_kind(rows: list[Row]) -> list[Row]:
+    """Keep the features (padding, dropout, ...) measured at the most lengths: the caption's."""
+    lengths: dict[str, set[int]] = {}
+    for row in rows:
+        lengths.setdefault(row.features, set()).add(row.length)
+    most = max(lengths, key=lambda features: len(lengths[features]))
+    return [row for row in rows if row.features == most]
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ class Row:
 
     kernel: str
     provider: str
-    pass_name: str  # forward | forward_backward | training_step
+    pass_name: str  # forward | backward | forward_backward | training_step | copy | matmul
     dtype: str
     batch: int
     length: int
@@ -47,7 +47,9 @@ class Row:
     p80_us: float | None = None
     speedup_over_hf_eager: float | None = None
     speedup_over_hf_compile: float | None = None
+    time_over_floor: float | None = None  # median over the rounds; the floor leaves out work
     tflop_per_s: float | None = None
+    bandwidth_gb_s: float | None = None  # necessary bytes per second, 1 GB = 1e9 bytes
     peak_memory_mib: float | None = None
     error: float | None = None
     error_hf_eager: float | None = None
@@ -64,7 +66,8 @@ class Row:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
-        if self.status != "ok" and self.speedup_over_hf_eager is not None:
+        ratios = (self.speedup_over_hf_eager, self.speedup_over_hf_compile, self.time_over_floor)
+        if self.status != "ok" and any(ratio is not None for ratio in ratios):
             raise ValueError(f"a row with status {self.status} cannot carry a speed-up")
 
     @property
@@ -292,6 +295,39 @@ def write_environment(folder: Path, info: Mapping[str, Any]) -> Path:
     path = folder / ENVIRONMENT_FILE
     write_atomically(path, json.dumps(info, indent=2, sort_keys=True) + "\n")
     return path
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return what `write_environment` left in a folder, {} where there is none.
+
+    Raises ValueError when the file is there and is no such record.
+    """
+    try:
+        info = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    if not isinstance(info, dict):
+        raise ValueError(f"{ENVIRONMENT_FILE} holds no record of an environment")
+    return info
+
+
+def merged_environment(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a run that goes on with an earlier one's results.
+
+    What this part knows nothing of (no model and no text, where it ran no model) stays as the
+    earlier part recorded it, and both presets are named. Another device's record is not mixed in.
+    """
+    merged = dict(now)
+    if earlier.get("device") != now.get("device"):
+        return merged
+    for key, value in earlier.items():
+        if merged.get(key, "none") == "none":
+            merged[key] = value
+    presets = [
+        name for info in (earlier, now) for name in str(info.get("preset") or "").split(", ")
+    ]
+    merged["preset"] = ", ".join(dict.fromkeys(name for name in presets if name))
+    return merged
 
 
 def cases(rows: Iterable[Row]) -> list[list[Row]]:

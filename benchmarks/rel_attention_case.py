@@ -9,14 +9,21 @@ from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORWARD = "forward"
+BACKWARD = "backward"
 FORWARD_BACKWARD = "forward_backward"
+PASSES = (FORWARD, BACKWARD, FORWARD_BACKWARD)
 # Names of the tensors that carry gradients, in the order in which every provider returns them.
 LEAVES = ("q", "k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
 
 
 @dataclass(frozen=True)
 class RelAttentionCase:
-    """Sizes in the letters of the maths: B batch, I queries, M memory keys, N heads, D head dim."""
+    """Sizes in the letters of the maths: B batch, I queries, M memory keys, N heads, D head dim.
+
+    pass_name: forward, backward (of a forward done before) or forward_backward.
+    padding, segments: whether keys are padded, and whether tokens have segments.
+    dropout: of the probabilities.
+    """
 
     batch: int
     queries: int
@@ -26,13 +33,17 @@ class RelAttentionCase:
     dtype: str = "fp32"
     device: str = "cpu"
     pass_name: str = FORWARD
-    masked: bool = True
+    padding: bool = True
+    segments: bool = True
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.pass_name not in (FORWARD, FORWARD_BACKWARD):
-            raise ValueError(f"pass must be forward or forward_backward, got {self.pass_name!r}")
+        if self.pass_name not in PASSES:
+            raise ValueError(f"pass must be one of {', '.join(PASSES)}, got {self.pass_name!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
     @property
     def keys(self) -> int:
@@ -42,13 +53,21 @@ class RelAttentionCase:
     @property
     def features(self) -> str:
         """What the CSV column `features` says."""
-        return "padding+segments" if self.masked else "plain"
+        names = ["padding"] * self.padding + ["segments"] * self.segments
+        if self.dropout:
+            names.append(f"dropout {self.dropout:g}")
+        return "+".join(names) or "plain"
+
+    @property
+    def backward(self) -> bool:
+        """Whether the pass gives gradients."""
+        return self.pass_name != FORWARD
 
     @property
     def label(self) -> str:
         """A short name for tables and progress bars."""
         memory = f"+{self.memory}" if self.memory else ""
-        return f"{self.batch}x{self.queries}{memory} {self.dtype} {self.pass_name}"
+        return f"{self.batch}x{self.queries}{memory} {self.dtype} {self.features} {self.pass_name}"
 
     def flops(self, *, content_only: bool = False) -> float:
         """Return the necessary floating point operations.
@@ -58,7 +77,8 @@ class RelAttentionCase:
         """
         t = self.batch * self.heads * self.queries * self.keys * self.head_dim
         forward, backward = (4, 10) if content_only else (6, 16)
-        return float(t * (forward + (backward if self.pass_name == FORWARD_BACKWARD else 0)))
+        factor = {FORWARD: forward, BACKWARD: backward, FORWARD_BACKWARD: forward + backward}
+        return float(t * factor[self.pass_name])
 
 
 @dataclass
@@ -115,9 +135,9 @@ def make_inputs(case: RelAttentionCase, dtype: torch.dtype | None = None) -> Rel
         grad_out=draw(b, i, n, d), segments_q=None, segments_k=None, key_padding=None,
         scale=d**-0.5,
     )  # fmt: skip
-    if case.masked:
+    if case.padding or case.segments:
         _add_masks(case, inputs)
-    if case.pass_name == FORWARD_BACKWARD:
+    if case.backward:
         for leaf in inputs.leaves():
             leaf.requires_grad_()
     return inputs
@@ -126,7 +146,7 @@ def make_inputs(case: RelAttentionCase, dtype: torch.dtype | None = None) -> Rel
 def _add_masks(case: RelAttentionCase, inputs: RelAttentionInputs) -> None:
     """Left padding of 5 to 20% of the current segment, two segments; memory has segment 0."""
     b, i, m, j = case.batch, case.queries, case.memory, case.keys
-    device = inputs.q.device
+    device, dtype = inputs.q.device, inputs.q.dtype
     padding = torch.zeros(b, j, dtype=torch.bool)
     segments = torch.zeros(b, i, dtype=torch.int64)
     for row in range(b):
@@ -134,15 +154,15 @@ def _add_masks(case: RelAttentionCase, inputs: RelAttentionInputs) -> None:
         hidden = (i * (row % 4 + 1)) // 20
         padding[row, m : m + hidden] = True
         segments[row, hidden + (i - hidden) // 2 :] = 1
-    inputs.key_padding = padding.to(device)
-    inputs.segments_q = segments.to(device)
-    inputs.segments_k = torch.cat([torch.zeros(b, m, dtype=torch.int64), segments], dim=1).to(
-        device
-    )
-    dtype = inputs.q.dtype
-    own = torch.zeros(i, j, dtype=torch.bool)
-    own[torch.arange(i), m + torch.arange(i)] = True
-    hidden_from = padding[None].transpose(1, 2).expand(i, j, b) & ~own[:, :, None]
-    inputs.hf_mask = hidden_from[..., None].to(device=device, dtype=dtype)
-    differs = inputs.segments_q.t()[:, None] != inputs.segments_k.t()[None]  # (I, J, B)
-    inputs.hf_segments = torch.nn.functional.one_hot(differs.long(), 2).to(dtype)
+    if case.padding:
+        inputs.key_padding = padding.to(device)
+        own = torch.zeros(i, j, dtype=torch.bool, device=device)
+        own[torch.arange(i), m + torch.arange(i)] = True
+        hidden_from = inputs.key_padding.t()[None].expand(i, j, b) & ~own[:, :, None]
+        inputs.hf_mask = hidden_from[..., None].to(dtype)
+    if case.segments:
+        inputs.segments_q = segments.to(device)
+        memory = torch.zeros(b, m, dtype=torch.int64)
+        inputs.segments_k = torch.cat([memory, segments], dim=1).to(device)
+        differs = inputs.segments_q.t()[:, None] != inputs.segments_k.t()[None]  # (I, J, B)
+        inputs.hf_segments = torch.nn.functional.one_hot(differs.long(), 2).to(dtype)

@@ -8,13 +8,21 @@ it computes in every layer (the position scores) is inside the timed region for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rel_attention_case import FORWARD_BACKWARD, RelAttentionCase, RelAttentionInputs
+from .rel_attention_case import (
+    BACKWARD,
+    FORWARD,
+    FORWARD_BACKWARD,
+    RelAttentionCase,
+    RelAttentionInputs,
+)
 
 Result = list[Tensor]
 
@@ -23,14 +31,14 @@ Result = list[Tensor]
 class Attention:
     """An attention ready to run in a provider's own layout.
 
-    run: does the forward once.
-    leaves, grad_out: what the backward differentiates by, and where it starts.
+    run: does the forward once; returns its output, or all of them.
+    leaves, grad_out: what the backward differentiates by, and where it starts (one per output).
     to_standard: turns [out] or [out, *gradients] into the package's layout, outside the timing.
     """
 
-    run: Callable[[], Tensor]
+    run: Callable[[], Tensor | tuple[Tensor, ...]]
     leaves: list[Tensor]
-    grad_out: Tensor
+    grad_out: Tensor | tuple[Tensor, ...]
     to_standard: Callable[[Result], Result] = lambda result: result
 
 
@@ -45,6 +53,7 @@ class Provider:
     build: makes the attention for the inputs of a case.
     why_not: a reason why it cannot run a case, or None.
     exact: computes the same maths as HF, so it is checked; a floor is not.
+    compiles: goes through torch.compile, which costs time the first time.
     """
 
     name: str
@@ -63,23 +72,55 @@ class Prepared:
 
 
 def prepare(provider: Provider, case: RelAttentionCase, inputs: RelAttentionInputs) -> Prepared:
-    """Return a function that gives [out], or [out, *gradients of the leaves] with the backward."""
-    attention = provider.build(case, inputs)
+    """Return a function that gives [out], or [out, *gradients of the leaves] with the backward.
+
+    For the pass "backward" the forward is done once, here, and every call goes back through it.
+    """
+    return prepare_attention(
+        provider.build(case, inputs), case.pass_name, provider.exact, provider.compiles
+    )
+
+
+def prepare_attention(
+    attention: Attention, pass_name: str, exact: bool = True, compiles: bool = False
+) -> Prepared:
+    """Return one pass over an attention, as `prepare` does; exact and compiles: see `Provider`."""
 
     def forward() -> Result:
         with torch.no_grad():
-            return [attention.run()]
+            return [*_all(attention.run())]
+
+    def gradients(outs: tuple[Tensor, ...], *, keep: bool) -> Result:
+        # A floor leaves the position terms out, so their gradients do not exist.
+        found = torch.autograd.grad(
+            outs, attention.leaves, _all(attention.grad_out),
+            retain_graph=keep, allow_unused=not exact,
+        )  # fmt: skip
+        return [*outs, *found]
 
     def forward_backward() -> Result:
-        out = attention.run()
-        # A floor leaves the position terms out, so their gradients do not exist.
-        gradients = torch.autograd.grad(
-            out, attention.leaves, attention.grad_out, allow_unused=not provider.exact
-        )
-        return [out, *gradients]
+        return gradients(_all(attention.run()), keep=False)
 
-    run = forward_backward if case.pass_name == FORWARD_BACKWARD else forward
-    return Prepared(run, attention.to_standard)
+    if pass_name == BACKWARD:
+        with _repeatable_backward(compiles):
+            outs = _all(attention.run())
+        return Prepared(lambda: gradients(outs, keep=True), attention.to_standard)
+    passes = {FORWARD: forward, FORWARD_BACKWARD: forward_backward}
+    return Prepared(passes[pass_name], attention.to_standard)
+
+
+def _all(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def _repeatable_backward(compiles: bool) -> AbstractContextManager[object]:
+    """Compiled backward passes may overwrite what the forward saved, unless told not to."""
+    if not compiles:
+        return nullcontext()
+    from torch._functorch import config
+
+    patched: AbstractContextManager[object] = config.patch(donated_buffer=False)
+    return patched
 
 
 def _build_hf(
@@ -96,10 +137,11 @@ def _build_hf(
     r_per_element = inputs.r.expand(case.batch, -1, -1, -1)
     leaves = [native(x) for x in (inputs.q, inputs.k, inputs.v, r_per_element)]
     config = XLNetConfig(
-        n_layer=1, n_head=case.heads, d_model=case.heads * case.head_dim, d_inner=1, dropout=0.0
-    )
+        n_layer=1, n_head=case.heads, d_model=case.heads * case.head_dim, d_inner=1,
+        dropout=case.dropout,
+    )  # fmt: skip
     with torch.device("meta"):
-        module = XLNetRelativeAttention(config).eval()
+        module = XLNetRelativeAttention(config).train(case.dropout > 0)
     for name in _HF_PARAMETERS:
         # Plain tensors in place of the parameters, so that all providers share the same values.
         delattr(module, name)
@@ -153,7 +195,9 @@ def _build_sdpa_bias(case: RelAttentionCase, inputs: RelAttentionInputs) -> Atte
         if hidden is not None:
             bias = bias.masked_fill(hidden, lowest)
         q = (inputs.q + inputs.r_w_bias).transpose(1, 2)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=inputs.scale)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=case.dropout, scale=inputs.scale
+        )
         return out.transpose(1, 2)
 
     return Attention(run, inputs.leaves(), inputs.grad_out)
@@ -199,14 +243,25 @@ def _build_flex(case: RelAttentionCase, inputs: RelAttentionInputs) -> Attention
 def _flex_why_not(case: RelAttentionCase) -> str | None:
     if torch.device(case.device).type != "cuda":
         return "FlexAttention with a precomputed bias is benchmarked on GPUs only"
+    if case.dropout:
+        return "FlexAttention has no dropout"
     return None
 
 
 def _build_content_only(case: RelAttentionCase, inputs: RelAttentionInputs) -> Attention:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
+    # On a GPU flash attention by name: what PyTorch picks by itself differs between chips. It takes
+    # half precision only; fp32, and the CPU, run whatever PyTorch has.
+    flash = q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16)
 
     def run() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, scale=inputs.scale).transpose(1, 2)
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if flash else nullcontext():
+            out = F.scaled_dot_product_attention(
+                q, k, v, dropout_p=case.dropout, scale=inputs.scale
+            )
+        return out.transpose(1, 2)
 
     return Attention(run, inputs.leaves(), inputs.grad_out)
 
@@ -220,19 +275,51 @@ def _build_ours(backend: str) -> Callable[[RelAttentionCase, RelAttentionInputs]
         if inputs.key_padding is not None:
             mask = AttentionMask(key_padding=inputs.key_padding, see_self=True)
         segments = inputs.segments_q is not None
+        seed = torch.ones(1, dtype=torch.int64, device=inputs.q.device) if case.dropout else None
+
+        k, v = inputs.k, inputs.v
+        memory: dict[str, Any] = {}
+        leaves, to_standard = inputs.leaves(), _unchanged
+        if case.memory:
+            # A model projects memory and current tokens apart, so that is how they come.
+            (k_memory, k), (v_memory, v) = (_split(x, case.memory) for x in (k, v))
+            memory = {"k_memory": k_memory, "v_memory": v_memory}
+            leaves = [inputs.q, k, v, *leaves[3:], k_memory, v_memory]
+            to_standard = _join_memory
 
         def run() -> Tensor:
             return rel_attention(
-                inputs.q, inputs.k, inputs.v, inputs.r, inputs.r_w_bias, inputs.r_r_bias,
+                inputs.q, k, v, inputs.r, inputs.r_w_bias, inputs.r_r_bias, **memory,
                 r_s_bias=inputs.r_s_bias if segments else None,
                 seg_embed=inputs.seg_embed if segments else None,
                 segments_q=inputs.segments_q, segments_k=inputs.segments_k,
-                mask=mask, scale=inputs.scale, backend=backend,
+                mask=mask, scale=inputs.scale, dropout_p=case.dropout, seed=seed, backend=backend,
             )  # fmt: skip
 
-        return Attention(run, inputs.leaves(), inputs.grad_out)
+        return Attention(run, leaves, inputs.grad_out, to_standard)
 
     return build
+
+
+def _unchanged(result: Result) -> Result:
+    return result
+
+
+def _split(x: Tensor, memory: int) -> tuple[Tensor, Tensor]:
+    """Return the memory's part of (B, J, N, D) and the rest, leaves of their own."""
+    parts = x.detach().split([memory, x.shape[1] - memory], dim=1)
+    first, rest = (part.contiguous().requires_grad_(x.requires_grad) for part in parts)
+    return first, rest
+
+
+def _join_memory(result: Result) -> Result:
+    """Put the gradients of the memory's keys and values, which come last, before the others."""
+    if len(result) == 1:
+        return result
+    *result, k_memory, v_memory = result
+    result[2] = torch.cat([k_memory, result[2]], dim=1)
+    result[3] = torch.cat([v_memory, result[3]], dim=1)
+    return result
 
 
 HF_EAGER = Provider("hf_eager", _build_hf)
@@ -243,15 +330,21 @@ SDPA_BIAS = Provider("sdpa_bias", _build_sdpa_bias)
 FLEX = Provider("flex", _build_flex, _flex_why_not, compiles=True)
 SDPA_FLASH = Provider("sdpa_flash", _build_content_only, exact=False)
 OURS = Provider("ours", _build_ours("auto"))
-RIVALS = (HF_EAGER, HF_COMPILE, SDPA_BIAS, FLEX, SDPA_FLASH)
+
+
+def named_provider(backend: str) -> Provider:
+    """Return ours on a backend by name."""
+    return Provider(f"ours_{backend}", _build_ours(backend))
 
 
 def all_providers() -> tuple[Provider, ...]:
     """Return the rivals, ours as `auto` chooses, and each of our backends by name.
 
     Whether a named backend runs a case is the dispatcher's to say: it raises, the reason is shown.
+    Those that compile, which may take a minute, come last: time may run out.
     """
     from xlnet_fast.ops._dispatch import BACKENDS
 
     named = [name for name in BACKENDS if name != "reference"]
-    return (*RIVALS, OURS, *(Provider(f"ours_{name}", _build_ours(name)) for name in named))
+    ours = (OURS, *map(named_provider, named))
+    return (HF_EAGER, SDPA_FLASH, *ours, SDPA_BIAS, HF_COMPILE, FLEX)

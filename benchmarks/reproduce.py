@@ -1,11 +1,14 @@
-"""Everything in one command: build, GPU tests, kernel and model timings, within a time limit.
+"""Everything in one command: kernel and model timings, build, GPU tests, within a time limit.
 
     python3 -m benchmarks.reproduce --minutes 10 --out DIR
 
 Needs torch, triton, transformers, numpy, pytest, matplotlib, rich and typer, and the repository as
-the working directory; nothing is installed. On a machine without a GPU it says so and times the
-CPU. Every stage runs in its own process, so one that crashes (or poisons its CUDA context) does not
-stop the others; results are on disk as they come. The exit code is 1 when a stage failed.
+the working directory; nothing is installed. On a GPU the rows of the design's goals come first (our
+kernels beside content-only flash attention, the large model, latency), then the build and the GPU
+tests, then everything else, compiled rivals included, as far as the time goes. On a machine without
+a GPU it says so, builds first and times the CPU. Every stage runs in its own process, so one that
+crashes (or poisons its CUDA context) does not stop the others; results are on disk as they come.
+The exit code is 1 when a stage failed.
 """
 
 from __future__ import annotations
@@ -34,19 +37,49 @@ from .record import (
     write_environment,
 )
 from .run import finish
+from .runner import OUT_OF_TIME
 
 ROOT = Path(__file__).resolve().parent.parent
 SUMMARY_FILE = "reproduce.json"
 LOG_FILES = {"build": "build.txt", "GPU tests": "tests.txt"}
 # With the two logs, the CSV, two JSON files and the page: eight files.
 KEPT_PLOTS = ("model_speedup.png", "rel_attention_speedup.png")
-KERNEL_BENCHMARKS = ("rel_attention", "masked_softmax", "concat_memory")
+SMALL_BENCHMARKS = ("two_stream", "masked_softmax", "concat_memory")
 # A build is never given less: the extension takes a minute on a slow machine.
 _BUILD_S = 180.0
 # Left at the end for plots, page and table.
 _FINISH_S = 15.0
 # A benchmark begins no case after its deadline, but finishes the one it is in.
 _LAST_CASE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process of benchmarks: which, by which preset, in what share of the time left."""
+
+    name: str
+    only: tuple[str, ...]
+    preset: str
+    share: float
+
+
+# What matters most first: the time may run out anywhere.
+GPU_FIRST = (
+    Part("headline kernels", ("ceiling", "rel_attention"), "headline", 0.4),
+    Part("headline models", ("model",), "headline", 0.35),
+    Part("latency", ("latency",), "headline", 0.35),
+    Part("small kernels", SMALL_BENCHMARKS, "headline", 0.35),
+)
+
+
+def parts_after(preset: str, gpu: bool) -> tuple[Part, ...]:
+    """Return the parts that follow the build and the tests."""
+    if gpu:
+        kernels = Part("kernels", ("rel_attention", *SMALL_BENCHMARKS), preset, 0.5)
+        return kernels, Part("models", ("model",), preset, 1.0)
+    small = SMALL_BENCHMARKS if preset == "full" else ()
+    kernels = Part("kernels", ("ceiling", "rel_attention", *small), preset, 0.2)
+    return kernels, Part("models", ("model",), preset, 1.0)
 
 
 @dataclass
@@ -175,14 +208,13 @@ def _test(out: Path, timeout_s: float) -> str:
     return run_command(command, timeout_s, out / LOG_FILES["GPU tests"])
 
 
-def _bench(
-    out: Path, only: Sequence[str], preset: str, device: str, minutes: float, append: bool
-) -> None:
+def _bench(out: Path, part: Part, device: str, minutes: float) -> None:
     command = [
-        sys.executable, "-m", f"{__package__}.run", "--preset", preset, "--device", device,
-        "--out", str(out.resolve()), "--minutes", f"{minutes:.2f}", "--no-pages", "--only", *only,
+        sys.executable, "-m", f"{__package__}.run", "--preset", part.preset, "--device", device,
+        "--out", str(out.resolve()), "--minutes", f"{minutes:.2f}", "--no-pages", "--append",
+        "--only", *part.only,
     ]  # fmt: skip
-    run_command(command + ["--append"] * append, minutes * 60 + _LAST_CASE_S)
+    run_command(command, minutes * 60 + _LAST_CASE_S)
 
 
 def reproduce(minutes: float, out: Path, preset: str | None = None, cpu: bool = False) -> int:
@@ -201,21 +233,21 @@ def reproduce(minutes: float, out: Path, preset: str | None = None, cpu: bool = 
     where = torch.device(device)
     if no_gpu:
         display.say(f"Timing the CPU: {no_gpu}. All results carry the CPU's name.")
-    write_environment(out, environment(where, {"preset": preset}))
+    write_environment(out, environment(where))
     (out / CSV_FILE).unlink(missing_ok=True)
+
+    def bench(part: Part) -> None:
+        seconds = deadline.left_s() * part.share
+        late = OUT_OF_TIME if seconds <= 0 and (out / CSV_FILE).exists() else None
+        stages.run(part.name, lambda: _bench(out, part, device, max(seconds / 60, 0.1)), late)
+
+    for part in GPU_FIRST if has_gpu else ():
+        bench(part)
     stages.run("build", lambda: _build(out, max(deadline.left_s() / 4, _BUILD_S)))
     (out / ".load.txt").unlink(missing_ok=True)
     stages.run("GPU tests", lambda: _test(out, deadline.left_s() / 3), no_gpu)
-    share = 0.45 if has_gpu else 0.2
-    kernel_minutes = deadline.left_s() * share / 60
-    stages.run(
-        "kernels",
-        lambda: _bench(out, KERNEL_BENCHMARKS, preset, device, max(kernel_minutes, 0.1), False),
-    )
-    stages.run(
-        "models",
-        lambda: _bench(out, ("model",), preset, device, max(deadline.left_s() / 60, 0.1), True),
-    )
+    for part in parts_after(preset, has_gpu):
+        bench(part)
     stages.run("plots and page", lambda: _finish(out, stages, display))
     summary = {"minutes": minutes, "device": device, "stages": [asdict(r) for r in stages.results]}
     write_atomically(out / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
@@ -241,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=10.0, help="time for everything")
     parser.add_argument("--out", type=Path, default=Path("reproduce_out"))
-    parser.add_argument("--preset", choices=configs.PRESETS)
+    parser.add_argument("--preset", choices=configs.PRESETS, help="of what follows the headline")
     parser.add_argument("--cpu", action="store_true", help="time the CPU even where there is a GPU")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:

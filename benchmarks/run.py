@@ -17,7 +17,16 @@ import torch
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 
-from . import bench_concat_memory, bench_masked_softmax, bench_model, bench_rel_attention, configs
+from . import (
+    bench_ceilings,
+    bench_concat_memory,
+    bench_latency,
+    bench_masked_softmax,
+    bench_model,
+    bench_rel_attention,
+    bench_two_stream,
+    configs,
+)
 from .configs import Preset
 from .console import Display, print_table
 from .harness import Deadline, describe, make_timer
@@ -28,6 +37,8 @@ from .record import (
     ResultsWriter,
     Row,
     environment,
+    merged_environment,
+    read_environment,
     read_results,
     write_atomically,
     write_environment,
@@ -37,7 +48,12 @@ from .runner import Context
 from .session import Session
 from .table import tables
 
-KERNELS = ("rel_attention", "masked_softmax", "concat_memory", "model")
+# In the order in which they run.
+_SMALL: dict[str, Any] = {
+    module.KERNEL: module
+    for module in (bench_two_stream, bench_masked_softmax, bench_concat_memory, bench_latency)
+}
+KERNELS = ("ceiling", "rel_attention", *_SMALL, "model")
 INTERRUPTED = 130
 
 
@@ -85,9 +101,12 @@ def run_bench(
     if source is not None:
         extra |= {"text": source.corpus.description, "model": _model_text(chosen, model, source)}
     info = environment(where, extra)
+    record = info
+    if append:
+        record = merged_environment(read_environment(folder), info)
     display = display or Display()
     with MemoryWorker() as worker:
-        write_environment(folder, info)
+        write_environment(folder, record)
         with ResultsWriter(folder / CSV_FILE, info, chosen.name, append=append) as writer, display:
             context = Context(
                 writer, make_timer(where), chosen.plan, say=display.say, step=display.step
@@ -103,7 +122,7 @@ def run_bench(
     if interrupted:
         notes.append("Interrupted: the results are those up to then.")
     if pages:
-        finish(folder, rows, info, notes, display)
+        finish(folder, rows, record, notes, display)
     return _exit_code(context, writer.rows, interrupted)
 
 
@@ -123,14 +142,14 @@ def _run_all(
     display: Display,
 ) -> bool:
     """Run the chosen benchmarks; return whether the user interrupted them."""
+    # A preset that leaves the small ones out still runs them when they are asked for.
     small = session.preset.small_ops or "rel_attention" not in only
     parts: list[tuple[int, Any]] = []
+    if "ceiling" in only:
+        parts.append((bench_ceilings.steps(session), bench_ceilings.run))
     if "rel_attention" in only:
         parts.append((len(bench_rel_attention.cases(session)), bench_rel_attention.run))
-    if "masked_softmax" in only and small:
-        parts.append((bench_masked_softmax.steps(session), bench_masked_softmax.run))
-    if "concat_memory" in only and small:
-        parts.append((bench_concat_memory.steps(session), bench_concat_memory.run))
+    parts += [(m.steps(session), m.run) for name, m in _SMALL.items() if name in only and small]
     if "model" in only:
         count = len(bench_model.cases(session))
         parts.append((count, lambda s: bench_model.run(s, model, text, source)))
@@ -164,7 +183,8 @@ def finish(
             write_atomically(folder / path.name, path.read_bytes())
     for name in FILE_NAMES - {path.name for path in kept}:
         (folder / name).unlink(missing_ok=True)  # of an earlier run, so of other results
-    for table in tables(rows, named_backends=False):
+    # On a GPU a backend that `auto` does not choose yet is what the run is about.
+    for table in tables(rows, named_backends=info.get("device_type") == "cuda"):
         print_table(console, table)
     for note in notes:
         console.print(note, style="bold red", markup=False)

@@ -38,6 +38,7 @@ class Candidate:
     exact: whether it computes what HF computes, so that the check applies.
     status, reason: why it is left out of this case ("unavailable" or "not_run"), empty to run it.
     flops: of one run, for TFLOP/s; None to leave that column empty.
+    bytes_moved: by one run at least, for GB/s; None to leave that column empty.
     memory_mib: measures the peak memory of one run; None to leave that column empty.
     """
 
@@ -47,6 +48,7 @@ class Candidate:
     status: str = ""
     reason: str = ""
     flops: float | None = None
+    bytes_moved: float | None = None
     memory_mib: Callable[[], float | None] | None = None
 
 
@@ -85,16 +87,18 @@ def run_case(
     candidates: Sequence[Candidate],
     exact: Callable[[], Tensors],
     names: Sequence[str],
+    yardstick: Callable[[], Tensors] | None = None,
 ) -> list[Row]:
     """Check and time the candidates of one case and write a row for each.
 
     columns: the case's columns of `Row` (kernel, pass_name, dtype, sizes, features).
     exact: computes HF's own result in float64. names: what the compared tensors are called.
     HF eager must be the first candidate: it is the yardstick of the tolerance and of the speed-ups.
+    yardstick: HF eager's result got in another way, part by part, for where the whole does not fit.
     """
     if not candidates or candidates[0].name != HF_EAGER:
         raise ValueError("the first candidate of a case must be hf_eager")
-    outcomes = _check_all(context, label, candidates, exact, names)
+    outcomes = _check_all(context, label, candidates, exact, names, yardstick)
     works = {name: outcome.work for name, outcome in outcomes.items() if outcome.work is not None}
     measured = measure(
         {name: work.run for name, work in works.items()},
@@ -103,6 +107,7 @@ def run_case(
         warm_us={name: outcomes[name].first_us for name in works},
         on_step=lambda name: context.step(f"{label}: timing {name}"),
     )
+    floor = next((measured[c.name] for c in candidates if not c.exact and c.name in measured), None)
     rows = []
     for candidate in candidates:
         outcome = outcomes[candidate.name]
@@ -114,7 +119,7 @@ def run_case(
             row.error = outcome.error
             row.error_hf_eager = outcomes[HF_EAGER].error if candidate.exact else None
         if outcome.status == "ok":
-            _fill(row, candidate, measured)
+            _fill(row, candidate, measured, floor)
             context.step(f"{label}: memory of {candidate.name}")
             _fill_memory(context, label, row, candidate)
         _note(context, label, row)
@@ -130,6 +135,7 @@ def _check_all(
     candidates: Sequence[Candidate],
     exact: Callable[[], Tensors],
     names: Sequence[str],
+    yardstick: Callable[[], Tensors] | None,
 ) -> dict[str, _Outcome]:
     outcomes = {c.name: _Outcome(status=c.status or "ok", reason=c.reason) for c in candidates}
     if context.time_is_over():
@@ -155,35 +161,57 @@ def _check_all(
             _leave_out({candidate.name: outcome})
             continue
         if candidate.exact and candidate.name != HF_EAGER and eager is None:
-            outcome.status, outcome.reason = "not_run", "hf_eager, the yardstick, did not run"
-            continue
-        context.step(f"{label}: checking {candidate.name}")
-        try:
-            work = candidate.build()
-            if not candidate.exact:
-                outcome.work = work
+            if yardstick is not None:
+                context.step(f"{label}: the yardstick in parts")
+                eager, yardstick = _in_parts(context, label, yardstick), None
+                if eager is not None:
+                    outcomes[HF_EAGER].error = checking.max_error(eager, expected)
+            if eager is None:
+                outcome.status, outcome.reason = "not_run", "hf_eager, the yardstick, did not run"
                 continue
-            actual, first_us = _first_result(context, work)
-        except Exception as error:
-            unavailable = type(error).__name__ == "BackendUnavailable"
-            outcome.status = "unavailable" if unavailable else "failed"
-            outcome.reason = describe(error)
+        context.step(f"{label}: checking {candidate.name}")
+        actual = _build_and_run(context, candidate, outcome)
+        if actual is None:
             continue
-        if work.result is work.run:
-            outcome.first_us = first_us
         if candidate.name == HF_EAGER:
             eager = actual
             outcome.error = checking.max_error(actual, expected)
-            outcome.work = work
             continue
         assert eager is not None
         verdict = checking.check(actual, eager, expected, names)
         outcome.error = verdict.error
-        if verdict.ok:
-            outcome.work = work
-        else:
+        if not verdict.ok:
+            outcome.work = None
             outcome.status, outcome.reason = "red", verdict.message
     return outcomes
+
+
+def _build_and_run(context: Context, candidate: Candidate, outcome: _Outcome) -> Tensors | None:
+    """Return what is to be checked; None for a floor, and for what raises: the outcome says why."""
+    try:
+        work = candidate.build()
+        if not candidate.exact:
+            outcome.work = work
+            return None
+        actual, first_us = _first_result(context, work)
+    except Exception as error:
+        unavailable = type(error).__name__ == "BackendUnavailable"
+        outcome.status = "unavailable" if unavailable else "failed"
+        outcome.reason = describe(error)
+        return None
+    outcome.work = work
+    if work.result is work.run:
+        outcome.first_us = first_us
+    return actual
+
+
+def _in_parts(context: Context, label: str, yardstick: Callable[[], Tensors]) -> Tensors | None:
+    _free_memory()
+    try:
+        return yardstick()
+    except Exception as error:
+        context.say(f"{label}: no yardstick in parts either: {describe(error)}")
+        return None
 
 
 def _leave_out(outcomes: dict[str, _Outcome]) -> None:
@@ -199,7 +227,12 @@ def _first_result(context: Context, work: Work) -> tuple[Tensors, float]:
     return kept, time_us
 
 
-def _fill(row: Row, candidate: Candidate, measured: dict[str, Measurement]) -> None:
+def _fill(
+    row: Row,
+    candidate: Candidate,
+    measured: dict[str, Measurement],
+    floor: Measurement | None,
+) -> None:
     own = measured[candidate.name]
     row.rounds = len(own.samples_us)
     row.p20_us, row.p50_us, row.p80_us = (own.percentile_us(p) for p in (20, 50, 80))
@@ -210,6 +243,10 @@ def _fill(row: Row, candidate: Candidate, measured: dict[str, Measurement]) -> N
         base = measured.get(base_name)
         if base is not None and base.ok:
             setattr(row, column, paired_ratio(base, own))
+    if floor is not None and floor.ok and candidate.exact:
+        row.time_over_floor = paired_ratio(own, floor)
+    if candidate.bytes_moved is not None:
+        row.bandwidth_gb_s = candidate.bytes_moved / row.p50_us * 1e-3
     if candidate.flops is not None:
         row.tflop_per_s = candidate.flops / row.p50_us * 1e-6
 

@@ -15,17 +15,23 @@ LABELS = {
     "flex": "FlexAttention",
     "ours": "ours",
     "ours_compile": "ours compiled",
+    "hf_graph": "HF graph",
+    "ours_graph": "ours graph",
     "gemm_floor": "matrix products only",
     "sdpa_flash": "content-only SDPA",
 }
 KERNEL_TITLES = {
+    "ceiling": "What this machine can do at best",
     "model": "Whole model",
+    "latency": "Latency of one sequence",
     "rel_attention": "Relative attention, one layer",
+    "two_stream": "Two-stream layer of a pretraining step",
     "masked_softmax": "Masked softmax",
-    "concat_memory": "Memory update",
+    "concat_memory": "Memory update of all layers",
 }
 PASS_TITLES = {
     "forward": "inference",
+    "backward": "backward alone",
     "forward_backward": "forward and backward",
     "training_step": "training step",
 }
@@ -34,7 +40,7 @@ PASS_TITLES = {
 def provider_label(name: str) -> str:
     """Return the reader's name of a provider."""
     if name.startswith("ours_") and name not in LABELS:
-        return f"ours ({name.removeprefix('ours_')})"
+        return f"ours ({name.removeprefix('ours_').replace('_', ' ')})"
     return LABELS.get(name, name)
 
 
@@ -87,15 +93,30 @@ def tables(rows: Sequence[Row], *, named_backends: bool = True) -> list[Table]:
     """Summarise rows: one table per kernel and pass, one line per shape and dtype.
 
     named_backends: also show our backends by name, beside `ours` as the dispatcher chooses.
-    The speed-up over compiled HF is that of the faster of `ours` and `ours compiled`.
+    The speed-up over compiled HF is that of the faster of `ours` and `ours compiled`; the ratio to
+    the floor, which leaves out work, that of our fastest backend, with its name.
     """
+    ceilings = [row for row in rows if row.kernel == "ceiling"]
+    rows = [row for row in rows if row.kernel != "ceiling"]
     if not named_backends:
         rows = [row for row in rows if row.provider in LABELS]
     groups: dict[tuple[str, str], list[list[Row]]] = {}
     for case in cases(rows):
         groups.setdefault((case[0].kernel, case[0].pass_name), []).append(case)
     ordered = sorted(groups, key=lambda key: list(KERNEL_TITLES).index(key[0]))
-    return [_table(kernel, pass_name, groups[kernel, pass_name]) for kernel, pass_name in ordered]
+    found = [_table(kernel, pass_name, groups[kernel, pass_name]) for kernel, pass_name in ordered]
+    return ([_ceilings(ceilings)] if ceilings else []) + found
+
+
+def _ceilings(rows: Sequence[Row]) -> Table:
+    lines = []
+    for row in rows:
+        figures = (row.bandwidth_gb_s, row.tflop_per_s)
+        cells = ["" if figure is None else f"{figure:,.3g}" for figure in figures]
+        lines.append([row.pass_name, row.dtype, f"{row.length:,}", *cells])
+    header = ["operation", "dtype", "elements,\nside", "GB/s", "TFLOP/s"]
+    notes = [f"{row.pass_name} {row.dtype}: {row.reason}" for row in rows if row.status != "ok"]
+    return Table(KERNEL_TITLES["ceiling"], header, lines, notes)
 
 
 def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
@@ -103,21 +124,31 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
     shown = [
         p for p in providers if any(r.p50_us for case in group for r in case if r.provider == p)
     ]
+    features = len({case[0].features for case in group}) > 1
+    floors = any(row.time_over_floor is not None for case in group for row in case)
+    bandwidth = any(row.bandwidth_gb_s is not None for case in group for row in case)
     memory = any(row.peak_memory_mib is not None for case in group for row in case)
-    header = ["batch x\nlength", "dtype"]
+    header = ["batch x\nlength", "dtype"] + ["with"] * features
     header += [provider_label(p).replace(" ", "\n", 1) + ",\nms" for p in shown]
     header += ["speed-up\nover\nHF eager", "speed-up\nover HF\ncompiled"]
+    header += ["ours /\nfloor", "TFLOP/s\nours"] if floors else []
+    header += ["GB/s\nours"] if bandwidth else []
     header += ["error\nours", "error\nHF"]
     header += ["memory\nours,\nMiB", "memory\nHF,\nMiB"] if memory else []
     lines = []
     for case in group:
         by_name = {row.provider: row for row in case}
-        line = [shape_label(case[0]), case[0].dtype]
+        line = [shape_label(case[0]), case[0].dtype] + [_short(case[0].features)] * features
         line += [_time_cell(by_name.get(p)) for p in shown]
         ours, eager = by_name.get("ours"), by_name.get("hf_eager")
         best = _best_ours(by_name)
         line.append(speedup_text(ours.speedup_over_hf_eager) if ours else "")
         line.append(speedup_text(best.speedup_over_hf_compile) if best else "")
+        fastest = _fastest_ours(case)
+        if floors:
+            line += [_floor_cell(fastest), _figure(fastest, "tflop_per_s")]
+        if bandwidth:
+            line.append(_figure(fastest, "bandwidth_gb_s"))
         line.append(_error_cell(ours))
         line.append(f"{eager.error:.1e}" if eager and eager.error is not None else "")
         if memory:
@@ -130,6 +161,34 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
 def _best_ours(by_name: dict[str, Row]) -> Row | None:
     timed = [by_name[n] for n in ("ours", "ours_compile") if n in by_name and by_name[n].p50_us]
     return min(timed, key=lambda row: row.p50_us or 0.0, default=None)
+
+
+def _short(features: str) -> str:
+    for word in ("padding", "segments", "dropout"):
+        features = features.replace(word, word[: 4 if word == "dropout" else 3])
+    return features
+
+
+def _fastest_ours(case: Sequence[Row]) -> Row | None:
+    """Return our fastest row that is not compiled as a whole."""
+    timed = [
+        r
+        for r in case
+        if r.provider.startswith("ours") and r.p50_us and "_compile" not in r.provider
+    ]
+    return min(timed, key=lambda row: row.p50_us or 0.0, default=None)
+
+
+def _floor_cell(row: Row | None) -> str:
+    if row is None or row.time_over_floor is None:
+        return ""
+    backend = row.provider.removeprefix("ours").removeprefix("_")
+    return f"{row.time_over_floor:.2f}" + (f" ({backend})" if backend else "")
+
+
+def _figure(row: Row | None, column: str) -> str:
+    value = None if row is None else getattr(row, column)
+    return "" if value is None else f"{value:,.3g}"
 
 
 def _time_cell(row: Row | None) -> str:

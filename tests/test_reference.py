@@ -25,6 +25,7 @@ from hf_oracle import (
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import XLNetModel
+from two_sources import apart, joined
 
 from xlnet_fast import reference
 from xlnet_fast.masks import AttentionMask, pack_bits
@@ -68,6 +69,19 @@ def test_positions_against_target_mapping(mask, groups):
     assert absent.any()
     assert (actual["out"][absent] == 0).all()
     assert (actual["d q"][absent] == 0).all()
+
+
+@pytest.mark.parametrize("mask", ["left", "query", "same_length"])
+@pytest.mark.parametrize("targets", [None, 4])
+@pytest.mark.parametrize("memory", [0, 1, 5])
+def test_memory_in_tensors_of_its_own(mask, targets, memory):
+    problem = make_problem(mask=mask, targets=targets, memory=memory, segments=2)
+    actual = joined(run(reference.rel_attention, apart(problem)))
+    assert_same(actual, run(reference.rel_attention, problem), 0.0)
+    told = apart(problem).options.copy()
+    del told["memory_length"]  # the number of its keys tells M
+    out = reference.rel_attention(**apart(problem).operands, **told)
+    assert torch.equal(out, actual["out"])
 
 
 def test_two_rows_at_one_position_are_two_rows():

@@ -33,6 +33,8 @@ def rel_attention(
     r_w_bias: Tensor,
     r_r_bias: Tensor,
     *,
+    k_memory: Tensor | None = None,
+    v_memory: Tensor | None = None,
     r_s_bias: Tensor | None = None,
     seg_embed: Tensor | None = None,
     segments_q: Tensor | None = None,
@@ -49,6 +51,9 @@ def rel_attention(
     Shapes as in :func:`xlnet_fast.ops.rel_attention`. Returns (B, I, N, D) in the dtype of q.
     """
     batch, queries = q.shape[:2]
+    if k_memory is not None:
+        memory_length = k_memory.shape[1]
+    k, v = _joined(k_memory, k), _joined(v_memory, v)
     keys = k.shape[1]
     memory_length = keys - queries if memory_length is None else memory_length
     if mask is not None:
@@ -87,6 +92,8 @@ def two_stream_attention(
     r_w_bias: Tensor,
     r_r_bias: Tensor,
     *,
+    k_memory: Tensor | None = None,
+    v_memory: Tensor | None = None,
     r_s_bias: Tensor | None = None,
     seg_embed: Tensor | None = None,
     segments: Tensor | None = None,
@@ -100,6 +107,7 @@ def two_stream_attention(
 
     Shapes as in :func:`xlnet_fast.ops.two_stream_attention`.
     """
+    k, v = _joined(k_memory, k), _joined(v_memory, v)
     memory_length = k.shape[1] - q_h.shape[1]
     mask = AttentionMask() if mask is None else mask
     content_segments = None if segments is None else segments[:, memory_length:]
@@ -138,6 +146,11 @@ def two_stream_attention(
         seed=None if seed is None else seed + 1,
     )
     return out_h, out_g
+
+
+def _joined(memory: Tensor | None, current: Tensor) -> Tensor:
+    """Keys or values (B, J, N, D) of both sources: memory (B, M, N, D) or None, then current."""
+    return current if memory is None else torch.cat([memory, current], dim=1)
 
 
 def masked_softmax(
@@ -189,7 +202,7 @@ def concat_memory(
 
     Args:
         hidden: (I, B, H) hidden states of this segment.
-        memory: (M, B, H) memory before this segment, or None.
+        memory: (M, B, H) memory before this segment, converted to the dtype of ``hidden``; or None.
         mem_len: rows kept from the end; None or 0 keeps all.
         reuse_len: only the first ``reuse_len`` rows of ``hidden`` are remembered; None or 0: all.
 
@@ -197,7 +210,7 @@ def concat_memory(
         (min(mem_len, M + kept), B, H), the last rows of ``[memory; hidden[:reuse_len]]``.
     """
     current = hidden[:reuse_len] if reuse_len else hidden
-    joined = current if memory is None else torch.cat([memory, current], dim=0)
+    joined = current if memory is None else torch.cat([memory.to(hidden.dtype), current], dim=0)
     return (joined[-mem_len:] if mem_len else joined).detach().clone()
 
 

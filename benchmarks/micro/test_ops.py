@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from ..bench_masked_softmax import _hf as hf_softmax
-from ..bench_masked_softmax import _ours as our_softmax
-from ..bench_masked_softmax import _Scores
+from ..bench_masked_softmax import Scores, hf_run, our_run
 from ..rel_attention_case import FORWARD, FORWARD_BACKWARD, RelAttentionCase, make_inputs
 from ..rel_attention_providers import HF_EAGER, OURS, SDPA_BIAS, prepare
 
@@ -20,12 +18,12 @@ def test_rel_attention(benchmark, provider, pass_name, length):
     assert all(bool(torch.isfinite(x).all()) for x in result)
 
 
-@pytest.mark.parametrize("make", [hf_softmax, our_softmax], ids=["hf_eager", "ours"])
+@pytest.mark.parametrize("make", [hf_run, our_run], ids=["hf_eager", "ours"])
 @pytest.mark.parametrize("length", [16, 256])
 def test_masked_softmax(benchmark, make, length):
     benchmark.group = f"masked_softmax {length}"
-    scores = _Scores(1, length, torch.float32, torch.device("cpu"))
-    (probabilities,) = benchmark(make(scores))
+    scores = Scores(1, length, 12, torch.float32, torch.device("cpu"))
+    probabilities = benchmark(make(scores))
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 12, length))
 
 

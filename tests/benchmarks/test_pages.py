@@ -30,8 +30,8 @@ def make_rows(kernel="model", lengths=(128, 512), times=TIMES, pass_name="forwar
                         kernel, provider, pass_name, dtype, 2, length, 0, 12, 64, 12, "padding",
                         "ok", "", 3, time_us * 0.9, time_us, time_us * 1.1,
                         times["hf_eager"] / time_us, times.get("hf_compile", 0) / time_us or None,
-                        0.5, time_us / 100, 1e-6, 2e-6, device="Some <CPU>", torch="2.0",
-                        transformers="5.0", commit="abc123", dirty="true",
+                        None, 0.5, None, time_us / 100, 1e-6, 2e-6, device="Some <CPU>",
+                        torch="2.0", transformers="5.0", commit="abc123", dirty="true",
                     )
                 )  # fmt: skip
     return rows
@@ -68,6 +68,34 @@ def test_the_table_takes_the_better_of_ours_against_compiled():
     assert line["speed-up\nover HF\ncompiled"] == "3.00x"
     assert line["memory\nours,\nMiB"] == "40"
     assert len(table.rows) == 4
+
+
+def test_features_floors_and_ceilings_have_their_columns():
+    rows = make_rows("rel_attention", (128,), {"hf_eager": 8.0, "ours": 4.0, "ours_triton": 2.0})
+    for row in rows:
+        row.bandwidth_gb_s = 3000.0
+        row.time_over_floor = 3.2 if row.provider == "ours" else 1.6
+    plain = make_rows("rel_attention", (128,), {"hf_eager": 8.0, "ours": 4.0})
+    for row in plain:
+        row.features = "segments+dropout 0.1"
+    copy = Row("ceiling", "torch", "copy", "fp32", 1, 1024, 0, 1, 1, 1, "plain", "ok",
+               bandwidth_gb_s=3200.0)  # fmt: skip
+    ceilings, table = tables([copy, *rows, *plain])
+    assert ceilings.rows == [["copy", "fp32", "1,024", "3.2e+03", ""]]
+    lines = [dict(zip(table.header, line, strict=True)) for line in table.rows]
+    assert [line["with"] for line in lines] == ["pad", "pad", "seg+drop 0.1", "seg+drop 0.1"]
+    assert lines[0]["ours /\nfloor"] == "1.60 (triton)"
+    assert lines[0]["TFLOP/s\nours"] == "0.5"
+    assert lines[2]["ours /\nfloor"] == ""
+    (plainer,) = tables(make_rows("rel_attention", (128,)))
+    assert not {"with", "ours /\nfloor", "GB/s\nours"} & set(plainer.header)
+
+
+def test_a_plot_shows_one_set_of_features():
+    rows = make_rows("rel_attention", (128, 512)) + make_rows("rel_attention", (128,))
+    for row in rows[16:]:
+        row.features = "plain"
+    assert {row.features for row in plot._of_one_kind(rows)} == {"padding"}
 
 
 def test_losses_are_shown_as_losses():

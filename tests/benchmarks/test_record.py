@@ -14,6 +14,8 @@ from benchmarks.record import (
     Row,
     cases,
     environment,
+    merged_environment,
+    read_environment,
     read_results,
     write_atomically,
     write_environment,
@@ -95,6 +97,8 @@ def test_foreign_and_cut_files_are_refused(tmp_path, info):
 def test_a_row_that_is_not_ok_carries_no_speed_up():
     with pytest.raises(ValueError, match="status red cannot carry a speed-up"):
         make_row(status="red", speedup_over_hf_eager=3.0)
+    with pytest.raises(ValueError, match="status failed cannot carry a speed-up"):
+        make_row(status="failed", time_over_floor=1.5)
     with pytest.raises(ValueError, match="status must be one of"):
         make_row(status="fine")
 
@@ -117,6 +121,21 @@ def test_environment_says_what_matters_and_names_nobody(tmp_path, info):
     assert str(Path.home()) not in text or str(Path.home()) == "/"
     assert "/" not in info["commit"]
     assert getpass.getuser() not in json.dumps(info["versions"])
+
+
+def test_records_of_two_parts_of_a_run_are_merged(tmp_path):
+    earlier = {"device": "A", "model": "mine", "text": "none", "preset": "quick", "threads": 1}
+    now = {"device": "A", "model": "none", "text": "none", "preset": "full", "threads": 2}
+    merged = merged_environment(earlier, now)
+    assert merged == now | {"model": "mine", "preset": "quick, full"}
+    assert merged_environment(merged, now | {"model": "yours"})["model"] == "yours"
+    assert merged_environment(merged, now)["preset"] == "quick, full"
+    assert merged_environment(earlier, now | {"device": "B"}) == now | {"device": "B"}
+    assert merged_environment({}, now) == now
+    assert read_environment(tmp_path) == {}
+    (tmp_path / "environment.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds no record"):
+        read_environment(tmp_path)
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import reproduce
+from benchmarks import configs, reproduce
 from benchmarks.record import ResultsWriter, Row, environment
+from benchmarks.run import KERNELS
 
 
 def test_a_failing_stage_does_not_stop_the_others():
@@ -57,11 +58,11 @@ def test_only_files_with_the_gpu_marker_are_collected(tmp_path):
     assert reproduce.gpu_test_files(reproduce.ROOT / "tests")
 
 
-def rows_into(out, append):
+def rows_into(out, only):
     times = {"hf_eager": 8.0, "ours": 4.0}
-    with ResultsWriter(out / "results.csv", environment("cpu"), "quick", append=append) as writer:
+    with ResultsWriter(out / "results.csv", environment("cpu"), "quick", append=True) as writer:
         for provider, time_us in times.items():
-            kernel = "model" if append else "rel_attention"
+            kernel = "model" if "model" in only else "rel_attention"
             writer.add(
                 Row(
                     kernel, provider, "forward", "fp32", 1, 8, 0, 1, 8, 1, "plain", "ok", "", 3,
@@ -78,9 +79,9 @@ def stubbed(monkeypatch):
         (out / "build.txt").write_text("built\n")
         return "built"
 
-    def bench(out, only, preset, device, minutes, append):
+    def bench(out, part, device, minutes):
         assert minutes > 0
-        rows_into(out, append)
+        rows_into(out, part.only)
 
     monkeypatch.setattr(reproduce, "_build", build)
     monkeypatch.setattr(reproduce, "_bench", bench)
@@ -117,10 +118,10 @@ def test_failing_stages_are_reported_and_the_rest_is_written(tmp_path, stubbed, 
     def build(out, timeout_s):
         raise reproduce.StageFailed("no compiler")
 
-    def bench(out, only, preset, device, minutes, append):
-        if "model" in only:
+    def bench(out, part, device, minutes):
+        if "model" in part.only:
             raise reproduce.StageFailed("exit code 1")
-        rows_into(out, append)
+        rows_into(out, part.only)
 
     stubbed.setattr(reproduce, "_build", build)
     stubbed.setattr(reproduce, "_bench", bench)
@@ -141,6 +142,51 @@ def test_when_no_benchmark_leaves_results_the_page_fails_too(tmp_path, stubbed):
     stubbed.setattr(reproduce, "_bench", bench)
     assert reproduce.reproduce(5, tmp_path) == 1
     assert summary(tmp_path)["plots and page"] == "failed"
+
+
+def test_on_a_gpu_what_matters_most_comes_first(tmp_path, stubbed):
+    begun = []
+
+    def bench(out, part, device, minutes):
+        begun.append((part.name, part.preset, device))
+        rows_into(out, part.only)
+
+    def build(out, timeout_s):
+        begun.append("build")
+
+    stubbed.setattr(reproduce, "_bench", bench)
+    stubbed.setattr(reproduce, "_build", build)
+    stubbed.setattr(reproduce, "_test", lambda out, timeout_s: begun.append("tests"))
+    stubbed.setattr(reproduce, "environment", lambda where: environment("cpu"))
+    stubbed.setattr(reproduce.torch.cuda, "is_available", lambda: True)
+    assert reproduce.reproduce(5, tmp_path) == 0
+    assert begun == [
+        ("headline kernels", "headline", "cuda"), ("headline models", "headline", "cuda"),
+        ("latency", "headline", "cuda"), ("small kernels", "headline", "cuda"), "build", "tests",
+        ("kernels", "full", "cuda"), ("models", "full", "cuda"),
+    ]  # fmt: skip
+    assert reproduce.GPU_FIRST[0].only[0] == "ceiling"
+    assert all(part.share < 0.5 for part in reproduce.GPU_FIRST)  # others get their time too
+
+
+def test_parts_that_have_no_time_left_are_skipped_and_said_so(tmp_path, stubbed):
+    seconds = iter([100.0, 100.0])  # for the build and the kernels
+    stubbed.setattr(reproduce.Deadline, "left_s", lambda self: next(seconds, -1.0))
+    assert reproduce.reproduce(5, tmp_path) == 0
+    stages = json.loads((tmp_path / "reproduce.json").read_text())["stages"]
+    late = {stage["name"]: stage for stage in stages}["models"]
+    assert (late["status"], late["detail"]) == ("skipped", reproduce.OUT_OF_TIME)
+
+
+def test_every_part_names_benchmarks_and_presets_that_exist():
+    parts = [*reproduce.GPU_FIRST]
+    for preset in ("quick", "full"):
+        for gpu in (False, True):
+            parts += reproduce.parts_after(preset, gpu)
+    for part in parts:
+        assert set(part.only) <= set(KERNELS)
+        assert part.preset in configs.PRESETS
+        assert 0 < part.share <= 1
 
 
 def test_minutes_must_be_positive(capsys):

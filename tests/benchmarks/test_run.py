@@ -1,12 +1,14 @@
 """A whole run on a tiny model, in seconds: files, exit codes, bad arguments, interruption."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import xlnet_fast
-from benchmarks import bench_rel_attention, configs, run
+from benchmarks import bench_rel_attention, bench_two_stream, configs, run
+from benchmarks.bench_concat_memory import Shape
 from benchmarks.harness import Plan
 from benchmarks.record import read_results
 from xlnet_fast.errors import ArgumentError
@@ -29,6 +31,7 @@ TINY = configs.Preset(
 @pytest.fixture(autouse=True)
 def own_cache_and_no_child(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(run.bench_ceilings, "SIZES", {"cpu": (2**16, 64)})
     # The child process takes seconds to start; one test measures with it.
     monkeypatch.setattr(run.MemoryWorker, "peak_mib", lambda *_: 1.0)
 
@@ -48,6 +51,10 @@ def test_a_run_leaves_csv_environment_plots_and_page(tmp_path, capsys):
     assert code == (1 if reds else 0), reds
     assert rows["model", "forward", "ours"].status == "ok"
     assert rows["model", "forward", "gemm_floor"].status == "ok"
+    assert rows["model", "forward", "ours"].time_over_floor > 0
+    assert rows["model", "forward", "gemm_floor"].time_over_floor is None
+    assert rows["ceiling", "copy", "torch"].bandwidth_gb_s > 0
+    assert rows["ceiling", "matmul", "torch"].tflop_per_s > 0
     assert rows["rel_attention", "forward", "ours"].peak_memory_mib == 1.0
     assert rows["model", "forward", "hf_compile"].status == "not_run"
     assert "torch.compile" in rows["model", "forward", "hf_compile"].reason
@@ -71,8 +78,8 @@ def test_a_run_leaves_csv_environment_plots_and_page(tmp_path, capsys):
 def test_a_wrong_result_turns_the_run_red(tmp_path, monkeypatch):
     genuine = xlnet_fast.accelerate
 
-    def wrong(model):
-        genuine(model)
+    def wrong(model, backend):
+        genuine(model, backend=backend)
         model.register_forward_hook(lambda *a: setattr(a[2], "last_hidden_state", a[2][0] * 1.01))
         return model
 
@@ -114,15 +121,60 @@ def test_without_time_everything_is_marked_not_run(tmp_path):
 
 
 def test_the_small_ops_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.bench_masked_softmax, "SHAPES", ((2, 40),))
-    monkeypatch.setattr(run.bench_concat_memory, "SHAPES", ((2, 40, 30, 20), (1, 40, 90, 0)))
-    code = run.run_bench(
-        TINY, device="cpu", out=tmp_path, only=("masked_softmax", "concat_memory"), append=True
-    )
+    monkeypatch.setattr(run.bench_masked_softmax, "SHAPES", ((2, 40, 2),))
+    shapes = (Shape(3, 2, 40, 30, 20, 2), Shape(3, 1, 40, 90, 0, 2))
+    monkeypatch.setattr(run.bench_concat_memory, "SHAPES", shapes)
+    two_stream = {"batch": 2, "length": 24, "targets": 5, "memory": 8, "heads": 2}
+    monkeypatch.setattr(bench_two_stream, "SHAPES", (two_stream,))
+    monkeypatch.setattr(run.bench_latency, "SHAPES", ((1, 24),))
+    only = ("masked_softmax", "concat_memory", "two_stream", "latency")
+    code = run.run_bench(TINY, device="cpu", out=tmp_path, only=only, append=True)
     rows = provider_rows(tmp_path)
     assert code == 0
-    assert rows["concat_memory", "forward", "ours"].status == "ok"
-    assert rows["masked_softmax", "forward", "ours"].status == "ok"
+    for key in (
+        ("concat_memory", "forward"), ("masked_softmax", "forward"), ("masked_softmax", "backward"),
+        ("masked_softmax", "forward_backward"), ("two_stream", "forward"),
+        ("two_stream", "forward_backward"), ("latency", "forward"),
+    ):  # fmt: skip
+        assert rows[(*key, "ours")].status == "ok", key
+        assert rows[(*key, "hf_eager")].status == "ok", key
+    assert rows["concat_memory", "forward", "ours"].bandwidth_gb_s > 0
+    assert rows["concat_memory", "forward", "ours"].error == 0.0
+    assert rows["concat_memory", "forward", "ours_triton"].status == "unavailable"
+    assert rows["latency", "forward", "ours_graph"].reason == "CUDA graphs need a GPU"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_triton_kernels_and_graphs_take_part(tmp_path, monkeypatch):
+    two_stream = {"batch": 2, "length": 24, "targets": 5, "memory": 8, "heads": 2}
+    monkeypatch.setattr(bench_two_stream, "SHAPES", (two_stream,))
+    monkeypatch.setattr(run.bench_masked_softmax, "SHAPES", ((2, 40, 2),))
+    monkeypatch.setattr(run.bench_concat_memory, "SHAPES", (Shape(3, 2, 40, 30, 20, 2),))
+    monkeypatch.setattr(run.bench_latency, "SHAPES", ((1, 24),))
+    monkeypatch.setattr(run.bench_ceilings, "SIZES", {"cuda": (2**20, 256)})
+    preset = replace(TINY, dtypes=("bf16",), small_ops=True)
+    assert run.run_bench(preset, device="cuda", out=tmp_path, pages=False) == 0
+    rows = provider_rows(tmp_path)
+    for kernel in ("rel_attention", "two_stream", "masked_softmax", "concat_memory"):
+        assert rows[kernel, "forward", "ours_triton"].status == "ok", kernel
+    assert rows["rel_attention", "forward", "sdpa_flash"].status == "ok"
+    assert rows["rel_attention", "forward_backward", "ours_triton"].time_over_floor > 0
+    assert rows["latency", "forward", "ours_graph"].status == "ok"
+
+
+def test_an_appended_part_keeps_the_record_of_model_and_text(tmp_path):
+    run.run_bench(TINY, device="cpu", out=tmp_path, only=("model",), pages=False)
+    other = replace(TINY, name="other")
+    only = ("ceiling",)
+    run.run_bench(other, device="cpu", out=tmp_path, only=only, append=True, pages=False)
+    info = json.loads((tmp_path / "environment.json").read_text())
+    assert info["model"] == "tiny geometry, random weights"
+    assert "SentencePiece" in info["text"]
+    assert info["preset"] == "tiny, other"
+    run.run_bench(other, device="cpu", out=tmp_path, only=only, pages=False)
+    info = json.loads((tmp_path / "environment.json").read_text())
+    assert (info["model"], info["preset"]) == ("none", "other")
 
 
 def test_the_child_process_measures_memory(tmp_path, monkeypatch):
@@ -145,11 +197,11 @@ def test_the_child_process_measures_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "huge"}, "preset must be quick or full"),
+        ({"preset": "huge"}, "preset must be one of quick, full"),
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"device": "tpu!"}, "device must be cpu, cuda or cuda:N"),
         ({"device": "meta"}, "benchmarks run on cpu and cuda"),
-        ({"only": ("model", "nonsense")}, "benchmarks are rel_attention"),
+        ({"only": ("model", "nonsense")}, "benchmarks are ceiling, rel_attention"),
         ({"minutes": 0}, "minutes must be positive"),
         ({"text": "no_such_file.txt"}, "does not exist"),
         ({"text": "no_such_file.txt", "only": ("rel_attention",)}, "does not exist"),

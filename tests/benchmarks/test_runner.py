@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from benchmarks.check import check, max_error
+from benchmarks.check import _within_on_device, check, max_error
 from benchmarks.harness import CpuTimer, Plan
 from benchmarks.record import ResultsWriter, environment, read_results
 from benchmarks.runner import Candidate, Context, Work, run_case
 from benchmarks.table import tables
 from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.tolerance import error_and_bound
 
 EXACT = torch.linspace(-1, 1, 50, dtype=torch.float64)
 COLUMNS = {
@@ -37,8 +38,10 @@ def candidate(name, value=None, calls=None, **options):
     return Candidate(name, lambda: Work(run, run), **options)
 
 
-def run(context, *candidates):
-    rows = run_case(context, "case", COLUMNS, candidates, lambda: [EXACT], ["out"])
+def run(context, *candidates, yardstick=None):
+    rows = run_case(
+        context, "case", COLUMNS, candidates, lambda: [EXACT], ["out"], yardstick=yardstick
+    )
     return {row.provider: row for row in rows}
 
 
@@ -140,11 +143,37 @@ def test_without_the_yardstick_nothing_is_called_correct(context):
         run(context, candidate("ours"))
 
 
+def test_where_the_whole_yardstick_does_not_fit_its_parts_judge(context):
+    def explode():
+        raise MemoryError("no room")
+
+    wrong = EXACT.float() + 1e-3
+    rows = run(
+        context,
+        Candidate("hf_eager", explode),
+        candidate("ours"),
+        candidate("ours_sdpa", wrong),
+        yardstick=lambda: [EXACT.float()],
+    )
+    assert {name: row.status for name, row in rows.items()} == {
+        "hf_eager": "failed", "ours": "ok", "ours_sdpa": "red",
+    }  # fmt: skip
+    assert rows["ours"].speedup_over_hf_eager is None
+    assert rows["ours"].error_hf_eager == rows["ours"].error > 0
+    rows = run(context, Candidate("hf_eager", explode), candidate("ours"), yardstick=explode)
+    assert rows["ours"].status == "not_run"
+    assert any("no yardstick in parts either: MemoryError" in line for line in context.said)
+
+
 def test_a_floor_is_timed_unchecked(context):
     floor = candidate("gemm_floor", EXACT.float() * 0, exact=False)
-    row = run(context, candidate("hf_eager"), floor)["gemm_floor"]
+    rows = run(context, candidate("hf_eager", bytes_moved=1e6), floor)
+    row = rows["gemm_floor"]
     assert row.status == "ok"
     assert row.error is None
+    assert row.time_over_floor is None
+    assert rows["hf_eager"].time_over_floor > 0
+    assert rows["hf_eager"].bandwidth_gb_s == pytest.approx(1e3 / rows["hf_eager"].p50_us)
 
 
 def test_memory_that_cannot_be_measured_says_why(context):
@@ -167,6 +196,28 @@ def test_check_holds_each_tensor_to_the_rule_on_its_own():
     assert verdict.message.startswith("small:")
     assert not check(eager[:1], eager, [large, small], ["large", "small"]).ok
     assert max_error([torch.zeros(0)], [torch.zeros(0).double()]) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_check_on_the_device_is_the_rule(dtype):
+    eager = EXACT.to(dtype)
+    _, bound = error_and_bound(eager, eager, EXACT)
+    for share, fits in ((0.9, True), (1.2, False)):
+        actual = (EXACT + share * bound).double()
+        # In float64 the shift is exact, so the rule decides at the bound and not beside it.
+        error, limit = float((actual - EXACT).abs().max()), bound
+        assert (error <= limit) is fits
+        rounded = actual.to(dtype)
+        expected = error_and_bound(rounded, eager, EXACT)
+        assert _within_on_device(rounded, eager, EXACT) is (expected[0] <= expected[1])
+    for odd in (float("nan"), float("inf")):
+        broken = eager.clone()
+        broken[3] = odd
+        assert not _within_on_device(broken, eager, EXACT)
+        assert not _within_on_device(eager, broken, EXACT)  # left to the rule itself
+        assert check([eager], [broken], [EXACT], ["out"]).ok
+    assert not _within_on_device(eager, eager, EXACT.float())
+    assert not _within_on_device(eager[:0], eager[:0], EXACT[:0])
 
 
 def test_when_time_is_over_nothing_more_begins(context):

@@ -1,15 +1,28 @@
 """What is measured: text batches, attention inputs and providers, and the floor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import configs
+from benchmarks import bench_concat_memory, bench_two_stream, configs
 from benchmarks.corpus import Corpus, load_corpus, make_batch
 from benchmarks.floor import GemmFloor
 from benchmarks.model_case import ModelCase, flops, load_model, random_model, share
-from benchmarks.rel_attention_case import RelAttentionCase, make_inputs
-from benchmarks.rel_attention_providers import HF_EAGER, OURS, SDPA_BIAS, SDPA_FLASH, prepare
+from benchmarks.rel_attention_case import PASSES, RelAttentionCase, make_inputs
+from benchmarks.rel_attention_exact import hf_result
+from benchmarks.rel_attention_providers import (
+    FLEX,
+    HF_EAGER,
+    OURS,
+    SDPA_BIAS,
+    SDPA_FLASH,
+    all_providers,
+    prepare,
+)
+from benchmarks.two_stream_case import TwoStreamCase, leaf_names
+from benchmarks.two_stream_case import make_inputs as two_stream_inputs
 from xlnet_fast.errors import ArgumentError
 
 TINY = configs.Geometry("tiny", 2, 64, 4, 96, 600)
@@ -62,23 +75,122 @@ def test_inputs_are_the_same_numbers_in_every_dtype():
     assert double.key_padding.any()
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("pass_name", ["forward", "forward_backward"])
+@pytest.mark.parametrize(
+    ("padding", "segments"), [(True, True), (False, False), (True, False), (False, True)]
+)
+@pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("provider", [SDPA_BIAS, OURS], ids=lambda p: p.name)
-def test_providers_compute_what_hugging_face_computes(provider, pass_name, masked):
-    case = RelAttentionCase(3, 21, 5, heads=2, head_dim=16, pass_name=pass_name, masked=masked)
+def test_providers_compute_what_hugging_face_computes(provider, pass_name, padding, segments):
+    case = RelAttentionCase(
+        3, 21, 5, heads=2, head_dim=16, pass_name=pass_name, padding=padding, segments=segments
+    )
     results = []
     for each in (HF_EAGER, provider):
         prepared = prepare(each, case, make_inputs(case, torch.float64))
         results.append(prepared.standard(prepared.run()))
-    wanted = 1 if pass_name == "forward" else 9 if masked else 7
+    wanted = 1 if pass_name == "forward" else 9 if segments else 7
     assert len(results[0]) == len(results[1]) == wanted
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("pass_name", ["forward", "forward_backward"])
+@pytest.mark.parametrize("max_scores", [1, 3 * 21 * 26, 2 * 2 * 21 * 26, 10**9])
+def test_the_exact_result_in_parts_is_the_whole(pass_name, max_scores):
+    case = RelAttentionCase(3, 21, 5, heads=4, head_dim=16, pass_name=pass_name, dropout=0.1)
+    prepared = prepare(HF_EAGER, replace(case, dropout=0.0), make_inputs(case, torch.float64))
+    parts = hf_result(case, torch.float64, max_scores)
+    for expected, actual in zip(prepared.standard(prepared.run()), parts, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    assert hf_result(case)[0].dtype == torch.float32
+
+
+def test_a_backward_alone_leaves_the_forward_out():
+    case = RelAttentionCase(1, 16, heads=1, head_dim=8, pass_name="backward")
+    calls = []
+
+    def build(case, inputs):
+        attention = OURS.build(case, inputs)
+        return replace(attention, run=lambda: calls.append(1) or attention.run())
+
+    run = prepare(replace(OURS, build=build), case, make_inputs(case)).run
+    first, second = run(), run()
+    assert len(calls) == 1
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("provider", [HF_EAGER, OURS, SDPA_BIAS, SDPA_FLASH], ids=lambda p: p.name)
+def test_dropout_changes_what_is_timed(provider):
+    outs = []
+    for dropout in (0.0, 0.5):
+        case = RelAttentionCase(1, 30, heads=2, head_dim=8, dropout=dropout)
+        outs.append(prepare(provider, case, make_inputs(case)).run()[0])
+    assert not torch.allclose(*outs)
+
+
+def test_what_cannot_run_says_why():
+    assert "GPUs only" in FLEX.why_not(RelAttentionCase(1, 8))
+    assert "no dropout" in FLEX.why_not(RelAttentionCase(1, 8, device="cuda", dropout=0.1))
+    assert FLEX.why_not(RelAttentionCase(1, 8, device="cuda")) is None
+    names = [provider.name for provider in all_providers()]
+    assert names[0] == "hf_eager"
+    assert names[-2:] == ["hf_compile", "flex"]  # they take long, and time may run out
+    assert {"ours", "ours_triton", "ours_sdpa", "sdpa_flash", "sdpa_bias"} < set(names)
+
+
+def test_features_and_their_names():
+    assert RelAttentionCase(1, 8).features == "padding+segments"
+    assert RelAttentionCase(1, 8, padding=False, segments=False).features == "plain"
+    assert RelAttentionCase(1, 8, padding=False, dropout=0.1).features == "segments+dropout 0.1"
+    inputs = make_inputs(RelAttentionCase(2, 20, padding=False))
+    assert inputs.key_padding is None
+    assert inputs.hf_mask is None
+    assert inputs.segments_q.any()
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1"):
+        RelAttentionCase(1, 8, dropout=1.0)
+    with pytest.raises(ValueError, match="pass must be one of forward, backward"):
+        RelAttentionCase(1, 8, pass_name="training_step")
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_the_two_stream_layer_is_hugging_faces(pass_name):
+    case = TwoStreamCase(2, 14, 5, 6, heads=2, pass_name=pass_name)
+    results = [
+        bench_two_stream.prepare(name, case, two_stream_inputs(case, torch.float64)).run()
+        for name in ("hf_eager", "ours")
+    ]
+    inputs = two_stream_inputs(case)
+    assert len(results[0]) == 2 + (0 if pass_name == "forward" else len(leaf_names(inputs)))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
+    positions = inputs.positions
+    assert torch.equal(positions, positions.sort(dim=1).values)
+    # A target sees itself in neither stream's ranks; context and memory are seen by every row.
+    assert (inputs.rank_q.gather(1, positions) == inputs.rank_k[:, 6:].gather(1, positions)).all()
+    assert (inputs.rank_q > inputs.rank_k[:, :6].max()).all()
+
+
+def test_two_stream_flops_and_bad_sizes():
+    case = TwoStreamCase(2, 10, 3, 5, heads=1)
+    linear = 2 * 64 * 64 * (2 * 2 * 13 + 2 * 2 * 15 + 2 * 25)
+    t = 2 * 1 * 13 * 15 * 64
+    assert case.flops() == linear + 6 * t
+    assert replace(case, pass_name="backward").flops() == 2 * linear + 16 * t
+    assert replace(case, pass_name="forward_backward").flops() == 3 * linear + 22 * t
+    with pytest.raises(ValueError, match="even batch, got 3"):
+        TwoStreamCase(3)
+
+
+def test_bandwidths_count_what_must_move():
+    shape = bench_concat_memory.Shape(3, 2, 40, 30, 20, heads=2)
+    hidden, mems = bench_concat_memory.draw(shape, "fp32", torch.device("cpu"))
+    for name in ("hf_eager", "ours"):
+        memories = bench_concat_memory.make_run(name, shape, hidden, mems)()
+        assert [tuple(m.shape) for m in memories] == [(shape.kept, 2, 128)] * 3
+
+
 def test_the_content_only_floor_is_plain_attention():
-    case = RelAttentionCase(2, 20, heads=2, head_dim=8, masked=False)
+    case = RelAttentionCase(2, 20, heads=2, head_dim=8, padding=False, segments=False)
     inputs = make_inputs(case)
     prepared = prepare(SDPA_FLASH, case, inputs)
     (out,) = prepared.standard(prepared.run())
@@ -101,6 +213,9 @@ def test_flops_follow_the_formulas():
     t = 2 * 3 * 10 * 15 * 4
     assert case.flops() == 6 * t
     assert case.flops(content_only=True) == 4 * t
+    back = RelAttentionCase(2, 10, 5, heads=3, head_dim=4, pass_name="backward")
+    assert back.flops() == 16 * t
+    assert back.flops(content_only=True) == 10 * t
     both = RelAttentionCase(2, 10, 5, heads=3, head_dim=4, pass_name="forward_backward")
     assert both.flops() == 22 * t
     assert both.flops(content_only=True) == 14 * t
@@ -158,8 +273,27 @@ def test_the_cpu_presets_hold_the_promised_shapes():
         assert preset.geometry.n_layer == 12
 
 
+def test_the_gpu_headline_is_the_designs_goals_without_compiling():
+    headline, full = configs.preset("headline", "cuda"), configs.preset("full", "cuda")
+    assert headline.compile_budget_s == 0
+    assert headline.dtypes == ("bf16",)
+    assert {s.queries for s in headline.attention_shapes} == {512, 1024, 2048, 4096, 8192}
+    for shape in headline.attention_shapes:
+        assert shape.head_dim == 64
+        assert shape.passes == ("forward", "forward_backward")
+        assert not shape.padding
+        assert not shape.segments  # content-only attention has neither
+    assert [(s.batch, s.length) for s in headline.model_shapes] == [(32, 512)]
+    lengths = {s.queries for s in full.attention_shapes}
+    assert lengths == {128, 256, 512, 1024, 2048, 4096, 8192}
+    assert any(s.memory for s in full.attention_shapes)
+    assert any(s.dropout for s in full.attention_shapes)
+    alone = [s.queries for s in full.attention_shapes if "backward" in s.passes]
+    assert max(alone) <= 2048
+
+
 def test_unknown_presets_and_dtypes():
-    with pytest.raises(ValueError, match="preset must be quick or full"):
+    with pytest.raises(ValueError, match="preset must be one of quick, full, headline"):
         configs.preset("huge", "cpu")
     with pytest.raises(ValueError, match="dtype must be one of"):
         configs.preset("quick", "cpu", "int8")

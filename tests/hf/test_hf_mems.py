@@ -20,6 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import XLNetLMHeadModel
 
+from xlnet_fast.hf import modules
+
 BATCH, LENGTH = 2, 5
 
 
@@ -104,11 +106,17 @@ def test_memory_of_no_tokens():
 
 
 def test_returned_memory_does_not_keep_the_longer_tensor_alive():
-    """HF's slice of [memory; hidden] is a view that holds all of it."""
+    """HF's slice of [memory; hidden] is a view that holds all of it.
+
+    The layers of ours share one tensor, which holds their memory and nothing else.
+    """
     ours = accelerated(tiny_model(mem_len=2))
-    for memory in ours(random_ids(BATCH, 9)).mems:
+    mems = ours(random_ids(BATCH, 9)).mems
+    for memory in mems:
         assert memory.shape[0] == 2
-        assert memory.untyped_storage().nbytes() == memory.numel() * memory.element_size()
+        storage = memory.untyped_storage()
+        assert storage.nbytes() == LAYERS * memory.numel() * memory.element_size()
+        assert storage.data_ptr() == mems[0].untyped_storage().data_ptr()
 
 
 def test_memory_is_not_changed_by_what_follows():
@@ -119,6 +127,64 @@ def test_memory_is_not_changed_by_what_follows():
     for state in output.hidden_states:
         state.detach().zero_()
     assert all(torch.equal(a, b) for a, b in zip(before, output.mems, strict=True))
+
+
+def storages(tensors):
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+
+def test_memory_keeps_neither_hidden_states_nor_old_memory_alive():
+    ours = accelerated(tiny_model(mem_len=None))
+    first = ours(random_ids(BATCH, LENGTH))
+    second = ours(random_ids(BATCH, LENGTH), mems=first.mems, output_hidden_states=True)
+    assert not storages(second.mems) & storages(first.mems)
+    assert not storages(second.mems) & storages(second.hidden_states)
+
+
+def count_calls(monkeypatch, name):
+    """The length of the first argument of every call that ``hf.modules`` makes of a function."""
+    calls, original = [], getattr(modules, name)
+
+    def counted(*args, **kwargs):
+        calls.append(len(args[0]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(modules, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("mem_len", [None, 3])
+def test_the_memory_of_all_layers_is_one_call(mem_len, monkeypatch):
+    together, apart = (count_calls(monkeypatch, f"concat_memor{end}") for end in ("ies", "y"))
+    ours = accelerated(tiny_model(mem_len=mem_len))
+    ours(random_ids(BATCH, LENGTH), mems=ours(random_ids(BATCH, LENGTH)).mems)
+    assert together == [LAYERS, LAYERS]
+    assert not apart
+
+
+def test_a_layer_that_changes_the_dtype_has_a_memory_of_its_own(monkeypatch):
+    """As layers on several devices have: then there is no tensor that could hold all of them."""
+    together, apart = (count_calls(monkeypatch, f"concat_memor{end}") for end in ("ies", "y"))
+    model = tiny_model(mem_len=3)
+    ids = random_ids(BATCH, LENGTH)
+    expected = accelerated(model)(ids).mems
+    ours = accelerated(model)
+    ours.layer[1].double()
+    ours.layer[0].register_forward_hook(lambda layer, _, out: (out[0].double(), *out[1:]))
+    mems = ours(ids).mems
+    assert (len(together), len(apart)) == (1, LAYERS)
+    assert [memory.dtype for memory in mems] == [torch.float32] + [torch.float64] * (LAYERS - 1)
+    for ours_of, theirs in zip(mems, expected, strict=True):
+        torch.testing.assert_close(ours_of.float(), theirs)
+
+
+def test_cache_mem_of_the_instance_is_called_for_every_layer():
+    ours = accelerated(tiny_model(mem_len=3))
+    seen = []
+    ours.cache_mem = lambda hidden, memory: seen.append(hidden) or hidden[-1:].detach()
+    mems = ours(random_ids(BATCH, LENGTH)).mems
+    assert len(seen) == LAYERS
+    assert [memory.shape[0] for memory in mems] == [1] * LAYERS
 
 
 def test_memory_in_another_precision_is_converted():

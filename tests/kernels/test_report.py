@@ -12,21 +12,24 @@ from rich.console import Console
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import report
-from xlnet_fast.kernels.triton import INTERPRETED, triton
+from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax, triton
+from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
 from xlnet_fast.masks import AttentionMask
 
 needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs Triton's compiler")
 
+SMALL = ("masked_softmax", "concat_memory")
 KEYS = {
-    "kernel", "variant", "arch", "dtype", "head_dim", "registers", "spill_bytes", "shared_bytes",
-    "gemm_units",
+    "kernel", "variant", "arch", "dtype", "head_dim", "registers", "spill_bytes", "loop_spills",
+    "shared_bytes", "gemm_units",
 }  # fmt: skip
 
 
 def row(**changes):
     return {
         "kernel": "rel_attention_forward", "variant": "precomputed", "arch": 80, "dtype": "bf16",
-        "head_dim": 64, "registers": 200, "spill_bytes": 0, "shared_bytes": 65536, "gemm_units": 2,
+        "head_dim": 64, "registers": 200, "spill_bytes": 0, "loop_spills": 0,
+        "shared_bytes": 65536, "gemm_units": 2,
     } | changes  # fmt: skip
 
 
@@ -41,9 +44,37 @@ def test_check_accepts_a_clean_row():
 
 
 def test_check_catches_a_spill():
-    (problem,) = report.check([row(), row(spill_bytes=24, arch=90)])
-    assert "spills 24 bytes" in problem
+    limit = report.SPILL_LIMIT
+    assert report.check([row(spill_bytes=limit)]) == []
+    (problem,) = report.check([row(), row(spill_bytes=limit + 1, arch=90)])
+    assert f"spills {limit + 1} bytes" in problem
     assert "sm_90" in problem
+
+
+def test_check_catches_a_spill_in_a_loop():
+    (problem,) = report.check([row(spill_bytes=8, loop_spills=2)])
+    assert "spills registers in 2 places of a loop" in problem
+
+
+ASSEMBLY = """
+        /*0000*/                   STL [R1], R2 ;
+.L_x_0:
+        /*0010*/                   LDL R3, [R1] ;
+.L_x_1:
+        /*0020*/                   FFMA R4, R4, R5, R6 ;
+        /*0030*/              @!P0 BRA `(.L_x_1) ;
+        /*0040*/               @P1 BRA `(.L_x_0) ;
+        /*0050*/                   BRA `(.L_x_2) ;
+.L_x_2:
+        /*0060*/                   EXIT ;
+"""
+
+
+def test_spills_count_in_innermost_loops_only():
+    assert report.loop_spills(ASSEMBLY) == 0
+    inside = ASSEMBLY.replace("FFMA R4, R4, R5, R6", "LDL.64 R4, [R1+0x8]")
+    assert report.loop_spills(inside) == 1
+    assert report.loop_spills(ASSEMBLY.replace("@P1 BRA `(.L_x_0)", "NOP")) == 0
 
 
 @pytest.mark.parametrize(("arch", "limit"), report.SHARED_LIMITS.items())
@@ -59,31 +90,70 @@ def test_render_shows_every_row():
     assert "456" in text
 
 
+def test_render_says_what_a_tile_costs_in_products():
+    softmax = row(kernel="masked_softmax_forward", variant="-", gemm_units=None, head_dim=None)
+    text = " ".join(text_of(report.render([row(gemm_units=2.5), softmax])).split())
+    assert "variant precomputed: 2.5 matrix products per tile" in text
+    assert "masked_softmax_forward chip" in text
+    assert "None" not in text
+
+
 @needs_compiler
-def test_compiles_for_a_chip_that_is_not_there():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_compiles_for_a_chip_that_is_not_there(workers):
     seen = []
-    (made,) = report.compile_report(
-        (90,), dtypes=("bf16",), head_dims=(64,), features=("content",), workers=1,
+    rows = report.compile_report(
+        (90,), kernels=("masked_softmax_forward", "concat_memory"), dtypes=("bf16",),
+        features=("all", "memory"), modules=SMALL, workers=workers,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
-    assert set(made) >= KEYS
-    assert (made["arch"], made["dtype"], made["head_dim"]) == (90, "bf16", 64)
-    assert 32 <= made["registers"] <= 255
-    # K and V tiles are staged in shared memory
-    assert made["shared_bytes"] >= 2 * made["block_n"] * 64 * 2
-    assert report.check([made]) == []
-    assert seen == [(1, 1)]
+    kernels = [made["kernel"] for made in rows]
+    tiles = len(masked_softmax.TILES)
+    assert kernels == ["masked_softmax_forward"] * tiles + ["concat_memory"]
+    for made in rows:
+        assert set(made) >= KEYS
+        assert (made["arch"], made["dtype"], made["head_dim"]) == (90, "bf16", None)
+        assert 16 <= made["registers"] <= 255
+        assert made["gemm_units"] is None
+    assert [made["block_n"] for made in rows[:tiles]] == [t.block_n for t in masked_softmax.TILES]
+    assert (rows[-1]["block_m"], "block_n" in rows[-1]) == (concat_memory.BLOCK, False)
+    assert report.check(rows) == []
+    assert seen == [(done, tiles + 1) for done in range(1, tiles + 2)]
 
 
 @needs_compiler
 def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
-    large = report.rel_attention.Config(128, 128, 4, 1)
-    monkeypatch.setattr(report.rel_attention, "choose_config", lambda *_, **__: large)
-    rows = report.compile_report(
-        (80,), dtypes=("bf16",), head_dims=(64,), features=("content",), workers=1
-    )
-    assert rows[0]["spill_bytes"] > 0
-    assert len(report.check(rows)) == 1
+    large = softmax_launch.Tile(16, 1024, True)
+    monkeypatch.setattr(masked_softmax, "TILES", (large,))
+    report._compilations.cache_clear()
+    try:
+        rows = report.compile_report(
+            (80,), kernels=("masked_softmax_backward",), dtypes=("bf16",), features=("all",),
+            modules=SMALL, workers=1,
+        )  # fmt: skip
+    finally:
+        report._compilations.cache_clear()
+    assert rows[0]["spill_bytes"] > report.SPILL_LIMIT
+    problem = report.check(rows)[-1]
+    assert "masked_softmax_backward (row in registers, all) bf16 tile 16x1024 on sm_80" in problem
+
+
+@needs_compiler
+@pytest.mark.parametrize("module", report.MODULES)
+def test_every_module_lists_what_can_be_told_apart(module):
+    """Two compilations of the same name would be one row's word against another's."""
+    for arch in report.ARCHS:
+        listed = report._compilations(module, arch)
+        names = {
+            (c.kernel, c.variant, c.features, c.dtype, c.head_dim, c.tile, c.options["num_stages"])
+            for c in listed
+        }
+        assert len(names) == len(listed) > 0
+        for compilation in listed:
+            arguments = set(compilation.function.arg_names)
+            assert arguments <= set(compilation.types) | set(compilation.constants)
+            assert set(compilation.constants) <= arguments
+            assert {"num_warps", "num_stages"} <= set(compilation.options)
 
 
 @needs_compiler
@@ -94,7 +164,7 @@ def test_run_report_writes_json_and_returns_the_verdict(tmp_path, monkeypatch, c
     assert json.loads(target.read_text()) == [row(arch=89)]
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
-    monkeypatch.setattr(report, "compile_report", lambda archs, **_: [row(spill_bytes=8)])
+    monkeypatch.setattr(report, "compile_report", lambda archs, **_: [row(loop_spills=8)])
     assert report.run_report(None, (80,)) == 1
     assert "spills 8 bytes" in " ".join(capsys.readouterr().out.split())
 
@@ -104,14 +174,16 @@ def test_run_report_writes_json_and_returns_the_verdict(tmp_path, monkeypatch, c
     ("options", "message"),
     [
         ({"archs": (70,)}, "arch 70 is not one of 80"),
-        ({"archs": (90,), "dtypes": ("fp64",)}, "fp64"),
-        ({"archs": (90,), "features": ("none",)}, "none"),
-        ({"archs": (90,), "head_dims": (256,)}, "256"),
+        ({"archs": (90,), "dtypes": ("fp64",)}, "dtype 'fp64' is not one of bf16, fp16, fp32"),
+        ({"archs": (90,), "features": ("none",)}, "features 'none' is not one of all"),
+        ({"archs": (90,), "head_dims": (256,)}, "head_dim 256 is not one of"),
+        ({"archs": (90,), "kernels": ("softmax",)}, "is not one of concat_memory, masked_softmax_"),
+        ({"archs": (90,), "modules": ("softmax",)}, "module 'softmax' is not one of rel_attention"),
     ],
 )
 def test_unknown_names_are_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
-        report.compile_report(**options, workers=1)
+        report.compile_report(**{"modules": SMALL, **options}, workers=1)
 
 
 def test_bad_requests_end_in_a_sentence_and_code_2(tmp_path, capsys):
@@ -134,40 +206,71 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-def launched(features: report.Features, monkeypatch) -> dict:
-    """What Triton would compile for a real call: types, constants, alignment, options."""
-    from triton.runtime.driver import driver
+def softmax_calls(keys):
+    """The arguments of both launchers with every optional one, and the dtype bf16."""
+    b, n, i, half = 2, 2, 32, {"dtype": torch.bfloat16}
+    scores, position = torch.zeros(b, n, i, keys, **half), torch.zeros(b, n, i, keys + 64, **half)
+    segments = (
+        torch.zeros(b, n, 16, i, **half).mT[..., 0],
+        *(torch.zeros(b, size).long() for size in (i, keys)),
+    )
+    mask = AttentionMask(
+        key_padding=torch.zeros(b, keys).bool(), rank_q=torch.zeros(b, i).long(),
+        rank_k=torch.zeros(b, keys).long(), bits=torch.zeros(b, i, -(-keys // 8)).byte(),
+        causal=True, same_length=True, see_self=True,
+    )  # fmt: skip
+    return (
+        scores, position, *segments, mask, torch.zeros(b, i).long(), keys - 64, 0.5, 0.1,
+        torch.tensor([1]),
+    )  # fmt: skip
 
-    rel_attention = report.rel_attention
-    kernel = rel_attention._forward_kernel
+
+def call_softmax_forward(keys):
+    arguments = softmax_calls(keys)
+    masked_softmax.masked_softmax_forward(*arguments, torch.empty_like(arguments[0]))
+
+
+def call_softmax_backward(keys):
+    arguments = softmax_calls(keys)
+    grads = [x.new_empty(x.shape) for x in arguments[:3]]
+    scores = arguments[0]
+    masked_softmax.masked_softmax_backward(scores, scores, *arguments, grads)
+
+
+def call_copy(rows):
+    hidden, memory = ([torch.zeros(rows, 2, 8).bfloat16() for _ in range(32)] for _ in range(2))
+    out = torch.empty(32, 2 * rows - 8, 2, 8).bfloat16()
+    concat_memory.concat_memory_forward(hidden, memory, 8, rows, out)
+
+
+LAUNCHES = {
+    # what calls the launcher, with which size; the kernel, its features and its tile
+    "forward": (call_softmax_forward, 96, masked_softmax, "_forward_kernel", "all", 0),
+    "forward-ragged": (call_softmax_forward, 521, masked_softmax, "_forward_kernel", "ragged", 2),
+    "forward-sweeps": (call_softmax_forward, 4096, masked_softmax, "_forward_kernel", "all", 3),
+    "backward": (call_softmax_backward, 512, masked_softmax, "_backward_kernel", "all", 1),
+    "backward-ragged": (call_softmax_backward, 97, masked_softmax, "_backward_kernel", "ragged", 0),
+    "copy": (call_copy, 16, concat_memory, "_copy_kernel", "memory", 0),
+}
+
+
+def launched(name, monkeypatch):
+    """What the launcher makes Triton compile, up to the point where it would need a GPU."""
+    from triton.runtime import driver
+
+    call, size, module, attribute, *_ = LAUNCHES[name]
+    kernel = getattr(module, attribute)
     calls, compiled = [], {}
 
     class Launcher:
         def __getitem__(self, grid):
             return lambda *arguments, **options: calls.append((arguments, options))
 
-    b, i, j, n, d = 2, 64, 80, 2, 64
-    every, half = features.everything, {"dtype": torch.bfloat16}
-    q, k = torch.zeros(b, i, n, d, **half), torch.zeros(b, j, n, d, **half)
-    bias, embed = torch.zeros(n, d, **half), torch.zeros(2, n, d, **half)
-    segments = (bias, embed, torch.zeros(b, i).long(), torch.zeros(b, j).long())
-    mask = AttentionMask(
-        key_padding=torch.zeros(b, j).bool(),
-        rank_q=torch.zeros(b, i).int() if every else None,
-        rank_k=torch.zeros(b, j).int() if every else None,
-        bits=torch.zeros(b, i, j // 8).byte() if every else None,
-        causal=True, same_length=True, see_self=features.see_self,
-    )  # fmt: skip
-    positions = torch.zeros(b, i).int() if every else None
-    r = torch.zeros(1, j + 1 if every else j + i, n, d, **half)
     with monkeypatch.context() as patch:
-        patch.setattr(rel_attention, "_forward_kernel", Launcher())
-        patch.setattr(rel_attention, "why_unavailable", lambda device: None)
-        patch.setattr(rel_attention, "_arch", lambda device: 90)
-        rel_attention.rel_attention_forward(
-            q, k, k, r, bias, bias, *segments, mask, positions, j - i, None,
-            0.1 if every else 0.0, torch.tensor(1), torch.empty_like(q),
-        )  # fmt: skip
+        patch.setattr(module, attribute, Launcher())
+        for checked in (softmax_launch, concat_memory):
+            patch.setattr(checked, "why_unavailable", lambda device: None)
+        call(size)
         ((arguments, options),) = calls
 
         def record(key, signature, device, constexprs, options, attrs, warmup):
@@ -184,18 +287,27 @@ def launched(features: report.Features, monkeypatch) -> dict:
 
 
 @needs_compiler
-@pytest.mark.parametrize("features", report.FEATURES)
-def test_the_report_compiles_what_the_launcher_launches(features, monkeypatch):
-    actual = launched(report.FEATURES[features], monkeypatch)
-    heavy = report.FEATURES[features].heavy
-    config = report.rel_attention.choose_config(torch.bfloat16, 64, 90, heavy)
-    job = report.Job(arch=90, dtype="bf16", head_dim=64, features=features)
-    source = report._source(job, config, report.FEATURES[features])
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_the_report_compiles_what_the_launcher_launches(name, monkeypatch):
+    _, _, module, attribute, features, tile = LAUNCHES[name]
+    actual = launched(name, monkeypatch)
+    matching = [
+        compilation
+        for compilation in module.compilations(90)
+        if compilation.function is getattr(module, attribute)
+        and compilation.dtype == "bf16"
+        and features in (compilation.features, compilation.features[-6:])
+    ]
+    compilation = matching[tile]
+    source = report._source(compilation)
     assert source.signature == actual["signature"]
     assert source.constants == actual["constants"]
-    assert set(source.attrs) == actual["aligned"]
-    for name, value in config.options.items():
-        assert getattr(actual["options"], name) == value
+    ragged = features == "ragged"
+    aligned = set(source.attrs)
+    # Strides of whole tables, batch and head, may be multiples of 16 even where a row's is not.
+    assert aligned <= actual["aligned"] if ragged else aligned == actual["aligned"]
+    for option, value in compilation.options.items():
+        assert getattr(actual["options"], option) == value
 
 
 def test_missing_triton_is_said(monkeypatch):

@@ -12,10 +12,12 @@ import torch
 from hf_oracle import F64, MASKS, Problem, assert_same, hf_attention, make_problem, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from two_sources import apart, joined, kernel_operands
 
 from xlnet_fast import ops, reference
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa
+from xlnet_fast.kernels.sdpa.common import PackedKeys
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.philox import keep_mask
 from xlnet_fast.tolerance import assert_within
@@ -41,13 +43,8 @@ def set_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 def chunks_of(problem: Problem) -> list[Any]:
-    x, options = problem.operands, problem.options
-    segments = (options.get("segments_q"), options.get("segments_k"))
-    attention = sdpa._Attention(
-        x["q"], x["k"], x["v"], x["r"], x["r_w_bias"], x["r_r_bias"], x.get("r_s_bias"),
-        x.get("seg_embed"), *segments, options["mask"], options.get("positions"),
-        options["memory_length"], options["scale"], 0.0, None,
-    )  # fmt: skip
+    keys, queries = kernel_operands(problem)
+    attention = sdpa._Attention(keys, PackedKeys(keys, queries.mask.key_padding), queries)
     return list(attention.chunks())
 
 
@@ -82,6 +79,18 @@ def test_lengths(chunks, queries, memory, set_chunks):
     for mask in ("none", "same_length"):
         problem = make_problem(queries=queries, memory=memory, mask=mask, segments=2)
         assert_same(run(attend, problem), run(reference.rel_attention, problem), 1e-12)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("mask", ["left", "query", "bits", "same_length"])
+@pytest.mark.parametrize("targets", [None, 4])
+@pytest.mark.parametrize("memory", [0, 1, 9])
+def test_memory_apart(chunks, mask, targets, memory, set_chunks):
+    set_chunks(chunks)
+    problem = make_problem(mask=mask, targets=targets, memory=memory, segments=2, groups=2)
+    actual = joined(run(attend, apart(problem)))
+    assert_same(actual, run(reference.rel_attention, problem), 1e-12)
+    assert_same(actual, run(attend, problem), 0.0)
 
 
 def test_the_chunks_of_these_tests_divide_every_direction(set_chunks):
@@ -156,6 +165,22 @@ def test_padding_may_hold_anything(chunks, value, set_chunks):
     assert_same(run(attend, replace(problem, operands=operands)), clean, 0.0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_padding_in_a_memory_apart_may_hold_anything(value):
+    problem = make_problem(mask="left", memory=6)
+    padded = problem.options["mask"].key_padding.clone()
+    padded[1:, :2] = True  # memory of a shorter past
+    options = {**problem.options, "mask": AttentionMask(key_padding=padded)}
+    problem = apart(replace(problem, options=options))
+    clean = run(attend, problem)
+    operands = dict(problem.operands)
+    for name in ("k", "v"):
+        for part, keys in ((f"{name}_memory", slice(0, 6)), (name, slice(6, None))):
+            hidden = padded[:, keys, None, None]
+            operands[part] = operands[part].masked_fill(hidden, value)
+    assert_same(run(attend, replace(problem, operands=operands)), clean, 0.0)
+
+
 @pytest.mark.parametrize("mask", ["none", "uni"])
 @pytest.mark.parametrize("targets", [None, 3])
 def test_rows_of_r_beyond_the_table_are_not_read(mask, targets):
@@ -203,7 +228,7 @@ def test_all_rows_absent_give_zeros_even_without_current_keys():
 
 @pytest.mark.parametrize("targets", [None, 4])
 def test_strides_change_nothing(targets):
-    problem = make_problem(mask="left", segments=2, targets=targets, groups=2)
+    problem = apart(make_problem(mask="left", segments=2, targets=targets, groups=2))
 
     def heads_first(x: Tensor) -> Tensor:
         return x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -322,27 +347,94 @@ def test_no_tensor_beyond_a_chunk_exists(mask, targets, monkeypatch):
     problem = make_problem(
         batch=2, queries=768, memory=256, dim=2, mask=mask, segments=2, targets=targets
     ).to(torch.float32)
-    x, options = problem.operands, problem.options
-    arguments = (
-        *x.values(), options["segments_q"], options["segments_k"], options["mask"],
-        options.get("positions"), options["memory_length"], options["scale"],
-        0.1, torch.tensor(1),
-    )  # fmt: skip
-    out = torch.zeros_like(x["q"])
-    grads = [torch.zeros_like(x) for x in x.values()]
+    keys, queries = kernel_operands(problem, 0.1, torch.tensor(1))
+    out, none = torch.zeros_like(queries.q), torch.zeros(0)
+    x = problem.operands
+    grads = [x.get(name, None) for name in GRADIENTS]
+    grads = [None if like is None else torch.zeros_like(like) for like in grads]
     with LargestTensor() as largest:
-        sdpa.rel_attention_forward(*arguments, out)
-        sdpa.rel_attention_backward(problem.grad_out(), out, *arguments, grads)
+        sdpa.rel_attention_forward(keys, [queries], [out], [none])
+        sdpa.rel_attention_backward(
+            keys, [queries], [out], [none], [problem.grad_out()], grads, deterministic=False
+        )
     # The rows of a chunk at arbitrary positions meet the whole table of L + J rows.
     table = chunk_elements * (1 + (768 if targets else 128) / 1024)
-    operand = max(t.numel() for t in (*arguments, problem.options["mask"].bits) if is_tensor(t))
+    operand = max(t.numel() for t in (*x.values(), queries.mask.bits) if t is not None)
     assert largest.nbytes <= 4 * max(table, operand), largest.maker
     rows = problem.sizes[1]
     assert 4 * max(table, operand) < 4 * 2 * 2 * rows * 1024 / 4  # what it must be less than
 
 
-def is_tensor(x: object) -> bool:
-    return isinstance(x, Tensor)
+# --- only what is asked for -----------------------------------------------------------------------
+
+GRADIENTS = (
+    "q",
+    "k",
+    "v",
+    "k_memory",
+    "v_memory",
+    "r",
+    "r_w_bias",
+    "r_r_bias",
+    "r_s_bias",
+    "seg_embed",
+)
+
+
+def gradients(problem: Problem, wanted: set[str]) -> dict[str, Tensor]:
+    """Those of the backward kernel, by name; the kernel gets None for the others."""
+    keys, queries = kernel_operands(problem)
+    grads = {
+        name: torch.full_like(problem.operands[name], float("nan"))
+        for name in GRADIENTS
+        if name in wanted
+    }
+    none = torch.zeros(0)
+    sdpa.rel_attention_backward(
+        keys, [queries], [none], [none], [problem.grad_out()],
+        [grads.get(name) for name in GRADIENTS], deterministic=True,
+    )  # fmt: skip
+    return grads
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_one_gradient_alone_is_the_same(name):
+    problem = apart(make_problem(mask="left", segments=2))
+    everything = gradients(problem, set(GRADIENTS))
+    expected = run(attend, problem)
+    assert_same(
+        {f"d {n}": x for n, x in everything.items()} | {"out": expected["out"]}, expected, 0
+    )
+    assert_same(gradients(problem, {name}), {name: everything[name]}, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "fewer"), [({"v", "v_memory"}, 1), ({"k", "k_memory"}, 1), ({"r"}, 1), ({"v"}, 0)]
+)
+def test_products_of_unwanted_gradients_are_left_out(left_out, fewer, monkeypatch):
+    problem = apart(make_problem(segments=2))  # one chunk
+    counted = []
+    for wanted in (set(GRADIENTS), set(GRADIENTS) - left_out):
+        with CountProducts() as products:
+            gradients(problem, wanted)
+        counted.append(products.number)
+    assert counted[0] - counted[1] == fewer
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts batched matrix products."""
+
+    number = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.number += "bmm" in str(func)
+        return func(*args, **(kwargs or {}))
 
 
 # --- masked_softmax, concat_memory ---------------------------------------------------------------

@@ -1,11 +1,13 @@
-"""The Triton kernel `rel_attention_forward`: interpreted here, on a GPU where there is one."""
+"""The Triton kernels of relative attention: interpreted here, on a GPU where there is one."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -14,15 +16,34 @@ import torch
 
 pytest.importorskip("triton")
 
-from _interpreter_rel_attention import CASES, GROUPS, check_case
+import _interpreter_two_streams as two_streams
+from _interpreter_rel_attention import (
+    CASES,
+    GRADIENT_CASES,
+    GROUPS,
+    Case,
+    check_case,
+    check_gradients,
+    make_inputs,
+    operands,
+)
 
+from xlnet_fast import ops
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels.triton import INTERPRETED, rel_attention, triton, why_unavailable
-from xlnet_fast.kernels.triton.rel_attention import Config, block_d, choose_config
+from xlnet_fast.kernels.triton import INTERPRETED, launch, rel_attention, tiles, triton
+from xlnet_fast.kernels.triton import rel_attention_backward as backward_module
+from xlnet_fast.kernels.triton import rel_attention_forward as forward_module
+from xlnet_fast.kernels.triton import why_unavailable as why_triton_is_unavailable
+from xlnet_fast.kernels.triton.tiles import Config, block_d, candidates, choose_config
 
 ROOT = Path(__file__).resolve().parents[2]
-CHILD = Path(__file__).with_name("_interpreter_rel_attention.py")
+FOLDER = Path(__file__).parent
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+STREAM_GROUPS = {"streams": 2 * len(two_streams.CASES) + 1}
+GROUPS_OF_FILE = [
+    *(("_interpreter_rel_attention.py", *group) for group in GROUPS.items()),
+    *(("_interpreter_two_streams.py", *group) for group in STREAM_GROUPS.items()),
+]
 
 
 def child_environment(**changes: str) -> dict[str, str]:
@@ -38,11 +59,11 @@ def version(text: str) -> tuple[int, ...]:
     version(triton.__version__) <= (3, 6) and version(numpy.__version__) >= (2, 4),
     reason="the interpreter of Triton 3.6 cannot loop to a run-time bound with numpy 2.4",
 )
-@pytest.mark.parametrize(("group", "expected"), GROUPS.items())
-def test_interpreter(group, expected):
+@pytest.mark.parametrize(("file", "group", "expected"), GROUPS_OF_FILE)
+def test_interpreter(file, group, expected):
     """Triton reads TRITON_INTERPRET when it is imported, hence a process for each group."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(CHILD), "-q", "-k", f"{group}-", "--tb=short",
+        [sys.executable, "-m", "pytest", str(FOLDER / file), "-q", "-k", group, "--tb=short",
          "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"],
         env=child_environment(TRITON_INTERPRET="1"), cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
@@ -50,48 +71,283 @@ def test_interpreter(group, expected):
     assert re.search(rf"\b{expected} passed", done.stdout), done.stdout[-1000:]
 
 
+on_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or INTERPRETED, reason="needs a CUDA device"
+)
+DTYPES = ("float32", "float16", "bfloat16")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available() or INTERPRETED, reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_gpu(name, dtype, monkeypatch):
-    if CASES[name].bd_bytes is not None:
-        monkeypatch.setattr(rel_attention, "BD_BYTES_LIMIT", CASES[name].bd_bytes)
+def test_gpu(name, dtype):
     check_case(name, getattr(torch, dtype), "cuda")
 
 
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in GRADIENT_CASES))
+def test_gpu_gradients(name, dtype):
+    check_gradients(name, getattr(torch, dtype), "cuda")
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", two_streams.CASES)
+def test_gpu_streams(name, dtype):
+    two_streams.check_streams(name, getattr(torch, dtype), "cuda")
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("stretch", [64, 512])
+@pytest.mark.parametrize("kernel", tiles.KERNELS)
+def test_gpu_every_candidate_tile(kernel, stretch, monkeypatch):
+    """Whatever may be chosen on this chip launches, and is right with many stretches of keys."""
+    monkeypatch.setattr(launch, "STRIP_KEYS", stretch)
+    arch = launch.arch(torch.device("cuda", 0))
+    for heavy, name in ((False, "masks-padding-self"), (True, "dropout-masked")):
+        for config in candidates(kernel, torch.bfloat16, CASES[name].head_dim, heavy, arch):
+            with tiles.using(kernel, config):
+                check_gradients(name, torch.bfloat16, "cuda")
+
+
+def gpu_operands(**changes):
+    """Leaves and keyword arguments of a public call on the GPU."""
+    case = Case(**{"batch": 2, "rows": 200, "heads": 4, "head_dim": 64, "segments": True} | changes)
+    x = make_inputs(case, torch.bfloat16, 0)
+    keys, queries = operands(x, case)
+    names = ("k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
+    leaves = {name: getattr(keys, name).cuda().requires_grad_() for name in names}
+    leaves = {"q": x.q.cuda().requires_grad_(), **leaves}
+    segments = {"segments_q": queries.segments.cuda(), "segments_k": keys.segments.cuda()}
+    return leaves, segments
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_gpu_ordered_gradients_repeat_bit_for_bit():
+    leaves, segments = gpu_operands()
+
+    def gradients() -> list[torch.Tensor]:
+        out = ops.rel_attention(**leaves, **segments, backend="triton")
+        return list(torch.autograd.grad(out.float().square().sum(), list(leaves.values())))
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = gradients(), gradients()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, one, other in zip(leaves, first, second, strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_gpu_graph_capture_replays_forward_and_backward():
+    """A captured step, replayed on other inputs and another seed, gives what an eager one gives."""
+    leaves, segments = gpu_operands()
+    seed = torch.tensor([5], device="cuda")
+
+    def step() -> list[torch.Tensor]:
+        out = ops.rel_attention(**leaves, **segments, backend="triton", dropout_p=0.2, seed=seed)
+        return [out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
+
+    stream = torch.cuda.Stream()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.cuda.stream(stream):
+            step()  # compiles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = step()
+        with torch.no_grad():
+            leaves["q"].mul_(0.5)
+            seed.add_(7)
+        graph.replay()
+        torch.cuda.synchronize()
+        for one, other in zip(captured, step(), strict=True):
+            assert torch.equal(one, other)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_gpu_compiles_without_a_graph_break():
+    leaves, segments = gpu_operands()
+
+    def loss() -> torch.Tensor:
+        return ops.rel_attention(**leaves, **segments, backend="triton").float().square().sum()
+
+    expected = torch.autograd.grad(loss(), list(leaves.values()))
+    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(), list(leaves.values()))
+    for name, one, other in zip(leaves, expected, actual, strict=True):
+        scale = one.float().abs().max()
+        assert (one.float() - other.float()).abs().max() <= 0.02 * scale, name
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_gpu_offsets_beyond_two_to_the_31():
+    """The last batch element of tensors of more than 2**31 elements is as it should be."""
+    free, _ = torch.cuda.mem_get_info()
+    batch, rows, heads, dim = 131, 1024, 128, 128  # 2.2e9 elements
+    if free < 10 * batch * rows * heads * dim:
+        pytest.skip(f"needs 22 GB of GPU memory, {free / 1e9:.0f} are free")
+    q = torch.randn(batch, rows, heads, dim, device="cuda", dtype=torch.bfloat16)
+    r = torch.randn(1, 2 * rows, heads, dim, device="cuda", dtype=torch.bfloat16)
+    bias = torch.zeros(heads, dim, device="cuda", dtype=torch.bfloat16)
+    out = ops.rel_attention(q, q, q, r, bias, bias, backend="triton")
+    last = ops.rel_attention(*(q[-1:].clone() for _ in range(3)), r, bias, bias, backend="triton")
+    assert torch.equal(out[-1:], last)
+
+
+class Recorder:
+    """Stands for a kernel: keeps the arguments of a launch, by name."""
+
+    def __init__(self, kernel):
+        self.names, self.arguments = kernel.arg_names, {}
+
+    def __getitem__(self, grid):
+        def launch_with(*values, **constants):
+            self.arguments = dict(zip(self.names, values, strict=False)) | constants
+
+        return launch_with
+
+
+def fits(value, kind) -> bool:
+    """Whether an argument is of the type that the report compiles for it."""
+    if isinstance(kind, tuple):
+        return len(value) == len(kind) and all(map(fits, value, kind))
+    if kind is None or value is None:
+        return kind is None and value is None
+    if isinstance(value, torch.Tensor):
+        names = {"torch.bfloat16": "bf16", "torch.float32": "fp32", "torch.uint8": "u8"}
+        names |= {"torch.int32": "i32", "torch.int64": "i64"}
+        return kind == f"*{names[str(value.dtype)]}"
+    return kind == {int: "i32", float: "fp32"}[type(value)]
+
+
+LIGHT = Case(rows=33, memory=5, apart=True, segments=True, mask=("padding", "causal", "see_self"))
+HEAVY = two_streams.Streams(
+    Case(
+        rows=33, memory=5, apart=True, segments=True, dropout_p=0.5,
+        mask=("padding", "causal", "same_length", "ranks", "bits"),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
+@pytest.mark.parametrize("heavy", [False, True])
+def test_the_report_compiles_what_the_launcher_launches(heavy, monkeypatch):
+    monkeypatch.setattr(launch, "why_unavailable", lambda device: None)
+    recorders = {
+        "rel_attention_forward": Recorder(forward_module._forward_kernel),
+        "rel_attention_backward_q": Recorder(backward_module._backward_q_kernel),
+        "rel_attention_backward_kv": Recorder(backward_module._backward_kv_kernel),
+    }
+    for name, recorder in recorders.items():
+        module = forward_module if name.endswith("forward") else backward_module
+        monkeypatch.setattr(module, name.replace("rel_attention", "") + "_kernel", recorder)
+    if heavy:
+        x = two_streams.make_streams(HEAVY, torch.bfloat16, 0)
+        keys, content = operands(x, HEAVY.content)
+        mask = replace(
+            x.mask, rank_q=x.mask.rank_q.int(), rank_k=x.mask.rank_k.int(), see_self=True
+        )
+        content = replace(content, mask=mask)
+        queries = replace(
+            content, q=x.q_g, positions=x.positions_g.int(), by_position=True,
+            mask=replace(mask, see_self=False),
+        )  # fmt: skip
+        streams = [content, queries]
+    else:
+        keys, content = operands(make_inputs(LIGHT, torch.bfloat16, 0), LIGHT)
+        streams = [content]
+    qs = [stream.q for stream in streams]
+    stats = [torch.zeros(q.shape[0], q.shape[2], q.shape[1]) for q in qs]
+    rel_attention.rel_attention_forward(keys, streams, qs, stats)
+    grads = [keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r]
+    grads += [keys.r_w_bias, keys.r_r_bias, keys.r_s_bias, keys.seg_embed]
+    rel_attention.rel_attention_backward(keys, streams, qs, stats, qs, [*qs, *grads], False)
+    for compiled in rel_attention.compilations(90):
+        features = compiled.features.split(", ")
+        if compiled.dtype != "bf16" or compiled.head_dim != 32 or "ordered" in features:
+            continue
+        if ("heavy" in features) != heavy:
+            continue
+        passed = recorders[compiled.kernel].arguments
+        for name, kind in compiled.types.items():
+            assert fits(passed[name], kind), (compiled.kernel, name, kind)
+        assert set(passed) == {*compiled.types, *compiled.constants, *compiled.options}
+        if compiled.tile == (passed["BM"], passed["BN"]):
+            varying = ("SELF", "BY_POSITION") if not heavy else ()
+            for name, value in compiled.constants.items():
+                same = name in (*varying, "SAME_LENGTH", "BM_G") or passed[name] == value
+                assert same, (compiled.kernel, name)
+
+
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
-@pytest.mark.parametrize("dtype", rel_attention.DTYPES)
+@pytest.mark.parametrize("dtype", tiles.DTYPES)
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("head_dim", [1, 16, 32, 48, 64, 96, 128])
-def test_choose_config_fits_the_chip(dtype, head_dim, arch, heavy):
-    config = choose_config(dtype, head_dim, arch, heavy)
-    assert isinstance(config, Config)
-    assert rel_attention.ROW_CHUNK % config.block_m == 0
-    assert config.block_n % 8 == 0  # bytes of mask bits and groups of random words per tile
-    # A lower bound from the tiles alone; the compiled figure is held by the kernels report.
-    tiles = 2 * config.block_n * block_d(head_dim) * dtype.itemsize * (config.num_stages - 1)
-    assert tiles <= SHARED_LIMIT[arch] * 1024
+@pytest.mark.parametrize("kernel", tiles.KERNELS)
+def test_tiles_fit_the_chip(kernel, dtype, head_dim, arch, heavy):
+    tried = candidates(kernel, dtype, head_dim, heavy, arch)
+    assert choose_config(kernel, dtype, head_dim, heavy, arch) == tried[0]
+    assert len(set(tried)) == len(tried)
+    for config in tried:
+        assert launch.STRIP_KEYS % config.block_m == 0
+        assert launch.STRIP_KEYS % config.block_n == 0
+        assert config.block_n % 8 == 0  # bytes of mask bits and groups of random words per tile
+        # A lower bound from the tiles alone; the compiled figure is held by the kernels report.
+        loaded = 2 * config.block_n * block_d(head_dim) * dtype.itemsize * (config.num_stages - 1)
+        assert loaded <= SHARED_LIMIT[arch] * 1024
 
 
-def test_every_configuration_can_be_chosen():
-    chosen = {
-        choose_config(dtype, head_dim, arch, heavy)
-        for dtype in rel_attention.DTYPES
-        for head_dim in (32, 64, 128)
-        for arch in SHARED_LIMIT
-        for heavy in (False, True)
-    }
-    assert chosen == set(rel_attention.CONFIGS.values())
+def test_measured_tile_comes_first(monkeypatch, tmp_path):
+    key = tiles.tuned_key("forward", torch.bfloat16, 64, False, "short")
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps({"A GPU": {key: [32, 64, 4, 3]}}))
+    monkeypatch.setattr(tiles, "TUNED_FILE", file)
+    tiles.load_tuned.cache_clear()
+    try:
+        arguments = ("forward", torch.bfloat16, 64, False, 90)
+        safe = candidates(*arguments)[0]
+        assert choose_config(*arguments, "short", "A GPU") == Config(32, 64, 4, 3)
+        assert choose_config(*arguments, "long", "A GPU") == safe
+        assert choose_config(*arguments, "short", "another") == safe
+        assert choose_config(*arguments, "short", None) == safe
+    finally:
+        tiles.load_tuned.cache_clear()
+
+
+def test_a_forced_tile_goes_before_all_and_ends_with_its_block():
+    forced = Config(16, 16, 4, 1)
+    arguments = ("backward_q", torch.float16, 32, True, 80)
+    before = choose_config(*arguments)
+    with tiles.using("backward_q", forced):
+        assert choose_config(*arguments) == forced
+        assert choose_config("forward", *arguments[1:]) != forced
+        with tiles.using("backward_q", before):
+            assert choose_config(*arguments) == before
+        assert choose_config(*arguments) == forced
+    assert choose_config(*arguments) == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.float64, 64, 90), "float64"),
-        ((torch.float32, 129, 90), "129"),
-        ((torch.float32, 0, 90), "0 is not in 1..128"),
-        ((torch.float16, 64, 75), "sm_75"),
+        (("sideways", torch.float32, 64, False, 90), "kernel 'sideways' is not one of forward"),
+        (("forward", torch.float64, 64, False, 90), "float64"),
+        (("forward", torch.float32, 129, False, 90), "129"),
+        (("forward", torch.float32, 0, False, 90), "0 is not in 1..128"),
+        (("forward", torch.float16, 64, False, 75), "sm_75"),
     ],
 )
 def test_choose_config_refuses(arguments, message):
@@ -99,15 +355,19 @@ def test_choose_config_refuses(arguments, message):
         choose_config(*arguments)
 
 
+def test_shape_classes():
+    assert tiles.shape_class(1024, 1024) == "short"
+    assert tiles.shape_class(1, 1025) == "long"
+    assert tiles.shape_class(1025, 1025) == "long"
+
+
 @pytest.mark.skipif(INTERPRETED, reason="CPU tensors are refused only without the interpreter")
 def test_cpu_tensors_are_refused_with_the_reason():
-    assert "'cpu'" in why_unavailable("cpu")
-    x = torch.zeros(1, 2, 1, 16)
+    assert "'cpu'" in why_triton_is_unavailable("cpu")
+    x = make_inputs(Case(), torch.float32, 0)
+    keys, queries = operands(x, Case())
     with pytest.raises(BackendUnavailable, match="CUDA device"):
-        rel_attention.rel_attention_forward(
-            x, x, x, torch.zeros(1, 4, 1, 16), x[0, 0], x[0, 0], None, None, None, None, None,
-            None, None, None, 0.0, None, torch.empty_like(x),
-        )  # fmt: skip
+        rel_attention.rel_attention_forward(keys, [queries], [x.q], [x.q])
 
 
 def test_importing_without_triton_names_the_reason():
@@ -133,7 +393,8 @@ def test_importing_without_triton_names_the_reason():
 def test_importing_starts_no_cuda_context():
     code = (
         "import xlnet_fast.kernels.triton.rel_attention as m, torch\n"
-        "m.why_unavailable('cuda')\n"
+        "from xlnet_fast.kernels.triton import why_unavailable\n"
+        "why_unavailable('cuda')\n"
         "assert not torch.cuda.is_initialized()"
     )
     done = subprocess.run(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hf_oracle import F64
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import XLNetConfig
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
 
@@ -100,14 +101,66 @@ def test_against_hugging_faces_layer(layer, kind, attentions, memory):
     total = {"ours": 0.0, "theirs": 0.0}
     for ours, theirs_value in zip(flat(actual), flat(expected), strict=True):
         torch.testing.assert_close(ours, theirs_value, atol=1e-12, rtol=0)
-        total["ours"] = total["ours"] + ours.square().sum()
-        total["theirs"] = total["theirs"] + theirs_value.square().sum()
+        # Not the sum of squares: of a layer norm's output that is a constant.
+        total["ours"] = total["ours"] + ours.sin().sum()
+        total["theirs"] = total["theirs"] + theirs_value.sin().sum()
     total["ours"].backward()
     total["theirs"].backward()
     for (name, ours), theirs_parameter in zip(
         layer.named_parameters(), theirs.parameters(), strict=True
     ):
         torch.testing.assert_close(ours.grad, theirs_parameter.grad, atol=1e-10, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["one stream", "positions"])
+def test_gradients_of_a_memory_that_wants_them(layer, kind):
+    context, dense = contexts(kind)
+    x = operands()
+    g = None if kind == "one stream" else x["g"]
+    grads = []
+    for call in ("ours", "theirs"):
+        memory = x["memory"].clone().requires_grad_()
+        if call == "ours":
+            outputs = layer(x["h"], g, context, x["r"], memory)
+        else:
+            outputs = hf_layer(layer)(
+                x["h"], g, dense["attn_mask_h"], dense["attn_mask_g"],
+                x["r"].expand(-1, BATCH, -1), dense["seg_mat"], memory, dense["target_mapping"],
+            )  # fmt: skip
+        sum(output.sin().sum() for output in flat(outputs)).backward()
+        grads.append(memory.grad)
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-10, rtol=0)
+    assert grads[0].abs().max() > 1e-3
+
+
+class Concatenations(TorchDispatchMode):
+    """The shapes that tensors are concatenated to."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "cat" in str(func):
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("kind", ["one stream", "positions"])
+def test_memory_is_never_copied_together_with_the_present(layer, kind):
+    context, _ = contexts(kind)
+    x = operands()
+    g = None if kind == "one stream" else x["g"]
+    with Concatenations() as fused:
+        layer(x["h"], g, context, x["r"], x["memory"])
+    assert fused.shapes == []
+    if kind == "positions":
+        return  # probabilities are those of all positions
+    with Concatenations() as visible:
+        layer(x["h"], g, context, x["r"], x["memory"], output_attentions=True)
+    head_dim = WIDTH // HEADS
+    assert visible.shapes == [(BATCH, KEYS, HEADS, head_dim)] * 2, "keys and values only"
 
 
 def flat(outputs):

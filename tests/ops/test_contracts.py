@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from hf_oracle import F64, MASKS, Problem, assert_same, make_problem, run
+from hf_oracle import F64, MASKS, assert_same, make_problem, run
+from schema_arguments import SEED, schema_arguments, small, with_grad
 from torch import Tensor
 from torch._dynamo.utils import counters
+from two_sources import apart
 
 from xlnet_fast import ops
+from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.masks import AttentionMask
 
 OPS = torch.ops.xlnet_fast
-SEED = torch.tensor(11)
 CASES = {
     "plain": {},
     "segments, ranks": {"segments": 2, "mask": "content"},
@@ -25,55 +27,41 @@ CASES = {
 }
 
 
-def schema_arguments(problem: Problem, dropout_p: float) -> tuple[Any, ...]:
-    """The arguments of ``xlnet_fast::rel_attention`` after q, in schema order."""
-    x, options = problem.operands, problem.options
-    names = ("k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
-    mask = options["mask"]
-    return (
-        *(x.get(name) for name in names), options.get("segments_q"), options.get("segments_k"),
-        *mask.tensors, options.get("positions"), SEED if dropout_p else None, *mask.flags,
-        options["memory_length"], options["scale"], dropout_p, "sdpa",
-    )  # fmt: skip
-
-
-def with_grad(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(
-        x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in args
-    )
-
-
-def small(**case: Any) -> Problem:
-    return make_problem(**{"batch": 2, "queries": 4, "memory": 2, "dim": 3, **case})
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-def test_opcheck_rel_attention(case, dropout_p):
+@pytest.mark.parametrize("memory_apart", [False, True])
+def test_opcheck_rel_attention(case, dropout_p, memory_apart):
     problem = small(**CASES[case])
+    problem = apart(problem) if memory_apart else problem
     args = schema_arguments(problem, dropout_p)
     # Dense but not contiguous: the fakes must predict the output's strides too.
     q = problem.operands["q"].transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(OPS.rel_attention.default, with_grad((q, *args)))
-    out = OPS.rel_attention(q, *args)
-    torch.library.opcheck(OPS.rel_attention_backward.default, (torch.ones_like(q), out, q, *args))
+    out, stats = OPS.rel_attention(q, *args)
+    for wanted in ([True] * 10, [False, True] * 5):
+        torch.library.opcheck(
+            OPS.rel_attention_backward.default,
+            (wanted, torch.ones_like(q), out, stats, q, *args),
+        )
 
 
 @pytest.mark.parametrize("case", ["plain", "targets"])
-def test_opcheck_two_stream_attention(case):
+@pytest.mark.parametrize("memory_apart", [False, True])
+def test_opcheck_two_stream_attention(case, memory_apart):
     content = small(**{**CASES[case], "targets": None})
-    args = list(schema_arguments(content, 0.2))
     q_h = content.operands["q"]
+    args = list(schema_arguments(apart(content) if memory_apart else content, 0.2))
     q_g = q_h.clone()
     if case == "targets":
-        q_g, args[13] = q_h[:, :3].clone(), torch.tensor([[2, 0, -1], [1, 3, 2]])
+        q_g, args[15] = q_h[:, :3].clone(), torch.tensor([[2, 0, -1], [1, 3, 2]])
     torch.library.opcheck(OPS.two_stream_attention.default, with_grad((q_h, q_g, *args)))
-    outs = OPS.two_stream_attention(q_h, q_g, *args)
+    *outs, stats_h, stats_g = OPS.two_stream_attention(q_h, q_g, *args)
     grads = tuple(torch.ones_like(out) for out in outs)
-    torch.library.opcheck(
-        OPS.two_stream_attention_backward.default, (*grads, *outs, q_h, q_g, *args)
-    )
+    for wanted in ([True] * 11, [True, False] * 5 + [True]):
+        torch.library.opcheck(
+            OPS.two_stream_attention_backward.default,
+            (wanted, *grads, *outs, stats_h, stats_g, q_h, q_g, *args),
+        )
 
 
 @pytest.mark.parametrize("terms", [0, 2])
@@ -86,7 +74,7 @@ def test_opcheck_masked_softmax(terms):
             torch.randint(0, 2, (2, 3)), torch.randint(0, 2, (2, 5)),
         )  # fmt: skip
     mask = MASKS["content"](2, 3, 5, torch.Generator().manual_seed(0))
-    rest = (*mask.tensors, None, SEED, *mask.flags, 2, 0.5, 0.25)
+    rest = (*mask.tensors, None, SEED, *mask.flags, 2, 0.5, 0.25, "sdpa")
     torch.library.opcheck(OPS.masked_softmax.default, with_grad((scores, *extra, *rest)))
     out = OPS.masked_softmax(scores, *extra, *rest)
     torch.library.opcheck(
@@ -94,10 +82,76 @@ def test_opcheck_masked_softmax(terms):
     )
 
 
-@pytest.mark.parametrize("memory", [None, torch.randn(3, 2, 2)])
+@pytest.mark.parametrize("memory", [[], [torch.randn(3, 2, 2)] * 3])
 @pytest.mark.parametrize("start", [0, 2])
-def test_opcheck_concat_memory(memory, start):
-    torch.library.opcheck(OPS.concat_memory.default, (torch.randn(4, 2, 2), memory, start, 4))
+def test_opcheck_concat_memories(memory, start):
+    hidden = [torch.randn(4, 2, 2) for _ in range(3)]
+    torch.library.opcheck(OPS.concat_memories.default, (hidden, memory, start, 4, "sdpa"))
+
+
+def test_gradients_of_probabilities_are_contiguous_whatever_the_scores_are():
+    scores = torch.randn(2, 3, 5, 4).permute(0, 3, 1, 2).requires_grad_()
+    ops.masked_softmax(scores, backend="sdpa").square().sum().backward()
+    rest = (*(None,) * 10, False, False, False, 2, 1.0, 0.0, "sdpa")
+    out = OPS.masked_softmax(scores.detach(), *rest)
+    grads = OPS.masked_softmax_backward(2 * out, out, scores.detach(), *rest)
+    assert grads[0].is_contiguous()
+    assert torch.equal(grads[0], scores.grad)
+
+
+@pytest.mark.parametrize("op", ["masked_softmax", "concat_memories"])
+def test_a_backend_that_is_not_registered_is_refused(op):
+    x = torch.zeros(1, 1, 2, 2)
+    arguments = {
+        "masked_softmax": (x, *(None,) * 10, False, False, False, 0, 1.0, 0.0, "nonsense"),
+        "concat_memories": ([x[0]], [], 0, 1, "nonsense"),
+    }
+    with pytest.raises(BackendUnavailable, match="no registered backend 'nonsense'"):
+        getattr(OPS, op)(*arguments[op])
+
+
+# --- memory of all layers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("memory_dtype", [None, torch.float32, torch.float64])
+@pytest.mark.parametrize(("mem_len", "reuse_len"), [(None, None), (4, None), (6, 2), (1, 3)])
+def test_memory_of_all_layers_is_that_of_each(backend, memory_dtype, mem_len, reuse_len):
+    hidden = [torch.randn(5, 2, 3, requires_grad=True) * 2 for _ in range(3)]
+    memory = None
+    if memory_dtype is not None:
+        memory = [torch.randn(4, 2, 3, dtype=memory_dtype) for _ in range(3)]
+    new = ops.concat_memories(hidden, memory, mem_len, reuse_len, backend=backend)
+    assert isinstance(new, list)
+    for number, (current, mine) in enumerate(zip(hidden, new, strict=True)):
+        earlier = None if memory is None else memory[number]
+        one = ops.concat_memory(current, earlier, mem_len, reuse_len, backend=backend)
+        expected = current[: reuse_len or None].detach()
+        if earlier is not None:
+            expected = torch.cat([earlier.float(), expected])
+        expected = expected[-mem_len:] if mem_len else expected
+        assert torch.equal(mine, expected)
+        assert torch.equal(one, expected)
+        assert not mine.requires_grad
+        assert one.untyped_storage().nbytes() == 4 * one.numel()
+        mine.mul_(2.0)  # belongs to the caller, who may change it
+    if backend == "sdpa":
+        assert {x.untyped_storage().nbytes() for x in new} == {4 * 3 * new[0].numel()}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_memory_of_all_layers_compiles(backend):
+    def call(hidden: list[Tensor], memory: list[Tensor]) -> list[Tensor]:
+        hidden = [x.cos() for x in hidden]
+        return [x + 1 for x in ops.concat_memories(hidden, memory, 5, 3, backend=backend)]
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    for length, past in [(4, 3), (7, 4), (2, 9)]:
+        hidden = [torch.randn(length, 2, 3) for _ in range(3)]
+        memory = [torch.randn(past, 2, 3) for _ in range(3)]
+        for actual, expected in zip(compiled(hidden, memory), call(hidden, memory), strict=True):
+            assert torch.equal(actual, expected)
 
 
 # --- autograd ------------------------------------------------------------------------------------
@@ -106,7 +160,8 @@ def test_opcheck_concat_memory(memory, start):
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize("positions", [None, torch.tensor([[2, 0, -1], [1, 3, 2]])])
 @pytest.mark.parametrize(("used", "see_self"), [("h", False), ("g", True), ("both", True)])
-def test_two_streams_are_two_calls_of_one(backend, positions, used, see_self):
+@pytest.mark.parametrize("memory_apart", [False, True])
+def test_two_streams_are_two_calls_of_one(backend, positions, used, see_self, memory_apart):
     """Outputs and gradients, also where the loss looks at one stream only.
 
     Each stream has its own ``see_self``, whatever the mask says.
@@ -123,10 +178,16 @@ def test_two_streams_are_two_calls_of_one(backend, positions, used, see_self):
             "q_g": q_g,
         }.items()
     }
+    cut = {
+        f"{name}{part}": leaves[name][:, keys]
+        for name in ("k", "v")
+        for part, keys in (("_memory", slice(0, 2)), ("", slice(2, None)))
+    }
 
     def together() -> tuple[Tensor, Tensor]:
+        operands = {**leaves, **cut} if memory_apart else leaves
         return ops.two_stream_attention(
-            **leaves, segments=segments, positions=positions,
+            **operands, segments=segments, positions=positions,
             mask=replace(options["mask"], see_self=see_self),
             scale=options["scale"], dropout_p=0.2, seed=SEED, backend=backend,
         )  # fmt: skip
@@ -161,15 +222,17 @@ def test_two_streams_are_two_calls_of_one(backend, positions, used, see_self):
     assert_same(results[0], results[1], 1e-12)
 
 
-@pytest.mark.parametrize("frozen", ["q", "k", "r", "seg_embed"])
+@pytest.mark.parametrize("frozen", ["q", "k", "v", "k_memory", "r", "r_r_bias", "seg_embed"])
 def test_gradients_only_where_asked(frozen):
-    problem = small(segments=2)
+    problem = apart(small(segments=2))
+    everything = run(ops.rel_attention, problem)
     leaves = {
         name: x.clone().requires_grad_(name != frozen) for name, x in problem.operands.items()
     }
-    ops.rel_attention(**leaves, **problem.options).sum().backward()
+    ops.rel_attention(**leaves, **problem.options).backward(problem.grad_out())
     for name, leaf in leaves.items():
         assert (leaf.grad is None) == (name == frozen), name
+        assert leaf.grad is None or torch.equal(leaf.grad, everything[f"d {name}"]), name
     without = {name: x.detach() for name, x in problem.operands.items()}
     assert not ops.rel_attention(**without, **problem.options).requires_grad
 
@@ -253,6 +316,25 @@ def test_one_graph_for_all_sizes(backend, segmented):
         assert_same(outputs_and_grads(compiled, tensors), expected, 1e-12)
         assert counters["stats"]["unique_graphs"] == 1, f"it recompiled for {sizes}"
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_one_graph_with_the_memory_apart(backend):
+    def call(q: Tensor, k: Tensor, v: Tensor, k_memory: Tensor, v_memory: Tensor, *rest: Tensor):
+        r, r_w_bias, r_r_bias = rest
+        return ops.rel_attention(
+            q, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory, backend=backend
+        )
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, queries, memory in [(3, 5, 6), (4, 7, 2), (2, 9, 5)]:
+        x = apart(make_problem(batch=batch, queries=queries, memory=memory)).operands
+        names = ("q", "k", "v", "k_memory", "v_memory", "r", "r_w_bias", "r_r_bias")
+        tensors = [x[name] for name in names]
+        expected = outputs_and_grads(call, tensors)
+        assert_same(outputs_and_grads(compiled, tensors), expected, 1e-12)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -352,8 +434,8 @@ def test_export_with_dynamic_batch_and_length(backend, strict):
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_runs_in_its_dtype_and_gradients_come_back_in_fp32(backend, dtype):
-    problem = make_problem(mask="left", segments=2).to(torch.float32)
-    leaves = {name: x.requires_grad_() for name, x in problem.operands.items()}
+    problem = apart(make_problem(mask="left", segments=2)).to(torch.float32)
+    leaves = {name: x.detach().requires_grad_() for name, x in problem.operands.items()}
     with torch.autocast("cpu", dtype):
         out = ops.rel_attention(**leaves, **problem.options, backend=backend)
     rounded = ops.rel_attention(

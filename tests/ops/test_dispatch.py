@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.ops import _dispatch
-from xlnet_fast.ops._dispatch import BACKENDS, CAPABILITIES, OPS, Request, choose
+from xlnet_fast.ops._dispatch import (
+    BACKENDS,
+    CAPABILITIES,
+    OPS,
+    Request,
+    choose,
+    gpu_of,
+    named_or_auto,
+)
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -55,12 +66,14 @@ def test_the_missing_record_is_the_reason(monkeypatch):
         (Request("two_stream_attention", "cuda", F16, 16, False, "9.0"), "triton", "first"),
         (Request("rel_attention", "cuda", F32, 128, False, "9.0"), "triton", "first choice"),
         (Request("rel_attention", "cuda", BF16, 64, False, "8.0"), "sdpa", "no measurement"),
-        (Request("rel_attention", "cuda", BF16, 64, True, "9.0"), "sdpa", "no backward pass"),
+        (Request("rel_attention", "cuda", BF16, 64, True, "9.0"), "triton", "first choice"),
         (Request("rel_attention", "cuda", BF16, 8, False, "9.0"), "sdpa", "head dims 16 to 128"),
         (Request("rel_attention", "cuda", BF16, 256, False, "9.0"), "sdpa", "not 256"),
         (Request("rel_attention", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
-        (Request("masked_softmax", "cuda", BF16, 64, False, "9.0"), "sdpa", "no masked_softmax"),
-        (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "sdpa", "no concat_memory"),
+        (Request("masked_softmax", "cuda", BF16, 64, True, "9.0"), "triton", "first choice"),
+        (Request("masked_softmax", "cuda", BF16, 64, False, "8.9"), "sdpa", "no measurement"),
+        (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "triton", "first choice"),
+        (Request("concat_memory", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
         (Request("rel_attention", "cpu", BF16, 64, False), "sdpa", "runs on cuda, not on cpu"),
     ],
 )
@@ -91,10 +104,10 @@ def test_a_named_backend_needs_no_record():
     [
         (Request("rel_attention", "cpu", F32), "triton", "runs on cuda, not on cpu"),
         (Request("rel_attention", "meta", F32), "sdpa", "runs on cpu and cuda, not on meta"),
-        (Request("masked_softmax", "cuda", F32), "triton", "it has no masked_softmax"),
+        (Request("masked_softmax", "cuda", F64), "triton", "not float64"),
+        (Request("concat_memories", "cuda", F32), "sdpa", "it has no concat_memories"),
         (Request("rel_attention", "cuda", F64), "triton", "not float64"),
         (Request("rel_attention", "cuda", F32, 8), "triton", "head dims 16 to 128, not 8"),
-        (Request("rel_attention", "cuda", F32, 64, True), "triton", "no backward pass"),
         (Request("rel_attention", "cpu", torch.int32), "sdpa", "not int32"),
         (Request("rel_attention", "cpu", torch.int32), "reference", "not int32"),
     ],
@@ -104,6 +117,48 @@ def test_a_named_backend_that_cannot_run_says_why(request_, backend, message):
     with pytest.raises(BackendUnavailable, match=message) as info:
         choose(request_, backend)
     assert f"{backend!r} cannot run {request_.op}" in str(info.value)
+
+
+@pytest.fixture
+def partial(monkeypatch):
+    """A world with one more backend, which has one op and no backward pass of it."""
+    capability = replace(CAPABILITIES[1], name="partial", ops={"rel_attention": False})
+    monkeypatch.setattr(_dispatch, "CAPABILITIES", (capability, *CAPABILITIES))
+
+
+@pytest.mark.usefixtures("partial")
+def test_a_backend_without_a_backward_pass_serves_inference():
+    assert choose(Request("rel_attention", "cpu", F32)).backend == "partial"
+    training = Request("rel_attention", "cpu", F32, needs_grad=True)
+    choice = choose(training)
+    assert choice.backend == "sdpa"
+    assert "partial: it has no backward pass yet" in choice.reason
+    with pytest.raises(BackendUnavailable, match="it has no backward pass yet"):
+        choose(training, "partial")
+
+
+@pytest.mark.usefixtures("partial")
+def test_a_models_backend_names_its_attention():
+    """An op that the named backend lacks runs on what "auto" takes; others on the one named."""
+    assert named_or_auto("masked_softmax", "partial") == "auto"
+    assert named_or_auto("rel_attention", "partial") == "partial"
+    for op in OPS:
+        for backend in ("auto", "triton", "sdpa", "reference", "nonsense"):
+            assert named_or_auto(op, backend) == backend
+
+
+def test_triton_has_every_op_with_its_backward_pass():
+    (triton,) = (capability for capability in CAPABILITIES if capability.name == "triton")
+    assert triton.ops == dict.fromkeys(OPS, True)
+
+
+def test_only_the_gpu_of_a_cuda_tensor_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert gpu_of(torch.zeros(1)) is None
+    assert gpu_of(SimpleNamespace(device=torch.device("cuda", 0))) == "8.6"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # fake tensors of a compiler
+    assert gpu_of(SimpleNamespace(device=torch.device("cuda", 0))) is None
 
 
 @pytest.mark.parametrize("backend", ["", "cuda", "SDPA", "Auto"])

@@ -19,6 +19,7 @@ from hf_oracle import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from two_sources import apart, joined
 
 from xlnet_fast import ops, reference
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa
@@ -54,6 +55,13 @@ def test_sdpa_is_the_reference(problem, rows, elements):
         patch.setattr(sdpa, "CHUNK_ELEMENTS", elements)
         actual = run(ops.rel_attention, problem, backend="sdpa")
     assert_same(actual, run(reference.rel_attention, problem), 1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(problem=problems())
+def test_where_the_memory_lies_changes_nothing(backend, problem):
+    actual = joined(run(ops.rel_attention, apart(problem), backend=backend))
+    assert_same(actual, run(ops.rel_attention, problem, backend=backend), 0.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hf_oracle import Problem, make_problem, run
+from two_sources import apart
 
 from xlnet_fast import ops
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
@@ -161,6 +162,85 @@ def test_memory_length():
             call(problem, memory_length=value, positions=torch.zeros(4, 5, dtype=torch.int64))
     with pytest.raises(ShapeError, match="memory_length is -1"):
         ops.rel_attention(**{**problem.operands, "k": problem.operands["k"][:, :4]}, scale=1.0)
+
+
+# B=4, L=5, M=3: what is wrong with the memory apart, and what the error says.
+PAST = torch.ones(4, 3, 2, 4, dtype=torch.float64)
+MEMORY_APART = {
+    "alone": ({"v_memory": None}, ArgumentError, r"given together; missing: v_memory"),
+    "values alone": ({"k_memory": None}, ArgumentError, r"given together; missing: k_memory"),
+    "rank": (
+        {"k_memory": torch.ones(4, 3, 2)},
+        ShapeError,
+        r"k_memory has shape \(4, 3, 2\), expected 4 dimensions \(B, M, N, D\)",
+    ),
+    "rank of values": ({"v_memory": PAST[0]}, ShapeError, "v_memory has shape .* 4 dimensions"),
+    "no tensor": ({"k_memory": [1.0]}, ArgumentError, "k_memory must be a tensor .*B, M, N, D"),
+    "length of values": (
+        {"v_memory": PAST[:, :2]},
+        ShapeError,
+        r"v_memory has shape \(4, 2, 2, 4\), expected \(4, 3, 2, 4\) = \(B, M, N, D\)",
+    ),
+    "batch": ({"k_memory": PAST[:1]}, ShapeError, r"k_memory.*\(4, 3, 2, 4\)"),
+    "heads": ({"k_memory": PAST[:, :, :1]}, ShapeError, r"k_memory.*\(4, 3, 2, 4\)"),
+    "dtype": ({"k_memory": PAST.float()}, ArgumentError, "k_memory has dtype torch.float32"),
+    "device": (
+        {"v_memory": PAST.to("meta")},
+        ArgumentError,
+        "v_memory is on meta",
+    ),
+    "another M": (
+        {"memory_length": 2}, ShapeError, "memory_length is 2, but k_memory has 3 keys"
+    ),
+    "memory in k too": (
+        {"k": torch.ones(4, 8, 2, 4).double()},
+        ShapeError,
+        r"k has 8 keys beside those of k_memory, expected one per query, I = 5",
+    ),
+    "values of another length": (
+        {"v": torch.ones(4, 4, 2, 4).double()},
+        ShapeError,
+        r"v has shape \(4, 4, 2, 4\), expected \(4, 5, 2, 4\) = \(B, L, N, D\)",
+    ),
+    "segments without memory": (
+        {"segments_k": torch.ones(4, 5).long()}, ShapeError, r"segments_k.*expected \(4, 8\)"
+    ),
+    "mask without memory": (
+        {"mask": AttentionMask(key_padding=torch.ones(4, 5).bool())},
+        ShapeError,
+        r"mask.key_padding has shape \(4, 5\), expected \(4, 8\)",
+    ),
+    "short table": ({"r": torch.ones(1, 12, 2, 4).double()}, ShapeError, "at least 13 = L"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", MEMORY_APART)
+def test_memory_apart(case, backend):
+    changes, error, message = MEMORY_APART[case]
+    problem = apart(make_problem(mask="left", segments=2))
+    with pytest.raises(error, match=message):
+        call(problem, backend, **changes)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_memory_apart_tells_its_length(backend):
+    problem = make_problem(mask="left", segments=2, targets=3)
+    options = {**problem.options, "memory_length": None}
+    told = replace(apart(problem), options=options)
+    assert torch.equal(call(told, backend), call(problem, backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_stream_memory_apart(backend):
+    problem = make_problem(mask="query", segments=2)
+    whole = two_stream(problem, backend=backend)
+    for ours, expected in zip(two_stream(apart(problem), backend=backend), whole, strict=True):
+        assert torch.equal(ours, expected)
+    for case in ("alone", "rank", "length of values", "dtype", "memory in k too"):
+        changes, error, message = MEMORY_APART[case]
+        with pytest.raises(error, match=message):
+            two_stream(apart(problem), backend=backend, **changes)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -368,7 +448,7 @@ def softmax(**changes: Any) -> torch.Tensor:
         ({"mask": AttentionMask(same_length=True)}, ShapeError, "causal=True"),
         ({"dropout_p": 0.5}, ArgumentError, "needs seed"),
         ({"backend": "nope"}, ArgumentError, "unknown backend 'nope'"),
-        ({"backend": "triton"}, BackendUnavailable, "it has no masked_softmax"),
+        ({"backend": "triton"}, BackendUnavailable, "it runs on cuda, not on cpu"),
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -403,8 +483,8 @@ def test_concat_memory_arguments(backend):
         call(hidden, memory[:, :1])
     with pytest.raises(ShapeError, match=r"memory has shape .*3 dimensions"):
         call(hidden, memory[0])
-    with pytest.raises(ArgumentError, match=r"memory has dtype torch.float64, expected"):
-        call(hidden, memory.double())
+    with pytest.raises(ArgumentError, match=r"memory has dtype torch.int64, expected a floating"):
+        call(hidden, memory.long())
     with pytest.raises(ArgumentError, match="memory is on meta, expected"):
         call(hidden, memory.to("meta"))
     with pytest.raises(ArgumentError, match="mem_len is -1, expected"):
@@ -419,3 +499,30 @@ def test_concat_memory_arguments(backend):
         call(hidden.long())
     for empty in (torch.zeros(0, 2, 3), torch.zeros(4, 0, 3)):
         assert torch.equal(call(empty), empty)
+    with pytest.raises(BackendUnavailable, match="it runs on cuda, not on cpu"):
+        ops.concat_memory(hidden, backend="triton")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda h, m: (h[0], m), ArgumentError, "hidden must be a list of tensors, .* got Tensor"),
+        (lambda h, m: (h, m[0]), ArgumentError, "memory must be a list of tensors"),
+        (lambda h, m: ([], None), ArgumentError, "hidden is empty, expected one tensor per layer"),
+        (lambda h, m: (h, m[1:]), ShapeError, "memory has 1 layers, expected 2"),
+        (lambda h, m: ([h[0], h[1][1:]], m), ShapeError, r"hidden\[1\] .*\(3, 2, 3\), expected"),
+        (lambda h, m: (h, [m[0], m[1][1:]]), ShapeError, r"memory\[1\] has shape \(4, 2, 3\)"),
+        (lambda h, m: ([h[0], h[1].double()], m), ArgumentError, r"hidden\[1\] has dtype torch.fl"),
+        (lambda h, m: (h, [m[0], m[1].half()]), ArgumentError, r"memory\[1\] has dtype torch.fl"),
+        (lambda h, m: ([h[0], h[1].to("meta")], None), ArgumentError, r"hidden\[1\] is on meta"),
+        (lambda h, m: (h, [m[0], m[1].to("meta")]), ArgumentError, r"memory\[1\] is on meta"),
+        (lambda h, m: (h, [m[0], None]), ArgumentError, r"memory\[1\] must be a tensor"),
+        (lambda h, m: (h, [x[:, :1] for x in m]), ShapeError, r"memory\[0\] has shape \(5, 1, 3\)"),
+        (lambda h, m: (h, m, -1), ArgumentError, "mem_len is -1, expected"),
+    ],
+)  # fmt: skip
+def test_concat_memories_arguments(change, error, message, backend):
+    hidden, memory = [torch.zeros(4, 2, 3)] * 2, [torch.zeros(5, 2, 3)] * 2
+    with pytest.raises(error, match=message):
+        ops.concat_memories(*change(hidden, memory), backend=backend)

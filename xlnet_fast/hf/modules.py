@@ -30,7 +30,7 @@ from xlnet_fast.hf import inputs
 from xlnet_fast.hf.dense import dense_arguments
 from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
-from xlnet_fast.ops import concat_memory
+from xlnet_fast.ops import concat_memories, concat_memory
 from xlnet_fast.ops._dispatch import named_or_auto
 
 
@@ -85,9 +85,24 @@ class FastModel(XLNetModel):
     def cache_mem(self, curr_out: Tensor, prev_mem: Tensor | None) -> Tensor:
         """Next memory of one layer, as HF's, without keeping the longer tensor alive."""
         backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
-        if prev_mem is not None:
-            prev_mem = prev_mem.to(curr_out.dtype)
         return concat_memory(curr_out, prev_mem, self.mem_len, self.reuse_len, backend=backend)
+
+    def _caches_at_once(self) -> bool:
+        """Whether the memory of all layers can wait for the last: nobody may see that it did."""
+        own = "cache_mem" in self.__dict__ or type(self).cache_mem is not FastModel.cache_mem
+        return not own and all(map(takes_context, self.layer))
+
+    def _cache_layers(self, hidden: list[Tensor], mems: list[Tensor] | None) -> tuple[Tensor, ...]:
+        """Next memory of all layers, in one call where the layers are alike."""
+        if not _alike(hidden) or (mems is not None and not _alike(mems)):
+            # Layers on several devices, or of several dtypes: each has its own memory.
+            earlier = [None] * len(hidden) if mems is None else mems
+            return tuple(map(self.cache_mem, hidden, earlier))
+        kept = hidden[0].shape[0]
+        if mems is None and kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept):
+            return tuple(state.detach() for state in hidden)  # nothing is cut off: no copy, as HF
+        backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
+        return tuple(concat_memories(hidden, mems, self.mem_len, self.reuse_len, backend=backend))
 
     def forward(
         self,
@@ -272,13 +287,17 @@ class FastModel(XLNetModel):
             "seg_mat": None,
             "target_mapping": None,
         }
-        new_mems: tuple[Tensor, ...] = ()
+        new_mems: list[Tensor] = []
+        at_once = use_mems and self._caches_at_once()
+        remembered: list[Tensor] = []  # the hidden states that become memory after the last layer
         attentions: list[Any] = []
         hidden_states: list[Tensor] = []
         for number, layer in enumerate(self.layer):
             memory = None if mems is None else mems[number]
-            if use_mems:
-                new_mems = (*new_mems, self.cache_mem(output_h, memory))
+            if at_once:
+                remembered.append(output_h)
+            elif use_mems:
+                new_mems.append(self.cache_mem(output_h, memory))
             if output_hidden_states:
                 hidden_states += _streams(output_h, output_g)
             arguments = compact
@@ -290,12 +309,15 @@ class FastModel(XLNetModel):
             output_h, output_g = outputs[:2]
             if output_attentions:
                 attentions.append(_batch_first(outputs[2]))
+        if at_once:
+            new_mems += self._cache_layers(remembered, mems)
+            remembered.clear()
         if output_hidden_states:
             hidden_states += _streams(output_h, output_g)
         output = self.dropout(output_h if output_g is None else output_g)
         return {
             "last_hidden_state": output.transpose(0, 1).contiguous(),
-            "mems": new_mems if use_mems else None,
+            "mems": tuple(new_mems) if use_mems else None,
             "hidden_states": tuple(x.transpose(0, 1).contiguous() for x in hidden_states)
             if output_hidden_states
             else None,
@@ -305,6 +327,15 @@ class FastModel(XLNetModel):
 
 def _streams(output_h: Tensor, output_g: Tensor | None) -> list[Tensor]:
     return [output_h] if output_g is None else [output_h, output_g]
+
+
+def _alike(layers: list[Tensor]) -> bool:
+    """Whether one tensor per layer is the same in shape, dtype and device for all layers."""
+    first = layers[0]
+    return all(
+        x.shape == first.shape and x.dtype == first.dtype and x.device == first.device
+        for x in layers
+    )
 
 
 def _batch_first(attention: Any) -> Any:

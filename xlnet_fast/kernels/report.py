@@ -4,32 +4,35 @@
 with the `cuobjdump` that ships with Triton: these are the bits that would run, assembled with
 Triton's own flags. Local memory in a Triton kernel is spilled registers, nothing else.
 
-A configuration is compiled with the arguments that cost it the most registers, see `FEATURES`.
+Each kernel's module lists its own `Compilation`s, with the optional arguments that cost it the most
+registers; this module knows no kernel.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
-from xlnet_fast.kernels.triton import IMPORT_ERROR, INTERPRETED, rel_attention, triton
+from xlnet_fast.kernels.triton import IMPORT_ERROR, INTERPRETED, triton
+from xlnet_fast.kernels.triton.compilation import Compilation
 
 KIB = 1024
 SHARED_LIMITS = {
@@ -38,35 +41,22 @@ SHARED_LIMITS = {
 """Shared memory that one block may use, bytes, by chip (CUDA C++ Programming Guide, table of
 compute capabilities)."""
 
+SPILL_LIMIT = 128
+"""Bytes of registers that a thread may spill, none of them in an innermost loop: ptxas parks a few
+scalars of the loops over tiles rather than narrow its schedule (docs/measured.md)."""
+
 ARCHS = (80, 86, 89, 90, 100)
-HEAD_DIMS = (32, 64, 128)  # one of each tile width
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Features:
-    """Which optional arguments a compiled kernel has, beyond segments, padding and causality."""
-
-    heavy: bool  # which of the two tiles `choose_config` gives
-    see_self: bool
-    everything: bool = False  # ranks, bits, positions, dropout and a short r
-
-
-FEATURES = {
-    "content": Features(heavy=False, see_self=True),
-    "content-all": Features(heavy=True, see_self=True, everything=True),
-    "query-all": Features(heavy=True, see_self=False, everything=True),
-}
+MODULES = ("rel_attention", "masked_softmax", "concat_memory")
+"""Modules of `kernels/triton` with a function `compilations(arch)`, in the order of the report."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One compilation."""
+    """One compilation, by what another process can find it with: a jit function cannot travel."""
 
     arch: int
-    dtype: str
-    head_dim: int
-    features: str
+    module: str
+    number: int  # in what the module's `compilations(arch)` yields
 
 
 def known_archs() -> tuple[int, ...]:
@@ -81,44 +71,52 @@ def known_archs() -> tuple[int, ...]:
 def compile_report(
     archs: Sequence[int] = ARCHS,
     *,
-    dtypes: Sequence[str] = tuple(DTYPES),
-    head_dims: Sequence[int] = HEAD_DIMS,
-    features: Sequence[str] = tuple(FEATURES),
+    kernels: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    head_dims: Sequence[int] | None = None,
+    features: Sequence[str] | None = None,
+    modules: Sequence[str] = MODULES,
     workers: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Compile the kernel in every configuration for every chip.
+    """Compile the kernels in every configuration for every chip.
 
     Args:
         archs: chips, 90 for sm_90.
-        dtypes: of "fp16", "bf16", "fp32".
-        head_dims: 1..128.
-        features: keys of `FEATURES`.
+        kernels: names of kernels, "masked_softmax_forward"; default all.
+        dtypes: of "fp16", "bf16", "fp32"; default all.
+        head_dims: default all. A kernel without a head dim takes part whatever is asked for.
+        features: labels of sets of optional arguments; default all.
+        modules: of `MODULES`.
         workers: processes; 1 compiles in this one.
         on_progress: called with (done, total) after each compilation.
 
     Returns:
-        One dict per compilation: kernel, variant, features, arch, dtype, head_dim, block_m,
-        block_n, num_warps, num_stages, registers (per thread), spill_bytes (per thread),
-        shared_bytes (per block), gemm_units (matrix products per score tile). In the order of the
-        arguments.
+        One dict per compilation: kernel, variant, features, arch, dtype, head_dim (or None),
+        block_m and block_n (as many as the tile has), num_warps, num_stages, registers (per
+        thread), spill_bytes (per thread),
+        loop_spills (accesses to those in innermost loops), shared_bytes (per block), gemm_units
+        (matrix products per
+        score tile, or None). By chip, in the order of the modules.
 
     Raises:
         BackendUnavailable: Triton is missing or runs as an interpreter; a process was killed.
-        ArgumentError: a chip, dtype or feature set that is not known; a failing compilation.
+        ArgumentError: a name or number that no compilation has; a failing compilation.
     """
     _require_compiler()
-    for name, given, allowed in (
-        ("arch", archs, known_archs()),
-        ("dtype", dtypes, DTYPES),
-        ("features", features, FEATURES),
-    ):
-        for value in given:
-            if value not in allowed:
-                raise ArgumentError(
-                    f"{name} {value!r} is not one of {', '.join(map(str, allowed))}"
-                )
-    jobs = [Job(a, t, d, f) for a in archs for t in dtypes for d in head_dims for f in features]
+    _expect_known("arch", archs, known_archs())
+    _expect_known("module", modules, MODULES)
+    wanted = {"kernel": kernels, "dtype": dtypes, "head_dim": head_dims, "features": features}
+    everything = {
+        Job(arch, module, number): compilation
+        for arch in archs
+        for module in modules
+        for number, compilation in enumerate(_compilations(module, arch))
+    }
+    for name, values in wanted.items():
+        known = {getattr(compilation, name) for compilation in everything.values()} - {None}
+        _expect_known(name, values or (), sorted(known))
+    jobs = [job for job, compilation in everything.items() if _matches(compilation, wanted)]
     rows: dict[Job, dict[str, Any]] = {}
     for job, row in _run(jobs, workers):
         rows[job] = row
@@ -127,16 +125,42 @@ def compile_report(
     return [rows[job] for job in jobs]
 
 
+def _expect_known(name: str, values: Sequence[Any], known: Sequence[Any]) -> None:
+    for value in values:
+        if value not in known:
+            raise ArgumentError(f"{name} {value!r} is not one of {', '.join(map(str, known))}")
+
+
+def _matches(compilation: Compilation, wanted: Mapping[str, Sequence[Any] | None]) -> bool:
+    """Whether each attribute is one of those wanted; None wants all, an attribute None is all."""
+    given = ((getattr(compilation, name), values) for name, values in wanted.items())
+    return all(values is None or value is None or value in values for value, values in given)
+
+
+@cache
+def _compilations(module: str, arch: int) -> tuple[Compilation, ...]:
+    """What a module wants compiled for a chip."""
+    source = importlib.import_module(f"xlnet_fast.kernels.triton.{module}")
+    return tuple(source.compilations(arch))
+
+
 def check(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What is wrong with a report: a sentence per spill and per excess of shared memory."""
     problems = []
     for row in rows:
+        head_dim = "" if row["head_dim"] is None else f" head_dim {row['head_dim']}"
+        tile = f" tile {_tile(row)}" if "block_m" in row else ""
         name = (
             f"{row['kernel']} ({row['variant']}, {row.get('features', '-')}) "
-            f"{row['dtype']} head_dim {row['head_dim']} on sm_{row['arch']}"
+            f"{row['dtype']}{head_dim}{tile} on sm_{row['arch']}"
         )
-        if row["spill_bytes"] > 0:
-            problems.append(f"{name} spills {row['spill_bytes']} bytes of registers per thread")
+        if row["loop_spills"] > 0:
+            problems.append(f"{name} spills registers in {row['loop_spills']} places of a loop")
+        if row["spill_bytes"] > SPILL_LIMIT:
+            problems.append(
+                f"{name} spills {row['spill_bytes']} bytes of registers per thread, more than "
+                f"{SPILL_LIMIT}"
+            )
         limit = SHARED_LIMITS[row["arch"]]
         if row["shared_bytes"] > limit:
             problems.append(
@@ -148,29 +172,43 @@ def check(rows: Sequence[dict[str, Any]]) -> list[str]:
 def render(rows: Sequence[dict[str, Any]]) -> Group:
     """The report as one table per kernel and variant, a line per compilation; problems in red.
 
-    Columns: chip, dtype, head dim D, features, tile and warps, registers and spilled bytes per
-    thread, shared memory per block.
+    Columns: chip, dtype, head dim D, features, tile with its warps and pipeline stages, registers
+    and spilled bytes per thread, spills in innermost loops, shared memory per block.
     """
     tables: dict[tuple[str, str], Table] = {}
     for row in rows:
         kernel, variant = row["kernel"], row["variant"]
         if (kernel, variant) not in tables:
             table = tables[kernel, variant] = Table(
-                title=f"{kernel}, variant {variant}: {row['gemm_units']} matrix products per tile",
+                title=_title(kernel, variant, row["gemm_units"]),
                 box=SIMPLE,
                 pad_edge=False,
             )
             for heading in ("chip", "dtype", "D", "features", "tile"):
                 table.add_column(heading, no_wrap=True)
-            for heading in ("regs", "spill B", "KiB"):
+            for heading in ("regs", "spill B", "in loops", "KiB"):
                 table.add_column(heading, justify="right", no_wrap=True)
-        tile = "x".join(str(row[key]) for key in ("block_m", "block_n") if key in row) or "-"
+        head_dim = "-" if row["head_dim"] is None else str(row["head_dim"])
         tables[kernel, variant].add_row(
-            f"sm_{row['arch']}", row["dtype"], str(row["head_dim"]), row.get("features", "-"),
-            f"{tile}, {row.get('num_warps', '-')}", str(row["registers"]), str(row["spill_bytes"]),
-            f"{row['shared_bytes'] / KIB:.1f}", style="bold red" if check([row]) else None,
+            f"sm_{row['arch']}", row["dtype"], head_dim, row.get("features", "-"),
+            f"{_tile(row)}, {row.get('num_warps', '-')}, {row.get('num_stages', '-')}",
+            str(row["registers"]),
+            str(row["spill_bytes"]), str(row["loop_spills"]),
+            f"{row['shared_bytes'] / KIB:.1f}",
+            style="bold red" if check([row]) else None,
         )  # fmt: skip
     return Group(*tables.values())
+
+
+def _title(kernel: str, variant: str, gemm_units: float | None) -> str:
+    title = kernel if variant == "-" else f"{kernel}, variant {variant}"
+    if gemm_units is None:
+        return title
+    return f"{title}: {gemm_units:g} matrix products per tile"
+
+
+def _tile(row: Mapping[str, Any]) -> str:
+    return "x".join(str(row[key]) for key in ("block_m", "block_n") if key in row) or "-"
 
 
 def run_report(json_path: Path | None, archs: Sequence[int] | None = None) -> int:
@@ -208,7 +246,7 @@ def run_report(json_path: Path | None, archs: Sequence[int] | None = None) -> in
         console.print(problem, style="bold red", markup=False)
     if not problems:
         console.print(
-            f"{len(rows)} compilations: no spill, shared memory within each chip's limit."
+            f"{len(rows)} compilations: no spill in a loop, shared memory within each chip's limit."
         )
     return 1 if problems else 0
 
@@ -250,99 +288,115 @@ def _compile(job: Job) -> dict[str, Any]:
     """One row of the report."""
     from triton.backends.compiler import GPUTarget
 
-    features = FEATURES[job.features]
-    config = rel_attention.choose_config(
-        DTYPES[job.dtype], job.head_dim, job.arch, heavy=features.heavy
-    )
-    source = _source(job, config, features)
+    compilation = _compilations(job.module, job.arch)[job.number]
     target = GPUTarget("cuda", job.arch, 32)
     try:
-        compiled = triton.compile(source, target=target, options=config.options)
+        compiled = triton.compile(
+            _source(compilation), target=target, options=dict(compilation.options)
+        )
     except Exception as error:  # Triton raises its own and C++ exceptions of many types
-        raise ArgumentError(f"{job} does not compile: {type(error).__name__}: {error}") from error
-    registers, local_bytes = _resources(compiled.asm["cubin"])
+        name = f"{compilation.kernel} ({compilation.variant}, {compilation.features})"
+        where = f"{compilation.dtype} head_dim {compilation.head_dim} on sm_{job.arch}"
+        raise ArgumentError(
+            f"{name} {where} does not compile: {type(error).__name__}: {error}"
+        ) from error
+    registers, spilled, in_loops = _resources(compiled.asm["cubin"])
     return {
-        "kernel": "rel_attention_forward",
-        "variant": "precomputed",
-        "features": job.features,
+        "kernel": compilation.kernel,
+        "variant": compilation.variant,
+        "features": compilation.features,
         "arch": job.arch,
-        "dtype": job.dtype,
-        "head_dim": job.head_dim,
-        "block_m": config.block_m,
-        "block_n": config.block_n,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
+        "dtype": compilation.dtype,
+        "head_dim": compilation.head_dim,
+        **dict(zip(("block_m", "block_n"), compilation.tile, strict=False)),
+        "num_warps": compilation.options["num_warps"],
+        "num_stages": compilation.options["num_stages"],
         "registers": registers,
-        "spill_bytes": local_bytes,
+        "spill_bytes": spilled,
+        "loop_spills": in_loops,
         "shared_bytes": compiled.metadata.shared,
-        "gemm_units": rel_attention.GEMM_UNITS,
+        "gemm_units": compilation.gemm_units,
     }
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory per thread, from the cubin's own tables."""
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers and bytes of local memory per thread, and accesses to it in innermost loops."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        tool = triton.knobs.nvidia.cuobjdump.path
-        done = subprocess.run([tool, "-res-usage", str(path)], capture_output=True, text=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", done.stdout + done.stderr)
-    if found is None:
-        raise ArgumentError(f"cuobjdump says nothing of registers: {done.stdout}{done.stderr}")
-    registers, stack, local = map(int, found.groups())
-    return registers, stack + local
+
+        def ask(tool: str, *flags: str) -> str:
+            done = subprocess.run([tool, *flags, str(path)], capture_output=True, text=True)
+            return str(done.stdout + done.stderr)
+
+        usage = ask(triton.knobs.nvidia.cuobjdump.path, "-res-usage")
+        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+        if found is None:
+            raise ArgumentError(f"cuobjdump says nothing of registers: {usage}")
+        registers, stack, local = map(int, found.groups())
+        spilled = stack + local
+        assembly = ask(triton.knobs.nvidia.nvdisasm.path) if spilled else ""
+    return registers, spilled, loop_spills(assembly)
 
 
-def _source(job: Job, config: rel_attention.Config, features: Features) -> Any:
+def loop_spills(assembly: str) -> int:
+    """Loads and stores of local memory in the innermost loops of a disassembled kernel.
+
+    A loop is what a backward branch spans. Tiles and stretches of keys are outer loops: what they
+    keep in local memory is read once per hundreds of keys.
+    """
+    labels: dict[str, int] = {}
+    code: list[str] = []
+    for line in assembly.splitlines():
+        if label := re.match(r"\.(L_x_\d+):", line.strip()):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            code.append(instruction[1])
+    loops = []
+    for end, text in enumerate(code):
+        target = re.search(r"BRA.*`\(\.(L_x_\d+)\)", text)
+        if target and labels.get(target[1], end + 1) <= end:
+            loops.append((labels[target[1]], end))
+    innermost = [
+        (begin, end)
+        for begin, end in loops
+        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops)
+    ]
+    return sum(
+        bool(re.search(r"\b(LDL|STL)\b", text))
+        for begin, end in innermost
+        for text in code[begin : end + 1]
+    )
+
+
+def _source(compilation: Compilation) -> Any:
     """The kernel with argument types as the launcher passes them; absent arguments are None."""
     from triton.compiler import ASTSource
 
-    kernel = rel_attention._forward_kernel
-    scalar, row = f"*{job.dtype}", ("i32", "i32", "i32")
-    every = features.everything
-
-    def given(condition: bool, kind: str) -> str | None:
-        return kind if condition else None
-
-    types: dict[str, Any] = {
-        "q": scalar, "k": scalar, "v": scalar, "bd": scalar, "out": scalar,
-        "biases": (scalar, scalar, scalar),
-        "segments": ("*i64", "*i64"),
-        "mask": ("*u8", *(given(every, "*i32"),) * 2, given(every, "*u8")),
-        "positions": given(every, "*i32"),
-        "seed": given(every, "*i64"),
-        "strides": (row, row, row, row, row, "i32"),
-        **dict.fromkeys(("rows", "keys", "length", "heads"), "i32"),
-        **dict.fromkeys(("row_0", "row_stop", "column_0", "columns"), "i32"),
-        "scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
-    }  # fmt: skip
-    flags = {
-        "CAUSAL": True, "SAME_LENGTH": True, "SEE_SELF": features.see_self,
-        "SHORT_R": every, "D": -(-job.head_dim // 16) * 16,
-        "BD": rel_attention.block_d(job.head_dim), "BM": config.block_m, "BN": config.block_n,
-    }  # fmt: skip
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
 
-    def walk(path: tuple[int, ...], kind: Any) -> Any:
+    def walk(path: tuple[int, ...], kind: Any, specialised: bool) -> Any:
         """Turn absent arguments into constants, and mark what the launcher aligns as aligned."""
         if isinstance(kind, tuple):
-            return tuple(walk((*path, index), part) for index, part in enumerate(kind))
+            return tuple(walk((*path, index), part, specialised) for index, part in enumerate(kind))
         if kind is None:
             constants[path] = None
             return "constexpr"
-        if kind.startswith("*") or len(path) > 1:
+        if kind.startswith("*") or (specialised and kind.startswith("i")):
             attributes[path] = [["tt.divisibility", 16]]
         return kind
 
     signature = {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in flags:
-            constants[index,] = flags[name]
+    for index, parameter in enumerate(compilation.function.params):
+        name = parameter.name
+        if name in compilation.constants:
+            constants[index,] = compilation.constants[name]
             signature[name] = "constexpr"
         else:
-            signature[name] = walk((index,), types[name])
-    return ASTSource(kernel, signature, constants, attributes)
+            specialised = compilation.aligned and not parameter.do_not_specialize
+            signature[name] = walk((index,), compilation.types[name], specialised)
+    return ASTSource(compilation.function, signature, constants, attributes)
 
 
 def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:

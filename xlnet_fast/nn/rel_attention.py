@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,20 +70,15 @@ class RelativeAttentionCore(nn.Module):
             raise ShapeError(
                 f"memory has shape {tuple(memory.shape)}, expected (M, {h.shape[1]}, {h.shape[2]})"
             )
-        source = h if memory is None else torch.cat([memory.to(h.dtype), h], dim=0)
-        keys, values = _project(source, self.k), _project(source, self.v)  # (B, J, N, D)
-        table = _project(r.to(h.dtype), self.r)  # (G, P, N, D)
         streams = [_project(h, self.q)]
         if g is not None:
             streams.append(self._query_rows(_project(g, self.q), context))
-        biases = tuple(_like(bias, h) for bias in (self.r_w_bias, self.r_r_bias))
+        operands = self._operands(h, r, memory, context)
         vectors: Sequence[Tensor]
         if output_attentions:
-            vectors, probabilities = self._attend_visibly(
-                streams, (keys, values, table, *biases), context
-            )
+            vectors, probabilities = self._attend_visibly(streams, operands, context)
         else:
-            vectors = self._attend_fused(streams, (keys, values, table, *biases), context)
+            vectors = self._attend_fused(streams, operands, context)
         output_h = self.post_attention(h, vectors[0].transpose(0, 1))
         output_g = None
         if g is not None:
@@ -107,52 +103,74 @@ class RelativeAttentionCore(nn.Module):
             return q_g
         return torch.einsum("bmnd,mlb->blnd", q_g, _like(context.target_mapping, q_g))
 
+    def _operands(
+        self, h: Tensor, r: Tensor, memory: Tensor | None, context: AttentionContext
+    ) -> dict[str, Tensor]:
+        """What the streams share, named as the ops name it.
+
+        Memory and current hidden states are projected apart: neither they nor their keys are
+        copied together.
+        """
+        operands: dict[str, Tensor] = {
+            "k": _project(h, self.k),  # (B, L, N, D)
+            "v": _project(h, self.v),
+            "r": _project(r.to(h.dtype), self.r),  # (G, P, N, D)
+            "r_w_bias": _like(self.r_w_bias, h),
+            "r_r_bias": _like(self.r_r_bias, h),
+        }
+        if memory is not None:
+            memory = memory.to(h.dtype)
+            operands["k_memory"] = _project(memory, self.k)  # (B, M, N, D)
+            operands["v_memory"] = _project(memory, self.v)
+        if context.segments is not None:
+            operands["r_s_bias"] = _like(self.r_s_bias, h)
+            operands["seg_embed"] = _like(self.seg_embed, h)
+        return operands
+
     def _attend_fused(
-        self, streams: list[Tensor], operands: tuple[Tensor, ...], context: AttentionContext
+        self,
+        streams: list[Tensor],
+        operands: dict[str, Tensor],
+        context: AttentionContext,
     ) -> tuple[Tensor, ...]:
+        """Vectors (B, I, N, D) of each stream."""
         dropout_p, seed = self._dropout(streams[0])
+        options: dict[str, Any] = {
+            **operands,
+            "mask": context.mask,
+            "scale": self.scale,
+            "dropout_p": dropout_p,
+            "seed": seed,
+            "backend": context.backend,
+        }
         segments = context.segments
-        r_s_bias = seg_embed = None
-        if segments is not None:
-            r_s_bias, seg_embed = (_like(x, streams[0]) for x in (self.r_s_bias, self.seg_embed))
         if len(streams) == 2:
             return two_stream_attention(
-                *streams,
-                *operands,
-                r_s_bias=r_s_bias,
-                seg_embed=seg_embed,
-                segments=segments,
-                mask=context.mask,
-                positions=context.positions,
-                scale=self.scale,
-                dropout_p=dropout_p,
-                seed=seed,
-                backend=context.backend,
+                *streams, **options, segments=segments, positions=context.positions
             )
-        memory_length = operands[0].shape[1] - streams[0].shape[1]
         return (
             rel_attention(
                 *streams,
-                *operands,
-                r_s_bias=r_s_bias,
-                seg_embed=seg_embed,
-                segments_q=None if segments is None else segments[:, memory_length:],
+                **options,
+                segments_q=None if segments is None else _last(segments, streams[0].shape[1]),
                 segments_k=segments,
-                mask=context.mask,
-                scale=self.scale,
-                dropout_p=dropout_p,
-                seed=seed,
-                backend=context.backend,
             ),
         )
 
     def _attend_visibly(
-        self, streams: list[Tensor], operands: tuple[Tensor, ...], context: AttentionContext
+        self,
+        streams: list[Tensor],
+        operands: dict[str, Tensor],
+        context: AttentionContext,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Vectors (B, I, N, D) and probabilities (B, N, I, J) of each stream, all rows."""
-        keys, values, table, r_w_bias, r_r_bias = operands
-        keys, values = (clear_padded(x, context.mask.key_padding) for x in (keys, values))
-        memory_length = keys.shape[1] - streams[0].shape[1]
+        keys, values = (
+            clear_padded(
+                _both(operands.get(f"{name}_memory"), operands[name]), context.mask.key_padding
+            )
+            for name in ("k", "v")
+        )  # (B, J, N, D)
+        table, r_w_bias, r_r_bias = (operands[name] for name in ("r", "r_w_bias", "r_r_bias"))
         repeats = keys.shape[0] // table.shape[0]
         table = table.repeat_interleave(repeats, dim=0)  # (B, P, N, D)
         dropout_p, seed = self._dropout(streams[0])
@@ -163,7 +181,7 @@ class RelativeAttentionCore(nn.Module):
                 difference = _like(self.seg_embed[1] - self.seg_embed[0], q)
                 shifted = q + _like(self.r_s_bias, q)
                 segment_scores = torch.einsum("bind,nd->bni", shifted, difference)
-                segments_q = context.segments[:, memory_length:]
+                segments_q = _last(context.segments, streams[0].shape[1])
             probability = masked_softmax(
                 torch.einsum("bind,bjnd->bnij", q + r_w_bias, keys),
                 position_scores=torch.einsum("bind,bpnd->bnip", q + r_r_bias, table),
@@ -263,14 +281,16 @@ def _like(parameter: Tensor, x: Tensor) -> Tensor:
     return parameter.to(x.dtype)
 
 
+def _last(segments: Tensor, queries: int) -> Tensor:
+    """Of segment ids (B, J) those of the current segment, (B, I)."""
+    return segments[:, segments.shape[1] - queries :]
+
+
+def _both(memory: Tensor | None, current: Tensor) -> Tensor:
+    """Keys or values (B, J, N, D) of the memory, if there is one, and of the current segment."""
+    return current if memory is None else torch.cat([memory, current], dim=1)
+
+
 def stream_mask(mask: AttentionMask, see_self: bool) -> AttentionMask:
     """The mask of one stream: the content stream sees itself, the query stream does not."""
-    return AttentionMask(
-        key_padding=mask.key_padding,
-        rank_q=mask.rank_q,
-        rank_k=mask.rank_k,
-        bits=mask.bits,
-        causal=mask.causal,
-        same_length=mask.same_length,
-        see_self=see_self,
-    )
+    return replace(mask, see_self=see_self)

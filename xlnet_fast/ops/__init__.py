@@ -1,12 +1,13 @@
 """The public ops: validation, dispatch, autograd. Each works on its own, without a model."""
 
 from xlnet_fast.masks import AttentionMask
-from xlnet_fast.ops.concat_memory import concat_memory
+from xlnet_fast.ops.concat_memory import concat_memories, concat_memory
 from xlnet_fast.ops.masked_softmax import masked_softmax
 from xlnet_fast.ops.rel_attention import rel_attention, two_stream_attention
 
 __all__ = [
     "AttentionMask",
+    "concat_memories",
     "concat_memory",
     "masked_softmax",
     "rel_attention",

@@ -1,7 +1,8 @@
 """Which backend runs an op: a capability table and one pure function.
 
 ``choose`` never touches a tensor or a GPU; it maps a :class:`Request` to a :class:`Choice`, so that
-it can be traced, tested and explained. An explicit backend that cannot run raises.
+it can be traced, tested and explained. An explicit backend that cannot run raises. What a request
+says of a tensor's GPU, its caller asks of ``gpu_of``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 
 OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
+"""What backends are chosen for. ``concat_memories`` is ``concat_memory`` of several layers: it asks
+for that."""
 
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
@@ -41,7 +44,7 @@ class Capability:
 CAPABILITIES = (
     Capability(
         "triton",
-        ops={"rel_attention": False, "two_stream_attention": False},
+        ops=dict.fromkeys(OPS, True),
         devices=("cuda",),
         dtypes=(*_HALF, torch.float32),
         head_dims=(16, 128),
@@ -137,6 +140,13 @@ def _not_measured(capability: Capability, request: Request) -> str | None:
         return None
     where = "this GPU" if request.gpu is None else f"compute capability {request.gpu}"
     return f"no measurement on {where} yet; ask for it with backend={capability.name!r}"
+
+
+def gpu_of(x: torch.Tensor) -> str | None:
+    """The compute capability of a CUDA tensor's device, as ``Request.gpu`` wants it, else None."""
+    if x.device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return "{}.{}".format(*torch.cuda.get_device_capability(x.device))
 
 
 @cache

@@ -125,6 +125,123 @@ def check_memory_length(
         raise ShapeError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
 
 
+def check_sources(
+    q: Tensor,
+    k: Tensor,
+    k_memory: Tensor | None,
+    v_memory: Tensor | None,
+    memory_length: int | None,
+    has_positions: bool,
+) -> tuple[int, int]:
+    """The numbers of keys, in one tensor (B, J, N, D) or in a memory (B, M, N, D) and k (B, L, ..).
+
+    Returns:
+        (J, M).
+
+    Raises:
+        ArgumentError: one of k_memory and v_memory is missing, or nothing tells M.
+        ShapeError: names the tensor that has the keys, and the lengths.
+    """
+    apart = k_memory is not None or v_memory is not None
+    check_tensor("k", k, 4, "B, L, N, D" if apart else "B, J, N, D")
+    queries, keys = q.shape[1], k.shape[1]
+    if not apart:
+        if memory_length is None and has_positions:
+            raise ArgumentError("memory_length must be given together with positions")
+        memory_length = keys - queries if memory_length is None else memory_length
+        check_memory_length("k", queries, keys, memory_length, has_positions)
+        return keys, memory_length
+    if k_memory is None or v_memory is None:
+        missing = "k_memory" if k_memory is None else "v_memory"
+        raise ArgumentError(f"k_memory and v_memory must be given together; missing: {missing}")
+    check_tensor("k_memory", k_memory, 4, "B, M, N, D")
+    found = k_memory.shape[1]
+    if memory_length is not None and memory_length != found:
+        raise ShapeError(f"memory_length is {memory_length}, but k_memory has {found} keys")
+    if not has_positions and keys != queries:
+        raise ShapeError(
+            f"k has {keys} keys beside those of k_memory, expected one per query, I = {queries} "
+            "(without positions every query is a current key)"
+        )
+    return found + keys, found
+
+
+def check_operands(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_memory: Tensor | None,
+    v_memory: Tensor | None,
+    r: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    r_s_bias: Tensor | None,
+    seg_embed: Tensor | None,
+) -> None:
+    """All floating operands of attention fit (B, I, N, D) and the dtype and device of q.
+
+    Raises:
+        ShapeError, ArgumentError: name the argument, what it is and what is expected.
+    """
+    check_float("q", q)
+    batch, _, heads, dim = q.shape
+    if dim == 0:
+        raise ShapeError(f"q has shape {tuple(q.shape)}, expected a head dim of at least 1")
+    check_tensor("v", v, 4, "B, J, N, D" if v_memory is None else "B, L, N, D")
+    check_tensor("r_w_bias", r_w_bias, 2, "N, D")
+    check_tensor("r_r_bias", r_r_bias, 2, "N, D")
+    length = "L" if k_memory is not None else "J"
+    for name, x in (("k", k), ("v", v)):
+        check_shape(name, x, (batch, k.shape[1], heads, dim), f"B, {length}, N, D")
+    if k_memory is not None:
+        for name, past in (("k_memory", k_memory), ("v_memory", v_memory)):
+            check_shape(name, past, (batch, k_memory.shape[1], heads, dim), "B, M, N, D")
+    check_tensor("r", r, 4, "G, P, N, D")
+    check_shape("r", r, (*r.shape[:2], heads, dim), "G, P, N, D")
+    groups = r.shape[0]
+    if groups == 0 or batch % groups != 0:
+        raise ShapeError(f"r has {groups} groups, expected a divisor of the batch size {batch}")
+    for name, bias in (("r_w_bias", r_w_bias), ("r_r_bias", r_r_bias), ("r_s_bias", r_s_bias)):
+        check_shape(name, bias, (heads, dim), "N, D")
+    check_shape("seg_embed", seg_embed, (2, heads, dim), "2, N, D")
+    keys = {"k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory, "r": r}
+    vectors = {"r_w_bias": r_w_bias, "r_r_bias": r_r_bias, "r_s_bias": r_s_bias}
+    check_same("q", q, {**keys, **vectors, "seg_embed": seg_embed})
+
+
+def check_segments(
+    q: Tensor,
+    keys: int,
+    r_s_bias: Tensor | None,
+    seg_embed: Tensor | None,
+    segments_q: Tensor | None,
+    segments_k: Tensor | None,
+) -> None:
+    """The four parts of the segment term: all or none, segments (B, I) and (B, J).
+
+    Raises:
+        ArgumentError: names the missing ones. ArgumentError, ShapeError: as :func:`check_rows`.
+    """
+    group = {"r_s_bias": r_s_bias, "seg_embed": seg_embed}
+    group |= {"segments_q": segments_q, "segments_k": segments_k}
+    missing = [name for name, part in group.items() if part is None]
+    if 0 < len(missing) < len(group):
+        raise ArgumentError(f"segments need all of {', '.join(group)}; missing: {missing}")
+    check_rows("segments_q", segments_q, q, q.shape[1], "B, I")
+    check_rows("segments_k", segments_k, q, keys, "B, J")
+
+
+def check_rows(name: str, x: Tensor | None, q: Tensor, length: int, letters: str) -> None:
+    """x, if given, is (B, length) of integers, on the device of q.
+
+    Raises:
+        ShapeError, ArgumentError: name the argument, what it is and what is expected.
+    """
+    check_shape(name, x, (q.shape[0], length), letters)
+    check_integers(name, x)
+    check_device(name, x, "q", q)
+
+
 def check_table(name: str, table: int, keys: int, memory_length: int, causal: bool) -> None:
     """A table of positions has the rows that visible keys need: L + J, or J + 1 when causal.
 

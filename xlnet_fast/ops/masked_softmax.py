@@ -9,7 +9,7 @@ from xlnet_fast import reference
 from xlnet_fast.errors import ShapeError
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import Request, choose
+from xlnet_fast.ops._dispatch import Request, choose, gpu_of
 from xlnet_fast.ops._validation import (
     check_device,
     check_dropout,
@@ -91,8 +91,19 @@ def masked_softmax(
         check_integers(name, x)
         check_device(name, x, "scores", scores)
     check_dropout(dropout_p, seed)
-    request = Request("masked_softmax", scores.device.type, scores.dtype)
-    if choose(request, backend).backend == "reference":
+    operands = (scores, position_scores, segment_scores)
+    needs_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in operands
+    )
+    request = Request(
+        "masked_softmax",
+        scores.device.type,
+        scores.dtype,
+        needs_grad=needs_grad,
+        gpu=gpu_of(scores),
+    )
+    choice = choose(request, backend)
+    if choice.backend == "reference":
         check_positions(positions, keys - memory_length)
         return reference.masked_softmax(
             scores,
@@ -110,5 +121,6 @@ def masked_softmax(
     result: Tensor = torch.ops.xlnet_fast.masked_softmax(
         scores, position_scores, segment_scores, segments_q, segments_k,
         *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
+        choice.backend,
     )  # fmt: skip
     return result

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from xlnet_fast import reference
-from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import Choice, Request, choose
+from xlnet_fast.ops._dispatch import Choice, Request, choose, gpu_of
 from xlnet_fast.ops._validation import (
-    check_device,
     check_dropout,
-    check_float,
     check_integers,
     check_mask,
-    check_memory_length,
+    check_operands,
     check_positions,
+    check_rows,
     check_same,
+    check_segments,
     check_shape,
+    check_sources,
     check_table,
     check_tensor,
 )
@@ -35,6 +35,8 @@ def rel_attention(
     r_w_bias: Tensor,
     r_r_bias: Tensor,
     *,
+    k_memory: Tensor | None = None,
+    v_memory: Tensor | None = None,
     r_s_bias: Tensor | None = None,
     seg_embed: Tensor | None = None,
     segments_q: Tensor | None = None,
@@ -61,7 +63,11 @@ def rel_attention(
     Args:
         q: (B, I, N, D) queries without biases. fp16, bf16, fp32 or fp64; all floating arguments
             share dtype and device. Under autocast they are cast to its dtype. Any strides.
-        k, v: (B, J, N, D) keys and values, memory first.
+        k, v: (B, J, N, D) keys and values, memory first; the L current ones alone, (B, L, N, D),
+            where the memory is given apart.
+        k_memory, v_memory: (B, M, N, D) keys and values of the memory, both or none. All other
+            arguments look at the J = M + L keys of [memory; current], which are never copied
+            together on a GPU.
         r: (G, P, N, D) projected position table; batch element b reads group b * G // B, so G
             divides B. P >= L + J, or P >= J + 1 when ``mask.causal``.
         r_w_bias, r_r_bias: (N, D).
@@ -70,7 +76,7 @@ def rel_attention(
         mask: hidden keys; default none. Rows whose keys are all hidden are uniform over all keys.
         positions: (B, I) position of each query row in 0..L-1, in any order; negative marks an
             absent row, whose output is zero. Default: row i sits at i.
-        memory_length: M; default J - I, needed with ``positions``.
+        memory_length: M; default J - I, needed with ``positions`` unless ``k_memory`` tells it.
         scale: default 1 / sqrt(D).
         dropout_p: dropout of the probabilities; ``seed``, an int64 tensor of one element, fixes the
             mask (the same on every backend).
@@ -84,44 +90,33 @@ def rel_attention(
         BackendUnavailable: the named backend cannot run this; the message says why.
     """
     check_tensor("q", q, 4, "B, I, N, D")
-    tensors: dict[str, Tensor | None] = {
-        "k": k,
-        "v": v,
-        "r": r,
-        "r_w_bias": r_w_bias,
-        "r_r_bias": r_r_bias,
-    }
-    tensors |= {"r_s_bias": r_s_bias, "seg_embed": seg_embed}
-    q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = _autocast(q, *tensors.values())
-    memory_length = _memory_length(q, k, positions, memory_length)
-    _check_operands(q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
-    _check_rows(q, k, r_s_bias, seg_embed, segments_q, segments_k, positions)
-    mask = check_mask(mask, q.shape[0], q.shape[1], k.shape[1], "q", q)
-    check_table("r", r.shape[1], k.shape[1], memory_length, mask.causal)
+    operands = _autocast(
+        q, k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed
+    )  # fmt: skip
+    q, k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = operands
+    has_positions = positions is not None
+    keys, memory_length = check_sources(q, k, k_memory, v_memory, memory_length, has_positions)
+    check_operands(*operands)
+    check_segments(q, keys, r_s_bias, seg_embed, segments_q, segments_k)
+    check_rows("positions", positions, q, q.shape[1], "B, I")
+    mask = check_mask(mask, q.shape[0], q.shape[1], keys, "q", q)
+    check_table("r", r.shape[1], keys, memory_length, mask.causal)
     check_dropout(dropout_p, seed)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    operands = (q, k, v, r, r_w_bias, r_r_bias)
-    choice = _choose("rel_attention", (*operands, r_s_bias, seg_embed), backend)
+    choice = _choose("rel_attention", operands, backend)
     if choice.backend == "reference":
-        check_positions(positions, k.shape[1] - memory_length)
+        check_positions(positions, keys - memory_length)
         return reference.rel_attention(
-            *operands,
-            r_s_bias=r_s_bias,
-            seg_embed=seg_embed,
-            segments_q=segments_q,
-            segments_k=segments_k,
-            mask=mask,
-            positions=positions,
-            memory_length=memory_length,
-            scale=scale,
-            dropout_p=dropout_p,
-            seed=seed,
-        )
-    result: Tensor = torch.ops.xlnet_fast.rel_attention(
-        *operands, r_s_bias, seg_embed, segments_q, segments_k,
-        *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
-        choice.backend,
+            q, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory,
+            r_s_bias=r_s_bias, seg_embed=seg_embed, segments_q=segments_q, segments_k=segments_k,
+            mask=mask, positions=positions, memory_length=memory_length, scale=scale,
+            dropout_p=dropout_p, seed=seed,
+        )  # fmt: skip
+    out, _ = torch.ops.xlnet_fast.rel_attention(
+        *operands, segments_q, segments_k, *mask.tensors, positions, seed, *mask.flags,
+        memory_length, scale, dropout_p, choice.backend,
     )  # fmt: skip
+    result: Tensor = out
     return result
 
 
@@ -134,6 +129,8 @@ def two_stream_attention(
     r_w_bias: Tensor,
     r_r_bias: Tensor,
     *,
+    k_memory: Tensor | None = None,
+    v_memory: Tensor | None = None,
     r_s_bias: Tensor | None = None,
     seg_embed: Tensor | None = None,
     segments: Tensor | None = None,
@@ -147,7 +144,8 @@ def two_stream_attention(
     """XLNet's content and query stream over the same keys, values and positions.
 
     Source: XLNet section 2.3, HF ``XLNetRelativeAttention.forward`` with ``g``. Arguments not
-    listed are those of :func:`rel_attention`; M = J - I.
+    listed are those of :func:`rel_attention`; M = J - I. Where the memory is apart, k and v hold
+    the I current keys.
 
     Args:
         q_h: (B, I, N, D) content queries.
@@ -168,43 +166,37 @@ def two_stream_attention(
     """
     check_tensor("q_h", q_h, 4, "B, I, N, D")
     check_tensor("q_g", q_g, 4, "B, I', N, D")
-    cast = _autocast(q_h, q_g, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
-    q_h, q_g, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = cast
-    memory_length = _memory_length(q_h, k, None, None)
-    _check_operands(q_h, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed)
+    q_h, q_g, *shared = _autocast(
+        q_h, q_g, k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed
+    )
+    k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = shared
+    keys, memory_length = check_sources(q_h, k, k_memory, v_memory, None, has_positions=False)
+    check_operands(q_h, *shared)
     batch, _, heads, dim = q_h.shape
     if positions is None:
         check_shape("q_g (without positions)", q_g, q_h.shape, "B, I, N, D")
     check_shape("q_g", q_g, (batch, q_g.shape[1], heads, dim), "B, I', N, D")
     check_same("q_h", q_h, {"q_g": q_g})
-    check_shape("segments", segments, k.shape[:2], "B, J")
+    check_shape("segments", segments, (batch, keys), "B, J")
     check_integers("segments", segments)
     content_segments = None if segments is None else segments[:, memory_length:]
-    _check_rows(q_h, k, r_s_bias, seg_embed, content_segments, segments, None)
-    _check_rows(q_g, k, None, None, None, None, positions)
-    mask = check_mask(mask, batch, q_h.shape[1], k.shape[1], "q_h", q_h)
-    check_table("r", r.shape[1], k.shape[1], memory_length, mask.causal)
+    check_segments(q_h, keys, r_s_bias, seg_embed, content_segments, segments)
+    check_rows("positions", positions, q_g, q_g.shape[1], "B, I'")
+    mask = check_mask(mask, batch, q_h.shape[1], keys, "q_h", q_h)
+    check_table("r", r.shape[1], keys, memory_length, mask.causal)
     check_dropout(dropout_p, seed)
     scale = dim**-0.5 if scale is None else scale
-    operands = (q_h, q_g, k, v, r, r_w_bias, r_r_bias)
-    choice = _choose("two_stream_attention", (*operands, r_s_bias, seg_embed), backend)
+    choice = _choose("two_stream_attention", (q_h, q_g, *shared), backend)
     if choice.backend == "reference":
-        check_positions(positions, k.shape[1] - memory_length)
+        check_positions(positions, keys - memory_length)
         return reference.two_stream_attention(
-            *operands,
-            r_s_bias=r_s_bias,
-            seg_embed=seg_embed,
-            segments=segments,
-            mask=mask,
-            positions=positions,
-            scale=scale,
-            dropout_p=dropout_p,
-            seed=seed,
-        )
-    out_h, out_g = torch.ops.xlnet_fast.two_stream_attention(
-        *operands, r_s_bias, seg_embed, content_segments, segments,
-        *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
-        choice.backend,
+            q_h, q_g, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory,
+            r_s_bias=r_s_bias, seg_embed=seg_embed, segments=segments, mask=mask,
+            positions=positions, scale=scale, dropout_p=dropout_p, seed=seed,
+        )  # fmt: skip
+    out_h, out_g, *_ = torch.ops.xlnet_fast.two_stream_attention(
+        q_h, q_g, *shared, content_segments, segments, *mask.tensors, positions, seed,
+        *mask.flags, memory_length, scale, dropout_p, choice.backend,
     )  # fmt: skip
     return out_h, out_g
 
@@ -223,83 +215,11 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     )
 
 
-def _memory_length(
-    q: Tensor, k: Tensor, positions: Tensor | None, memory_length: int | None
-) -> int:
-    check_tensor("k", k, 4, "B, J, N, D")
-    queries, keys = q.shape[1], k.shape[1]
-    if memory_length is None:
-        if positions is not None:
-            raise ArgumentError("memory_length must be given together with positions")
-        memory_length = keys - queries
-    check_memory_length("k", queries, keys, memory_length, positions is not None)
-    return memory_length
-
-
-def _check_operands(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    r: Tensor,
-    r_w_bias: Tensor,
-    r_r_bias: Tensor,
-    r_s_bias: Tensor | None,
-    seg_embed: Tensor | None,
-) -> None:
-    check_float("q", q)
-    batch, _, heads, dim = q.shape
-    keys = k.shape[1]
-    if dim == 0:
-        raise ShapeError(f"q has shape {tuple(q.shape)}, expected a head dim of at least 1")
-    check_tensor("v", v, 4, "B, J, N, D")
-    check_tensor("r_w_bias", r_w_bias, 2, "N, D")
-    check_tensor("r_r_bias", r_r_bias, 2, "N, D")
-    check_shape("k", k, (batch, keys, heads, dim), "B, J, N, D")
-    check_shape("v", v, (batch, keys, heads, dim), "B, J, N, D")
-    check_tensor("r", r, 4, "G, P, N, D")
-    check_shape("r", r, (*r.shape[:2], heads, dim), "G, P, N, D")
-    groups = r.shape[0]
-    if groups == 0 or batch % groups != 0:
-        raise ShapeError(f"r has {groups} groups, expected a divisor of the batch size {batch}")
-    for name, bias in (("r_w_bias", r_w_bias), ("r_r_bias", r_r_bias), ("r_s_bias", r_s_bias)):
-        check_shape(name, bias, (heads, dim), "N, D")
-    check_shape("seg_embed", seg_embed, (2, heads, dim), "2, N, D")
-    others = {"k": k, "v": v, "r": r, "r_w_bias": r_w_bias, "r_r_bias": r_r_bias}
-    check_same("q", q, {**others, "r_s_bias": r_s_bias, "seg_embed": seg_embed})
-
-
-def _check_rows(
-    q: Tensor,
-    k: Tensor,
-    r_s_bias: Tensor | None,
-    seg_embed: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    positions: Tensor | None,
-) -> None:
-    group = (r_s_bias, seg_embed, segments_q, segments_k)
-    given = [part is not None for part in group]
-    if any(given) and not all(given):
-        names = ("r_s_bias", "seg_embed", "segments_q", "segments_k")
-        missing = [name for name, there in zip(names, given, strict=True) if not there]
-        raise ArgumentError(f"segments need all of {', '.join(names)}; missing: {missing}")
-    batch, queries = q.shape[:2]
-    rows = {"segments_q": (segments_q, queries, "B, I"), "positions": (positions, queries, "B, I")}
-    rows["segments_k"] = (segments_k, k.shape[1], "B, J")
-    for name, (x, length, letters) in rows.items():
-        check_shape(name, x, (batch, length), letters)
-        check_integers(name, x)
-        check_device(name, x, "q", q)
-
-
-def _choose(op: str, operands: tuple[Tensor | None, ...], backend: str) -> Choice:
+def _choose(op: str, operands: tuple[Any, ...], backend: str) -> Choice:
     """Ask the dispatcher; ``operands`` are the arguments that may need a gradient, q first."""
     q = operands[0]
-    assert q is not None
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in operands
     )
-    gpu = None
-    if q.device.type == "cuda" and torch.cuda.is_available():
-        gpu = "{}.{}".format(*torch.cuda.get_device_capability(q.device))
-    return choose(Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu), backend)
+    request = Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu_of(q))
+    return choose(request, backend)

@@ -1,9 +1,78 @@
-"""What the ops of this backend share: the skewed view and the softmax's backward pass."""
+"""What the ops of this backend share: packed operands, the skewed view, the softmax's backward."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from xlnet_fast.masks import clear_padded
+from xlnet_fast.operands import Keys
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of sums over x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class PackedKeys:
+    """Keys, values and positions of a call, packed for batched GEMMs; shared by its streams."""
+
+    def __init__(self, keys: Keys, key_padding: Tensor | None) -> None:
+        self.count, self.current, self.memory_length = keys.count, keys.current, keys.memory_length
+        self.k = pack_sources(keys.k_memory, keys.k, key_padding)  # (B, N, J, D)
+        self.v = pack_sources(keys.v_memory, keys.v, key_padding)  # (B, N, J, D)
+        self.r = self._pack_positions(keys.r)  # (G, N, L + J, D)
+
+    def _pack_positions(self, r: Tensor) -> Tensor:
+        """r with exactly L + J rows: "uni" lacks the rows of hidden keys, zeros stand for them."""
+        groups, table, heads, dim = r.shape
+        needed = self.current + self.count
+        if table >= needed:
+            return heads_first(r[:, :needed])
+        packed = r.new_zeros(groups, heads, needed, dim)
+        packed[:, :, :table] = r.transpose(1, 2)
+        return packed
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """(B, S, N, D) to contiguous (B, N, S, D)."""
+    return x.transpose(1, 2).contiguous()
+
+
+def pack_sources(memory: Tensor | None, current: Tensor, key_padding: Tensor | None) -> Tensor:
+    """Keys or values of both sources as one contiguous (B, N, J, D), padded rows cleared.
+
+    Args:
+        memory: (B, M, N, D), or None. current: (B, J - M, N, D).
+        key_padding: (B, J) bool, or None.
+    """
+    if memory is None:
+        return heads_first(_clear_padded(current, key_padding))
+    batch, length, heads, dim = current.shape
+    apart = memory.shape[1]
+    packed = current.new_empty(batch, heads, apart + length, dim)
+    for source, keys in ((memory, slice(0, apart)), (current, slice(apart, None))):
+        padding = None if key_padding is None else key_padding[:, keys]
+        packed[:, :, keys] = _clear_padded(source, padding).transpose(1, 2)
+    return packed
+
+
+def _clear_padded(x: Tensor, key_padding: Tensor | None) -> Tensor:
+    """:func:`clear_padded`, at the price of one sum on the CPU when all of x is finite."""
+    if key_padding is None:
+        return x
+    if x.device.type == "cpu" and bool(torch.isfinite(x.sum(dtype=torch.float32))):
+        return x
+    return clear_padded(x, key_padding)
+
+
+def accumulate_bmm(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total (b, N, x, y) += a (b * N, x, z) @ b (b * N, z, y), total possibly wider than a."""
+    flat = total.flatten(0, 1)
+    if total.dtype == a.dtype:
+        flat.baddbmm_(a, b)
+    else:
+        flat += torch.bmm(a, b)
 
 
 def skewed_view(table: Tensor, keys: int) -> Tensor:

@@ -10,6 +10,9 @@ so no (b, n, i, j) tensor beyond CHUNK_ELEMENTS exists. The backward pass recomp
 Products run in the input dtype with the scale folded into the queries; fp16 scores are kept in
 fp32, because a hidden key's -1e30 does not fit fp16.
 
+Keys and values of a memory and of the current segment are packed side by side into one
+(B, N, J, D) buffer, once for all streams of a call.
+
 Letters: B batch, N heads, I query rows, J keys, M memory keys, L = J - M, D head dim,
 G groups of r.
 """
@@ -17,13 +20,21 @@ G groups of r.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from xlnet_fast.kernels.sdpa.common import skewed_view, softmax_backward_
-from xlnet_fast.masks import HIDDEN_SCORE, AttentionMask, clear_padded, row_positions
+from xlnet_fast.kernels.sdpa.common import (
+    PackedKeys,
+    accumulate_bmm,
+    heads_first,
+    skewed_view,
+    softmax_backward_,
+    wide_dtype,
+)
+from xlnet_fast.masks import HIDDEN_SCORE, row_positions, take_rows
+from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.philox import keep_mask
 
 CHUNK_ELEMENTS = 2**21
@@ -49,58 +60,34 @@ class _Chunk:
 
 
 class _Attention:
-    """One call's operands, packed for batched GEMMs, and the passes over one chunk."""
+    """One stream's queries, packed for batched GEMMs, and the passes over one chunk."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        r: Tensor,
-        r_w_bias: Tensor,
-        r_r_bias: Tensor,
-        r_s_bias: Tensor | None,
-        seg_embed: Tensor | None,
-        segments_q: Tensor | None,
-        segments_k: Tensor | None,
-        mask: AttentionMask,
-        positions: Tensor | None,
-        memory_length: int,
-        scale: float,
-        dropout_p: float,
-        seed: Tensor | None,
-    ) -> None:
+    def __init__(self, keys: Keys, packed: PackedKeys, queries: Queries) -> None:
+        q = queries.q
         self.batch, self.queries, self.heads, self.dim = q.shape
-        self.keys = k.shape[1]
-        self.current = self.keys - memory_length
-        self.memory_length = memory_length
-        self.mask, self.positions = mask, positions
-        self.rows = row_positions(positions, self.queries, q.device)
-        self.scale, self.dropout_p, self.seed = scale, dropout_p, seed
-        self.wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        self.keys, self.current = packed.count, packed.current
+        self.memory_length = packed.memory_length
+        self.k, self.v, self.r = packed.k, packed.v, packed.r
+        self.positions = queries.positions
+        self.rows = row_positions(self.positions, self.queries, q.device)
+        self.scale, self.dropout_p, self.seed = keys.scale, keys.dropout_p, queries.seed
+        self.wide = wide_dtype(q)
         self.score_dtype = torch.float32 if q.dtype == torch.float16 else q.dtype
 
-        self.q_w = _heads_first((q + r_w_bias).mul_(scale))  # (B, N, I, D)
-        self.q_r = _heads_first((q + r_r_bias).mul_(scale))  # (B, N, I, D)
-        self.k = _heads_first(_clear_padded(k, mask.key_padding))  # (B, N, J, D)
-        self.v = _heads_first(_clear_padded(v, mask.key_padding))  # (B, N, J, D)
-        self.r = self._pack_positions(r)  # (G, N, L + J, D)
-        self.segment_score: Tensor | None = None  # (B, N, I, 1)
-        if segments_q is not None and r_s_bias is not None and seg_embed is not None:
-            difference = (seg_embed[1] - seg_embed[0]).to(self.wide) * scale  # (N, D)
-            score = ((q + r_s_bias).to(self.wide) * difference).sum(-1)  # (B, I, N)
-            self.segment_score = score.to(self.score_dtype).transpose(1, 2)[..., None]
-        self.segments_q, self.segments_k = segments_q, segments_k
+        self.mask, segments_q = queries.mask, queries.segments
+        if queries.by_position and self.positions is not None:
+            per_row = (segments_q, self.mask.rank_q, self.mask.bits)
+            segments_q, rank_q, bits = (take_rows(x, self.positions) for x in per_row)
+            self.mask = replace(self.mask, rank_q=rank_q, bits=bits)
 
-    def _pack_positions(self, r: Tensor) -> Tensor:
-        """r with exactly L + J rows: "uni" lacks the rows of hidden keys, zeros stand for them."""
-        groups, table = r.shape[:2]
-        needed = self.current + self.keys
-        if table >= needed:
-            return _heads_first(r[:, :needed])
-        packed = r.new_zeros(groups, self.heads, needed, self.dim)
-        packed[:, :, :table] = r.transpose(1, 2)
-        return packed
+        self.q_w = heads_first((q + keys.r_w_bias).mul_(self.scale))  # (B, N, I, D)
+        self.q_r = heads_first((q + keys.r_r_bias).mul_(self.scale))  # (B, N, I, D)
+        self.segment_score: Tensor | None = None  # (B, N, I, 1)
+        if segments_q is not None and keys.r_s_bias is not None and keys.seg_embed is not None:
+            difference = (keys.seg_embed[1] - keys.seg_embed[0]).to(self.wide) * self.scale
+            score = ((q + keys.r_s_bias).to(self.wide) * difference).sum(-1)  # (B, I, N)
+            self.segment_score = score.to(self.score_dtype).transpose(1, 2)[..., None]
+        self.segments_q, self.segments_k = segments_q, keys.segments
 
     def chunks(self) -> Iterator[_Chunk]:
         """All chunks, each within one group of r and within CHUNK_ELEMENTS scores."""
@@ -211,85 +198,86 @@ class _Attention:
 
 
 def rel_attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    r: Tensor,
-    r_w_bias: Tensor,
-    r_r_bias: Tensor,
-    r_s_bias: Tensor | None,
-    seg_embed: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    out: Tensor,
+    keys: Keys, streams: Sequence[Queries], outs: Sequence[Tensor], stats: Sequence[Tensor]
 ) -> None:
-    """Fill ``out`` (B, I, N, D); shapes as in :func:`xlnet_fast.ops.rel_attention`."""
-    attention = _Attention(
-        q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed, segments_q, segments_k,
-        mask, positions, memory_length, scale, dropout_p, seed,
-    )  # fmt: skip
-    out_heads = out.transpose(1, 2)  # (B, N, I, D)
-    for chunk in attention.chunks():
-        probabilities = attention.softmax_(attention.scores(chunk))
-        factor = attention.dropout_factor(chunk)
-        if factor is not None:
-            probabilities *= factor
-        flat = probabilities.flatten(0, 1).to(q.dtype)
-        values = torch.bmm(flat, attention.v[chunk.b0 : chunk.b1].flatten(0, 1))
-        out_heads[chunk.index] = values.view(-1, attention.heads, *values.shape[1:])
-    if positions is not None:
-        out.masked_fill_((positions < 0)[:, :, None, None], 0)
+    """Fill ``outs``, one (B, I, N, D) a stream; shapes as in :mod:`xlnet_fast.operands`.
+
+    ``stats`` are empty: this backend recomputes the scores in its backward pass.
+    """
+    packed = PackedKeys(keys, streams[0].mask.key_padding)
+    for queries, out in zip(streams, outs, strict=True):
+        attention = _Attention(keys, packed, queries)
+        out_heads = out.transpose(1, 2)  # (B, N, I, D)
+        for chunk in attention.chunks():
+            probabilities = attention.softmax_(attention.scores(chunk))
+            factor = attention.dropout_factor(chunk)
+            if factor is not None:
+                probabilities *= factor
+            flat = probabilities.flatten(0, 1).to(out.dtype)
+            values = torch.bmm(flat, attention.v[chunk.b0 : chunk.b1].flatten(0, 1))
+            out_heads[chunk.index] = values.view(-1, attention.heads, *values.shape[1:])
+        if queries.positions is not None:
+            out.masked_fill_((queries.positions < 0)[:, :, None, None], 0)
+
+
+class _Totals:
+    """Gradients that all chunks of all streams add to, in fp32 or wider; None: nobody asked."""
+
+    def __init__(self, packed: PackedKeys, grads: Sequence[Tensor | None]) -> None:
+        k, v, k_memory, v_memory, r, *_ = grads
+        _, heads, _, dim = packed.k.shape
+
+        def zeros(like: Tensor, *wanted: Tensor | None) -> Tensor | None:
+            if all(grad is None for grad in wanted):
+                return None
+            return torch.zeros_like(like, dtype=wide_dtype(like))
+
+        self.k = zeros(packed.k, k, k_memory)  # (B, N, J, D)
+        self.v = zeros(packed.v, v, v_memory)  # (B, N, J, D)
+        self.r = zeros(packed.r, r)  # (G, N, L + J, D)
+        # r_w_bias, r_r_bias, r_s_bias, seg_embed[1] - seg_embed[0]: (4, N, D)
+        self.vectors = packed.k.new_zeros(4, heads, dim, dtype=wide_dtype(packed.k))
 
 
 def rel_attention_backward(
-    grad_out: Tensor,
-    out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    r: Tensor,
-    r_w_bias: Tensor,
-    r_r_bias: Tensor,
-    r_s_bias: Tensor | None,
-    seg_embed: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    grads: Sequence[Tensor],
+    keys: Keys,
+    streams: Sequence[Queries],
+    outs: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    grad_outs: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    deterministic: bool,
 ) -> None:
-    """Fill ``grads`` by recomputation (formulas: docs/maths.md), deterministic on CPU.
+    """Fill ``grads`` by recomputation (formulas: docs/maths.md), always deterministic on the CPU.
 
-    ``grads`` are shaped like q, k, v, r, r_w_bias, r_r_bias, r_s_bias and seg_embed; the last two
-    are empty, and left alone, without segments. ``out`` is not needed here.
+    ``grads`` are shaped like q of each stream, k, v, k_memory, v_memory, r, r_w_bias, r_r_bias,
+    r_s_bias and seg_embed; None where there is no such operand or nobody asks for its gradient.
+    ``outs``, ``stats`` and ``deterministic`` are not needed here: the order of all sums is fixed.
     """
-    attention = _Attention(
-        q, k, v, r, r_w_bias, r_r_bias, r_s_bias, seg_embed, segments_q, segments_k,
-        mask, positions, memory_length, scale, dropout_p, seed,
-    )  # fmt: skip
-    if positions is not None:
-        grad_out = grad_out.masked_fill((positions < 0)[:, :, None, None], 0)
-    wide = attention.wide
-    d_out = _heads_first(grad_out)  # (B, N, I, D)
+    shared = grads[len(streams) :]
+    packed = PackedKeys(keys, streams[0].mask.key_padding)
+    totals = _Totals(packed, shared)
+    for queries, grad_out, grad_q in zip(streams, grad_outs, grads, strict=False):
+        if queries.positions is not None:
+            grad_out = grad_out.masked_fill((queries.positions < 0)[:, :, None, None], 0)
+        attention = _Attention(keys, packed, queries)
+        dq_w, dq_r, dc = _stream_backward(attention, heads_first(grad_out), totals)
+        _add_vectors(keys, attention, queries.q, (dq_w, dq_r, dc), totals, grad_q)
+    _write_shared(keys, totals, shared)
+
+
+def _stream_backward(
+    attention: _Attention, d_out: Tensor, totals: _Totals
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From d_out (B, N, I, D): gradients of q_w, q_r (alike) and of the segment score (B, N, I, 1).
+
+    Adds those of keys, values and positions to ``totals``.
+    """
+    dtype, wide = d_out.dtype, attention.wide
     dq_w, dq_r = torch.empty_like(attention.q_w), torch.empty_like(attention.q_r)
-    dk = torch.zeros_like(attention.k, dtype=wide)
-    dv = torch.zeros_like(attention.v, dtype=wide)
-    dr = torch.zeros_like(attention.r, dtype=wide)
-    dc = (
-        None
-        if attention.segment_score is None
-        else d_out.new_empty((*d_out.shape[:3], 1), dtype=wide)
-    )
+    dc = None
+    if attention.segment_score is not None:
+        dc = d_out.new_empty((*d_out.shape[:3], 1), dtype=wide)
     for chunk in attention.chunks():
         elements = slice(chunk.b0, chunk.b1)
         probabilities = attention.softmax_(attention.scores(chunk)).flatten(0, 1)
@@ -301,24 +289,26 @@ def rel_attention_backward(
         if factor is not None:
             dropped = probabilities * factor.flatten(0, 1)
             d_scores *= factor.flatten(0, 1)
-        _accumulate_bmm(dv[elements], dropped.to(q.dtype).transpose(1, 2), d_chunk)
+        if totals.v is not None:
+            accumulate_bmm(totals.v[elements], dropped.to(dtype).transpose(1, 2), d_chunk)
         softmax_backward_(d_scores, probabilities)  # the scale is folded into the queries
         if dc is not None:
             view = d_scores.view(-1, attention.heads, *d_scores.shape[1:])
             dc[chunk.index] = (view * attention.segments_differ(chunk)).sum(
                 -1, keepdim=True, dtype=wide
             )
-        d_scores = d_scores.to(q.dtype)
+        d_scores = d_scores.to(dtype)
         k_chunk = attention.k[elements].flatten(0, 1)
         dq_w[chunk.index] = torch.bmm(d_scores, k_chunk).view_as(dq_w[chunk.index])
-        q_w = attention.q_w[chunk.index].flatten(0, 1)
-        _accumulate_bmm(dk[elements], d_scores.transpose(1, 2), q_w)
-        _position_grads(attention, chunk, d_scores, dq_r, dr)
-    _write_grads(grads, attention, q, r_s_bias, seg_embed, (dq_w, dq_r, dk, dv, dr, dc))
+        if totals.k is not None:
+            q_w = attention.q_w[chunk.index].flatten(0, 1)
+            accumulate_bmm(totals.k[elements], d_scores.transpose(1, 2), q_w)
+        _position_grads(attention, chunk, d_scores, dq_r, totals.r)
+    return dq_w, dq_r, dc
 
 
 def _position_grads(
-    attention: _Attention, chunk: _Chunk, d_scores: Tensor, dq_r: Tensor, dr: Tensor
+    attention: _Attention, chunk: _Chunk, d_scores: Tensor, dq_r: Tensor, dr: Tensor | None
 ) -> None:
     """Add one chunk's gradient of the position scores to dq_r (B, N, I, D) and dr (G, N, R, D)."""
     start, length = attention.table_rows(chunk)
@@ -333,58 +323,51 @@ def _position_grads(
     r = attention.r[chunk.group].narrow(1, start, length)  # (N, W, D)
     d_rows = torch.bmm(d_table, r).view(heads, elements, rows, attention.dim)
     dq_r[chunk.index] = d_rows.transpose(0, 1)
-    q_r = attention.grouped(attention.q_r, chunk)
-    dr[chunk.group].narrow(1, start, length).add_(torch.bmm(d_table.transpose(1, 2), q_r))
+    if dr is not None:
+        q_r = attention.grouped(attention.q_r, chunk)
+        dr[chunk.group].narrow(1, start, length).add_(torch.bmm(d_table.transpose(1, 2), q_r))
 
 
-def _write_grads(
-    grads: Sequence[Tensor],
+def _add_vectors(
+    keys: Keys,
     attention: _Attention,
     q: Tensor,
-    r_s_bias: Tensor | None,
-    seg_embed: Tensor | None,
-    packed: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    packed: tuple[Tensor, Tensor, Tensor | None],
+    totals: _Totals,
+    grad_q: Tensor | None,
 ) -> None:
-    """From gradients of the packed, scaled operands to gradients of the call's arguments."""
-    dq_w, dq_r, dk, dv, dr, dc = packed
-    grad_q, grad_k, grad_v, grad_r, grad_w_bias, grad_r_bias, grad_s_bias, grad_seg_embed = grads
+    """From gradients of one stream's packed, scaled queries to those of q and of the vectors."""
+    dq_w, dq_r, dc = packed
     dq_w, dq_r = (x.to(attention.wide) * attention.scale for x in (dq_w, dq_r))
+    totals.vectors[0] += dq_w.sum((0, 2))
+    totals.vectors[1] += dq_r.sum((0, 2))
     dq = dq_w + dq_r
-    if dc is not None and r_s_bias is not None and seg_embed is not None:
+    if dc is not None and keys.r_s_bias is not None and keys.seg_embed is not None:
         dc = dc * attention.scale  # (B, N, I, 1)
-        difference = (seg_embed[1] - seg_embed[0]).to(attention.wide)  # (N, D)
-        q_s = _heads_first(q + r_s_bias).to(attention.wide)
-        d_difference = (dc * q_s).sum((0, 2))
-        grad_s_bias.copy_(dc.sum((0, 2)) * difference)
-        grad_seg_embed.copy_(torch.stack([-d_difference, d_difference]))
+        difference = (keys.seg_embed[1] - keys.seg_embed[0]).to(attention.wide)  # (N, D)
+        q_s = heads_first(q + keys.r_s_bias).to(attention.wide)
+        totals.vectors[2] += dc.sum((0, 2)) * difference
+        totals.vectors[3] += (dc * q_s).sum((0, 2))
         dq += dc * difference[:, None, :]
-    used = min(grad_r.shape[1], dr.shape[2])
-    grad_r.zero_()
-    grad_r[:, :used] = dr[:, :, :used].transpose(1, 2)
-    for grad, value in ((grad_q, dq), (grad_k, dk), (grad_v, dv)):
-        grad.copy_(value.transpose(1, 2))
-    grad_w_bias.copy_(dq_w.sum((0, 2)))
-    grad_r_bias.copy_(dq_r.sum((0, 2)))
+    if grad_q is not None:
+        grad_q.copy_(dq.transpose(1, 2))
 
 
-def _accumulate_bmm(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total (b, N, x, y) += a (b * N, x, z) @ b (b * N, z, y), total possibly wider than a."""
-    flat = total.flatten(0, 1)
-    if total.dtype == a.dtype:
-        flat.baddbmm_(a, b)
-    else:
-        flat += torch.bmm(a, b)
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """(B, S, N, D) to contiguous (B, N, S, D)."""
-    return x.transpose(1, 2).contiguous()
-
-
-def _clear_padded(x: Tensor, key_padding: Tensor | None) -> Tensor:
-    """:func:`clear_padded`, at the price of one sum on the CPU when all of x is finite."""
-    if key_padding is None:
-        return x
-    if x.device.type == "cpu" and bool(torch.isfinite(x.sum(dtype=torch.float32))):
-        return x
-    return clear_padded(x, key_padding)
+def _write_shared(keys: Keys, totals: _Totals, grads: Sequence[Tensor | None]) -> None:
+    """``totals`` into the gradients of what all streams share, memory and current keys apart."""
+    k, v, k_memory, v_memory, r, *vectors, seg_embed = grads
+    apart = 0 if keys.k_memory is None else keys.k_memory.shape[1]
+    for total, memory, current in ((totals.k, k_memory, k), (totals.v, v_memory, v)):
+        if total is not None and memory is not None:
+            memory.copy_(total[:, :, :apart].transpose(1, 2))
+        if total is not None and current is not None:
+            current.copy_(total[:, :, apart:].transpose(1, 2))
+    if totals.r is not None and r is not None:
+        used = min(r.shape[1], totals.r.shape[2])
+        r.zero_()
+        r[:, :used] = totals.r[:, :, :used].transpose(1, 2)
+    for grad, value in zip(vectors, totals.vectors[:3], strict=True):
+        if grad is not None:
+            grad.copy_(value)
+    if seg_embed is not None:
+        seg_embed.copy_(torch.stack([-totals.vectors[3], totals.vectors[3]]))

@@ -25,10 +25,8 @@ PARTS = (  # of an AttentionMask, and what belongs to every attention op
 )
 
 
-def empty_grads(likes: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Schemas cannot return an optional tensor: an empty one stands for None."""
-    first = likes[0]
-    assert first is not None
+def empty_grads(likes: Sequence[Tensor | None], first: Tensor) -> tuple[Tensor, ...]:
+    """Schemas cannot return an optional tensor: an empty one, like ``first``, stands for None."""
     return tuple(first.new_empty(0) if x is None else torch.empty_like(x) for x in likes)
 
 
@@ -39,8 +37,15 @@ def register(
     backward: Callable[..., Any] | None = None,
     fake_backward: Callable[..., Any] | None = None,
     queries: int = 1,
+    selective: bool = False,
 ) -> None:
-    """Attach implementations to a schema. ``queries`` is the number of outputs with a gradient."""
+    """Attach implementations to a schema.
+
+    Args:
+        queries: the number of outputs with a gradient, which come first; further ones are
+            statistics for the backward pass, which takes them after these outputs.
+        selective: the first argument of the backward op says which of its gradients are wanted.
+    """
     op = f"xlnet_fast::{name}"
     LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(op, fake, lib=LIBRARY)
@@ -48,7 +53,7 @@ def register(
         return
     LIBRARY.impl(f"{name}_backward", backward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{op}_backward", fake_backward, lib=LIBRARY)
-    _register_autograd(op, getattr(torch.ops.xlnet_fast, f"{name}_backward"), queries)
+    _register_autograd(op, getattr(torch.ops.xlnet_fast, f"{name}_backward"), queries, selective)
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
         raise BackendUnavailable(
@@ -58,23 +63,29 @@ def register(
     torch.library.register_autograd(f"{op}_backward", refuse, lib=LIBRARY)
 
 
-def _register_autograd(op: str, backward_op: Callable[..., Any], outputs: int) -> None:
+def _register_autograd(op: str, backward_op: Any, queries: int, selective: bool) -> None:
+    returned = len(backward_op.default._schema.returns)
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
         ctx.constants = [x for x in inputs if not isinstance(x, Tensor)]
         outs = output if isinstance(output, tuple) else (output,)
+        ctx.outputs = len(outs)
+        ctx.mark_non_differentiable(*outs[queries:])
+        ctx.set_materialize_grads(False)  # or the statistics get one, of zeros, at every call
         ctx.save_for_backward(*outs, *(x for x in inputs if isinstance(x, Tensor)))
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved, constants = iter(ctx.saved_tensors), iter(ctx.constants)
-        outs = [next(saved) for _ in range(outputs)]
+        outs = [next(saved) for _ in range(ctx.outputs)]
         inputs = [next(saved if is_tensor else constants) for is_tensor in ctx.is_tensor]
-        values = backward_op(*grads, *outs, *inputs)
-        missing = (None,) * (len(inputs) - len(values))
         present = (
-            value if wanted else None
-            for value, wanted in zip(values, ctx.needs_input_grad[: len(values)], strict=True)
+            torch.zeros_like(out) if grad is None else grad
+            for grad, out in zip(grads, outs[:queries], strict=False)
         )
-        return *present, *missing
+        wanted = list(ctx.needs_input_grad[:returned])
+        values = backward_op(*([wanted] if selective else []), *present, *outs, *inputs)
+        missing = (None,) * (len(inputs) - returned)
+        return *(v if w else None for v, w in zip(values, wanted, strict=True)), *missing
 
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)

@@ -1,24 +1,47 @@
-"""torch.library contract of concat_memory."""
+"""torch.library contract of concat_memory, of all layers at once.
+
+An op may not return tensors that share storage, and one allocation per layer is what this op is to
+avoid: it returns the layers stacked, and its caller takes views.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
+from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.sdpa import concat_memory as sdpa_memory
 from xlnet_fast.ops._contracts._registry import LIBRARY, register
 
-LIBRARY.define("concat_memory(Tensor hidden, Tensor? memory, SymInt start, SymInt kept) -> Tensor")
+# An empty list of memory stands for none.
+LIBRARY.define(
+    "concat_memories(Tensor[] hidden, Tensor[] memory, SymInt start, SymInt kept, str backend) "
+    "-> Tensor"
+)
 
 
-def _new_memory(hidden: Tensor, memory: Tensor | None, start: int, kept: int) -> Tensor:
-    length = kept if memory is None else kept + memory.shape[0]
-    return hidden.new_empty(length - start, *hidden.shape[1:])
+def _new_memories(
+    hidden: Sequence[Tensor], memory: Sequence[Tensor], start: int, kept: int, backend: str
+) -> Tensor:
+    rows = kept - start + (memory[0].shape[0] if memory else 0)
+    return hidden[0].new_empty(len(hidden), rows, *hidden[0].shape[1:])
 
 
-def _concat_memory(hidden: Tensor, memory: Tensor | None, start: int, kept: int) -> Tensor:
-    out = _new_memory(hidden, memory, start, kept)
-    sdpa_memory.concat_memory_forward(hidden, memory, start, kept, out)
+def _concat_memories(
+    hidden: Sequence[Tensor], memory: Sequence[Tensor], start: int, kept: int, backend: str
+) -> Tensor:
+    out = _new_memories(hidden, memory, start, kept, backend)
+    arguments = (hidden, memory or None, start, kept, out)
+    if backend == "sdpa":
+        sdpa_memory.concat_memory_forward(*arguments)
+    elif backend == "triton":
+        from xlnet_fast.kernels.triton import concat_memory as triton_memory
+
+        triton_memory.concat_memory_forward(*arguments)
+    else:
+        raise BackendUnavailable(f"no registered backend {backend!r} of concat_memory")
     return out
 
 
-register("concat_memory", _concat_memory, _new_memory)
+register("concat_memories", _concat_memories, _new_memories)

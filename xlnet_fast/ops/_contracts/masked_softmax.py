@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.masks import AttentionMask
-from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, empty_grads, register
+from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, register
 from xlnet_fast.ops._validation import check_positions
 
 _SOFTMAX = (
     "Tensor scores, Tensor? position_scores, Tensor? segment_scores, "
-    f"Tensor? segments_q, Tensor? segments_k, {PARTS}"
+    f"Tensor? segments_q, Tensor? segments_k, {PARTS}, str backend"
 )
 
 LIBRARY.define(f"masked_softmax({_SOFTMAX}) -> Tensor")
@@ -27,9 +29,20 @@ LIBRARY.define(
 def _softmax_args(args: Sequence[Any]) -> tuple[Any, ...]:
     """Schema arguments after ``scores`` to a kernel's arguments."""
     scores, parts, positions, seed, flags = args[:4], args[4:8], args[8], args[9], args[10:13]
-    memory_length, scale, dropout_p = args[13:]
+    memory_length, scale, dropout_p = args[13:16]
     mask = AttentionMask(*parts, *flags)
     return (*scores, mask, positions, memory_length, scale, dropout_p, seed)
+
+
+def _kernels(backend: str) -> ModuleType:
+    """The module that has the kernels of a backend."""
+    if backend == "sdpa":
+        return sdpa_softmax
+    if backend == "triton":
+        from xlnet_fast.kernels.triton import masked_softmax as triton_softmax
+
+        return triton_softmax
+    raise BackendUnavailable(f"no registered backend {backend!r} of masked_softmax")
 
 
 def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
@@ -37,18 +50,23 @@ def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
     check_positions(args[8], scores.shape[3] - args[13])
     if scores.numel():
         arguments = (scores, *_softmax_args(args), out)
-        sdpa_softmax.masked_softmax_forward(*arguments)
+        _kernels(args[16]).masked_softmax_forward(*arguments)
     return out
+
+
+def _contiguous_grads(scores: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """Of the three scores, an empty one for None, whatever the strides of the scores are."""
+    return tuple(scores.new_empty(0 if x is None else x.shape) for x in (scores, args[0], args[1]))
 
 
 def _masked_softmax_backward(
     grad_out: Tensor, out: Tensor, scores: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    grads = empty_grads((scores, args[0], args[1]))
+    grads = _contiguous_grads(scores, *args)
     if scores.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
     arguments = (grad_out, out, scores, *_softmax_args(args), grads)
-    sdpa_softmax.masked_softmax_backward(*arguments)
+    _kernels(args[16]).masked_softmax_backward(*arguments)
     return grads
 
 
@@ -57,5 +75,5 @@ register(
     _masked_softmax,
     lambda scores, *args: torch.empty_like(scores, memory_format=torch.contiguous_format),
     _masked_softmax_backward,
-    lambda grad, out, scores, *args: empty_grads((scores, args[0], args[1])),
+    lambda grad, out, scores, *args: _contiguous_grads(scores, *args),
 )

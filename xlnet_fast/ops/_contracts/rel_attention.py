@@ -1,9 +1,13 @@
-"""torch.library contracts of rel_attention and two_stream_attention."""
+"""torch.library contracts of rel_attention and two_stream_attention.
+
+Beside its outputs an op returns statistics of their rows, which its backward op takes: fp32
+(B, N, I), or of shape (0,) from a backend that needs none. They have no gradient.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,26 +15,31 @@ from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
-from xlnet_fast.masks import AttentionMask, take_rows
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, empty_grads, register
 from xlnet_fast.ops._validation import check_positions
 
 _ATTENTION = (
-    "Tensor k, Tensor v, Tensor r, Tensor r_w_bias, Tensor r_r_bias, "
-    "Tensor? r_s_bias, Tensor? seg_embed, Tensor? segments_q, Tensor? segments_k, "
-    f"{PARTS}, str backend"
+    "Tensor k, Tensor v, Tensor? k_memory, Tensor? v_memory, Tensor r, Tensor r_w_bias, "
+    "Tensor r_r_bias, Tensor? r_s_bias, Tensor? seg_embed, Tensor? segments_q, "
+    f"Tensor? segments_k, {PARTS}, str backend"
 )
-_SEVEN = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+_NINE = ", ".join(["Tensor"] * 9)
 
-LIBRARY.define(f"rel_attention(Tensor q, {_ATTENTION}) -> Tensor")
+LIBRARY.define(f"rel_attention(Tensor q, {_ATTENTION}) -> (Tensor, Tensor)")
 LIBRARY.define(
-    f"rel_attention_backward(Tensor grad_out, Tensor out, Tensor q, {_ATTENTION}) "
-    f"-> (Tensor, {_SEVEN})"
+    "rel_attention_backward(bool[] wanted, Tensor grad_out, Tensor out, Tensor stats, Tensor q, "
+    f"{_ATTENTION}) -> (Tensor, {_NINE})"
 )
-LIBRARY.define(f"two_stream_attention(Tensor q_h, Tensor q_g, {_ATTENTION}) -> (Tensor, Tensor)")
 LIBRARY.define(
-    "two_stream_attention_backward(Tensor grad_h, Tensor grad_g, Tensor out_h, Tensor out_g, "
-    f"Tensor q_h, Tensor q_g, {_ATTENTION}) -> (Tensor, Tensor, {_SEVEN})"
+    f"two_stream_attention(Tensor q_h, Tensor q_g, {_ATTENTION}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "two_stream_attention_backward(bool[] wanted, Tensor grad_h, Tensor grad_g, Tensor out_h, "
+    "Tensor out_g, Tensor stats_h, Tensor stats_g, Tensor q_h, Tensor q_g, "
+    f"{_ATTENTION}) -> (Tensor, Tensor, {_NINE})"
 )
 
 
@@ -40,6 +49,8 @@ class _Call:
 
     k: Tensor
     v: Tensor
+    k_memory: Tensor | None
+    v_memory: Tensor | None
     r: Tensor
     r_w_bias: Tensor
     r_r_bias: Tensor
@@ -61,115 +72,137 @@ class _Call:
     dropout_p: float
     backend: str
 
-    def kernel_args(self) -> tuple[Any, ...]:
-        """What follows q in a kernel's signature, up to its output."""
+    @property
+    def keys(self) -> Keys:
+        """What the query rows of all streams share."""
+        return Keys(
+            self.k, self.v, self.k_memory, self.v_memory, self.r, self.r_w_bias, self.r_r_bias,
+            self.r_s_bias, self.seg_embed, self.segments_k, self.memory_length, self.scale,
+            self.dropout_p,
+        )  # fmt: skip
+
+    def streams(self, *queries: Tensor) -> tuple[Queries, ...]:
+        """The query rows of one stream, or of the content and the query stream."""
         mask = AttentionMask(
             self.key_padding, self.rank_q, self.rank_k, self.bits,
             self.causal, self.same_length, self.see_self,
         )  # fmt: skip
+        if len(queries) == 1:
+            return (Queries(queries[0], self.segments_q, mask, self.positions, self.seed),)
+        content = replace(mask, see_self=True)
+        query = replace(mask, see_self=False)
+        seed = None if self.seed is None else self.seed + 1
         return (
-            self.k, self.v, self.r, self.r_w_bias, self.r_r_bias, self.r_s_bias, self.seg_embed,
-            self.segments_q, self.segments_k, mask, self.positions, self.memory_length,
-            self.scale, self.dropout_p, self.seed,
-        )  # fmt: skip
+            Queries(queries[0], self.segments_q, content, None, self.seed),
+            Queries(queries[1], self.segments_q, query, self.positions, seed, by_position=True),
+        )
 
     @property
     def gradient_likes(self) -> tuple[Tensor | None, ...]:
         """The arguments that get a gradient; None where there is none."""
         segmented = self.segments_q is not None
         optional = (self.r_s_bias, self.seg_embed) if segmented else (None, None)
-        return self.k, self.v, self.r, self.r_w_bias, self.r_r_bias, *optional
-
-    def streams(self) -> tuple[_Call, _Call]:
-        """The content stream's call and the query stream's, from a two-stream call."""
-        segments_q, rank_q, bits = self.segments_q, self.rank_q, self.bits
-        if self.positions is not None:
-            check_positions(self.positions, self.k.shape[1] - self.memory_length)
-            per_row = (segments_q, rank_q, bits)
-            segments_q, rank_q, bits = (take_rows(x, self.positions) for x in per_row)
-        content = replace(self, positions=None, see_self=True)
-        query = replace(
-            self, segments_q=segments_q, rank_q=rank_q, bits=bits, see_self=False,
-            seed=None if self.seed is None else self.seed + 1,
-        )  # fmt: skip
-        return content, query
+        sources = (self.k, self.v, self.k_memory, self.v_memory)
+        return *sources, self.r, self.r_w_bias, self.r_r_bias, *optional
 
 
-def _rel_attention(q: Tensor, *args: Any) -> Tensor:
-    call = _Call(*args)
-    out = torch.empty_like(q)
-    check_positions(call.positions, call.k.shape[1] - call.memory_length)
-    if q.numel() == 0:
-        return out
-    arguments = (q, *call.kernel_args(), out)
-    if call.backend == "sdpa":
-        sdpa_attention.rel_attention_forward(*arguments)
-    elif call.backend == "triton":
+def _kernels(backend: str) -> Any:
+    """The module of a backend that has this op."""
+    if backend == "sdpa":
+        return sdpa_attention
+    if backend == "triton":
         from xlnet_fast.kernels.triton import rel_attention as triton_attention
 
-        triton_attention.rel_attention_forward(*arguments)
-    else:
-        raise BackendUnavailable(f"no registered backend {call.backend!r} of rel_attention")
-    return out
+        return triton_attention
+    raise BackendUnavailable(f"no registered backend {backend!r} of rel_attention")
 
 
-def _rel_attention_backward(
-    grad_out: Tensor, out: Tensor, q: Tensor, *args: Any
+def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Outputs and statistics of each stream; also the fakes."""
+    call = _Call(*args)
+    outs = [torch.empty_like(q) for q in queries]
+    if call.backend == "sdpa":  # it recomputes
+        return *outs, *(q.new_empty(0, dtype=torch.float32) for q in queries)
+    shapes = [(q.shape[0], q.shape[2], q.shape[1]) for q in queries]
+    stats = (
+        q.new_empty(shape, dtype=torch.float32) for q, shape in zip(queries, shapes, strict=True)
+    )
+    return *outs, *stats
+
+
+def _forward(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
+    call = _Call(*args)
+    results = _allocate(queries, args)
+    check_positions(call.positions, call.keys.current)
+    live = [s for s, q in enumerate(queries) if q.numel()]
+    if live:
+        streams, count = call.streams(*queries), len(queries)
+        _kernels(call.backend).rel_attention_forward(
+            call.keys,
+            [streams[s] for s in live],
+            [results[s] for s in live],
+            [results[count + s] for s in live],
+        )
+    return results
+
+
+def _backward(
+    wanted: Sequence[bool],
+    grad_outs: Sequence[Tensor],
+    outs: Sequence[Tensor],
+    stats: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    args: Sequence[Any],
 ) -> tuple[Tensor, ...]:
     call = _Call(*args)
-    if call.backend != "sdpa":
-        raise BackendUnavailable(
-            f"backend {call.backend!r} has no backward pass of rel_attention; use backend='sdpa'"
-        )
-    grads = empty_grads((q, *call.gradient_likes))
-    if q.numel() == 0:
+    likes = _wanted_likes(wanted, queries, args)
+    grads = empty_grads(likes, queries[0])
+    asked = [None if like is None else grad for like, grad in zip(likes, grads, strict=True)]
+    live = [s for s, q in enumerate(queries) if q.numel()]
+    if not live:
         return tuple(grad.zero_() for grad in grads)
-    arguments = (grad_out, out, q, *call.kernel_args(), grads)
-    sdpa_attention.rel_attention_backward(*arguments)
+    streams = call.streams(*queries)
+    _kernels(call.backend).rel_attention_backward(
+        call.keys,
+        [streams[s] for s in live],
+        [outs[s] for s in live],
+        [stats[s] for s in live],
+        [grad_outs[s] for s in live],
+        [*(asked[s] for s in live), *asked[len(queries) :]],
+        torch.are_deterministic_algorithms_enabled(),
+    )
     return grads
 
 
-def _two_stream_attention(q_h: Tensor, q_g: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    out_h, out_g = (
-        _rel_attention(q, *_values(call))
-        for q, call in zip((q_h, q_g), _Call(*args).streams(), strict=True)
+def _wanted_likes(
+    wanted: Sequence[bool], queries: Sequence[Tensor], args: Sequence[Any]
+) -> tuple[Tensor | None, ...]:
+    """The arguments whose gradient is asked for, None in the place of the others."""
+    likes = (*queries, *_Call(*args).gradient_likes)
+    return tuple(x if want else None for x, want in zip(likes, wanted, strict=True))
+
+
+def _register(name: str, count: int) -> None:
+    """Attach the above to the schema of an op of ``count`` streams."""
+
+    def split(values: Sequence[Any]) -> list[Sequence[Any]]:
+        """Gradients, outputs, statistics, queries and the rest, of a backward op's arguments."""
+        return [*(values[g * count : (g + 1) * count] for g in range(4)), values[4 * count :]]
+
+    def fake_backward(wanted: Sequence[bool], *values: Any) -> tuple[Tensor, ...]:
+        *_, queries, args = split(values)
+        return empty_grads(_wanted_likes(wanted, queries, args), queries[0])
+
+    register(
+        name,
+        lambda *values: _forward(values[:count], values[count:]),
+        lambda *values: _allocate(values[:count], values[count:]),
+        lambda wanted, *values: _backward(wanted, *split(values)),
+        fake_backward,
+        queries=count,
+        selective=True,
     )
-    return out_h, out_g
 
 
-def _two_stream_attention_backward(
-    grad_h: Tensor,
-    grad_g: Tensor,
-    out_h: Tensor,
-    out_g: Tensor,
-    q_h: Tensor,
-    q_g: Tensor,
-    *args: Any,
-) -> tuple[Tensor, ...]:
-    content, query = _Call(*args).streams()
-    of_h = _rel_attention_backward(grad_h, out_h, q_h, *_values(content))
-    of_g = _rel_attention_backward(grad_g, out_g, q_g, *_values(query))
-    return of_h[0], of_g[0], *(h.add_(g) for h, g in zip(of_h[1:], of_g[1:], strict=True))
-
-
-def _values(call: _Call) -> Iterator[Any]:
-    return (getattr(call, field.name) for field in fields(call))
-
-
-register(
-    "rel_attention",
-    _rel_attention,
-    lambda q, *args: torch.empty_like(q),
-    _rel_attention_backward,
-    lambda grad, out, q, *args: empty_grads((q, *_Call(*args).gradient_likes)),
-)
-register(
-    "two_stream_attention",
-    _two_stream_attention,
-    lambda q_h, q_g, *args: (torch.empty_like(q_h), torch.empty_like(q_g)),
-    _two_stream_attention_backward,
-    lambda grad_h, grad_g, out_h, out_g, q_h, q_g, *args: empty_grads(
-        (q_h, q_g, *_Call(*args).gradient_likes)
-    ),
-    queries=2,
-)
+_register("rel_attention", 1)
+_register("two_stream_attention", 2)

@@ -1,0 +1,111 @@
+"""What the report compiles of relative attention: every tile that can be chosen, at its dearest.
+
+A tile is compiled with the arguments that cost it the most registers: "light" ones with segments,
+padding, causality and a memory of its own, "heavy" ones with both streams, ranks, bits, positions
+and dropout as well. fp16 takes the same tiles as bf16 and differs by the type in an instruction's
+name, so bf16 stands for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from xlnet_fast.kernels.triton.compilation import Compilation
+from xlnet_fast.kernels.triton.launch import QUERY_ROWS, STRIP_KEYS
+from xlnet_fast.kernels.triton.rel_attention_backward import (
+    GEMM_UNITS_KV,
+    GEMM_UNITS_Q,
+    _backward_kv_kernel,
+    _backward_q_kernel,
+)
+from xlnet_fast.kernels.triton.rel_attention_forward import GEMM_UNITS, _forward_kernel
+from xlnet_fast.kernels.triton.tiles import Config, block_d, candidates
+
+HEAD_DIMS = (32, 64, 128)  # one of each tile width
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_ROW = ("i32", "i32", "i32")  # strides (b, row, n)
+_UNITS = {"forward": GEMM_UNITS, "backward_q": GEMM_UNITS_Q, "backward_kv": GEMM_UNITS_KV}
+
+
+def compilations(arch: int) -> Iterator[Compilation]:
+    """Every tile of the three kernels for a chip."""
+    for dtype, torch_dtype in DTYPES.items():
+        for head_dim in HEAD_DIMS:
+            for heavy in (False, True):
+                for kernel in _UNITS:
+                    for config in candidates(kernel, torch_dtype, head_dim, heavy, arch):
+                        for atomic in (False, True) if kernel == "backward_q" else (None,):
+                            yield _compilation(kernel, dtype, head_dim, heavy, config, atomic)
+
+
+def _compilation(
+    kernel: str, dtype: str, head_dim: int, heavy: bool, config: Config, atomic: bool | None
+) -> Compilation:
+    types, functions = _types(kernel, f"*{dtype}", heavy), {
+        "forward": _forward_kernel,
+        "backward_q": _backward_q_kernel,
+        "backward_kv": _backward_kv_kernel,
+    }  # fmt: skip
+    constants: dict[str, Any] = {
+        "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (True, False), "BY_POSITION": (False, True),
+        "D": head_dim, "BD": block_d(head_dim), "BM": config.block_m,
+        "BM_G": min(QUERY_ROWS, config.block_m), "BN": config.block_n,
+    }  # fmt: skip
+    constants["HEIGHT" if kernel == "backward_kv" else "WIDTH"] = STRIP_KEYS
+    features = "heavy" if heavy else "light"
+    if atomic is not None:
+        constants["ATOMIC"] = atomic
+        width = 2 * STRIP_KEYS + config.block_m + config.block_n
+        constants["STRIPS"] = config.block_m * width
+        features += ", atomic" if atomic else ", ordered"
+    return Compilation(
+        kernel=f"rel_attention_{kernel}",
+        variant="strip",
+        features=features,
+        dtype=dtype,
+        head_dim=head_dim,
+        function=functions[kernel],
+        types=types,
+        constants=constants,
+        options=config.options,
+        tile=(config.block_m, config.block_n),
+        gemm_units=_UNITS[kernel],
+    )
+
+
+def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
+    """Argument types of a kernel as its launcher passes them."""
+    tensors, four = {
+        "forward": ((scalar, scalar, "*fp32"), 2),
+        "backward_q": ((*(scalar,) * 4, *("*fp32",) * 3), 4),
+        "backward_kv": ((scalar, scalar, *("*fp32",) * 3), 2),
+    }[kernel]
+    vectors = ("*i64", *(("*i32", "*u8", "*i64") if heavy else (None, None, None)))
+    strides = (*(_ROW,) * four, "i32")
+    sizes = ["heads", "keys", "memory", "table", "group_size"]
+    types: dict[str, Any] = {
+        "content": (*tensors, None, *vectors),
+        "query": (*tensors, "*i32", *vectors) if heavy else None,
+        "strides_h": strides,
+        "strides_g": strides if heavy else None,
+        "rows_h": "i32", "rows_g": "i32",
+        "sources": (scalar,) * 5,
+        "key_strides": (_ROW,) * 5,
+        "tables": (scalar,) * 4,
+        "key_vectors": ("*i32", "*i64", "*u8", "*i32" if heavy else None),
+        "strips": scalar,
+        "scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
+    }  # fmt: skip
+    if kernel != "forward":
+        types["log2_scale"] = "fp32"
+    if kernel == "backward_q":
+        types |= {"dr": "*fp32", "sums": "*fp32"}
+        sizes.append("splits")
+    else:
+        sizes.append("batch")
+    if kernel == "backward_kv":
+        types |= {"grads": (scalar,) * 4, "grad_strides": (_ROW,) * 4}
+    return types | dict.fromkeys(sizes, "i32")

@@ -1,0 +1,345 @@
+"""Relative attention forward, fused: one launch for both streams, no score outside of a tile.
+
+Letters: b batch, n head, i query row, j key, d head dim, p row of r; B, N, I, J, D, P their counts;
+M memory length, L = J - M keys of the current segment; pos_i the position of row i in 0..L-1.
+
+    s[i,j] = scale * ( (q_i + r_w_bias) . k_j + (q_i + r_r_bias) . r_{j - pos_i + L}
+                       + [seg_i != seg_j] c_i )
+    c_i    = (q_i + r_s_bias) . (seg_embed_1 - seg_embed_0)                                 fp32
+    out_i  = sum_j softmax(s)_ij v_j                       online softmax, statistics in fp32
+
+A program takes one tile of rows after the other. Per stretch of keys it goes over the position
+scores first and over the keys second:
+
+    1. every row of r that the tile meets is multiplied with all rows of q, and row a writes its
+       products, shifted by its own position, into the program's strip of scratch memory;
+    2. after a barrier: flash attention that adds an aligned tile of the strip to its scores.
+
+So the shift is an address, each product is made once (3 matrix products a tile, content-only
+attention has 2), rows may sit at any position, and the strip, a few hundred kilobytes a program,
+stays in the cache. docs/maths.md tells why not a gather between registers.
+
+Hidden keys never enter the running sums. A row that sees no key is uniform over all J keys, as
+HF's -1e30 makes it; such rows are recomputed after the main loop, by the few tiles that have any,
+and have the statistic +inf. So the main loop may skip whole stretches of hidden keys, and it never
+loads k and v of keys hidden by `key_padding`. With `see_self` the row's own key is the start value
+of the online softmax and the loop leaves it out. What follows from it for NaN and inf:
+  - in k and v of keys that `key_padding` hides they count as 0 and reach nothing;
+  - in k of keys hidden by other parts they reach nothing; in v of such keys they spread to every
+    row (0 * NaN), as in any masked product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from xlnet_fast.kernels.triton import jit, tl
+from xlnet_fast.kernels.triton.launch import Call, device_guard
+from xlnet_fast.kernels.triton.tile_ops import (
+    PADDED,
+    _finite_or_zero,
+    _keep_one,
+    _keep_tile,
+    _load_rows,
+    _load_vector,
+    _row_tile,
+    _self_key,
+    _source,
+    _stretch,
+    _stretches,
+    _unpadded_range,
+    _visible,
+    _write_strip,
+)
+from xlnet_fast.operands import Keys, Queries
+
+GEMM_UNITS = 3.0
+"""Matrix products per score tile; content-only flash attention has 2. A stretch of keys adds the
+rows of r that only its edge meets: BM / WIDTH of one product."""
+
+
+@jit()
+def _forward_tile(
+    stream, strides, rows, i_tile, i_bn, strip, shared, sizes, keep_from,  # of `_forward_kernel`
+    CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
+    BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Attention of BM query rows of one stream; the algorithm is in the module's docstring."""
+    q, out, stats, positions, segments_q, rank_q, bits, seed = stream
+    s_q, s_out, s_bits = strides
+    sources, key_strides, tables, key_vectors = shared
+    heads, keys, memory, table, group_size, scale, keep_scale = sizes
+    k, v, k_memory, v_memory, r = sources
+    s_k, s_v, s_km, s_vm, s_r = key_strides
+    r_w_bias, r_r_bias, r_s_bias, seg_embed = tables
+    key_code, segments_k, key_padding, rank_k = key_vectors
+    SEGMENTS: tl.constexpr = segments_q is not None
+    HIDES_ROWS: tl.constexpr = not SEE_SELF and (
+        key_padding is not None or rank_q is not None or bits is not None
+    )
+    APART: tl.constexpr = k_memory is not None
+    IN_ORDER: tl.constexpr = positions is None
+    MARGIN: tl.constexpr = BM if IN_ORDER else 0
+    STRIDE: tl.constexpr = WIDTH + (BM + BN if IN_ORDER else 0)
+    i_b = (i_bn // heads).to(tl.int64)
+    i_n = (i_bn % heads).to(tl.int64)
+    length = keys - memory
+    q += i_b * s_q[0] + i_n * s_q[2]
+    out += i_b * s_out[0] + i_n * s_out[2]
+    k += i_b * s_k[0] + i_n * s_k[2]
+    v += i_b * s_v[0] + i_n * s_v[2]
+    r += i_b // group_size * s_r[0] + i_n * s_r[2]
+    if k_memory is not None:
+        k_memory += i_b * s_km[0] + i_n * s_km[2]
+        v_memory += i_b * s_vm[0] + i_n * s_vm[2]
+    if positions is not None:
+        positions += i_b * rows
+    if key_padding is not None:
+        key_padding += i_b * keys
+    if key_code is not None:
+        key_code += i_b * keys
+    if rank_k is not None:
+        rank_k += i_b * keys
+
+    o_bn = tl.arange(0, BN)
+    o_tile = tl.arange(0, BM)[:, None] * STRIDE + o_bn[None, :]
+    o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i_tile * BM, rows, length, BM)
+    b_self = b_pos + memory
+    o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
+    table_rows = length if BY_POSITION else rows
+    if rank_q is not None:
+        rank_q += i_b * table_rows
+    if bits is not None:
+        bits += i_b * s_bits
+    i_row = tl.cast(i_tile * BM, tl.int64)
+    q += i_row * s_q[1]
+    # [BM, BD]
+    b_q = _load_rows(q, s_q[1], m_row, BM, D, BD)
+    dtype = b_q.dtype
+    if SEGMENTS:
+        # [BD], [BM]
+        b_diff = _load_vector(seg_embed + (heads + i_n) * D, D, BD)
+        b_diff -= _load_vector(seg_embed + i_n * D, D, BD)
+        b_rs = _load_vector(r_s_bias + i_n * D, D, BD)
+        b_c = tl.sum((b_q.to(tl.float32) + b_rs[None, :]) * b_diff[None, :], axis=1) * scale
+        b_seg = tl.load(segments_q + i_b * table_rows + o_row).to(tl.int32)
+    # [BM, BD]
+    b_qw = (b_q.to(tl.float32) + _load_vector(r_w_bias + i_n * D, D, BD)[None, :]).to(dtype)
+
+    i_lo = keys * 0
+    i_hi = keys
+    if key_padding is not None:
+        i_lo, i_hi = _unpadded_range(key_padding, keys, 1024)
+    if CAUSAL:
+        i_hi = tl.minimum(i_hi, i_top + memory + 1)
+    if SAME_LENGTH:
+        i_lo = tl.maximum(i_lo, i_low)
+
+    b_max = tl.full((BM,), -1e30, tl.float32)
+    b_sum = tl.zeros((BM,), tl.float32)
+    b_acc = tl.zeros((BM, BD), tl.float32)
+    if SEE_SELF:
+        b_qr = (b_q.to(tl.float32) + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
+        b_k1, b_v1 = _self_key(
+            k, v, k_memory, v_memory, s_k[1], s_v[1], key_padding, b_self, m_row, memory, D, BD,
+        )  # fmt: skip
+        b_r1 = _load_vector(r + keys.to(tl.int64) * s_r[1], D, BD)
+        b_max = tl.sum(b_qw.to(tl.float32) * b_k1.to(tl.float32), axis=1) * scale
+        b_max += tl.sum(b_qr.to(tl.float32) * b_r1[None, :], axis=1) * scale
+        if SEGMENTS:
+            b_seg1 = tl.load(segments_k + i_b * keys + b_self).to(tl.int32)
+            b_max += tl.where(b_seg != b_seg1, b_c, 0.0)
+        b_sum = tl.full((BM,), 1.0, tl.float32)
+        b_acc = b_v1.to(tl.float32)
+        if seed is not None:
+            m_keep1 = _keep_one(tl.load(seed), o_i, b_self, i_bn, keep_from)
+            b_acc = tl.where(m_keep1[:, None], b_acc, 0.0)
+
+    n_memory, n_stretches = _stretches(i_lo, i_hi, memory, APART, BN, WIDTH)
+    for i_stretch in tl.range(0, n_stretches, disable_licm=True):
+        j_base, j_first, j_stop = _stretch(
+            i_stretch, n_memory, i_lo, i_hi, memory, APART, BN, WIDTH
+        )
+        # [BM, BD]
+        b_qr = _load_rows(q, s_q[1], m_row, BM, D, BD).to(tl.float32)
+        b_qr = (b_qr + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
+        _write_strip(
+            b_qr, r, s_r[1], strip + MARGIN, b_pos, m_row, i_low, i_top, j_base, j_stop - j_base,
+            length, table, scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE,
+        )  # fmt: skip
+        p_k, s_kj = _source(k, s_k[1], k_memory, s_km[1], i_stretch < n_memory, memory)
+        p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
+        tl.debug_barrier()
+        for j0 in range(j_base, j_stop, BN):
+            o_j = j0 + o_bn
+            i_key = tl.cast(j0, tl.int64)
+            m_j = o_j < j_stop
+            if APART:
+                m_j = m_j & (o_j >= j_first)
+            if key_code is not None:
+                # [BN]
+                b_code = tl.load(key_code + o_j, mask=m_j, other=PADDED)
+                m_j = b_code != PADDED
+            # [BM, BN]
+            b_bd = tl.load(strip + (MARGIN + j0 - j_base) + o_tile)
+            # [BN, BD]
+            b_k = _load_rows(p_k + i_key * s_kj, s_kj, m_j, BN, D, BD)
+            # [BM, BN]
+            b_s = tl.dot(b_qw, tl.trans(b_k), input_precision="ieee") * scale + b_bd
+            if SEGMENTS:
+                b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
+            m_seen = _visible(
+                m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits, j0, keys,
+                CAUSAL, SAME_LENGTH, BM, BN,
+            )  # fmt: skip
+            if SEE_SELF:
+                m_seen = m_seen & (o_j[None, :] != b_self[:, None])
+            b_s = tl.where(m_seen, b_s, float("-inf"))
+
+            b_next = tl.maximum(b_max, tl.max(b_s, axis=1))
+            b_shrink = tl.exp2(b_max - b_next)
+            b_p = tl.exp2(b_s - b_next[:, None])
+            b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
+            if seed is not None:
+                m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
+                b_p = tl.where(m_keep, b_p, 0.0)
+            # [BN, BD]
+            b_v = _load_rows(p_v + i_key * s_vj, s_vj, m_j, BN, D, BD)
+            b_acc = tl.dot(b_p.to(dtype), b_v, b_acc * b_shrink[:, None], input_precision="ieee")
+            b_max = b_next
+        tl.debug_barrier()  # the strip is free again
+
+    # No sum is zero but that of a row that saw no key: any seen key adds at least exp2(0) to it.
+    m_none = m_row & (b_sum == 0.0)
+    b_acc *= (keep_scale / tl.where(b_sum == 0.0, 1.0, b_sum))[:, None]
+    if HIDES_ROWS and tl.max(m_none.to(tl.int32), axis=0) > 0:
+        b_mean = tl.zeros((BM, BD), tl.float32)
+        n_memory, n_stretches = _stretches(0, keys, memory, APART, BN, WIDTH)
+        for i_stretch in tl.range(0, n_stretches, disable_licm=True):
+            j_base, j_first, j_stop = _stretch(
+                i_stretch, n_memory, 0, keys, memory, APART, BN, WIDTH
+            )
+            p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
+            for j0 in range(j_base, j_stop, BN):
+                o_j = j0 + o_bn
+                m_j = (o_j >= j_first) & (o_j < j_stop)
+                # [BN, BD]
+                b_v = _load_rows(p_v + tl.cast(j0, tl.int64) * s_vj, s_vj, m_j, BN, D, BD)
+                if key_padding is not None:
+                    m_hid = tl.load(key_padding + o_j, mask=m_j, other=0) != 0
+                    b_v = tl.where(m_hid[:, None], _finite_or_zero(b_v), b_v)
+                b_p = tl.where(m_none[:, None] & m_j[None, :], 1.0, 0.0)
+                if seed is not None:
+                    m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
+                    b_p = tl.where(m_keep, b_p, 0.0)
+                b_mean = tl.dot(b_p.to(dtype), b_v, b_mean, input_precision="ieee")
+        b_acc = tl.where(m_none[:, None], b_mean * (keep_scale / keys), b_acc)
+
+    # [BM, BD]
+    o_d = tl.arange(0, BD)
+    p_out = out + i_row * s_out[1] + (tl.arange(0, BM)[:, None] * s_out[1] + o_d[None, :])
+    b_acc = tl.where(m_row[:, None], b_acc, 0.0)
+    tl.store(p_out, b_acc.to(dtype), mask=(o_i < rows)[:, None] & (o_d < D)[None, :])
+    # [BM]
+    b_lse = b_max + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))
+    b_lse = tl.where(m_none | (m_row == 0), float("inf"), b_lse)
+    tl.store(stats + i_bn.to(tl.int64) * rows + o_i, b_lse, mask=o_i < rows)
+
+
+@jit(
+    do_not_specialize=[
+        "rows_h",
+        "rows_g",
+        "batch",
+        "heads",
+        "keys",
+        "memory",
+        "table",
+        "group_size",
+        "keep_from",
+    ]
+)
+def _forward_kernel(
+    content, query,  # streams: (q, out (B, I, N, D), stats (B, N, I), positions (B, I), segments,
+    #  rank_q, bits (one for each row, or for each position), seed); None where there is none
+    strides_h, strides_g,  # of a stream: of q and out (b, row, n), of bits b
+    rows_h, rows_g,  # I, I'
+    sources,  # k, v (B, J or L, N, D), k_memory, v_memory (B, M, N, D) or None, r (G, P, N, D)
+    key_strides,  # of each of them: (b, row, n)
+    tables,  # r_w_bias, r_r_bias, r_s_bias (N, D), seg_embed (2, N, D); the last two may be None
+    key_vectors,  # key_code (segment or PADDED), segments_k, key_padding, rank_k (B, J); or None
+    strips,  # scratch (programs, max(BM, BM_G), WIDTH)
+    batch, heads, keys, memory, table, group_size,  # B, N, J, M, P, B / G
+    scale, keep_from, keep_scale,  # softmax scale * log2(e); dropout threshold; 1 / (1 - dropout_p)
+    CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    tiles_h = tl.cdiv(rows_h, BM)
+    tiles = tiles_h
+    strip = strips + tl.program_id(0).to(tl.int64) * (BM * (WIDTH + BM + BN))
+    shared = (sources, key_strides, tables, key_vectors)
+    sizes = (heads, keys, memory, table, group_size, scale, keep_scale)
+    if query is not None:
+        tiles += tl.cdiv(rows_g, BM_G)
+    for i_work in tl.range(
+        tl.program_id(0), batch * heads * tiles, tl.num_programs(0), disable_licm=True
+    ):
+        i_bn = i_work // tiles
+        i_tile = i_work % tiles
+        if query is None:
+            _forward_tile(
+                content, strides_h, rows_h, i_tile, i_bn, strip, shared, sizes, keep_from,
+                CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH,
+            )  # fmt: skip
+        else:
+            if i_tile < tiles_h:
+                _forward_tile(
+                    content, strides_h, rows_h, i_tile, i_bn, strip, shared, sizes, keep_from,
+                    CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH,
+                )  # fmt: skip
+            else:
+                i_tile -= tiles_h
+                _forward_tile(
+                    query, strides_g, rows_g, i_tile, i_bn, strip, shared, sizes, keep_from,
+                    CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, WIDTH,
+                )  # fmt: skip
+
+
+def rel_attention_forward(
+    keys: Keys, streams: Sequence[Queries], outs: Sequence[Tensor], stats: Sequence[Tensor]
+) -> None:
+    """Fill `outs` with relative attention; the formula is in the module's docstring.
+
+    Args:
+        keys: fp16, bf16 or fp32, D <= 128, any strides. Nothing beyond the P rows of r is read:
+            their position score counts as 0 ("uni": no visible key needs it).
+        streams: one, or the content and the query stream. Rows at positions in ascending order
+            are fastest, any order is right.
+        outs: (B, I, N, D) per stream, written in full; absent rows are exactly zero.
+        stats: fp32 (B, N, I) contiguous per stream: log2 of the softmax's denominator, scores in
+            units of log2; +inf for rows that see no key and for absent ones.
+
+    Raises:
+        BackendUnavailable: Triton or a CUDA device is missing.
+        ArgumentError, ShapeError: what the kernel does not take.
+    """
+    call = Call(keys, streams)
+    if call.is_empty:
+        return
+    config = call.config("forward")
+    targets = [call.target(out) for out in outs]
+    programs = min(call.row_tiles(config), call.programs(config))
+    strips = call.scratch(programs, call.strip_elements(config))
+    tensors, strides = call.streams_with(targets, stats)
+    with device_guard(streams[0].q):
+        _forward_kernel[(programs,)](
+            *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
+            call.key_vectors, strips, *call.sizes, call.log2_scale, call.keep_from,
+            call.keep_scale, **call.flags, **call.shape(config), WIDTH=call.width, **config.options,
+        )  # fmt: skip
+    for out, target in zip(outs, targets, strict=True):
+        call.write_back(out, target)
