@@ -166,7 +166,7 @@ def test_run_report_writes_json_and_returns_the_verdict(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(report, "compile_report", lambda archs, **_: [row(loop_spills=8)])
     assert report.run_report(None, (80,)) == 1
-    assert "spills 8 bytes" in " ".join(capsys.readouterr().out.split())
+    assert "spills registers in 8 places" in " ".join(capsys.readouterr().out.split())
 
 
 @needs_compiler

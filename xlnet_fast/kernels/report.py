@@ -216,7 +216,7 @@ def run_report(json_path: Path | None, archs: Sequence[int] | None = None) -> in
 
     Args:
         json_path: file for the list of rows, or None.
-        archs: chips; default `ARCHS`, and sm_120 where the installed compiler knows it.
+        archs: chips; default `ARCHS`.
 
     Returns:
         0 when all is well, 1 on a spill or too much shared memory, 2 when nothing could be compiled
@@ -228,7 +228,7 @@ def run_report(json_path: Path | None, archs: Sequence[int] | None = None) -> in
         if json_path is not None and not json_path.resolve().parent.is_dir():
             raise ArgumentError(f"no folder {json_path.parent} to write {json_path.name} to")
         if not archs:
-            archs = [arch for arch in known_archs() if arch in (*ARCHS, 120)]
+            archs = ARCHS
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("compiling", total=None)
             rows = compile_report(
