@@ -7,15 +7,16 @@ docs/design.md section 2, so that no code is shared with what it checks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.kernels.triton import INTERPRETED, rel_attention
+from xlnet_fast.kernels.triton import INTERPRETED, rel_attention, tiles
 from xlnet_fast.kernels.triton import launch as launch_module
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.operands import Keys, Queries
@@ -167,7 +168,7 @@ FORWARD_CASES = [(name, dtype) for name, case in CASES.items() for dtype in case
 # One row with one key: its gradients are exactly zero, and so is the bound of the tolerance rule.
 GRADIENT_CASES = [(name, dtype) for name, dtype in FORWARD_CASES if name != "shapes-one"]
 FAMILIES = ("masks", "shapes", "apart", "dropout", "hostile")
-GROUPS = {"errors-": len(REFUSED)}
+GROUPS = {"errors-": len(REFUSED), "strips": 12}
 for _family in FAMILIES:
     for _test, _cases in (("interpreted", FORWARD_CASES), ("gradients", GRADIENT_CASES)):
         GROUPS[f"{_test} and {_family}-"] = sum(name.startswith(_family) for name, _ in _cases)
@@ -479,3 +480,36 @@ def test_interpreted(name, dtype, monkeypatch):
 def test_gradients(name, dtype, monkeypatch):
     monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
     check_gradients(name, getattr(torch, dtype), "cpu")
+
+
+@interpreted
+@pytest.mark.parametrize("block", [(64, 32), (16, 64), (32, 32)])
+@pytest.mark.parametrize("name", ["masks-none", "apart-plain", "shapes-positions", "shapes-130"])
+def test_strips_are_not_left(name, block, monkeypatch):
+    """Scratch lies between guards, with one program, whose last row would overshoot into one."""
+    guards = []
+
+    def scratch(call, programs, elements):
+        assert programs == 1
+        buffer = torch.full((elements + 2 * 1024,), SENTINEL, dtype=call.keys.r.dtype)
+        guards.append((buffer, elements))
+        inside = buffer[1024:-1024]
+        inside.fill_(float("nan"))  # what is read must have been written
+        return inside
+
+    monkeypatch.setattr(launch_module.Call, "scratch", scratch)
+    monkeypatch.setattr(launch_module.Call, "programs", lambda call, config: 1)
+    monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
+    config = tiles.Config(*block, 4, 1)
+    with contextlib.ExitStack() as stack:
+        for kernel in tiles.KERNELS:
+            stack.enter_context(tiles.using(kernel, config))
+        case = CASES[name]
+        x = make_inputs(replace(case, batch=1, heads=1), torch.float32, 0)
+        d_out = torch.ones_like(x.q)
+        actual = gradients(x, replace(case, batch=1, heads=1), d_out, "cpu", deterministic=True)
+    assert len(guards) == len(tiles.KERNELS)
+    for buffer, _ in guards:
+        assert bool((buffer[:1024] == SENTINEL).all()), "written before the strip"
+        assert bool((buffer[-1024:] == SENTINEL).all()), "written behind the strip"
+    assert all(bool(grad.isfinite().all()) for grad in actual.values())

@@ -123,8 +123,11 @@ class Call:
         return processors(self.device) * max(1, WARPS_PER_PROCESSOR // config.num_warps)
 
     def strip_elements(self, config: Config) -> int:
-        """A strip's columns, with a margin on either side for rows in order, times its rows."""
-        return config.block_m * (self.width + config.block_m + config.block_n)
+        """A strip's rows, of its columns and a margin on either side for rows in order.
+
+        The last row overshoots its own margin by less than `block_m`, hence one more.
+        """
+        return config.block_m * (self.width + config.block_m + config.block_n + 1)
 
     def scratch(self, programs: int, elements: int) -> Tensor:
         """Memory of `elements` for each program, not initialised."""

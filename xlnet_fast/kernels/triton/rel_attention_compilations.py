@@ -13,21 +13,21 @@ from typing import Any
 
 import torch
 
+from xlnet_fast.kernels.triton import rel_attention_backward_kv as backward_kv
+from xlnet_fast.kernels.triton import rel_attention_backward_q as backward_q
+from xlnet_fast.kernels.triton import rel_attention_forward as forward
 from xlnet_fast.kernels.triton.compilation import Compilation
 from xlnet_fast.kernels.triton.launch import QUERY_ROWS, STRIP_KEYS
-from xlnet_fast.kernels.triton.rel_attention_backward import (
-    GEMM_UNITS_KV,
-    GEMM_UNITS_Q,
-    _backward_kv_kernel,
-    _backward_q_kernel,
-)
-from xlnet_fast.kernels.triton.rel_attention_forward import GEMM_UNITS, _forward_kernel
 from xlnet_fast.kernels.triton.tiles import Config, block_d, candidates
 
 HEAD_DIMS = (32, 64, 128)  # one of each tile width
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _ROW = ("i32", "i32", "i32")  # strides (b, row, n)
-_UNITS = {"forward": GEMM_UNITS, "backward_q": GEMM_UNITS_Q, "backward_kv": GEMM_UNITS_KV}
+_KERNELS = {
+    "forward": (forward._forward_kernel, forward.GEMM_UNITS),
+    "backward_q": (backward_q._backward_q_kernel, backward_q.GEMM_UNITS),
+    "backward_kv": (backward_kv._backward_kv_kernel, backward_kv.GEMM_UNITS),
+}
 
 
 def compilations(arch: int) -> Iterator[Compilation]:
@@ -35,7 +35,7 @@ def compilations(arch: int) -> Iterator[Compilation]:
     for dtype, torch_dtype in DTYPES.items():
         for head_dim in HEAD_DIMS:
             for heavy in (False, True):
-                for kernel in _UNITS:
+                for kernel in _KERNELS:
                     for config in candidates(kernel, torch_dtype, head_dim, heavy, arch):
                         for atomic in _orders(kernel, head_dim):
                             yield _compilation(kernel, dtype, head_dim, heavy, config, atomic)
@@ -51,11 +51,7 @@ def _orders(kernel: str, head_dim: int) -> tuple[bool | None, ...]:
 def _compilation(
     kernel: str, dtype: str, head_dim: int, heavy: bool, config: Config, atomic: bool | None
 ) -> Compilation:
-    types, functions = _types(kernel, f"*{dtype}", heavy), {
-        "forward": _forward_kernel,
-        "backward_q": _backward_q_kernel,
-        "backward_kv": _backward_kv_kernel,
-    }  # fmt: skip
+    function, units = _KERNELS[kernel]
     constants: dict[str, Any] = {
         "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (True, False), "BY_POSITION": (False, True),
         "D": head_dim, "BD": block_d(head_dim), "BM": config.block_m,
@@ -65,7 +61,7 @@ def _compilation(
     features = "heavy" if heavy else "light"
     if atomic is not None:
         constants["ATOMIC"] = atomic
-        width = 2 * STRIP_KEYS + config.block_m + config.block_n
+        width = 2 * STRIP_KEYS + config.block_m + config.block_n + 1
         constants["STRIPS"] = config.block_m * width
         features += ", atomic" if atomic else ", ordered"
     return Compilation(
@@ -74,12 +70,12 @@ def _compilation(
         features=features,
         dtype=dtype,
         head_dim=head_dim,
-        function=functions[kernel],
-        types=types,
+        function=function,
+        types=_types(kernel, f"*{dtype}", heavy),
         constants=constants,
         options=config.options,
         tile=(config.block_m, config.block_n),
-        gemm_units=_UNITS[kernel],
+        gemm_units=units,
     )
 
 

@@ -280,7 +280,7 @@ def _forward_kernel(
 ):  # fmt: skip
     tiles_h = tl.cdiv(rows_h, BM)
     tiles = tiles_h
-    strip = strips + tl.program_id(0).to(tl.int64) * (BM * (WIDTH + BM + BN))
+    strip = strips + tl.program_id(0).to(tl.int64) * (BM * (WIDTH + BM + BN + 1))
     shared = (sources, key_strides, tables, key_vectors)
     sizes = (heads, keys, memory, table, group_size, scale, keep_scale)
     if query is not None:

@@ -233,8 +233,9 @@ def _write_strip(
     The tile meets a window of n_keys + (i_top - i_low) rows of r; BW of them at a time are
     multiplied with all rows, and row a writes its products at its own offset. So the shift costs
     one store, and whoever reads the strip reads aligned tiles. Rows of r that do not exist count as
-    zero. Rows in order overshoot by less than BM to the left and BW to the right, into the
-    margins that STRIDE leaves. The caller puts a barrier between this and the first read.
+    zero. Rows in order overshoot by less than BM to the left and BM + BW to the right: into the
+    margins that STRIDE leaves, which a row shares with its neighbours, and the last one into BM
+    elements behind them. The caller puts a barrier between this and the first read.
     """
     o_d = tl.arange(0, BD)
     o_w = tl.arange(0, BW)

@@ -1,0 +1,369 @@
+"""Backward kernel of relative attention that owns rows: dq, dr and the biases' sums.
+
+Letters and formulas as in `rel_attention_backward.py`. Per stretch of keys a program
+
+    1. writes the strip of position scores, as the forward kernel does;
+    2. goes over the keys: P again from the statistics, dP, dS, dq += dS k; dS to a second strip;
+    3. goes over the stretch's rows of r and reads dS shifted back: dq += dS r, dr += dS^T q.
+
+That is 6 matrix products a tile. A program stays with one head and one group of r. It adds to dr
+atomically, or, where the same bits are wanted every time, into a copy of dr of its own.
+
+D_i is first taken as dO_i . O_i. O is rounded to half precision, so the exact sum is kept as well:
+it corrects dc, whose bias gradient has one free number a head, and serves the kernel that owns
+keys. So do P's rounded statistics, by the sum of P.
+"""
+
+from __future__ import annotations
+
+from xlnet_fast.kernels.triton import jit, tl
+from xlnet_fast.kernels.triton.tile_ops import (
+    PADDED,
+    _finite_or_zero,
+    _keep_one,
+    _keep_tile,
+    _load_rows,
+    _load_vector,
+    _row_tile,
+    _self_key,
+    _source,
+    _stretch,
+    _stretches,
+    _unpadded_range,
+    _visible,
+    _write_strip,
+)
+
+GEMM_UNITS = 6.0
+
+
+@jit()
+def _add_rows(p_rows, b_x, o_p, table, D: tl.constexpr, BD: tl.constexpr, ATOMIC: tl.constexpr):
+    """Add b_x [BW, BD] to the rows of fp32 that exist: nobody else's if not ATOMIC."""
+    o_d = tl.arange(0, BD)
+    m_x = ((o_p >= 0) & (o_p < table))[:, None] & (o_d < D)[None, :]
+    if ATOMIC:
+        tl.atomic_add(p_rows, b_x, mask=m_x, sem="relaxed")
+    else:
+        tl.store(p_rows, tl.load(p_rows, mask=m_x, other=0.0) + b_x, mask=m_x)
+
+
+@jit()
+def _backward_q_tile(
+    stream, strides, rows, i_tile, i_bn,  # this and what follows: of `_backward_q_kernel`
+    dr, sums, strips, splits, shared, sizes, keep_from,
+    CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
+    BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, WIDTH: tl.constexpr, STRIPS: tl.constexpr, ATOMIC: tl.constexpr,
+):  # fmt: skip
+    """dq of BM rows, and their part of dr and of the sums that the biases need."""
+    q, out, d_out, dq, stats, delta, c, positions, segments_q, rank_q, bits, seed = stream
+    s_q, s_out, s_do, s_dq, s_bits = strides
+    sources, key_strides, tables, key_vectors = shared
+    heads, keys, memory, table, group_size, scale, log2_scale, keep_scale = sizes
+    k, v, k_memory, v_memory, r = sources
+    s_k, s_v, s_km, s_vm, s_r = key_strides
+    r_w_bias, r_r_bias, r_s_bias, seg_embed = tables
+    key_code, segments_k, key_padding, rank_k = key_vectors
+    SEGMENTS: tl.constexpr = segments_q is not None
+    HIDES_ROWS: tl.constexpr = not SEE_SELF and (
+        key_padding is not None or rank_q is not None or bits is not None
+    )
+    # Rows that see no key have gradients to padded keys too.
+    CLEAN: tl.constexpr = HIDES_ROWS and key_padding is not None
+    APART: tl.constexpr = k_memory is not None
+    IN_ORDER: tl.constexpr = positions is None
+    MARGIN: tl.constexpr = BM if IN_ORDER else 0
+    STRIDE: tl.constexpr = WIDTH + (BM + BN if IN_ORDER else 0)
+    strip = strips + tl.program_id(0).to(tl.int64) * STRIPS
+    d_strip = strip + BM * (STRIDE + 1)
+    i_b = (i_bn // heads).to(tl.int64)
+    i_n = (i_bn % heads).to(tl.int64)
+    length = keys - memory
+    i_row = tl.cast(i_tile * BM, tl.int64)
+    q += i_b * s_q[0] + i_n * s_q[2] + i_row * s_q[1]
+    out += i_b * s_out[0] + i_n * s_out[2] + i_row * s_out[1]
+    d_out += i_b * s_do[0] + i_n * s_do[2] + i_row * s_do[1]
+    k += i_b * s_k[0] + i_n * s_k[2]
+    v += i_b * s_v[0] + i_n * s_v[2]
+    r += i_b // group_size * s_r[0] + i_n * s_r[2]
+    if k_memory is not None:
+        k_memory += i_b * s_km[0] + i_n * s_km[2]
+        v_memory += i_b * s_vm[0] + i_n * s_vm[2]
+    if positions is not None:
+        positions += i_b * rows
+    if key_padding is not None:
+        key_padding += i_b * keys
+    if key_code is not None:
+        key_code += i_b * keys
+    if rank_k is not None:
+        rank_k += i_b * keys
+
+    o_bn = tl.arange(0, BN)
+    o_d = tl.arange(0, BD)
+    o_tile = tl.arange(0, BM)[:, None] * STRIDE + o_bn[None, :]
+    o_dtile = tl.arange(0, BM)[:, None] * WIDTH + o_bn[None, :]
+    o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i_tile * BM, rows, length, BM)
+    b_self = b_pos + memory
+    o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
+    table_rows = length if BY_POSITION else rows
+    if rank_q is not None:
+        rank_q += i_b * table_rows
+    if bits is not None:
+        bits += i_b * s_bits
+    # [BM, BD]
+    b_q = _load_rows(q, s_q[1], m_row, BM, D, BD)
+    dtype = b_q.dtype
+    b_do = _load_rows(d_out, s_do[1], m_row, BM, D, BD)
+    b_o = _load_rows(out, s_out[1], m_row, BM, D, BD)
+    # [BM]
+    b_d = tl.sum(b_do.to(tl.float32) * b_o.to(tl.float32), axis=1)
+    o_stat = i_bn.to(tl.int64) * rows + o_i
+    b_lse = tl.load(stats + o_stat, mask=m_row, other=float("inf"))
+    m_none = m_row & (b_lse == float("inf"))
+    # [BM, BD]
+    b_qw = (b_q.to(tl.float32) + _load_vector(r_w_bias + i_n * D, D, BD)[None, :]).to(dtype)
+    b_qr = (b_q.to(tl.float32) + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
+    b_dc = tl.zeros((BM,), tl.float32)  # sum of dS over keys of another segment
+    b_pc = tl.zeros((BM,), tl.float32)  # the same sum of P
+    b_exact = tl.zeros((BM,), tl.float32)  # sum of P dP
+    b_norm = tl.zeros((BM,), tl.float32)  # sum of P: one, but for roundings of the statistics
+    if SEGMENTS:
+        # [BD], [BM]
+        b_diff = _load_vector(seg_embed + (heads + i_n) * D, D, BD)
+        b_diff -= _load_vector(seg_embed + i_n * D, D, BD)
+        b_rs = _load_vector(r_s_bias + i_n * D, D, BD)
+        b_c = tl.sum((b_q.to(tl.float32) + b_rs[None, :]) * b_diff[None, :], axis=1) * log2_scale
+        b_seg = tl.load(segments_q + i_b * table_rows + o_row).to(tl.int32)
+        tl.store(c + o_stat, b_c, mask=o_i < rows)
+
+    i_lo = keys * 0
+    i_hi = keys
+    if key_padding is not None:
+        i_lo, i_hi = _unpadded_range(key_padding, keys, 1024)
+    if CAUSAL:
+        i_hi = tl.minimum(i_hi, i_top + memory + 1)
+    if SAME_LENGTH:
+        i_lo = tl.maximum(i_lo, i_low)
+    if HIDES_ROWS:
+        i_any = tl.max(m_none.to(tl.int32), axis=0)
+        i_lo = tl.where(i_any > 0, 0, i_lo)
+        i_hi = tl.where(i_any > 0, keys, i_hi)
+
+    b_dqw = tl.zeros((BM, BD), tl.float32)
+    b_dqr = tl.zeros((BM, BD), tl.float32)
+    if SEE_SELF:
+        b_k1, b_v1 = _self_key(
+            k, v, k_memory, v_memory, s_k[1], s_v[1], key_padding, b_self, m_row, memory, D, BD,
+        )  # fmt: skip
+        b_r1 = _load_vector(r + keys.to(tl.int64) * s_r[1], D, BD)
+        b_s1 = tl.sum(b_qw.to(tl.float32) * b_k1.to(tl.float32), axis=1) * log2_scale
+        b_s1 += tl.sum(b_qr.to(tl.float32) * b_r1[None, :], axis=1) * log2_scale
+        if SEGMENTS:
+            b_seg1 = tl.load(segments_k + i_b * keys + b_self).to(tl.int32)
+            b_s1 += tl.where(b_seg != b_seg1, b_c, 0.0)
+        b_p1 = tl.exp2(b_s1 - b_lse)
+        b_dp1 = tl.sum(b_do.to(tl.float32) * b_v1.to(tl.float32), axis=1)
+        if seed is not None:
+            m_keep1 = _keep_one(tl.load(seed), o_i, b_self, i_bn, keep_from)
+            b_dp1 = tl.where(m_keep1, b_dp1 * keep_scale, 0.0)
+        b_ds1 = tl.where(m_row, b_p1 * (b_dp1 - b_d), 0.0)
+        b_exact += b_p1 * b_dp1
+        b_norm += b_p1
+        if SEGMENTS:
+            b_dc += tl.where(b_seg != b_seg1, b_ds1, 0.0)
+            b_pc += tl.where(b_seg != b_seg1, b_p1, 0.0)
+        b_dqw = b_ds1[:, None] * b_k1.to(tl.float32)
+        b_dqr = b_ds1[:, None] * b_r1[None, :]
+        # [1, BD]: a query and its own key meet at row J of r
+        b_dr1 = tl.sum(b_ds1[:, None] * b_qr.to(tl.float32), axis=0)[None, :] * scale
+        o_1 = tl.full((1,), 0, tl.int32) + keys
+        p_dr = dr + (tl.program_id(0) // (splits if ATOMIC else 1)).to(tl.int64) * table * D
+        _add_rows(p_dr + (o_1[:, None] * D + o_d[None, :]), b_dr1, o_1, table, D, BD, ATOMIC)
+
+    n_memory, n_stretches = _stretches(i_lo, i_hi, memory, APART, BN, WIDTH)
+    for i_stretch in tl.range(0, n_stretches, disable_licm=True):
+        j_base, j_first, j_stop = _stretch(
+            i_stretch, n_memory, i_lo, i_hi, memory, APART, BN, WIDTH
+        )
+        # [BM, BD]
+        b_qr = _load_rows(q, s_q[1], m_row, BM, D, BD).to(tl.float32)
+        b_qr = (b_qr + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
+        _write_strip(
+            b_qr, r, s_r[1], strip + MARGIN, b_pos, m_row, i_low, i_top, j_base, j_stop - j_base,
+            length, table, log2_scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE,
+        )  # fmt: skip
+        p_k, s_kj = _source(k, s_k[1], k_memory, s_km[1], i_stretch < n_memory, memory)
+        p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
+        tl.debug_barrier()
+        for j0 in tl.range(j_base, j_stop, BN, disable_licm=True):
+            o_j = j0 + o_bn
+            i_key = tl.cast(j0, tl.int64)
+            m_in = o_j < j_stop
+            if APART:
+                m_in = m_in & (o_j >= j_first)
+            m_j = m_in
+            if key_code is not None:
+                # [BN]
+                b_code = tl.load(key_code + o_j, mask=m_in, other=PADDED)
+                m_j = b_code != PADDED
+            m_load = m_in if CLEAN else m_j
+            # [BM, BN]
+            b_bd = tl.load(strip + (MARGIN + j0 - j_base) + o_tile)
+            # [BN, BD]
+            b_k = _load_rows(p_k + i_key * s_kj, s_kj, m_load, BN, D, BD)
+            b_v = _load_rows(p_v + i_key * s_vj, s_vj, m_load, BN, D, BD)
+            if CLEAN:
+                b_k = tl.where(m_j[:, None], b_k, _finite_or_zero(b_k))
+                b_v = tl.where(m_j[:, None], b_v, _finite_or_zero(b_v))
+            # [BM, BN]
+            b_s = tl.dot(b_qw, tl.trans(b_k), input_precision="ieee") * log2_scale + b_bd
+            if SEGMENTS:
+                if CLEAN:
+                    b_code = tl.load(segments_k + i_b * keys + o_j, mask=m_in, other=0).to(tl.int32)
+                m_differ = b_seg[:, None] != b_code[None, :]
+                b_s += tl.where(m_differ, b_c[:, None], 0.0)
+            m_seen = _visible(
+                m_j[None, :] & m_row[:, None], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits,
+                j0, keys, CAUSAL, SAME_LENGTH, BM, BN,
+            )  # fmt: skip
+            if SEE_SELF:
+                m_seen = m_seen & (o_j[None, :] != b_self[:, None])
+            b_p = tl.where(m_seen, tl.exp2(b_s - b_lse[:, None]), 0.0)
+            if HIDES_ROWS:
+                m_even = m_none[:, None] & m_in[None, :]
+                b_p = tl.where(m_even, 1.0 / keys, b_p)
+                m_seen = m_seen | m_even
+            b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
+            if seed is not None:
+                m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
+                b_dp = tl.where(m_keep, b_dp * keep_scale, 0.0)
+            b_dp = tl.where(m_seen, b_dp, 0.0)
+            b_exact += tl.sum(b_p * b_dp, axis=1)
+            b_norm += tl.sum(b_p, axis=1)
+            b_ds = b_p * (b_dp - b_d[:, None])
+            if SEGMENTS:
+                b_dc += tl.sum(tl.where(m_differ, b_ds, 0.0), axis=1)
+                b_pc += tl.sum(tl.where(m_differ, b_p, 0.0), axis=1)
+            b_half = b_ds.to(dtype)
+            tl.store(d_strip + (j0 - j_base) + o_dtile, b_half)
+            b_dqw = tl.dot(b_half, b_k, b_dqw, input_precision="ieee")
+        tl.debug_barrier()
+        p_dr = dr + (tl.program_id(0) // (splits if ATOMIC else 1)).to(tl.int64) * table * D
+        b_shift = tl.where(m_row, i_top - b_pos, 1 << 30)
+        o_w = tl.arange(0, BN)
+        i_p = j_base + length - i_top
+        for w0 in range(0, j_stop - j_base + i_top - i_low, BN):
+            o_j = (w0 + o_w)[None, :] - b_shift[:, None]
+            # [BM, BN]
+            b_ds = tl.load(
+                d_strip + tl.arange(0, BM)[:, None] * WIDTH + o_j,
+                mask=(o_j >= 0) & (o_j < j_stop - j_base), other=0.0,
+            )  # fmt: skip
+            o_p = i_p + w0 + o_w
+            m_p = (o_p >= 0) & (o_p < table)
+            # [BN, BD]
+            b_r = _load_rows(r + tl.cast(i_p + w0, tl.int64) * s_r[1], s_r[1], m_p, BN, D, BD)
+            b_dqr = tl.dot(b_ds, b_r, b_dqr, input_precision="ieee")
+            b_dr = tl.dot(tl.trans(b_ds), b_qr, input_precision="ieee") * scale
+            _add_rows(
+                p_dr + tl.cast(i_p + w0, tl.int64) * D + (o_w[:, None] * D + o_d[None, :]),
+                b_dr, o_p, table, D, BD, ATOMIC,
+            )  # fmt: skip
+        tl.debug_barrier()  # the strips are free again
+
+    # [BM]
+    b_norm = tl.where(m_row, b_norm, 1.0)
+    b_exact = tl.where(m_row, b_exact / b_norm, 0.0)
+    tl.store(delta + o_stat, b_exact, mask=o_i < rows)
+    b_dq = (b_dqw + b_dqr) * scale
+    b_q = _load_rows(q, s_q[1], m_row, BM, D, BD).to(tl.float32)
+    b_dc = tl.where(m_row, (b_dc + (b_d - b_exact) * b_pc) / b_norm * scale, 0.0)
+    if SEGMENTS:
+        # Loaded again: kept, it would cost registers in every loop above.
+        b_diff = _load_vector(seg_embed + (heads + i_n) * D, D, BD)
+        b_diff -= _load_vector(seg_embed + i_n * D, D, BD)
+        b_dq += b_dc[:, None] * b_diff[None, :]
+    m_dq = (o_i < rows)[:, None] & (o_d < D)[None, :]
+    p_dq = dq + i_b * s_dq[0] + i_n * s_dq[2] + i_row * s_dq[1]
+    p_dq += tl.arange(0, BM)[:, None] * s_dq[1] + o_d[None, :]
+    tl.store(p_dq, tl.where(m_row[:, None], b_dq, 0.0).to(dtype), mask=m_dq)
+    # What the biases need, summed in the program's own memory. [1, BD] each
+    o_s = tl.arange(0, 1)
+    p_sums = sums + tl.program_id(0).to(tl.int64) * 4 * D + (o_s[:, None] * D + o_d[None, :])
+    _add_rows(p_sums, tl.sum(b_dqw, axis=0)[None, :] * scale, o_s, 1, D, BD, False)
+    _add_rows(p_sums + D, tl.sum(b_dqr, axis=0)[None, :] * scale, o_s, 1, D, BD, False)
+    if SEGMENTS:
+        b_sum = tl.sum(b_dc[:, None] * b_q, axis=0)[None, :]
+        _add_rows(p_sums + 2 * D, b_sum, o_s, 1, D, BD, False)
+        b_sum = tl.sum(b_dc, axis=0) + tl.zeros((1, BD), tl.float32)
+        _add_rows(p_sums + 3 * D, b_sum, o_s, 1, D, BD, False)
+    tl.debug_barrier()
+
+
+@jit(
+    do_not_specialize=[
+        "rows_h",
+        "rows_g",
+        "heads",
+        "keys",
+        "memory",
+        "table",
+        "group_size",
+        "units",
+        "splits",
+        "keep_from",
+    ]
+)
+def _backward_q_kernel(
+    content, query,  # streams: (q, out, grad of out, dq (B, I, N, D), stats, delta, c (B, N, I)
+    #  fp32, positions, segments, rank_q, bits, seed); None where there is none
+    strides_h, strides_g,  # of a stream: q, out, grad of out, dq (b, row, n), bits b
+    rows_h, rows_g, sources, key_strides, tables, key_vectors,  # as in the forward kernel
+    dr,  # fp32 (N, G, splits or 1 if ATOMIC, P, D)
+    sums,  # fp32 (programs, 4, D): of dq by content, of dq by position, of dc q, of dc
+    strips,  # scratch (programs, 2 strips)
+    heads, keys, memory, table, group_size,  # N, J, M, P, B / G
+    splits,  # a program has a head, a group of r and one of `splits` parts of their tiles
+    scale, log2_scale, keep_from, keep_scale,
+    CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
+    WIDTH: tl.constexpr, STRIPS: tl.constexpr, ATOMIC: tl.constexpr,
+):  # fmt: skip
+    tiles_h = tl.cdiv(rows_h, BM)
+    tiles = tiles_h
+    if query is not None:
+        tiles += tl.cdiv(rows_g, BM_G)
+    shared = (sources, key_strides, tables, key_vectors)
+    sizes = (heads, keys, memory, table, group_size, scale, log2_scale, keep_scale)
+    # This program's unit. Where its memory is, the tiles work out when they need it.
+    i_pair = tl.program_id(0) // splits
+    i_split = tl.program_id(0) % splits
+    groups = tl.num_programs(0) // splits // heads
+    work = group_size * tiles
+    for i_work in tl.range(
+        i_split * work // splits, (i_split + 1) * work // splits, disable_licm=True
+    ):
+        i_b = i_pair % groups * group_size + i_work // tiles
+        i_bn = i_b * heads + i_pair // groups
+        i_tile = i_work % tiles
+        if query is None:
+            _backward_q_tile(
+                content, strides_h, rows_h, i_tile, i_bn, dr, sums, strips, splits, shared,
+                sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0],
+                D, BD, BM, BN, WIDTH, STRIPS, ATOMIC,
+            )  # fmt: skip
+        else:
+            if i_tile < tiles_h:
+                _backward_q_tile(
+                    content, strides_h, rows_h, i_tile, i_bn, dr, sums, strips, splits, shared,
+                    sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0],
+                    D, BD, BM, BN, WIDTH, STRIPS, ATOMIC,
+                )  # fmt: skip
+            else:
+                i_tile -= tiles_h
+                _backward_q_tile(
+                    query, strides_g, rows_g, i_tile, i_bn, dr, sums, strips, splits, shared,
+                    sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1],
+                    D, BD, BM_G, BN, WIDTH, STRIPS, ATOMIC,
+                )  # fmt: skip
