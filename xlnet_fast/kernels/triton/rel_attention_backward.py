@@ -25,6 +25,10 @@ from xlnet_fast.kernels.triton.rel_attention_backward_kv import _backward_kv_ker
 from xlnet_fast.kernels.triton.rel_attention_backward_q import _backward_q_kernel
 from xlnet_fast.operands import Keys, Queries
 
+_Made = tuple[Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor]]
+"""Per stream what the first kernel leaves to the second, fp32 (B, N, I): D, c with the scale in
+units of log2 (None without segments), and one over the sum of P."""
+
 
 def rel_attention_backward(
     keys: Keys,
@@ -57,19 +61,21 @@ def rel_attention_backward(
             if grad is not None:
                 grad.zero_()
         return
-    deltas = [torch.empty_like(x) for x in stats]
+    deltas, norms = ([torch.empty_like(x) for x in stats] for _ in range(2))
     c = [None if keys.segments is None else torch.empty_like(x) for x in stats]
     with device_guard(streams[0].q):
-        _launch_q(call, outs, stats, deltas, c, grad_outs, d_streams, of_keys[4:], deterministic)
-        _launch_kv(call, stats, deltas, c, grad_outs, of_keys[:4])
+        _launch_q(
+            call, outs, stats, (deltas, c, norms), grad_outs, d_streams, of_keys[4:], deterministic
+        )
+        _launch_kv(call, stats, (deltas, c, norms), grad_outs, of_keys[:4])
 
 
 def _launch_q(
-    call: Call, outs: Sequence[Tensor], stats: Sequence[Tensor], deltas: Sequence[Tensor],
-    c: Sequence[Tensor | None], grad_outs: Sequence[Tensor], d_streams: Sequence[Tensor | None],
+    call: Call, outs: Sequence[Tensor], stats: Sequence[Tensor], made: _Made,
+    grad_outs: Sequence[Tensor], d_streams: Sequence[Tensor | None],
     d_tables: Sequence[Tensor | None], deterministic: bool,
 ) -> None:  # fmt: skip
-    """dq of every stream, dr, the biases' gradients; also `deltas` and `c` for `_launch_kv`."""
+    """dq of every stream, dr, the biases' gradients; also `made`, for `_launch_kv`."""
     keys, heads, groups = call.keys, call.heads, call.keys.r.shape[0]
     config = call.config("backward_q")
     work = call.row_tiles(config) // (heads * groups)
@@ -82,7 +88,7 @@ def _launch_q(
         for stream, dq in zip(call.streams, d_streams, strict=True)
     ]
     tensors, strides = call.streams_with(
-        [call.tiles(x) for x in outs], [call.tiles(x) for x in grad_outs], targets, stats, deltas, c
+        [call.tiles(x) for x in outs], [call.tiles(x) for x in grad_outs], targets, stats, *made
     )
     table, copies = keys.r.shape[1], splits if deterministic else 1
     fp32 = partial(torch.zeros, dtype=torch.float32, device=call.device)
@@ -117,8 +123,8 @@ def _launch_q(
 
 
 def _launch_kv(
-    call: Call, stats: Sequence[Tensor], deltas: Sequence[Tensor], c: Sequence[Tensor | None],
-    grad_outs: Sequence[Tensor], of_keys: Sequence[Tensor | None],
+    call: Call, stats: Sequence[Tensor], made: _Made, grad_outs: Sequence[Tensor],
+    of_keys: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
     """dk and dv, and those of the memory."""
     if all(grad is None for grad in of_keys):
@@ -135,7 +141,7 @@ def _launch_kv(
     strip = call.width * (config.block_n + 2 * config.block_m) + config.block_m
     strips = call.scratch(programs, strip)
     d_outs = [call.tiles(x) for x in grad_outs]
-    tensors, strides = call.streams_with(d_outs, stats, deltas, c)
+    tensors, strides = call.streams_with(d_outs, stats, *made)
     _backward_kv_kernel[(programs,)](
         *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
         call.key_vectors, tuple(targets), tuple(call.strides(x) for x in targets), strips,

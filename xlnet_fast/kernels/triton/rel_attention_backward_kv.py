@@ -34,7 +34,7 @@ def _backward_kv_rows(
     BN: tl.constexpr, HEIGHT: tl.constexpr,
 ):  # fmt: skip
     """Add what one stream's rows give to dk (not yet scaled) and dv of BN keys, [BN, BD] each."""
-    q, d_out, stats, delta, c, positions, segments_q, rank_q, bits, seed = stream
+    q, d_out, stats, delta, c, norm, positions, segments_q, rank_q, bits, seed = stream
     s_q, s_do, s_bits = strides
     heads, keys, memory, table, log2_scale, keep_scale = sizes
     r_w_bias, r_r_bias, _, _ = tables
@@ -106,6 +106,7 @@ def _backward_kv_rows(
             o_stat = i_bn.to(tl.int64) * rows
             b_lse = tl.load(stats + o_stat + o_i, mask=m_row, other=float("inf"))
             b_d = tl.load(delta + o_stat + o_i, mask=m_row, other=0.0)
+            b_norm = tl.load(norm + o_stat + o_i, mask=m_row, other=0.0)
             # [BM, BN]
             b_bd = tl.load(strip + ((i0 - i_base) * STRIDE + MARGIN) + o_tile)
             b_qw = b_q.to(tl.float32) + _load_vector(r_w_bias + i_n * D, D, BD)[None, :]
@@ -122,7 +123,8 @@ def _backward_kv_rows(
             if SEE_SELF:
                 m_seen = m_seen | ((o_j[None, :] == b_self[:, None]) & m_in[None, :])
             m_seen = m_seen & m_row[:, None]
-            b_p = tl.where(m_seen, tl.exp2(b_s - b_lse[:, None]), 0.0)
+            b_p = tl.exp2(b_s - b_lse[:, None]) * b_norm[:, None]
+            b_p = tl.where(m_seen, b_p, 0.0)
             if HIDES_ROWS:
                 m_none = m_row & (b_lse == float("inf"))
                 m_even = m_none[:, None] & m_in[None, :]
@@ -155,7 +157,7 @@ def _backward_kv_rows(
     ]
 )
 def _backward_kv_kernel(
-    content, query,  # streams: (q, grad of out (B, I, N, D), stats, delta, c (B, N, I) fp32,
+    content, query,  # streams: (q, grad of out (B, I, N, D), stats, delta, c, norm (B, N, I) fp32,
     #  positions, segments, rank_q, bits, seed); None where there is none
     strides_h, strides_g,  # of a stream: q, grad of out (b, row, n), bits b
     rows_h, rows_g, sources, key_strides, tables, key_vectors,  # as in the forward kernel

@@ -11,7 +11,8 @@ atomically, or, where the same bits are wanted every time, into a copy of dr of 
 
 D_i is first taken as dO_i . O_i. O is rounded to half precision, so the exact sum is kept as well:
 it corrects dc, whose bias gradient has one free number a head, and serves the kernel that owns
-keys. So do P's rounded statistics, by the sum of P.
+keys. P's statistics are rounded too: the sum
+of P mends what is linear in a row of P, here and there.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _backward_q_tile(
     BN: tl.constexpr, WIDTH: tl.constexpr, STRIPS: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """dq of BM rows, and their part of dr and of the sums that the biases need."""
-    q, out, d_out, dq, stats, delta, c, positions, segments_q, rank_q, bits, seed = stream
+    q, out, d_out, dq, stats, delta, c, norm, positions, segments_q, rank_q, bits, seed = stream
     s_q, s_out, s_do, s_dq, s_bits = strides
     sources, key_strides, tables, key_vectors = shared
     heads, keys, memory, table, group_size, scale, log2_scale, keep_scale = sizes
@@ -273,12 +274,15 @@ def _backward_q_tile(
         tl.debug_barrier()  # the strips are free again
 
     # [BM]
-    b_norm = tl.where(m_row, b_norm, 1.0)
-    b_exact = tl.where(m_row, b_exact / b_norm, 0.0)
+    b_norm = tl.where(m_row, 1.0 / b_norm, 1.0)
+    b_exact = tl.where(m_row, b_exact * b_norm, 0.0)
     tl.store(delta + o_stat, b_exact, mask=o_i < rows)
+    tl.store(norm + o_stat, b_norm, mask=o_i < rows)
+    b_dqw *= b_norm[:, None]
+    b_dqr *= b_norm[:, None]
     b_dq = (b_dqw + b_dqr) * scale
     b_q = _load_rows(q, s_q[1], m_row, BM, D, BD).to(tl.float32)
-    b_dc = tl.where(m_row, (b_dc + (b_d - b_exact) * b_pc) / b_norm * scale, 0.0)
+    b_dc = tl.where(m_row, (b_dc + (b_d - b_exact) * b_pc) * b_norm * scale, 0.0)
     if SEGMENTS:
         # Loaded again: kept, it would cost registers in every loop above.
         b_diff = _load_vector(seg_embed + (heads + i_n) * D, D, BD)
@@ -316,7 +320,8 @@ def _backward_q_tile(
     ]
 )
 def _backward_q_kernel(
-    content, query,  # streams: (q, out, grad of out, dq (B, I, N, D), stats, delta, c (B, N, I)
+    content, query,  # streams: (q, out, grad of out, dq (B, I, N, D); stats, delta, c, norm
+    #  (B, N, I)
     #  fp32, positions, segments, rank_q, bits, seed); None where there is none
     strides_h, strides_g,  # of a stream: q, out, grad of out, dq (b, row, n), bits b
     rows_h, rows_g, sources, key_strides, tables, key_vectors,  # as in the forward kernel

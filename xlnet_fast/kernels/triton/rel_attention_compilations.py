@@ -83,8 +83,8 @@ def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
     """Argument types of a kernel as its launcher passes them."""
     tensors, four = {
         "forward": ((scalar, scalar, "*fp32"), 2),
-        "backward_q": ((*(scalar,) * 4, *("*fp32",) * 3), 4),
-        "backward_kv": ((scalar, scalar, *("*fp32",) * 3), 2),
+        "backward_q": ((*(scalar,) * 4, *("*fp32",) * 4), 4),
+        "backward_kv": ((scalar, scalar, *("*fp32",) * 4), 2),
     }[kernel]
     vectors = ("*i64", *(("*i32", "*u8", "*i64") if heavy else (None, None, None)))
     strides = (*(_ROW,) * four, "i32")
