@@ -91,7 +91,7 @@ SAFE: dict[tuple[str, str, str, str], dict[int, list[tuple[int, int, int, int]]]
     ("small", "backward_kv", "half", "light"): {
         32: [(32, 32, 8, 2), (32, 16, 8, 2)],
         64: [(32, 32, 8, 2)],
-        128: [(16, 32, 8, 2)],
+        128: [(16, 16, 8, 2)],
     },
     ("small", "backward_kv", "half", "heavy"): {
         32: [(32, 16, 8, 2)],
