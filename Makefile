@@ -18,7 +18,7 @@ SANITIZE_FLAGS ?=
 
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-EXT_FILES := setup.py xlnet_fast/_version.py $(filter csrc/bindings.cpp csrc/%.h csrc/cpu/%,$(CPP_FILES))
+EXT_FILES := setup.py xlnet_fast/_version.py xlnet_fast/builder/recipe.py $(filter csrc/bindings.cpp csrc/%.h csrc/cpu/%,$(CPP_FILES))
 
 # Two workers, one thread each: more threads than cores make the small tests slower, not faster.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1

@@ -8,60 +8,58 @@ says so.
 """
 
 import importlib.util
-import os
-import shlex
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, SetupError
 
 ROOT = Path(__file__).resolve().parent
-SOURCES = ["csrc/bindings.cpp", "csrc/cpu/philox.cpp"]
-HEADERS = [
-    "csrc/build_info.h",
-    "csrc/params.h",
-    "csrc/cpu/philox.h",
-    "csrc/cpu/philox_core.h",
-    "csrc/cpu/philox_x86.h",
-]
-MSVC_FLAGS = ["/std:c++17", "/O2", "/EHsc"]
-UNIX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
-def wanted(variable: str) -> bool:
-    return os.environ.get(variable, "0") not in ("", "0")
+def load_recipe() -> ModuleType:
+    """Sources, flags and folders, which `xlnet-fast build` shares; the package is not imported."""
+    path = ROOT / "xlnet_fast" / "builder" / "recipe.py"
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def version() -> str:
-    namespace: dict[str, str] = {}
-    exec((ROOT / "xlnet_fast" / "_version.py").read_text(encoding="utf-8"), namespace)
-    return namespace["__version__"]
+recipe = load_recipe()
 
 
-def pybind11_include() -> "str | None":
-    """The folder holding pybind11's headers: its own package, or else the copy inside torch."""
-    if importlib.util.find_spec("pybind11") is not None:
-        import pybind11
-
-        return pybind11.get_include()
-    torch = importlib.util.find_spec("torch")  # found, not imported: that takes seconds
-    for folder in (torch.submodule_search_locations or []) if torch else []:
-        include = Path(folder) / "include"
-        if (include / "pybind11" / "pybind11.h").is_file():
-            return str(include)
-    return None
+def from_root(paths: "list[Path]") -> "list[str]":
+    """Paths as setuptools wants them: relative to this file, with slashes."""
+    return [path.relative_to(ROOT).as_posix() for path in paths]
 
 
 def leave_out(reason: str) -> None:
     """Say in one line that there will be no extension, or stop where one is required."""
-    line = f"xlnet_fast: the C++ extension is left out ({reason}); pure PyTorch is used instead"
-    if wanted("XLNET_FAST_REQUIRE_EXT"):
+    line = (
+        f"xlnet_fast: the C++ extension is left out ({reason}); pure PyTorch is used instead, "
+        f"until `xlnet-fast build` makes it"
+    )
+    if recipe.is_set("XLNET_FAST_REQUIRE_EXT"):
         raise SetupError(
             f"XLNET_FAST_REQUIRE_EXT is set, but the extension cannot be built: {reason}"
         )
     print(line, file=sys.stderr, flush=True)
+
+
+def side_by_side(compile_all: Callable[..., "list[str]"]) -> Callable[..., "list[str]"]:
+    """setuptools' `compile(sources, ...)`, each source by a compiler process of its own."""
+
+    def compile(sources: "list[str]", *args: object, **kwargs: object) -> "list[str]":
+        with ThreadPoolExecutor(recipe.jobs()) as pool:
+            objects = pool.map(lambda source: compile_all([source], *args, **kwargs), sources)
+            return [name for names in objects for name in names]
+
+    return compile
 
 
 class OptionalBuildExt(build_ext):
@@ -69,13 +67,13 @@ class OptionalBuildExt(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         msvc = self.compiler.compiler_type == "msvc"
-        flags = MSVC_FLAGS if msvc else UNIX_FLAGS
-        ext.extra_compile_args = [*flags, *shlex.split(os.environ.get("XLNET_FAST_CXXFLAGS", ""))]
-        ext.extra_link_args = [] if msvc else ["-pthread"]
-        ext.define_macros = [
-            ("XLNET_FAST_VERSION", version()),
-            ("XLNET_FAST_FLAGS", " ".join(ext.extra_compile_args)),
-        ]
+        ext.extra_compile_args = recipe.compile_flags(msvc)
+        ext.extra_link_args = recipe.link_flags(msvc)
+        ext.define_macros = recipe.macros(ext.extra_compile_args)
+        if msvc and not self.compiler.initialized:
+            self.compiler.initialize()  # before the threads, which would all do it
+        compile_all = self.compiler.compile
+        self.compiler.compile = side_by_side(compile_all)
         try:
             super().build_extension(ext)
         except (BaseError, CCompilerError, OSError) as error:
@@ -83,6 +81,8 @@ class OptionalBuildExt(build_ext):
             # What an earlier build left there must not be packed as this one's.
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             self.extensions = [other for other in self.extensions if other is not ext]
+        finally:
+            self.compiler.compile = compile_all
 
     def get_outputs(self) -> "list[str]":
         """Only what was really built: a left-out extension must not be looked for in the wheel."""
@@ -90,26 +90,26 @@ class OptionalBuildExt(build_ext):
 
 
 def extensions() -> "list[Extension]":
-    if wanted("XLNET_FAST_NO_EXT"):
+    if recipe.is_set("XLNET_FAST_NO_EXT"):
         leave_out("XLNET_FAST_NO_EXT is set")
         return []
-    include = pybind11_include()
+    include = recipe.pybind11_include()
     if include is None:
         leave_out("neither pybind11 nor torch, which ships its headers, is installed")
         return []
     return [
         Extension(
             "xlnet_fast._C",
-            SOURCES,
+            from_root(recipe.sources()),
             include_dirs=[include],
-            depends=[*HEADERS, "setup.py", "xlnet_fast/_version.py"],
+            depends=[*from_root(recipe.inputs()), "setup.py"],
             language="c++",
         )
     ]
 
 
 def packages() -> "dict[str, str]":
-    """Package name -> folder; the top-level folder benchmarks/ becomes xlnet_fast.benchmarks."""
+    """Package name -> folder; the top-level benchmarks/ and csrc/ become parts of xlnet_fast."""
     found = find_packages(
         str(ROOT), include=["xlnet_fast", "xlnet_fast.*", "benchmarks", "benchmarks.*"]
     )
@@ -117,6 +117,8 @@ def packages() -> "dict[str, str]":
     for name in found:
         installed = f"xlnet_fast.{name}" if name.split(".")[0] == "benchmarks" else name
         folders[installed] = name.replace(".", "/")
+    # As data: `xlnet-fast build` compiles them where the package was installed without a compiler.
+    folders["xlnet_fast.csrc"] = "csrc"
     return folders
 
 
@@ -128,5 +130,6 @@ setup(
     package_data={
         "xlnet_fast": ["py.typed"],
         "xlnet_fast.benchmarks": ["results/**/*"],
+        "xlnet_fast.csrc": ["**/*.h", "**/*.cpp", "**/*.cu", "**/*.cuh"],
     },
 )

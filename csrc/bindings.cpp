@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings_attention.h"
 #include "build_info.h"
 #include "cpu/philox.h"
+#include "cpu/rel_attention.h"
+#include "cpu/threads.h"
 
 namespace py = pybind11;
 using namespace xlnet_fast;
@@ -38,4 +41,24 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("keep"), py::arg("seed"), py::arg("threshold"), py::arg("heads"), py::arg("batch"),
       py::arg("rows"), py::arg("keys"), py::arg("threads"), py::arg("isa"));
+  m.def("attention_isa_available", &cpu::attention_isa_available);
+  m.def("thread_runtime", &cpu::thread_runtime);
+  m.def(
+      "rel_attention_forward",
+      [](const py::dict& keys, const py::list& streams, int threads, const std::string& isa) {
+        const cpu::AttentionCall call = attention_call(keys, streams, py::dict());
+        const py::gil_scoped_release release;
+        cpu::rel_attention_forward(call, threads, isa);
+      },
+      py::arg("keys"), py::arg("streams"), py::arg("threads"), py::arg("isa"));
+  m.def(
+      "rel_attention_backward",
+      [](const py::dict& keys, const py::list& streams, const py::dict& gradients, int threads,
+         const std::string& isa) {
+        const cpu::AttentionCall call = attention_call(keys, streams, gradients);
+        const py::gil_scoped_release release;
+        cpu::rel_attention_backward(call, threads, isa);
+      },
+      py::arg("keys"), py::arg("streams"), py::arg("gradients"), py::arg("threads"),
+      py::arg("isa"));
 }

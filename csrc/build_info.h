@@ -1,4 +1,5 @@
-// What this build was made with; the two macros come from setup.py.
+// What this build was made with; the two macros, both string literals, come from
+// xlnet_fast/builder/recipe.py.
 #pragma once
 
 #include <sstream>
@@ -6,7 +7,7 @@
 #include <vector>
 
 #if !defined(XLNET_FAST_VERSION) || !defined(XLNET_FAST_FLAGS)
-#error "build with setup.py, which defines XLNET_FAST_VERSION and XLNET_FAST_FLAGS"
+#error "build with setup.py or `xlnet-fast build`, which define what is missing here"
 #endif
 
 #define XLNET_FAST_STRING_OF(x) #x
@@ -14,7 +15,7 @@
 
 namespace xlnet_fast::build {
 
-constexpr const char* kVersion = XLNET_FAST_STRING(XLNET_FAST_VERSION);
+constexpr const char* kVersion = XLNET_FAST_VERSION;
 
 inline std::string compiler() {
 #if defined(__clang__)
@@ -28,9 +29,9 @@ inline std::string compiler() {
 #endif
 }
 
-// The flags setup.py added to Python's own, in order.
+// The flags added to Python's own, in order.
 inline std::vector<std::string> flags() {
-  std::istringstream words(XLNET_FAST_STRING(XLNET_FAST_FLAGS));
+  std::istringstream words(XLNET_FAST_FLAGS);
   std::vector<std::string> all;
   for (std::string word; words >> word;) all.push_back(word);
   return all;

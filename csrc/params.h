@@ -14,6 +14,15 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
+enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// Memory of a tensor of up to four dimensions whose last one is contiguous: its address, and the
+// strides of the others, in elements.
+struct View {
+  char* data = nullptr;
+  int64_t stride[3] = {0, 0, 0};
+};
+
 struct KeepMaskParams {
   uint8_t* keep;  // [batch.size(), heads, rows.size(), keys], contiguous; 1 = kept, 0 = dropped
   int64_t seed;   // the Philox key: low word, high word
@@ -22,6 +31,55 @@ struct KeepMaskParams {
   Range batch;         // of the whole batch, the elements to fill
   Range rows;          // of the I query rows, those to fill
   int64_t keys;        // J
+};
+
+// What all query rows of an attention call share. M memory keys, J keys in all, L = J - M current
+// ones; P rows of r in G groups: batch element b reads group b * G / B.
+struct AttentionKeys {
+  Dtype dtype = Dtype::kFloat32;  // of every floating tensor
+  int64_t batch = 0, heads = 0, head_dim = 0, keys = 0, memory = 0, groups = 1, table = 0;
+  View k, v;                // [b, j, n, d], the last J - apart keys
+  View k_memory, v_memory;  // [b, j, n, d], the first `apart` keys
+  int64_t apart = 0;
+  View r;                                 // [g, p, n, d]
+  View r_w_bias, r_r_bias;                // [n, d]
+  View r_s_bias, seg_embed;               // [n, d], [2, n, d]; null without segments
+  const int32_t* segments = nullptr;      // [b, j] or null
+  const uint8_t* key_padding = nullptr;   // [b, j] or null; 1 hides the key
+  const int32_t* rank_k = nullptr;        // [b, j] or null
+  float scale = 1.0f;
+  float keep_scale = 1.0f;      // 1 / (1 - p)
+  uint32_t keep_from = 0;       // kept where the Philox word is at least this
+  bool dropout = false;
+};
+
+// One stream's query rows. Where `by_position`, the row of `segments`, `rank_q` and `bits` is the
+// query's position, otherwise its index; each has `table` rows an element.
+struct AttentionStream {
+  int64_t rows = 0;   // I
+  int64_t table = 0;  // rows of segments, rank_q, bits
+  View q;             // [b, i, n, d]
+  View out;           // [b, i, n, d], of the forward pass
+  View d_out;         // [b, i, n, d], of the backward pass
+  View d_q;           // [b, i, n, d] or null
+  const int32_t* positions = nullptr;  // [b, i] or null: row i sits at position i; negative: absent
+  const int32_t* segments = nullptr;   // [b, table] or null
+  const int32_t* rank_q = nullptr;     // [b, table] or null
+  const uint8_t* bits = nullptr;       // [b or 1, table, ceil(J / 8)] or null; bit j hides key j
+  int64_t bits_batch_stride = 0;       // bytes from one batch element to the next
+  uint64_t seed = 0;
+  bool by_position = false, causal = false, same_length = false, see_self = false;
+};
+
+// Where the gradients of what the streams share go; null: not wanted. Shapes as in AttentionKeys,
+// contiguous but for the strides given; the vectors' gradients are fp32.
+struct AttentionGradients {
+  View k, v, k_memory, v_memory;  // as the keys and values
+  View r;                         // [g, p, n, d]
+  float* r_w_bias = nullptr;      // [n, d]
+  float* r_r_bias = nullptr;      // [n, d]
+  float* r_s_bias = nullptr;      // [n, d]
+  float* seg_embed = nullptr;     // [n, d], of seg_embed[1] - seg_embed[0]
 };
 
 }  // namespace xlnet_fast

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,8 @@ from typer.testing import CliRunner
 
 import xlnet_fast
 from xlnet_fast import _extension, check, checkpoint, cli, info
-from xlnet_fast.errors import ArgumentError
+from xlnet_fast.builder import build
+from xlnet_fast.errors import ArgumentError, BackendUnavailable, BuildError
 from xlnet_fast.kernels import report
 from xlnet_fast.ops import _dispatch
 
@@ -51,15 +54,15 @@ def folder(tmp_path):
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def test_the_commands_are_these_four():
+def test_the_commands_are_these_five():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-    assert names == ["info", "check", "bench", "kernels-report"]
+    assert names == ["info", "build", "check", "bench", "kernels-report"]
 
 
 def test_no_command_prints_the_help():
     result = run()
     assert result.exit_code == 0
-    for name in ("info", "check", "bench", "kernels-report"):
+    for name in ("info", "build", "check", "bench", "kernels-report"):
         assert name in result.stdout
 
 
@@ -87,6 +90,9 @@ def test_help_and_version_need_no_torch():
         (["check", "a", "b"], "unexpected extra argument"),
         (["bench", "--preset", "fast"], "'fast' is not one of 'quick', 'full'"),
         (["bench", "--preset"], "requires an argument"),
+        (["build", "--timeout", "soon"], "invalid value for '--timeout'"),
+        (["build", "--timeout", "0"], "the time-out must be more than 0 seconds, got 0"),
+        (["build", "--timeout=-3"], "the time-out must be more than 0 seconds, got -3"),
         (["kernels-report", "--arch", "new"], "invalid value for '--arch'"),
     ],
 )
@@ -175,6 +181,15 @@ def test_info_says_how_to_get_a_missing_extension(monkeypatch):
     assert "C++ extension" in [row["what"] for row in facts["missing"]]
 
 
+def test_info_says_where_the_extension_is_from(monkeypatch):
+    info_of_build = {name: [] for name in _extension.BuildInfo.__annotations__}
+    monkeypatch.setattr(_extension, "build_info", lambda: info_of_build)
+    monkeypatch.setattr(_extension, "path", lambda: "/cache/_C.so")
+    facts = info.gather()["extension"]
+    assert facts["path"] == "/cache/_C.so"
+    assert info._extension_text(facts)["loaded from"] == "/cache/_C.so"
+
+
 def test_info_for_people():
     result = run("info")
     assert result.exit_code == 0
@@ -198,6 +213,58 @@ def test_alike_rows_become_one_line_and_others_do_not():
     assert "a training, b training, b inference" in console.file.getvalue()
 
 
+# --- build ---------------------------------------------------------------------------------------
+
+
+BUILD_INFO = {
+    "compiler": "gcc 1",
+    "flags": ["-a", "-b"],
+    "isa_compiled": ["x", "y"],
+    "isa_used": "y",
+}
+
+
+@pytest.fixture
+def handler():
+    """The handler of SIGTERM that was there before is there again afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_build_passes_its_options_on_and_tells_what_it_found(monkeypatch, handler, compiled):
+    seen = []
+
+    def fake(force, timeout_s, say):
+        seen.append((force, timeout_s))
+        say("working")
+        return build.Built(Path("/place/_C.so"), BUILD_INFO, compiled, 12.3)
+
+    monkeypatch.setattr(build, "build_extension", fake)
+    result = run("build", "--force", "--timeout", "7.5")
+    assert result.exit_code == 0
+    assert run("build").exit_code == 0
+    assert seen == [(True, 7.5), (False, 600.0)]
+    how = "built in 12 s" if compiled else "there already; --force builds it anew"
+    assert result.stdout.splitlines() == [
+        "working",
+        f"/place/_C.so: {how}",
+        "compiler: gcc 1, flags: -a -b",
+        "CPU variants: x, y; this CPU runs y",
+    ]
+
+
+def test_a_failed_build_gives_1_and_keeps_its_lines(monkeypatch, handler):
+    def fake(*arguments, **options):
+        raise BuildError("the compiler failed; it ended with\n    a.cpp:1: error")
+
+    monkeypatch.setattr(build, "build_extension", fake)
+    result = run("build")
+    assert result.exit_code == 1
+    assert result.stderr == "error: the compiler failed; it ended with\n    a.cpp:1: error\n"
+
+
 # --- check ---------------------------------------------------------------------------------------
 
 
@@ -208,13 +275,25 @@ def one_computation(monkeypatch):
     monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32})
 
 
+def backends_here() -> list[str]:
+    """The backends that can run on this machine's CPU; `cpu` where the extension is built."""
+    names = []
+    for name in _dispatch.BACKENDS:
+        with suppress(BackendUnavailable):
+            request = _dispatch.Request("rel_attention", "cpu", torch.float32)
+            names.append(_dispatch.choose(request, name).backend)
+    assert {"sdpa", "reference"} <= set(names)
+    return names
+
+
 def test_check_passes_on_a_checkpoint(folder):
     result = run("check", folder)
     assert result.exit_code == 0, result.output
     assert "XLNetForSequenceClassification" in result.stdout
     for word in ("memory and padding", "two streams", "training step", "bf16", "sdpa"):
         assert word in result.stdout
-    assert "12 passed, 0 failed" in result.stdout
+    # Three computations in two dtypes.
+    assert f"{6 * len(backends_here())} passed, 0 failed" in result.stdout
     assert "triton on cpu was not run: it runs on cuda" in result.stdout
 
 
@@ -232,7 +311,7 @@ def test_check_fails_on_a_wrong_backend(folder, monkeypatch, one_computation):
     result = run("check", folder)
     assert result.exit_code == 1
     assert "FAILED: memory and padding, cpu, fp32, sdpa" in result.stdout
-    assert "1 passed, 1 failed" in result.stdout
+    assert f"{len(backends_here()) - 1} passed, 1 failed" in result.stdout
 
 
 def test_check_fails_on_a_backend_that_raises(folder, monkeypatch, one_computation):

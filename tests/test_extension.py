@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 import threading
 import types
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from xlnet_fast import _extension, philox
 from xlnet_fast._version import __version__
-from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.builder import recipe
+from xlnet_fast.errors import BackendUnavailable, PerformanceWarning
 
 built = pytest.mark.skipif(
     _extension.load() is None,
@@ -21,8 +26,9 @@ built = pytest.mark.skipif(
 
 
 @pytest.fixture
-def fresh():
-    """`_extension` with its finding forgotten before and after."""
+def fresh(monkeypatch, tmp_path):
+    """`_extension` with its finding forgotten before and after, and an empty cache folder."""
+    monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path))
     _extension._find.cache_clear()
     yield _extension
     _extension._find.cache_clear()
@@ -63,6 +69,7 @@ def test_build_info():
     assert info["isa_compiled"][0] == "baseline"
     assert info["isa_used"] in info["isa_compiled"]
     assert info["isa_used"] == _extension.require().isa_available()[-1]
+    assert info["flags"][: len(recipe.UNIX_FLAGS)] == list(recipe.UNIX_FLAGS) or os.name == "nt"
     assert any("std" in flag and "17" in flag for flag in info["flags"])
     assert info["compiler"].split()[0] in ("gcc", "clang", "msvc")
     assert info["cuda_archs"] == []
@@ -180,16 +187,35 @@ def test_keep_mask_takes_the_extension(monkeypatch):
     assert calls[0]["threads"] == torch.get_num_threads()
 
 
-def test_missing_extension_is_told(fresh, monkeypatch):
-    def missing(name):
+@built
+def test_path():
+    path = Path(_extension.path())
+    assert path.is_file()
+    assert path == Path(_extension.require().__file__)
+
+
+@pytest.fixture
+def missing(fresh, monkeypatch):
+    """`_extension` where none was built."""
+
+    def fail(name):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", fail)
+    monkeypatch.setattr(_extension, "_told", False)
+    monkeypatch.delenv("XLNET_FAST_NO_WARN", raising=False)
+    return fresh
+
+
+def test_missing_extension_is_told(missing):
+    fresh = missing
     assert fresh.load() is None
     assert fresh.build_info() is None
+    assert fresh.path() is None
     reason = fresh.why_missing()
     assert "not built" in reason
     assert "make ext" in reason
+    assert "`xlnet-fast build`" in reason
     with pytest.raises(BackendUnavailable, match="make ext"):
         fresh.require()
     with pytest.raises(BackendUnavailable, match="make ext"):
@@ -214,3 +240,105 @@ def test_extension_of_another_version_is_refused(fresh, monkeypatch):
     assert fresh.load() is None
     assert "0.0.1" in fresh.why_missing()
     assert __version__ in fresh.why_missing()
+
+
+def test_a_missing_extension_is_looked_for_anew_and_a_loaded_one_is_not(missing):
+    assert missing.load() is None
+    missing._find.cache_clear()
+    missing.forget()
+    assert missing._find.cache_info().currsize == 0
+    good = (types.ModuleType("good"), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(missing, "_from_package", lambda: good)
+        assert missing.load() is good[0]
+        missing.forget()
+        assert missing._find.cache_info().currsize == 1
+
+
+def test_an_unreadable_cache_is_as_good_as_none(missing, monkeypatch):
+    def fail():
+        raise PermissionError("no")
+
+    monkeypatch.setattr(recipe, "cached_extension", fail)
+    assert missing.load() is None
+    assert "not built" in missing.why_missing()
+
+
+# --- the user is told once -----------------------------------------------------------------------
+
+
+def warned(count=2):
+    """The warnings of so many calls, none of them hidden because it was shown before."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(count):
+            _extension.tell_once()
+    return seen
+
+
+def test_the_user_is_told_once(missing, monkeypatch):
+    (warning,) = warned()
+    assert warning.category is PerformanceWarning
+    assert issubclass(PerformanceWarning, UserWarning)
+    assert warning.filename == __file__
+    for word in ("sdpa", "not built", "`xlnet-fast build`", "XLNET_FAST_NO_WARN=1"):
+        assert word in str(warning.message)
+    assert warned() == []
+
+
+@pytest.mark.parametrize(("value", "count"), [("1", 0), ("yes", 0), ("0", 1), ("", 1)])
+def test_the_telling_can_be_switched_off(missing, monkeypatch, value, count):
+    monkeypatch.setenv("XLNET_FAST_NO_WARN", value)
+    assert len(warned()) == count
+
+
+def test_a_filter_can_raise_or_hide_it(missing):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PerformanceWarning)
+        with pytest.raises(PerformanceWarning, match="sdpa"):
+            _extension.tell_once()
+        _extension.tell_once()
+
+
+@built
+def test_nothing_is_told_where_the_extension_is(monkeypatch):
+    monkeypatch.setattr(_extension, "_told", False)
+    assert warned() == []
+
+
+def test_nothing_is_told_while_a_graph_is_traced(monkeypatch):
+    monkeypatch.setattr(_extension, "_find", lambda: (None, "it was not built"))
+    monkeypatch.setattr(_extension, "_told", False)
+    monkeypatch.delenv("XLNET_FAST_NO_WARN", raising=False)
+
+    def double(x):
+        _extension.tell_once()
+        return x * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y = torch.compile(double, fullgraph=True, backend="eager")(torch.ones(2))
+    assert y.tolist() == [2, 2]
+    assert len(warned()) == 1
+
+
+def test_an_import_neither_warns_nor_compiles(tmp_path):
+    """In a process where no extension is, and any attempt to run a program fails."""
+    code = (
+        "import importlib, subprocess, sys\n"
+        "subprocess.Popen = None\n"
+        "sys.modules['xlnet_fast._C'] = None\n"
+        "import xlnet_fast, xlnet_fast.ops, xlnet_fast.hf\n"
+        "from xlnet_fast import _extension\n"
+        "assert _extension.load() is None\n"
+        "assert 'xlnet_fast.builder.build' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[1],
+        env=os.environ | {"XLNET_FAST_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PerformanceWarning" not in done.stderr

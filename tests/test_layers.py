@@ -20,7 +20,7 @@ PACKAGE = "xlnet_fast"
 # Left to right. A name stands for itself and all below it; the longest match counts.
 LAYERS = [
     {"_version", "errors"},
-    {"masks", "philox", "tolerance", "_extension"},
+    {"masks", "philox", "tolerance", "_extension", "builder"},
     {"operands"},
     {"reference"},
     {"kernels"},

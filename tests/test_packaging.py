@@ -108,6 +108,14 @@ def test_pure_wheel(checkout):
         }
         assert sources
         assert sources <= files, f"not in the wheel: {sorted(sources - files)}"
+    compiled_later = {
+        "xlnet_fast/" + path.relative_to(checkout).as_posix()
+        for pattern in ("csrc/**/*.h", "csrc/**/*.cpp")
+        for path in checkout.glob(pattern)
+    }
+    assert {"xlnet_fast/csrc/bindings.cpp", "xlnet_fast/csrc/build_info.h"} <= compiled_later
+    missing = compiled_later - files
+    assert not missing, f"`xlnet-fast build` needs them in the wheel: {sorted(missing)}"
     results = {
         "xlnet_fast/" + path.relative_to(checkout).as_posix()
         for path in (checkout / "benchmarks" / "results").rglob("*")
@@ -124,12 +132,60 @@ def test_wheel_with_the_extension(checkout):
     assert left_out(said) == []
 
 
+@has_compiler
+def test_an_install_without_a_compiler_can_build_later(checkout, tmp_path):
+    """The true sources, out of a pure wheel, into the cache, by the command."""
+    name, _, _ = wheel(checkout, XLNET_FAST_NO_EXT="1")
+    site, cache = tmp_path / "site", tmp_path / "cache"
+    with zipfile.ZipFile(checkout / "out" / name) as archive:
+        archive.extractall(site)
+    environment = os.environ | {
+        "PYTHONPATH": str(site),
+        "XLNET_FAST_CACHE": str(cache),
+        "XLNET_FAST_CXXFLAGS": "-O0" if os.name == "posix" else "",
+    }
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=290,
+        )
+
+    done = python("-m", "xlnet_fast", "build")
+    assert done.returncode == 0, done.stderr
+    (built,) = cache.glob(f"{__version__}-*/_C.*")
+    assert f"{built}: built in" in done.stdout
+    program = (
+        "from xlnet_fast import _extension as e\n"
+        "words = e.require().philox4x32((0, 0, 0, 0), (0, 0))\n"
+        "print(e.path(), words[0] == 0x6627E8D5, *e.build_info()['flags'])\n"
+    )
+    path, right, *flags = python("-c", program).stdout.split()
+    assert (Path(path), right) == (built, "True")
+    assert "-fno-math-errno" in flags or os.name != "posix"
+    assert not compiled({file.relative_to(site).as_posix() for file in site.rglob("*")})
+
+
 def test_failing_compiler_is_told_and_does_not_fail_the_build(checkout):
     _, files, said = wheel(checkout, CC="false", CXX="false")
     assert compiled(files) == []
     assert "xlnet_fast/philox.py" in files
     assert len(left_out(said)) == 1, said
     assert "CompileError" in left_out(said)[0]
+    assert "`xlnet-fast build`" in left_out(said)[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the fake compiler is a shell script")
+def test_the_sources_are_compiled_side_by_side(checkout, tmp_path):
+    notes, cxx = tmp_path / "notes", tmp_path / "cxx"
+    cxx.write_text(f"#!/bin/sh\necho begin >> {notes}\nsleep 1\necho end >> {notes}\nexit 1\n")
+    cxx.chmod(0o755)
+    setup(checkout, "build_ext", CC=str(cxx), CXX=str(cxx))
+    assert notes.read_text().split()[:2] == ["begin", "begin"]
 
 
 def test_missing_compiler_is_told_and_does_not_fail_the_build(checkout):

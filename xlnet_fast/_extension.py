@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
 from typing import Protocol, TypedDict, cast
 
 from xlnet_fast._version import __version__
-from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.builder import recipe
+from xlnet_fast.errors import BackendUnavailable, PerformanceWarning
 
+_NAME = "xlnet_fast._C"
 _HOW_TO_GET_IT = (
-    "run `make ext` in a checkout, or reinstall with a C++17 compiler on the path "
-    "(`XLNET_FAST_REQUIRE_EXT=1 pip install .` shows what the compiler says)"
+    "run `xlnet-fast build`, which needs a C++17 compiler and shows what it says "
+    "(in a checkout `make ext` does the same)"
 )
 
 
@@ -58,22 +64,75 @@ class CompiledModule(Protocol):
 
 @functools.cache
 def _find() -> tuple[CompiledModule | None, str | None]:
-    """The module, or None and the reason."""
+    """The module, or None and the reason: first in the package's folder, then in the cache."""
+    module, reason = _from_package()
+    if module is None and (cached := _cached_file()) is not None:
+        return _from_cache(cached)
+    return module, reason
+
+
+def _from_package() -> tuple[CompiledModule | None, str | None]:
     try:
-        module = cast(CompiledModule, importlib.import_module("xlnet_fast._C"))
+        module = cast(CompiledModule, importlib.import_module(_NAME))
     except ModuleNotFoundError as error:
-        if error.name != "xlnet_fast._C":
+        if error.name != _NAME:
             raise
-        return None, f"the extension xlnet_fast._C was not built; to get it, {_HOW_TO_GET_IT}"
+        return None, f"the extension {_NAME} was not built; to get it, {_HOW_TO_GET_IT}"
     except ImportError as error:
-        return None, f"xlnet_fast._C does not load ({error}); to mend it, {_HOW_TO_GET_IT}"
+        return None, f"{_NAME} does not load ({error}); to mend it, {_HOW_TO_GET_IT}"
+    return _checked(module)
+
+
+def _cached_file() -> Path | None:
+    """The file that `xlnet-fast build` made from these very sources, if there is one."""
+    try:
+        file = recipe.cached_extension()
+        return file if file is not None and file.is_file() else None
+    except OSError:  # unreadable sources or cache: as good as none
+        return None
+
+
+def _from_cache(file: Path) -> tuple[CompiledModule | None, str | None]:
+    try:
+        module = load_file(str(file))
+    except ImportError as error:
+        return None, (
+            f"{file} does not load ({error}); to renew it, run `xlnet-fast build --force`, which "
+            f"needs a C++17 compiler"
+        )
+    sys.modules[_NAME] = module  # type: ignore[assignment]
+    return _checked(module)
+
+
+def load_file(file: str) -> CompiledModule:
+    """The extension in a file, loaded without making it the one that this module uses.
+
+    Raises:
+        ImportError: it does not load.
+    """
+    spec = importlib.util.spec_from_file_location(_NAME, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} has not the name of an extension module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(CompiledModule, module)
+
+
+def _checked(module: CompiledModule) -> tuple[CompiledModule | None, str | None]:
     built = module.build_info()["version"]
     if built != __version__:
         return None, (
-            f"xlnet_fast._C was built from version {built} and this is {__version__}; "
+            f"{_NAME} was built from version {built} and this is {__version__}; "
             f"to renew it, {_HOW_TO_GET_IT}"
         )
     return module, None
+
+
+def forget() -> None:
+    """Look for the extension anew at the next call; one that is loaded stays loaded."""
+    if load() is None:
+        sys.modules.pop(_NAME, None)
+        _find.cache_clear()
 
 
 def load() -> CompiledModule | None:
@@ -84,6 +143,38 @@ def load() -> CompiledModule | None:
 def why_missing() -> str | None:
     """Why the extension is missing and how to get it, in one sentence; None where it is loaded."""
     return _find()[1]
+
+
+def path() -> str | None:
+    """The file that the extension was loaded from, or None where it is missing."""
+    return getattr(load(), "__file__", None)
+
+
+_told = False
+
+
+def tell_once() -> None:
+    """Warn, once in this process, that the extension is missing, and say how to get it.
+
+    For whoever would have taken a CPU kernel and takes the sdpa backend in its place. Silent where
+    the extension is there, with `XLNET_FAST_NO_WARN=1`, and while torch.compile traces.
+
+    Warns:
+        PerformanceWarning: the reason and the remedy.
+    """
+    import torch  # not at the top: what only builds or inspects the extension needs no torch
+
+    global _told
+    if torch.compiler.is_compiling() or _told or load() is not None:
+        return
+    _told = True
+    if not recipe.is_set("XLNET_FAST_NO_WARN"):
+        warnings.warn(
+            f"attention on the CPU runs on the slower sdpa backend: {why_missing()}. "
+            f"XLNET_FAST_NO_WARN=1 silences this",
+            PerformanceWarning,
+            stacklevel=2,
+        )
 
 
 def require() -> CompiledModule:

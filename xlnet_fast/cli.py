@@ -1,8 +1,8 @@
-"""The command line: ``xlnet-fast info | check | bench | kernels-report``.
+"""The command line: ``xlnet-fast info | build | check | bench | kernels-report``.
 
 A wrong argument, a file or checkpoint that cannot be used, a missing network: one sentence on
-stderr and exit code 2. A failed check or benchmark: exit code 1. Torch is imported by the commands
-and not here, so that ``--help`` and ``--version`` answer at once.
+stderr and exit code 2. A failed check, benchmark or build: exit code 1. Torch is imported by the
+commands and not here, so that ``--help`` and ``--version`` answer at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -21,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
-from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
 BAD_INPUT = 2
 # Typer carries its own copy of click, or uses click itself, depending on its version.
@@ -109,6 +110,34 @@ def info(
         print(information.to_json(facts))
     else:
         information.render(facts)
+
+
+@app.command()
+def build(
+    force: Annotated[bool, typer.Option("--force", help="Compile even if it is there.")] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Stop the compilers after this time.")
+    ] = 600.0,
+) -> None:
+    """Compile the C++ extension for this Python, where the installation could not."""
+    from xlnet_fast.builder.build import build_extension
+
+    # The compilers are in groups of their own: a plain end of this process would leave them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        built = build_extension(force, timeout, say=lambda line: print(line, flush=True))
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    how = (
+        f"built in {built.time_s:.0f} s"
+        if built.compiled
+        else "there already; --force builds it anew"
+    )
+    facts = built.build_info
+    print(f"{built.path}: {how}")
+    print(f"compiler: {facts['compiler']}, flags: {' '.join(facts['flags'])}")
+    print(f"CPU variants: {', '.join(facts['isa_compiled'])}; this CPU runs {facts['isa_used']}")
 
 
 @app.command()

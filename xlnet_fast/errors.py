@@ -21,3 +21,11 @@ class ShapeError(ArgumentError):
 
 class BackendUnavailable(XLNetFastError, RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why."""
+
+
+class BuildError(XLNetFastError, RuntimeError):
+    """The C++ extension could not be built; the message says at which step and what would help."""
+
+
+class PerformanceWarning(UserWarning):
+    """The result is right, but something slower than need be makes it; the message says what."""

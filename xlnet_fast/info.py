@@ -40,7 +40,7 @@ def gather() -> dict[str, Any]:
 
     Returns:
         schema (int), versions {name: version or None}, devices [{device, name, ...}],
-        extension {built, reason, compiler, ...}, kernels [{kernel, status, architectures}],
+        extension {built, reason, path, compiler, ...}, kernels [{kernel, status, architectures}],
         missing [{what, effect, remedy}], backends [{op, device, dtype, mode, backend, reason}].
     """
     devices = _devices()
@@ -136,7 +136,7 @@ def _built() -> dict[str, Any]:
     built = _extension.build_info()
     if built is None:
         return {"built": False, "reason": _extension.why_missing()}
-    return {"built": True, "reason": None, **built}
+    return {"built": True, "reason": None, "path": _extension.path(), **built}
 
 
 def _kernels() -> list[dict[str, Any]]:
@@ -169,7 +169,8 @@ def _missing() -> list[dict[str, str]]:
     rows = []
     reason = _extension.why_missing()
     if reason is not None:
-        rows.append(_lack("C++ extension", "dropout masks are made by slower PyTorch code", reason))
+        effect = "attention on the CPU and dropout masks are made by slower PyTorch code"
+        rows.append(_lack("C++ extension", effect, reason))
     if not torch.cuda.is_available():
         remedy = "use a machine with an NVIDIA GPU of compute capability 8.0 or newer"
         if torch.version.cuda is None:
@@ -257,6 +258,7 @@ def _extension_text(built: dict[str, Any]) -> dict[str, str]:
     if not built["built"]:
         return {"not built": built["reason"]}
     return {
+        "loaded from": str(built["path"]),
         "built with": f"{built['compiler']}, pybind11 {built['pybind11']}",
         "flags": " ".join(built["flags"]),
         "CPU variants": f"{', '.join(built['isa_compiled'])}; this CPU runs {built['isa_used']}",

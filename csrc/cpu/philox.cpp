@@ -15,8 +15,6 @@
 namespace xlnet_fast::cpu {
 namespace {
 
-using KeepRow = void (*)(uint8_t*, int64_t, const RowCounter&);
-
 void keep_row_baseline(uint8_t* keep, int64_t keys, const RowCounter& at) {
   keep_row_from(keep, 0, keys, at);
 }
@@ -51,15 +49,6 @@ std::string joined(const std::vector<std::string>& names) {
   std::string text;
   for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
   return text;
-}
-
-KeepRow pick(const std::string& isa) {
-  const std::string wanted = isa == "auto" ? isa_available().back() : isa;
-  for (const auto& variant : variants()) {
-    if (variant.runs_here && wanted == variant.name) return variant.keep_row;
-  }
-  throw std::invalid_argument("isa must be auto or one of those that were compiled and run here (" +
-                              joined(isa_available()) + "), got " + isa);
 }
 
 void check(const KeepMaskParams& p, int threads) {
@@ -110,6 +99,15 @@ std::vector<std::string> isa_available() {
   return names;
 }
 
+KeepRow keep_row_of(const std::string& isa) {
+  const std::string wanted = isa == "auto" ? isa_available().back() : isa;
+  for (const auto& variant : variants()) {
+    if (variant.runs_here && wanted == variant.name) return variant.keep_row;
+  }
+  throw std::invalid_argument("isa must be auto or one of those that were compiled and run here (" +
+                              joined(isa_available()) + "), got " + isa);
+}
+
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   const Words w = philox({counter[0], counter[1], counter[2], counter[3]}, key[0], key[1]);
   return {w.x0, w.x1, w.x2, w.x3};
@@ -117,7 +115,7 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, std::array<u
 
 void philox_keep_mask(const KeepMaskParams& p, int threads, const std::string& isa) {
   check(p, threads);
-  const KeepRow fill = pick(isa);
+  const KeepRow fill = keep_row_of(isa);
   const int64_t flat_rows = p.batch.size() * p.heads * p.rows.size();
   if (flat_rows == 0 || p.keys == 0) return;
 

@@ -8,12 +8,14 @@ says of a tensor's GPU, its caller asks of ``gpu_of``.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.kernels import cpu as cpu_kernels
 
 OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
 """What backends are chosen for. ``concat_memories`` is ``concat_memory`` of several layers: it asks
@@ -38,6 +40,7 @@ class Capability:
     head_dims: tuple[int, int] = (1, 2**31)
     needs: str | None = None  # an importable module
     gpu_kernel: bool = False
+    obstacle: Callable[[], str | None] | None = None  # why it cannot run on this machine
 
 
 # In the order in which ``auto`` prefers them.
@@ -50,6 +53,13 @@ CAPABILITIES = (
         head_dims=(16, 128),
         needs="triton",
         gpu_kernel=True,
+    ),
+    Capability(
+        "cpu",
+        ops=dict.fromkeys(("rel_attention", "two_stream_attention"), True),
+        devices=("cpu",),
+        dtypes=(*_HALF, torch.float32),
+        obstacle=cpu_kernels.why_unavailable,
     ),
     Capability("sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS),
     Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS),
@@ -124,7 +134,7 @@ def why_not(capability: Capability, request: Request) -> str | None:
         return "it has no backward pass yet, and a gradient is needed"
     if capability.needs is not None and not _importable(capability.needs):
         return f"the module {capability.needs!r} is not installed"
-    return None
+    return None if capability.obstacle is None else capability.obstacle()
 
 
 def named_or_auto(op: str, backend: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.kernels.cpu import rel_attention as cpu_attention
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import Keys, Queries
@@ -110,6 +111,8 @@ def _kernels(backend: str) -> Any:
     """The module of a backend that has this op."""
     if backend == "sdpa":
         return sdpa_attention
+    if backend == "cpu":
+        return cpu_attention
     if backend == "triton":
         from xlnet_fast.kernels.triton import rel_attention as triton_attention
 
@@ -121,7 +124,7 @@ def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, .
     """Outputs and statistics of each stream; also the fakes."""
     call = _Call(*args)
     outs = [torch.empty_like(q) for q in queries]
-    if call.backend == "sdpa":  # it recomputes
+    if call.backend in ("cpu", "sdpa"):  # they recompute
         return *outs, *(q.new_empty(0, dtype=torch.float32) for q in queries)
     shapes = [(q.shape[0], q.shape[2], q.shape[1]) for q in queries]
     stats = (

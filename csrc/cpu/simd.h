@@ -1,0 +1,165 @@
+// Vectors of fp32 lanes for the instruction set a file is compiled for. Included once in such a
+// file, between isa_begin and isa_end: everything here lives in that set's own namespace, so no
+// two files share an inline function compiled differently.
+//
+//   XLNET_FAST_ISA     the namespace
+//   XLNET_FAST_LANES   lanes of a vector: 4, 8 or 16
+//   XLNET_FAST_TILES   vectors of a row of a register tile
+//   XLNET_FAST_BF16    defined where pairs of bfloat16 are multiplied by one instruction
+#if !defined(XLNET_FAST_ISA) || !defined(XLNET_FAST_LANES) || !defined(XLNET_FAST_TILES)
+#error "define XLNET_FAST_ISA, XLNET_FAST_LANES and XLNET_FAST_TILES before including simd.h"
+#endif
+
+namespace xlnet_fast::cpu::XLNET_FAST_ISA {
+namespace {
+
+constexpr int kLanes = XLNET_FAST_LANES;
+
+typedef float Vec __attribute__((vector_size(4 * XLNET_FAST_LANES)));
+typedef int32_t VecInt __attribute__((vector_size(4 * XLNET_FAST_LANES)));
+
+XLNET_FAST_INLINE Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+XLNET_FAST_INLINE VecInt load_int(const int32_t* p) {
+  VecInt v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+XLNET_FAST_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+XLNET_FAST_INLINE void store_int(int32_t* p, VecInt v) { __builtin_memcpy(p, &v, sizeof v); }
+
+#if XLNET_FAST_LANES == 16
+XLNET_FAST_INLINE Vec splat(float x) { return (Vec)_mm512_set1_ps(x); }
+XLNET_FAST_INLINE VecInt splat_int(int32_t x) { return (VecInt)_mm512_set1_epi32(x); }
+XLNET_FAST_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+XLNET_FAST_INLINE Vec maximum(Vec a, Vec b) { return (Vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif XLNET_FAST_LANES == 8
+XLNET_FAST_INLINE Vec splat(float x) { return (Vec)_mm256_set1_ps(x); }
+XLNET_FAST_INLINE VecInt splat_int(int32_t x) { return (VecInt)_mm256_set1_epi32(x); }
+XLNET_FAST_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+XLNET_FAST_INLINE Vec maximum(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#else  // any target of gcc and clang
+XLNET_FAST_INLINE Vec splat(float x) { return Vec{x, x, x, x}; }
+XLNET_FAST_INLINE VecInt splat_int(int32_t x) { return VecInt{x, x, x, x}; }
+XLNET_FAST_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+XLNET_FAST_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+#endif
+
+// `yes` in the lanes where the mask is all ones, `no` where it is zero.
+XLNET_FAST_INLINE Vec select(VecInt mask, Vec yes, Vec no) { return mask ? yes : no; }
+
+XLNET_FAST_INLINE VecInt lane_numbers() {
+  alignas(64) static const int32_t kNumbers[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                   8, 9, 10, 11, 12, 13, 14, 15};
+  return load_int(kNumbers);
+}
+
+XLNET_FAST_INLINE float sum_of(Vec v) {
+  float total = 0.0f;
+  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
+  return total;
+}
+
+XLNET_FAST_INLINE float max_of(Vec v) {
+  float most = v[0];
+  for (int lane = 1; lane < kLanes; ++lane) most = v[lane] > most ? v[lane] : most;
+  return most;
+}
+
+// e^f for |f| <= ln 2 / 2, by polynomials of least relative error: 2e-9 with six coefficients, 3e-6
+// with four, which is ample for what is rounded to bfloat16.
+template <bool kFast>
+XLNET_FAST_INLINE Vec exp_of_fraction(Vec f) {
+  Vec p;
+  if (kFast) {
+    p = multiply_add(splat(0.041513681f), f, splat(0.16787592f));
+    p = multiply_add(p, f, splat(0.50003022f));
+    p = multiply_add(p, f, splat(0.99996680f));
+  } else {
+    p = multiply_add(splat(0.0013843607f), f, splat(0.0083741955f));
+    p = multiply_add(p, f, splat(0.041668005f));
+    p = multiply_add(p, f, splat(0.16666430f));
+    p = multiply_add(p, f, splat(0.49999994f));
+    p = multiply_add(p, f, splat(1.0f));
+  }
+  return multiply_add(p, f, splat(1.0f));
+}
+
+// e^x for x <= 0, to about one unit in the last place, or to 3e-6; 0 where it is below 2^-126, where
+// denormals would begin. e^x = 2^n e^f; ln 2 is split in two, so that n ln 2 is exact to the last
+// place of x.
+template <bool kFast>
+XLNET_FAST_INLINE Vec exp_of(Vec x) {
+  const Vec least = splat(-87.336544f);       // ln 2^-126
+  const Vec to_integer = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+#if XLNET_FAST_LANES == 16
+  const Vec bounded = x;  // lanes below are zeroed at the end, whatever became of them
+#else
+  const Vec bounded = maximum(x, least);
+#endif
+  const Vec shifted = multiply_add(bounded, splat(1.44269504f), to_integer);
+  const Vec n = shifted - to_integer;
+  Vec f = multiply_add(n, splat(-0.693359375f), bounded);
+  f = multiply_add(n, splat(2.12194440e-4f), f);
+  const Vec p = exp_of_fraction<kFast>(f);
+#if XLNET_FAST_LANES == 16
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)least, _CMP_GE_OQ);
+  return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
+#else
+  const VecInt exponent = ((VecInt)shifted - (VecInt)to_integer) << 23;
+  return select(x < least, splat(0.0f), (Vec)((VecInt)p + exponent));
+#endif
+}
+
+#if defined(XLNET_FAST_BF16)
+// kLanes floats as bfloat16, to nearest, ties to even.
+XLNET_FAST_INLINE void store_bfloat16(uint16_t* p, Vec v) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)v);
+  __builtin_memcpy(p, &rounded, sizeof rounded);
+}
+#endif
+
+// Of every pair of blocks of `step` lanes, a gets the first one of a and of b, and b the second one
+// of both. `step` is a constant once the loop around it is unrolled.
+XLNET_FAST_INLINE void exchange(Vec& a, Vec& b, int step) {
+  const Vec x = a, y = b;
+#if defined(__clang__)  // it has no shuffle by a vector, and finds the shuffle in this
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const bool upper = (lane & step) != 0;
+    a[lane] = upper ? y[lane - step] : x[lane];
+    b[lane] = upper ? y[lane] : x[lane + step];
+  }
+#else
+  VecInt first, second;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const bool upper = (lane & step) != 0;
+    first[lane] = upper ? kLanes + lane - step : lane;
+    second[lane] = upper ? kLanes + lane : lane + step;
+  }
+  a = __builtin_shuffle(x, y, first);
+  b = __builtin_shuffle(x, y, second);
+#endif
+}
+
+// Transposes a square block, one vector a row.
+XLNET_FAST_INLINE void transpose(Vec (&rows)[kLanes]) {
+XLNET_FAST_UNROLL(4)
+  for (int step = 1; step < kLanes; step *= 2) {
+XLNET_FAST_UNROLL(16)
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & step) == 0) exchange(rows[i], rows[i + step], step);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace xlnet_fast::cpu::XLNET_FAST_ISA

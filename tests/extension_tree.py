@@ -1,0 +1,140 @@
+"""A copy of the package beside tiny C++ sources, whose builds take less than a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+posix = pytest.mark.skipif(os.name != "posix", reason="the fake compilers are shell scripts")
+has_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
+)
+proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+BOTH = ["bindings.cpp", "part.cpp"]
+# No pybind11, which takes seconds to compile. `part` shows that both objects are linked.
+BINDINGS = """
+#include <Python.h>
+#include "header.h"
+extern "C" const char* part();
+static PyObject* build_info(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s,s:s,s:[s],s:[s],s:s,s:[],s:s}", "version", XLNET_FAST_VERSION,
+                       "compiler", MARK, "flags", XLNET_FAST_FLAGS, "isa_compiled", "baseline",
+                       "isa_used", part(), "cuda_archs", "pybind11", "0");
+}
+static PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, ""}, {}};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "", -1, methods};
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
+"""
+PART = 'extern "C" const char* part() { return "tiny"; }\n'
+LOOK = (
+    "import json\n"
+    "from xlnet_fast import _extension as e\n"
+    "print(json.dumps([e.path(), e.why_missing(), e.build_info()]))\n"
+)
+
+
+class Tree:
+    """A copy of the package with tiny sources, and its own cache."""
+
+    def __init__(self, root: Path, installed: bool):
+        self.root, self.package, self.cache = root, root / "xlnet_fast", root.parent / "cache"
+        self.csrc = self.package / "csrc" if installed else root / "csrc"
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "kernels", "ops", "hf")
+        shutil.copytree(ROOT / "xlnet_fast", self.package, ignore=ignored)
+        (self.csrc / "cpu").mkdir(parents=True)
+        (self.csrc / "bindings.cpp").write_text(BINDINGS)
+        (self.csrc / "header.h").write_text('#define MARK "first"\n')
+        (self.csrc / "cpu" / "part.cpp").write_text(PART)
+        if not installed:
+            (root / "setup.py").write_text("")
+
+    def environment(self, **changes: str | Path) -> dict[str, str]:
+        ours = ("XLNET_FAST_", "CXX", "LDFLAGS", "PYTHON")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+        mine = {"XLNET_FAST_CACHE": self.cache, "PYTHONPATH": self.root} | changes
+        return kept | {name: str(value) for name, value in mine.items()}
+
+    def start(self, *options: str, **environment: str | Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "xlnet_fast", "build", *options],
+            cwd=self.root.parent,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def build(self, *options: str, **environment: str | Path) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr) of `xlnet-fast build`."""
+        process = self.start(*options, **environment)
+        out, err = process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        return process.returncode, out, err
+
+    def look(self, **environment: str | Path) -> tuple[Path | None, str | None, dict | None]:
+        """(path, reason, build_info) that a new process finds."""
+        done = subprocess.run(
+            [sys.executable, "-c", LOOK],
+            cwd=self.root.parent,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        path, reason, info = json.loads(done.stdout)
+        return None if path is None else Path(path), reason, info
+
+    def mark(self, word: str) -> None:
+        (self.csrc / "header.h").write_text(f'#define MARK "{word}"\n')
+
+    def leftovers(self) -> list[str]:
+        """What a build leaves besides the extension, its lock and its log."""
+        folders = [self.package, self.root / "build", self.cache]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        pattern = r"build\.l(ock|og)|.*\.(py|pyc|cpp|h|typed|json)|_C\.cp.*"
+        return [str(path) for path in files if not re.fullmatch(pattern, path.name)]
+
+
+def fails(tree: Tree, *options: str, **environment: str | Path) -> str:
+    """What a failing build says; what was there before stays, and nothing else."""
+    before = tree.look()
+    code, _, err = tree.build(*options, **environment)
+    assert code == 1, err
+    assert err.startswith("error: ")
+    assert tree.leftovers() == []
+    assert tree.look() == before
+    return err
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not yet collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def pids_in(file: Path, count: int) -> list[int]:
+    """Process ids that a script writes, waited for."""
+    deadline = time.monotonic() + 30
+    while not file.exists() or len(file.read_text().split()) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return [int(word) for word in file.read_text().split()]
+
+
+def all_gone(pids: list[int]) -> bool:
+    """Whether they end within two seconds: a killed process may take a moment."""
+    deadline = time.monotonic() + 2
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(map(is_alive, pids))
