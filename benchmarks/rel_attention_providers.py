@@ -7,9 +7,11 @@ it computes in every layer (the position scores) is inside the timed region for 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 
 from .rel_attention_case import (
     BACKWARD,
+    DTYPES,
     FORWARD,
     FORWARD_BACKWARD,
     RelAttentionCase,
@@ -240,6 +243,32 @@ def _build_flex(case: RelAttentionCase, inputs: RelAttentionInputs) -> Attention
     return Attention(run, inputs.leaves(), inputs.grad_out)
 
 
+# Score matrices that HF, compiled or not, and a materialised bias hold at once (measured: 5).
+_DENSE_SCORES = 6
+
+
+def _dense_why_not(case: RelAttentionCase) -> str | None:
+    """Leave a CPU's user the memory: a machine that swaps, or kills the run, measures nothing."""
+    if torch.device(case.device).type != "cpu":
+        return None
+    itemsize = DTYPES[case.dtype].itemsize
+    scores = case.batch * case.heads * case.queries * (case.queries + case.memory) * itemsize
+    needed, available = _DENSE_SCORES * scores, _available_memory()
+    if needed <= 0.6 * available:
+        return None
+    return f"its scores need about {needed / 2**30:.0f} GiB of {available / 2**30:.0f} GiB free"
+
+
+def _available_memory() -> int:
+    """Bytes of memory that a new process may take (Linux; elsewhere no bound is known)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return sys.maxsize
+    (kib,) = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(kib)
+
+
 def _flex_why_not(case: RelAttentionCase) -> str | None:
     if torch.device(case.device).type != "cuda":
         return "FlexAttention with a precomputed bias is benchmarked on GPUs only"
@@ -322,11 +351,14 @@ def _join_memory(result: Result) -> Result:
     return result
 
 
-HF_EAGER = Provider("hf_eager", _build_hf)
+HF_EAGER = Provider("hf_eager", _build_hf, _dense_why_not)
 HF_COMPILE = Provider(
-    "hf_compile", lambda case, inputs: _build_hf(case, inputs, compiled=True), compiles=True
+    "hf_compile",
+    lambda case, inputs: _build_hf(case, inputs, compiled=True),
+    _dense_why_not,
+    compiles=True,
 )
-SDPA_BIAS = Provider("sdpa_bias", _build_sdpa_bias)
+SDPA_BIAS = Provider("sdpa_bias", _build_sdpa_bias, _dense_why_not)
 FLEX = Provider("flex", _build_flex, _flex_why_not, compiles=True)
 SDPA_FLASH = Provider("sdpa_flash", _build_content_only, exact=False)
 OURS = Provider("ours", _build_ours("auto"))

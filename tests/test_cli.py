@@ -221,6 +221,8 @@ BUILD_INFO = {
     "flags": ["-a", "-b"],
     "isa_compiled": ["x", "y"],
     "isa_used": "y",
+    "attention_isa": ["baseline"],
+    "thread_runtime": "openmp",
 }
 
 

@@ -69,6 +69,8 @@ def test_build_info():
     assert info["isa_compiled"][0] == "baseline"
     assert info["isa_used"] in info["isa_compiled"]
     assert info["isa_used"] == _extension.require().isa_available()[-1]
+    assert info["attention_isa"][0] == "baseline"
+    assert info["thread_runtime"] == "openmp"  # torch's, in a process that has imported torch
     assert info["flags"][: len(recipe.UNIX_FLAGS)] == list(recipe.UNIX_FLAGS) or os.name == "nt"
     assert any("std" in flag and "17" in flag for flag in info["flags"])
     assert info["compiler"].split()[0] in ("gcc", "clang", "msvc")

@@ -12,7 +12,7 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
-from typing import Protocol, TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 from xlnet_fast._version import __version__
 from xlnet_fast.builder import recipe
@@ -33,6 +33,8 @@ class BuildInfo(TypedDict):
     flags: list[str]
     isa_compiled: list[str]  # slowest first; "baseline" is always there
     isa_used: str  # the fastest compiled variant that this CPU runs
+    attention_isa: list[str]  # of the attention kernels, those that this CPU runs, slowest first
+    thread_runtime: str  # whose threads they use: "openmp" is torch's own pool
     cuda_archs: list[str]
     pybind11: str
 
@@ -53,6 +55,25 @@ class CompiledModule(Protocol):
         batch: tuple[int, int],
         rows: tuple[int, int],
         keys: int,
+        threads: int,
+        isa: str,
+    ) -> None: ...
+
+    def attention_isa_available(self) -> list[str]: ...
+
+    def attention_isa_emulated(self) -> list[str]: ...
+
+    def thread_runtime(self) -> str: ...
+
+    def rel_attention_forward(
+        self, keys: dict[str, Any], streams: list[dict[str, Any]], threads: int, isa: str
+    ) -> None: ...
+
+    def rel_attention_backward(
+        self,
+        keys: dict[str, Any],
+        streams: list[dict[str, Any]],
+        gradients: dict[str, Any],
         threads: int,
         isa: str,
     ) -> None: ...

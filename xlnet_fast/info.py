@@ -261,7 +261,9 @@ def _extension_text(built: dict[str, Any]) -> dict[str, str]:
         "loaded from": str(built["path"]),
         "built with": f"{built['compiler']}, pybind11 {built['pybind11']}",
         "flags": " ".join(built["flags"]),
-        "CPU variants": f"{', '.join(built['isa_compiled'])}; this CPU runs {built['isa_used']}",
+        "dropout variants": f"{', '.join(built['isa_compiled'])}; here {built['isa_used']}",
+        "attention variants": f"{', '.join(built['attention_isa'])}, on threads of "
+        f"{built['thread_runtime']}. amx_bf16 was tested by emulation, never on a CPU that has AMX",
         "CUDA archs": ", ".join(built["cuda_archs"]) or "none: this version has no CUDA C++ kernel",
     }
 

@@ -16,6 +16,7 @@ constexpr int64_t kDepthBlock = 64;  // words of a panel kept in the first-level
 
 struct FloatWords {
   static constexpr int kElements = 1;
+  static constexpr bool kTiles = false;
   static XLNET_FAST_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
     return XLNET_FAST_ISA::multiply_add(a, b, c);
   }
@@ -24,9 +25,16 @@ struct FloatWords {
 #if defined(XLNET_FAST_BF16)
 struct BFloat16Pairs {
   static constexpr int kElements = 2;
+  static constexpr bool kTiles = false;
   static XLNET_FAST_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
     return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
   }
+};
+#endif
+
+#if defined(XLNET_FAST_AMX)
+struct BFloat16Tiles : BFloat16Pairs {  // products by AMX where A's words lie side by side
+  static constexpr bool kTiles = true;
 };
 #endif
 
@@ -113,28 +121,66 @@ XLNET_FAST_INLINE Left from(Left a, int64_t i, int64_t k) {
   return {a.data + i * a.row + k * a.word, a.row, a.word};
 }
 
-// C[rows, columns] (+)= A B over `depth` words. Whole vectors of C are written: its rows need room
+// C[i0..i1, columns] (+)= A B over words k0..k1. Whole vectors of C are written: its rows need room
 // for them. `columns` are those that were packed, or a multiple of kPanel.
 template <class Words>
-void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, Right b, float* c,
-              int64_t stride, bool add) {
+void multiply_part(Range rows, int64_t columns, Range depth, Left a, Right b, float* c,
+                   int64_t stride, bool add) {
   for (int64_t column = 0; column < columns; column += kPanel) {
     const int vectors = vectors_at(column, columns);
-    for (int64_t k = 0; k < depth; k += kDepthBlock) {
-      const int64_t words = min_of(kDepthBlock, depth - k);
+    for (int64_t k = depth.begin; k < depth.end; k += kDepthBlock) {
+      const int64_t words = min_of(kDepthBlock, depth.end - k);
       const float* panel = b.panel(column, vectors, k);
-      const bool add_here = add || k > 0;
-      int64_t i = 0;
-      for (; i + kTileRows <= rows; i += kTileRows) {
+      const bool add_here = add || k > depth.begin;
+      int64_t i = rows.begin;
+      for (; i + kTileRows <= rows.end; i += kTileRows) {
         plain_tile<Words, kTileRows>(vectors, from(a, i, k), panel, words, c + i * stride + column,
                                      stride, add_here);
       }
-      for (; i < rows; ++i) {
+      for (; i < rows.end; ++i) {
         plain_tile<Words, 1>(vectors, from(a, i, k), panel, words, c + i * stride + column, stride,
                              add_here);
       }
     }
   }
+}
+
+#if defined(XLNET_FAST_AMX)
+}  // namespace
+}  // namespace xlnet_fast::cpu::XLNET_FAST_ISA
+#include "gemm_amx.h"
+namespace xlnet_fast::cpu::XLNET_FAST_ISA {
+namespace {
+#endif
+
+// The calling thread's tile registers, where there are any, for as long as this lives.
+struct TileRegisters {
+#if defined(XLNET_FAST_AMX)
+  TileRegisters() { configure_tiles(); }
+  ~TileRegisters() { release_tiles(); }
+#else
+  TileRegisters() {}  // not trivial: no warning of an unused variable
+#endif
+  TileRegisters(const TileRegisters&) = delete;
+  TileRegisters& operator=(const TileRegisters&) = delete;
+};
+
+// C[rows, columns] (+)= A B over `depth` words; the rest as multiply_part.
+template <class Words>
+void multiply(int64_t rows, int64_t columns, int64_t depth, Left a, Right b, float* c,
+              int64_t stride, bool add) {
+#if defined(XLNET_FAST_AMX)
+  if (Words::kTiles && a.word == 1 && rows >= kAmxRows && depth >= kAmxWords) {
+    const int64_t whole_rows = rows / kAmxRows * kAmxRows, whole = depth / kAmxWords * kAmxWords;
+    multiply_amx(whole_rows, columns, whole, a, b, c, stride, add);
+    if (whole < depth) {
+      multiply_part<Words>({0, whole_rows}, columns, {whole, depth}, a, b, c, stride, true);
+    }
+    multiply_part<Words>({whole_rows, rows}, columns, {0, depth}, a, b, c, stride, add);
+    return;
+  }
+#endif
+  multiply_part<Words>({0, rows}, columns, {0, depth}, a, b, c, stride, add);
 }
 
 // Writes A B shifted: row i of the product, less its first shift[i] columns, is row i of C. C has
@@ -197,6 +243,13 @@ void multiply_shifted(int64_t rows, int64_t columns, int64_t depth, Left a, Righ
     const int vectors = vectors_at(column, columns);
     const float* panel = b.panel(column, vectors, 0);
     int64_t i = 0;
+#if defined(XLNET_FAST_AMX)
+    for (; Words::kTiles && depth % kAmxWords == 0 && i + kAmxRows <= rows; i += kAmxRows) {
+      if (!touches(shift + i, kAmxRows, width, column)) continue;
+      shifted_amx(from(a, i, 0), vectors, panel, depth, column, shift + i, width, c + i * stride,
+                  stride);
+    }
+#endif
     for (; i + kTileRows <= rows; i += kTileRows) {
       if (!touches(shift + i, kTileRows, width, column)) continue;
       shifted_tile<Words, kTileRows>(vectors, from(a, i, 0), panel, depth, column, shift + i, width,

@@ -87,6 +87,10 @@ struct ElementOf<BFloat16Pairs> {
   static XLNET_FAST_INLINE float to_float(uint16_t x) { return from_bfloat16(x); }
 };
 #endif
+#if defined(XLNET_FAST_AMX)
+template <>
+struct ElementOf<BFloat16Tiles> : ElementOf<BFloat16Pairs> {};
+#endif
 template <class Words>
 using Element = typename ElementOf<Words>::Type;
 
@@ -151,8 +155,9 @@ XLNET_FAST_INLINE void put_word_row(const float* row, const float*, int64_t k, i
     const int64_t width = vectors_at(column, columns) * kLanes;
     float* at = panels + column * depth + k * width;
     const int64_t count = min_of(width, columns - column);
-    __builtin_memcpy(at, row + column, static_cast<size_t>(count) * 4);
-    for (int64_t d = count; d < width; ++d) at[d] = 0.0f;
+    int64_t d = 0;
+    for (; d + kLanes <= count; d += kLanes) store(at + d, load(row + column + d));
+    for (; d < width; ++d) at[d] = d < count ? row[column + d] : 0.0f;
   }
 }
 

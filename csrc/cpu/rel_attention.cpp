@@ -14,6 +14,7 @@ namespace {
 struct Variant {
   const AttentionKernels* kernels;
   bool runs_here;
+  bool emulated = false;  // for tests: taken by its exact name only
 };
 
 // Slowest first.
@@ -30,18 +31,29 @@ const std::vector<Variant>& variants() {
                         __builtin_cpu_supports("avx512vl");
     found.push_back({&kAttentionAvx2, avx2});
     found.push_back({&kAttentionAvx512, avx512});
-    found.push_back({&kAttentionAvx512Bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+    const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
+    found.push_back({&kAttentionAvx512Bf16, pairs});
+    found.push_back({&kAttentionAmxBf16, pairs && amx_available()});
+    found.push_back({&kAttentionAmxEmulated, pairs, true});
 #endif
     return found;
   }();
   return all;
 }
 
+std::vector<std::string> names_of(bool emulated) {
+  std::vector<std::string> names;
+  for (const Variant& variant : variants()) {
+    if (variant.runs_here && variant.emulated == emulated) names.emplace_back(variant.kernels->isa);
+  }
+  return names;
+}
+
 // The fastest variant for these tensors that is not above `isa`.
 const AttentionKernels& pick(const std::string& isa, Dtype dtype) {
   const AttentionKernels* best = nullptr;
   for (const Variant& variant : variants()) {
-    if (!variant.runs_here) continue;
+    if (!variant.runs_here || (variant.emulated && isa != variant.kernels->isa)) continue;
     if (!variant.kernels->multiplies_bfloat16 || dtype == Dtype::kBFloat16) best = variant.kernels;
     if (isa == variant.kernels->isa) return *best;
   }
@@ -110,13 +122,9 @@ int useful_threads(const AttentionCall& call, int threads) {
 
 }  // namespace
 
-std::vector<std::string> attention_isa_available() {
-  std::vector<std::string> names;
-  for (const Variant& variant : variants()) {
-    if (variant.runs_here) names.emplace_back(variant.kernels->isa);
-  }
-  return names;
-}
+std::vector<std::string> attention_isa_available() { return names_of(false); }
+
+std::vector<std::string> attention_isa_emulated() { return names_of(true); }
 
 void rel_attention_forward(AttentionCall call, int threads, const std::string& isa) {
   check(call, threads);

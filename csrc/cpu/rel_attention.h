@@ -47,11 +47,19 @@ extern const AttentionKernels kAttentionBaseline;
 extern const AttentionKernels kAttentionAvx2;
 extern const AttentionKernels kAttentionAvx512;
 extern const AttentionKernels kAttentionAvx512Bf16;
+extern const AttentionKernels kAttentionAmxBf16;
+extern const AttentionKernels kAttentionAmxEmulated;
 #endif
+
+// Whether this CPU and its system let this process use AMX with bfloat16; asks the system for it.
+bool amx_available();
 
 // Instruction sets that this build has kernels for and that this CPU runs, slowest first. None from
 // a compiler without the vector extension.
 std::vector<std::string> attention_isa_available();
+
+// Those that only tests ask for, by name: emulations of one that this CPU may lack.
+std::vector<std::string> attention_isa_emulated();
 
 // Fills stream.out of every stream. `isa` is "auto" or the highest of attention_isa_available() to
 // use.

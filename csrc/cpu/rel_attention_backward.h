@@ -338,6 +338,7 @@ void backward_part(const AttentionCall& call, char* memory, char* shared, int pa
   Arena arena(memory);
   BackwardWorker<Words> worker(call, shared, arena);
   const int64_t count = Tasks(call.keys).count;
+  const TileRegisters registers;
   for (int64_t task = part; task < count; task += parts) worker.run(task);
 }
 

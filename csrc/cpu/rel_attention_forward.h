@@ -111,6 +111,7 @@ void forward_part(const AttentionCall& call, char* memory, int part, int parts) 
   ForwardWorker<Words> worker(call, arena);
   const int64_t tiles = call.keys.batch * call.keys.heads *
                         tiles_of_head(call, rows_of_tile(Sizes(call.keys).padded_keys));
+  const TileRegisters registers;
   for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) worker.run(t);
 }
 

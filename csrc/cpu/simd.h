@@ -97,7 +97,7 @@ XLNET_FAST_INLINE Vec exp_of_fraction(Vec f) {
 // e^x for x <= 0, to about one unit in the last place, or to 3e-6; 0 where it is below 2^-126, where
 // denormals would begin. e^x = 2^n e^f; ln 2 is split in two, so that n ln 2 is exact to the last
 // place of x.
-template <bool kFast>
+template <bool kFast = false>
 XLNET_FAST_INLINE Vec exp_of(Vec x) {
   const Vec least = splat(-87.336544f);       // ln 2^-126
   const Vec to_integer = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_concat_memory, bench_two_stream, configs
+from benchmarks import rel_attention_providers as providers
 from benchmarks.corpus import Corpus, load_corpus, make_batch
 from benchmarks.floor import GemmFloor
 from benchmarks.model_case import ModelCase, flops, load_model, random_model, share
@@ -266,11 +267,37 @@ def test_presets_name_only_what_exists(name, device):
 
 def test_the_cpu_presets_hold_the_promised_shapes():
     promised = {(1, 128), (8, 128), (1, 512), (4, 512), (1, 2048)}
-    for name in configs.PRESETS:
+    for name in ("quick", "full", "headline"):
         preset = configs.preset(name, "cpu")
         assert {(s.batch, s.length) for s in preset.model_shapes} == promised
         assert set(preset.dtypes) == {"fp32", "bf16"}
         assert preset.geometry.n_layer == 12
+
+
+def test_the_cpu_targets_are_the_designs_table_and_a_scaling():
+    targets = configs.preset("targets", "cpu")
+    shapes = {(s.batch, s.length): s.passes for s in targets.model_shapes}
+    assert set(shapes) == {(1, 128), (8, 128), (4, 512), (1, 2048)}
+    assert configs.TRAINING_STEP in shapes[4, 512]
+    assert targets.geometry == replace(configs.BASE, name=targets.geometry.name, n_layer=4)
+    assert targets.compile_budget_s == float("inf")
+    alone = {s.queries for s in targets.attention_shapes if s.batch == 1}
+    assert alone == {128, 256, 512, 1024, 2048, 4096, 8192}
+
+
+def test_what_memory_cannot_hold_is_not_begun(monkeypatch):
+    case = RelAttentionCase(1, 4096, dtype="fp32", device="cpu")
+    needed = 6 * 12 * 4096**2 * 4
+    dense = [
+        p for p in providers.all_providers() if p.name in ("hf_eager", "hf_compile", "sdpa_bias")
+    ]
+    assert len(dense) == 3
+    for free, fits in ((needed / 0.6 + 1, True), (needed / 0.6 - 1, False)):
+        monkeypatch.setattr(providers, "_available_memory", lambda free=free: free)
+        for provider in providers.all_providers():
+            reason = provider.why_not(case)
+            assert fits or provider not in dense or "GiB" in reason
+            assert not fits or provider.name == "flex" or reason is None
 
 
 def test_the_gpu_headline_is_the_designs_goals_without_compiling():

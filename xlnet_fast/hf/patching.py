@@ -9,6 +9,7 @@ from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.feed_forward import FastFeedForward, runs_own_code
 from xlnet_fast.hf.modules import (
     FastLayer,
     FastModel,
@@ -62,10 +63,12 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
 
 
 def _accelerate_layer(layer: nn.Module) -> None:
-    """Adopt the layer and its attention, if neither stands in the way (see ``explain``)."""
+    """Adopt the layer and its parts, if nothing stands in the way (see ``explain``)."""
     if original_class(layer) is not None or obstacle(layer) is not None:
         return
     adopt(layer.rel_attn, FastRelativeAttention)  # type: ignore[arg-type]
+    if not runs_own_code(layer.ff):  # type: ignore[arg-type]
+        adopt(layer.ff, FastFeedForward)  # type: ignore[arg-type]
     adopt(layer, FastLayer)
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlnet_fast.errors import ShapeError
 from xlnet_fast.masks import AttentionMask, clear_padded
 from xlnet_fast.nn.context import AttentionContext
+from xlnet_fast.nn.linear import linear_residual
 from xlnet_fast.ops import masked_softmax, rel_attention, two_stream_attention
 from xlnet_fast.ops._dispatch import named_or_auto
+from xlnet_fast.ops.linear import linear
 
 
 class RelativeAttentionCore(nn.Module):
@@ -94,8 +95,10 @@ class RelativeAttentionCore(nn.Module):
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
         """Output projection, dropout, residual and layer norm, (I, B, N, D) to (I, B, H)."""
         weight = _like(self.o, attn_vec).flatten(1)  # (H, N * D)
-        output = self.dropout(F.linear(attn_vec.flatten(2), weight))
-        return self.layer_norm(output + h if residual else output)
+        added = h if residual else None
+        return self.layer_norm(
+            linear_residual(attn_vec.flatten(2), weight, None, self.dropout, added)
+        )
 
     def _query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
         """Query-stream rows (B, I', N, D); under a dense mapping (B, I, N, D), as HF."""
@@ -268,7 +271,7 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
         raise ShapeError(
             f"hidden states or table of shape {tuple(x.shape)}, expected width {weight.shape[0]}"
         )
-    product = torch.matmul(x, _like(weight, x).flatten(1))
+    product = linear(x, _like(weight, x).flatten(1).t())
     return product.unflatten(-1, weight.shape[1:]).transpose(0, 1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -56,7 +56,7 @@ CAPABILITIES = (
     ),
     Capability(
         "cpu",
-        ops=dict.fromkeys(("rel_attention", "two_stream_attention"), True),
+        ops=dict.fromkeys(("rel_attention", "two_stream_attention", "masked_softmax"), True),
         devices=("cpu",),
         dtypes=(*_HALF, torch.float32),
         obstacle=cpu_kernels.why_unavailable,
@@ -135,6 +135,14 @@ def why_not(capability: Capability, request: Request) -> str | None:
     if capability.needs is not None and not _importable(capability.needs):
         return f"the module {capability.needs!r} is not installed"
     return None if capability.obstacle is None else capability.obstacle()
+
+
+def lacks_extension(request: Request) -> bool:
+    """Whether backend cpu would run a request, were the compiled extension there."""
+    if request.device != "cpu" or cpu_kernels.why_unavailable() is None:
+        return False
+    (capability,) = (capability for capability in CAPABILITIES if capability.name == "cpu")
+    return why_not(replace(capability, obstacle=None), request) is None
 
 
 def named_or_auto(op: str, backend: str) -> str:

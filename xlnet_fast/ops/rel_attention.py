@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlnet_fast import reference
+from xlnet_fast import _extension, reference
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import Choice, Request, choose, gpu_of
+from xlnet_fast.ops._dispatch import Choice, Request, choose, gpu_of, lacks_extension
 from xlnet_fast.ops._validation import (
     check_dropout,
     check_integers,
@@ -222,4 +222,7 @@ def _choose(op: str, operands: tuple[Any, ...], backend: str) -> Choice:
         x is not None and x.requires_grad for x in operands
     )
     request = Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu_of(q))
-    return choose(request, backend)
+    choice = choose(request, backend)
+    if backend == "auto" and not torch.compiler.is_compiling() and lacks_extension(request):
+        _extension.tell_once()
+    return choice

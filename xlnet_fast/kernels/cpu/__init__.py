@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from xlnet_fast import _extension
 
 
+@torch.compiler.assume_constant_result  # a traced graph must not import a module
 def why_unavailable() -> str | None:
     """Why this backend cannot run here, with the remedy; None where it can."""
     reason = _extension.why_missing()

@@ -43,7 +43,8 @@ def using(name: str) -> Iterator[None]:
 
 
 def _checked(name: str) -> str:
-    known = ("auto", *_extension.require().attention_isa_available())
-    if name not in known:
+    module = _extension.require()
+    known = ("auto", *module.attention_isa_available())
+    if name not in (*known, *module.attention_isa_emulated()):
         raise ArgumentError(f"instruction set {name!r} is not one of {', '.join(known)}")
     return name

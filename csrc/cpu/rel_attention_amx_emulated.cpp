@@ -1,0 +1,42 @@
+// Relative attention for AMX emulated on AVX-512, for tests only.
+#include "isa_begin.h"
+
+#if defined(XLNET_FAST_X86_KERNELS)
+XLNET_FAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+
+#define XLNET_FAST_ISA amx_emulated
+#define XLNET_FAST_LANES 16
+#define XLNET_FAST_TILES 4
+#define XLNET_FAST_BF16 1
+#define XLNET_FAST_AMX 1
+#define XLNET_FAST_AMX_EMULATED 1
+#include "simd.h"
+//
+#include "gemm.h"
+//
+#include "pack.h"
+//
+#include "rel_attention_head.h"
+//
+#include "rel_attention_scores.h"
+//
+#include "rel_attention_backward.h"
+#include "rel_attention_forward.h"
+
+XLNET_FAST_TARGET_END
+
+namespace xlnet_fast::cpu {
+
+const AttentionKernels kAttentionAmxEmulated = {
+    "amx_emulated",
+    true,
+    amx_emulated::forward_bytes<amx_emulated::BFloat16Tiles>,
+    amx_emulated::forward_part<amx_emulated::BFloat16Tiles>,
+    amx_emulated::backward_bytes<amx_emulated::BFloat16Tiles>,
+    amx_emulated::backward_shared_bytes,
+    amx_emulated::backward_part<amx_emulated::BFloat16Tiles>,
+    amx_emulated::backward_sums,
+};
+
+}  // namespace xlnet_fast::cpu
+#endif

@@ -1,0 +1,417 @@
+"""The linear op on oneDNN, whatever library this machine would take; and when it is not taken."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+from torch.utils import checkpoint
+
+from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
+from xlnet_fast.ops.linear import cpu_vendor, library_for, linear, machine_library
+from xlnet_fast.tolerance import assert_within
+
+module = sys.modules["xlnet_fast.ops.linear"]
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
+)
+needs_bf16 = pytest.mark.skipif(not module._ONEDNN_HAS_BF16, reason="oneDNN has no bf16 here")
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def products(monkeypatch):
+    """oneDNN is chosen on any machine; the list grows by one with each of its products."""
+    calls, real = [], module._onednn
+
+    class Counted:
+        def __call__(self, x, weight, bias, *rest):
+            self.note(rest[0], x, weight, bias)
+            return real(x, weight, bias, *rest)
+
+        def binary(self, x, residual, weight, bias, name):
+            self.note(name, x, weight, bias, residual)
+            return real.binary(x, residual, weight, bias, name)
+
+        def note(self, name, x, weight, *vectors):
+            """Anything else is silently a thousand times slower, or wrong for a bias."""
+            assert all(t is None or t.is_contiguous() for t in (x, *vectors))
+            assert weight.is_contiguous() or weight.t().is_contiguous()
+            calls.append(name)
+
+    monkeypatch.setattr(module, "_MACHINE", "onednn")
+    monkeypatch.setattr(module, "_onednn", Counted())
+    return calls
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def exact(x, weight, bias=None, activation=None, residual=None):
+    """In the dtype given, by PyTorch's own functions."""
+    out = F.linear(x, weight, bias)
+    if activation is not None:
+        return F.gelu(out)
+    return out if residual is None else out + residual
+
+
+def check(x, weight, bias=None, **options):
+    """Hold the result to the tolerance rule; nothing that goes in may change."""
+    given = [t for t in (x, weight, bias, options.get("residual")) if t is not None]
+    before = [t.clone() for t in given]
+    assert library_for(x, weight, bias, **options) == "onednn"
+    double = [None if t is None else t.double() for t in (x, weight, bias)]
+    more = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    actual = linear(x, weight, bias, **options)
+    assert_within(actual, exact(x, weight, bias, **options), exact(*double, **more))
+    for tensor, old in zip(given, before, strict=True):
+        assert torch.equal(tensor, old)
+
+
+OPERANDS = {
+    "plain": lambda: (random(33, 24), random(17, 24)),
+    "three dimensions": lambda: (random(5, 3, 24), random(17, 24)),
+    "batch first seen from the sequence": lambda: (
+        random(3, 5, 24).transpose(0, 1),
+        random(17, 24),
+    ),
+    "four dimensions": lambda: (random(2, 3, 5, 24), random(17, 24)),
+    "weight of the other order": lambda: (random(5, 3, 24), random(24, 17).t()),
+    "both of the other order": lambda: (random(24, 33).t(), random(24, 17).t()),
+    "expanded x": lambda: (random(1, 24).expand(33, 24), random(17, 24)),
+    "one number for x": lambda: (random(1, 1).expand(33, 24), random(17, 24)),
+    "every other column of x": lambda: (random(33, 48)[:, ::2], random(17, 24)),
+    "every other column of weight": lambda: (random(33, 24), random(17, 48)[:, ::2]),
+    "every other row of weight": lambda: (random(33, 24), random(34, 24)[::2]),
+    "part of weight": lambda: (random(33, 24), random(40, 50)[3:20, 5:29]),
+    "expanded weight": lambda: (random(33, 24), random(1, 24).expand(17, 24)),
+    "one row": lambda: (random(1, 24), random(17, 24)),
+    "one column": lambda: (random(33, 24), random(1, 24)),
+    "one term": lambda: (random(33, 1), random(17, 1)),
+    "as long as may be": lambda: (random(130, 1024), random(67, 1024, seed=3)),
+    "parameter": lambda: (random(33, 24), nn.Parameter(random(17, 24))),
+}
+BIASES = {
+    "none": lambda n: None,
+    "plain": lambda n: random(n, seed=1),
+    "every other": lambda n: random(2 * n, seed=1)[::2],
+    "one number": lambda n: random(1, seed=1).expand(n),
+}
+
+
+@pytest.mark.parametrize("operands", OPERANDS)
+@pytest.mark.parametrize("bias", BIASES)
+def test_product(operands, bias, products):
+    x, weight = OPERANDS[operands]()
+    with torch.no_grad():
+        check(x, weight, BIASES[bias](weight.shape[0]))
+        check(x, weight, BIASES[bias](weight.shape[0]), activation="gelu")
+        out = x.shape[:-1] + weight.shape[:1]
+        check(x, weight, BIASES[bias](weight.shape[0]), residual=random(*out, seed=2))
+    assert products == ["none", "gelu", "add"]
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [
+        lambda: random(5, 3, 17).transpose(0, 1),
+        lambda: random(1, 1, 17).expand(3, 5, 17),
+        lambda: random(3, 5, 34)[..., ::2],
+    ],
+)
+def test_strides_of_the_residual(residual):
+    check(random(3, 5, 24), random(17, 24), random(17), residual=residual())
+
+
+@pytest.mark.parametrize(("rows", "terms", "columns"), [(0, 24, 17), (33, 0, 17), (33, 24, 0)])
+def test_product_of_nothing(rows, terms, columns):
+    x, weight, bias = random(2, rows, terms), random(columns, terms), random(columns)
+    residual = random(2, rows, columns)
+    assert library_for(x, weight, bias) == "onednn"
+    for options in ({}, {"activation": "gelu"}, {"residual": residual}):
+        actual = linear(x, weight, bias, **options)
+        assert torch.equal(actual, exact(x, weight, bias, **options))
+
+
+@needs_bf16
+def test_bf16_takes_onednn_for_gelu_only(products):
+    x, weight, bias = (random(*s, dtype=torch.bfloat16) for s in ((33, 96), (80, 96), (80,)))
+    check(x, weight, bias, activation="gelu")
+    check(x, weight.t().contiguous().t(), activation="gelu")
+    assert products == ["gelu", "gelu"]
+    assert library_for(x, weight, bias) == "aten"
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_gelu_of_what_is_large_or_no_number():
+    x = torch.tensor([0.0, -10.0, 10.0, 88.0, -88.0, 3e38, -3e38, torch.nan])[:, None]
+    actual = linear(x, torch.ones(1, 1), activation="gelu")
+    expected = F.gelu(x.double())
+    torch.testing.assert_close(actual.double(), expected, equal_nan=True, rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_bits_again():
+    x, weight = random(130, 1001), random(67, 1001)
+    first = linear(x, weight, activation="gelu")
+    assert all(torch.equal(linear(x, weight, activation="gelu"), first) for _ in range(3))
+
+
+def grads_of(function, tensors, dtype=torch.float32):
+    """Gradients, and gradients of their squares, under a fixed linear loss."""
+    leaves = [t.detach().to(dtype).clone().requires_grad_() for t in tensors]
+    out = function(*leaves)
+    loss = (out * random(*out.shape, seed=9).to(dtype)).sum()
+    first = torch.autograd.grad(loss, leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves, allow_unused=True)
+    return [g.detach() for g in (*first, *(s for s in second if s is not None))]
+
+
+@pytest.mark.parametrize("kind", ["product", "gelu", "residual", "the op's own gelu"])
+def test_gradients_and_their_gradients(kind, products):
+    tensors = [random(5, 3, 24), random(17, 24, seed=1), random(17, seed=2)]
+    if kind == "residual":
+        tensors.append(random(5, 3, 17, seed=3))
+
+    def ours(x, weight, bias, residual=None):
+        if kind == "the op's own gelu":
+            return torch.ops.xlnet_fast.linear(x, weight, bias, None, "gelu")
+        activation = "gelu" if kind == "gelu" else None
+        return linear(x, weight, bias, activation=activation, residual=residual)
+
+    def theirs(x, weight, bias, residual=None):
+        return exact(x, weight, bias, "gelu" if "gelu" in kind else None, residual)
+
+    actual = grads_of(ours, tensors)
+    eager, oracle = grads_of(theirs, tensors), grads_of(theirs, tensors, F64)
+    assert len(actual) == len(oracle)
+    for name, values in enumerate(zip(actual, eager, oracle, strict=True)):
+        assert_within(*values, f"gradient {name}")
+    assert len(products) >= 2  # the gradient of x is oneDNN's too
+
+
+@pytest.mark.parametrize(("width", "expected"), [(1024, ["none", "none"]), (1025, ["none"])])
+def test_gradient_that_is_a_longer_sum(width, expected, products):
+    """The gradient of x sums over the width of the layer, and oneDNN gets no long sums."""
+    x, weight = random(33, 24).requires_grad_(), random(width, 24, seed=1)
+    (grad,) = torch.autograd.grad(linear(x, weight).sum(), x)
+    torch.testing.assert_close(grad, weight.sum(0).expand(33, 24), rtol=1e-4, atol=1e-4)
+    assert products == expected
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_gradient_of_one_operand(wanted):
+    """Also from a gradient without memory of its own, which a plain sum gives."""
+    tensors = [random(5, 3, 24), random(17, 24), random(17), random(5, 3, 17)]
+    tensors[wanted].requires_grad_()
+    x, weight, bias, residual = tensors
+    out = linear(x, weight, bias, residual=residual)
+    assert out.requires_grad
+    (grad,) = torch.autograd.grad(out.sum(), tensors[wanted])
+    double = [t.detach().double() for t in tensors]
+    double[wanted].requires_grad_()
+    (oracle,) = torch.autograd.grad(exact(*double[:3], residual=double[3]).sum(), double[wanted])
+    torch.testing.assert_close(grad.double(), oracle, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_through_a_checkpoint():
+    x, weight = random(33, 24).requires_grad_(), random(17, 24).requires_grad_()
+    direct = torch.autograd.grad(linear(x, weight).square().sum(), (x, weight))
+    again = checkpoint.checkpoint(linear, x, weight, use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(again.square().sum(), (x, weight)), direct, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("activation", "has_residual"), [("none", False), ("none", True), ("gelu", False)]
+)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_opcheck(activation, has_residual, has_bias):
+    x = random(3, 5, 24).transpose(0, 1).requires_grad_()
+    weight = random(24, 17).t().requires_grad_()
+    bias = random(17).requires_grad_() if has_bias else None
+    residual = random(5, 3, 17).requires_grad_() if has_residual else None
+    args = (x, weight, bias, residual, activation)
+    torch.library.opcheck(torch.ops.xlnet_fast.linear.default, args, atol=1e-5, rtol=1e-5)
+
+
+class TestCompiled:
+    @pytest.fixture(autouse=True)
+    def fresh_dynamo(self):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+    @pytest.fixture
+    def poisoned_memory(self):
+        """Not here: a traced program would contain the poison."""
+
+    @pytest.mark.parametrize("dynamic", [None, True])
+    @pytest.mark.parametrize("training", [False, True])
+    def test_one_graph(self, dynamic, training, products):
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(linear, fullgraph=True, dynamic=dynamic, backend=counter)
+        weight, bias = random(17, 24).requires_grad_(training), random(17)
+        for rows in (33, 33, 7, 130) if dynamic else (33, 33):
+            x = random(rows, 24).requires_grad_(training)
+            torch.testing.assert_close(
+                compiled(x, weight, bias, activation="gelu"),
+                F.gelu(F.linear(x, weight, bias)), rtol=1e-5, atol=1e-5,
+            )  # fmt: skip
+            if training:
+                actual, expected = (
+                    torch.autograd.grad(f(x, weight, bias).square().sum(), (x, weight))
+                    for f in (compiled, F.linear)
+                )
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        assert counter.frame_count == 1 + training
+        assert products
+
+    @pytest.mark.parametrize("strict", [False, True])
+    def test_export_is_plain_aten(self, strict):
+        class Layer(nn.Module):
+            def forward(self, x, weight):
+                return linear(x, weight, activation="gelu")
+
+        operands = (random(33, 24), random(17, 24))
+        program = torch.export.export(Layer(), operands, strict=strict)
+        assert "aten.linear.default" in str(program.graph)
+        assert "xlnet_fast" not in str(program.graph)
+
+    def test_traced_program_is_plain_aten(self):
+        traced = torch.jit.trace(lambda x, w: linear(x, w), (random(33, 24), random(17, 24)))
+        assert "aten::linear" in str(traced.graph)
+        assert "xlnet_fast::" not in str(traced.graph)
+
+
+class Wrapped(torch.Tensor):
+    """A subclass that does what a tensor does, as quantised and distributed ones do more."""
+
+
+ELSEWHERE = {
+    "float64": lambda: (random(33, 24, dtype=F64), random(17, 24, dtype=F64)),
+    "fp16": lambda: (random(33, 24).half(), random(17, 24).half()),
+    "subclass of x": lambda: (random(33, 24).as_subclass(Wrapped), random(17, 24)),
+    "subclass of weight": lambda: (random(33, 24), random(17, 24).as_subclass(Wrapped)),
+    "parameter of a subclass": lambda: (
+        random(33, 24),
+        nn.Parameter(random(17, 24).as_subclass(Wrapped)),
+    ),
+    "a longer sum": lambda: (random(33, 1025), random(17, 1025)),
+    "meta": lambda: (random(33, 24).to("meta"), random(17, 24).to("meta")),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_aten_takes_the_rest(name, products):
+    x, weight = ELSEWHERE[name]()
+    assert library_for(x, weight) == "aten"
+    out = linear(x, weight)
+    assert out.shape == (33, 17)
+    assert out.dtype == x.dtype
+    assert products == []
+
+
+def test_autocast_casts_as_ever(products):
+    x, weight, bias = random(33, 24), random(17, 24), random(17)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual, expected = linear(x, weight, bias), F.linear(x, weight, bias)
+    assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, expected)
+    assert products == []
+
+
+def test_a_broadcast_residual_is_added_by_aten(products):
+    x, weight, residual = random(5, 3, 24), random(17, 24), random(1, 3, 17)
+    assert torch.equal(linear(x, weight, residual=residual), F.linear(x, weight) + residual)
+    assert products == []
+
+
+def test_onednn_switched_off(products):
+    x, weight = random(33, 24), random(17, 24)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert products == []
+
+
+def test_transforms_and_forward_derivatives():
+    x, weight, tangent = random(33, 24), random(17, 24), random(33, 24, seed=1)
+    expected = F.linear(x, weight)
+    assert torch.equal(torch.vmap(linear, (0, None))(x[:, None], weight)[:, 0], expected)
+    _, moved = torch.func.jvp(lambda t: linear(t, weight), (x,), (tangent,))
+    torch.testing.assert_close(moved, F.linear(tangent, weight))
+    grad = torch.func.grad(lambda t: linear(t, weight).square().sum())(x)
+    torch.testing.assert_close(grad, 2 * expected @ weight)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        out = torch.autograd.forward_ad.unpack_dual(linear(dual, weight))
+    torch.testing.assert_close(out.tangent, F.linear(tangent, weight))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((random(3, 4), random(5, 4), None, "tanh"), ArgumentError, "expected None or 'gelu'"),
+        ((random(3, 4), random(5, 4), random(3, 5), "gelu"), ArgumentError, "one of activation"),
+        ((random(3, 4), random(4, 5), None, None), ShapeError, r"x has shape \(3, 4\)"),
+        ((random(4), random(5, 4), None, None), ShapeError, "at least two dimensions"),
+        ((random(3, 4), random(5), None, None), ShapeError, "expected"),
+        ((random(3, 4), random(5, 4), random(3, 4), None), ShapeError, "expected width 5"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    x, weight, residual, activation = arguments
+    with pytest.raises(error, match=message):
+        linear(x, weight, activation=activation, residual=residual)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "library"),
+    [
+        ("AuthenticAMD", "AVX512", "onednn"),
+        ("HygonGenuine", "AVX512_VNNI", "onednn"),
+        ("AuthenticAMD", "AVX2", "aten"),
+        ("GenuineIntel", "AVX512", "aten"),
+        ("", "AVX512", "aten"),
+    ],
+)
+def test_library_of_a_machine(vendor, capability, library, monkeypatch):
+    monkeypatch.setattr(module, "_atens_is_mkl", lambda: True)
+    assert machine_library({}, vendor, capability) == library
+    for wanted in ("onednn", "aten"):
+        assert machine_library({module.VARIABLE: wanted}, vendor, capability) == wanted
+    monkeypatch.setattr(module, "_atens_is_mkl", lambda: False)
+    assert machine_library({}, vendor, capability) == "aten"
+
+
+def test_a_variable_that_names_nothing_or_what_is_missing(monkeypatch):
+    with pytest.raises(ArgumentError, match="is 'mkl', expected one of: onednn, aten"):
+        machine_library({module.VARIABLE: "mkl"}, "AuthenticAMD", "AVX512")
+    monkeypatch.setattr(module, "_onednn", None)
+    assert machine_library({}, "AuthenticAMD", "AVX512") == "aten"
+    with pytest.raises(BackendUnavailable, match="built without it"):
+        machine_library({module.VARIABLE: "onednn"}, "AuthenticAMD", "AVX512")
+
+
+def test_vendor(monkeypatch, tmp_path):
+    def opens(text):
+        (tmp_path / "cpuinfo").write_text(text)
+        real = builtins.open
+        monkeypatch.setattr(builtins, "open", lambda p, **k: real(tmp_path / "cpuinfo", **k))
+
+    opens("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\n")
+    assert cpu_vendor() == "AuthenticAMD"
+
+    def refuse(*args, **kwargs):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    name = "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD"
+    monkeypatch.setattr(module.platform, "processor", lambda: name)
+    assert cpu_vendor() == "AuthenticAMD"
