@@ -15,6 +15,7 @@ REPORT_FLAGS ?=
 GPU_FLAGS ?= --minutes 20 --out gpu_out
 TUNE_FLAGS ?= --minutes 20 --out gpu_out --write
 SANITIZE_FLAGS ?=
+SANITIZE_CPU_FLAGS ?=
 
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -24,7 +25,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py xlnet_fast/builder/recipe.py $(filt
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format ext kernels-report gpu tune sanitize clean
+.PHONY: help bench test lint format ext kernels-report gpu tune sanitize sanitize-cpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +70,9 @@ tune: ## on a GPU machine: measure every tile of the attention kernels, into the
 
 sanitize: ## on a GPU machine: memcheck and racecheck of every Triton kernel at small shapes
 	$(PYTHON) -m benchmarks.sanitize $(SANITIZE_FLAGS)
+
+sanitize-cpu: $(VENV)/.installed ## CPU attention under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(TEST_ENV) $(BIN)/python tests/sanitize_cpu.py $(SANITIZE_CPU_FLAGS)
 
 clean: ## remove what was built and every cache; .venv stays
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

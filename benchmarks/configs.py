@@ -200,8 +200,8 @@ _CPU_HEADLINE = replace(_CPU_QUICK, name="headline", compile_budget_s=0.0)
 # keys. Four layers, as there: compiling twelve at every shape takes half an hour.
 _CPU_TARGETS = Preset(
     name="targets",
-    plan=Plan(min_rounds=7, max_rounds=31, budget_s=8.0),
-    attention_plan=Plan(min_rounds=7, max_rounds=31, budget_s=2.5),
+    plan=Plan(min_rounds=5, max_rounds=31, budget_s=6.0),
+    attention_plan=Plan(min_rounds=5, max_rounds=31, budget_s=2.0),
     dtypes=("fp32", "bf16"),
     model_shapes=(
         ModelShape(1, 128),

@@ -4,7 +4,9 @@
 #include <pybind11/stl.h>
 
 #include "bindings_attention.h"
+#include "bindings_masked_softmax.h"
 #include "build_info.h"
+#include "cpu/masked_softmax.h"
 #include "cpu/philox.h"
 #include "cpu/rel_attention.h"
 #include "cpu/threads.h"
@@ -22,6 +24,8 @@ PYBIND11_MODULE(_C, m) {
     info["flags"] = build::flags();
     info["isa_compiled"] = cpu::isa_compiled();
     info["isa_used"] = cpu::isa_available().back();
+    info["attention_isa"] = cpu::attention_isa_available();
+    info["thread_runtime"] = cpu::thread_runtime();
     info["cuda_archs"] = std::vector<std::string>{};
     info["pybind11"] = build::pybind11_version();
     return info;
@@ -42,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
       py::arg("keep"), py::arg("seed"), py::arg("threshold"), py::arg("heads"), py::arg("batch"),
       py::arg("rows"), py::arg("keys"), py::arg("threads"), py::arg("isa"));
   m.def("attention_isa_available", &cpu::attention_isa_available);
+  m.def("attention_isa_emulated", &cpu::attention_isa_emulated);
   m.def("thread_runtime", &cpu::thread_runtime);
   m.def(
       "rel_attention_forward",
@@ -61,4 +66,20 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("keys"), py::arg("streams"), py::arg("gradients"), py::arg("threads"),
       py::arg("isa"));
+  m.def(
+      "masked_softmax_forward",
+      [](const py::dict& arguments, int threads, const std::string& isa) {
+        const MaskedSoftmaxParams params = masked_softmax_params(arguments);
+        const py::gil_scoped_release release;
+        cpu::masked_softmax_forward(params, threads, isa);
+      },
+      py::arg("arguments"), py::arg("threads"), py::arg("isa"));
+  m.def(
+      "masked_softmax_backward",
+      [](const py::dict& arguments, int threads, const std::string& isa) {
+        const MaskedSoftmaxParams params = masked_softmax_params(arguments);
+        const py::gil_scoped_release release;
+        cpu::masked_softmax_backward(params, threads, isa);
+      },
+      py::arg("arguments"), py::arg("threads"), py::arg("isa"));
 }

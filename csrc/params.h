@@ -41,27 +41,27 @@ struct AttentionKeys {
   View k, v;                // [b, j, n, d], the last J - apart keys
   View k_memory, v_memory;  // [b, j, n, d], the first `apart` keys
   int64_t apart = 0;
-  View r;                                 // [g, p, n, d]
-  View r_w_bias, r_r_bias;                // [n, d]
-  View r_s_bias, seg_embed;               // [n, d], [2, n, d]; null without segments
-  const int32_t* segments = nullptr;      // [b, j] or null
-  const uint8_t* key_padding = nullptr;   // [b, j] or null; 1 hides the key
-  const int32_t* rank_k = nullptr;        // [b, j] or null
+  View r;                                // [g, p, n, d]
+  View r_w_bias, r_r_bias;               // [n, d]
+  View r_s_bias, seg_embed;              // [n, d], [2, n, d]; null without segments
+  const int32_t* segments = nullptr;     // [b, j] or null
+  const uint8_t* key_padding = nullptr;  // [b, j] or null; 1 hides the key
+  const int32_t* rank_k = nullptr;       // [b, j] or null
   float scale = 1.0f;
-  float keep_scale = 1.0f;      // 1 / (1 - p)
-  uint32_t keep_from = 0;       // kept where the Philox word is at least this
+  float keep_scale = 1.0f;  // 1 / (1 - p)
+  uint32_t keep_from = 0;   // kept where the Philox word is at least this
   bool dropout = false;
 };
 
 // One stream's query rows. Where `by_position`, the row of `segments`, `rank_q` and `bits` is the
 // query's position, otherwise its index; each has `table` rows an element.
 struct AttentionStream {
-  int64_t rows = 0;   // I
-  int64_t table = 0;  // rows of segments, rank_q, bits
-  View q;             // [b, i, n, d]
-  View out;           // [b, i, n, d], of the forward pass
-  View d_out;         // [b, i, n, d], of the backward pass
-  View d_q;           // [b, i, n, d] or null
+  int64_t rows = 0;                    // I
+  int64_t table = 0;                   // rows of segments, rank_q, bits
+  View q;                              // [b, i, n, d]
+  View out;                            // [b, i, n, d], of the forward pass
+  View d_out;                          // [b, i, n, d], of the backward pass
+  View d_q;                            // [b, i, n, d] or null
   const int32_t* positions = nullptr;  // [b, i] or null: row i sits at position i; negative: absent
   const int32_t* segments = nullptr;   // [b, table] or null
   const int32_t* rank_q = nullptr;     // [b, table] or null
@@ -80,6 +80,33 @@ struct AttentionGradients {
   float* r_r_bias = nullptr;      // [n, d]
   float* r_s_bias = nullptr;      // [n, d]
   float* seg_embed = nullptr;     // [n, d], of seg_embed[1] - seg_embed[0]
+};
+
+// Attention probabilities and their gradients. I query rows, P columns of the position table, M
+// memory keys of J; the position score of key j is in column j - position + J - M, 0 outside.
+struct MaskedSoftmaxParams {
+  Dtype dtype = Dtype::kFloat32;  // of every floating tensor
+  int64_t batch = 0, heads = 0, rows = 0, keys = 0, memory = 0, table = 0;
+  View scores;                           // [b, n, i, j]
+  View position_scores;                  // [b, n, i, p] or null
+  View segment_scores;                   // [b, n, i] or null
+  const int32_t* segments_q = nullptr;   // [b, i], null where segment_scores is
+  const int32_t* segments_k = nullptr;   // [b, j], null where segment_scores is
+  const int32_t* positions = nullptr;    // [b, i] or null: row i sits at position i
+  const uint8_t* key_padding = nullptr;  // [b, j] or null; 1 hides the key
+  const int32_t* rank_q = nullptr;       // [b, i] or null
+  const int32_t* rank_k = nullptr;       // [b, j] or null
+  const uint8_t* bits = nullptr;         // [b or 1, i, ceil(J / 8)] or null; bit j hides key j
+  int64_t bits_batch_stride = 0;         // bytes from one batch element to the next
+  bool causal = false, same_length = false, see_self = false;
+  float scale = 1.0f;
+  float keep_scale = 1.0f;  // 1 / (1 - p)
+  uint32_t keep_from = 0;   // kept where the Philox word is at least this
+  uint64_t seed = 0;
+  bool dropout = false;
+  View out;                                            // [b, n, i, j]
+  View d_out;                                          // [b, n, i, j], of the backward pass
+  View d_scores, d_position_scores, d_segment_scores;  // as the scores, of the backward pass
 };
 
 }  // namespace xlnet_fast

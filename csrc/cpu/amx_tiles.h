@@ -26,7 +26,8 @@ inline void fill_tiles(bool configured) {
 inline void emulated_load(int tile, const void* base, int64_t stride) {
   if (!emulated_tiles.configured) __builtin_trap();
   for (int i = 0; i < 16; ++i) {
-    __builtin_memcpy(emulated_tiles.words[tile][i], static_cast<const char*>(base) + i * stride, 64);
+    __builtin_memcpy(emulated_tiles.words[tile][i], static_cast<const char*>(base) + i * stride,
+                     64);
   }
 }
 

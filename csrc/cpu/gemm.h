@@ -94,12 +94,16 @@ template <class Words, int kRows>
 void plain_tile(int vectors, Left a, const float* panel, int64_t depth, float* out, int64_t stride,
                 bool add) {
   switch (vectors) {
-    case 1: return plain_tile<Words, kRows, 1>(a, panel, depth, out, stride, add);
+    case 1:
+      return plain_tile<Words, kRows, 1>(a, panel, depth, out, stride, add);
 #if XLNET_FAST_TILES > 2
-    case 2: return plain_tile<Words, kRows, 2>(a, panel, depth, out, stride, add);
-    case 3: return plain_tile<Words, kRows, 3>(a, panel, depth, out, stride, add);
+    case 2:
+      return plain_tile<Words, kRows, 2>(a, panel, depth, out, stride, add);
+    case 3:
+      return plain_tile<Words, kRows, 3>(a, panel, depth, out, stride, add);
 #endif
-    default: return plain_tile<Words, kRows, kTileVectors>(a, panel, depth, out, stride, add);
+    default:
+      return plain_tile<Words, kRows, kTileVectors>(a, panel, depth, out, stride, add);
   }
 }
 

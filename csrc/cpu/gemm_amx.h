@@ -1,6 +1,6 @@
-// The products of gemm.h by AMX: a panel's words are already as its tiles want them, 16 word rows of
-// 16 columns. Two blocks of 16 rows by two of 16 columns at a time: four tiles of C, four loads for
-// four products.
+// The products of gemm.h by AMX: a panel's words are already as its tiles want them, 16 word rows
+// of 16 columns. Two blocks of 16 rows by two of 16 columns at a time: four tiles of C, four loads
+// for four products.
 #pragma once
 
 #include "amx_tiles.h"
@@ -10,7 +10,8 @@ namespace {
 
 constexpr int64_t kAmxRows = 16, kAmxWords = 16;
 
-// out[32, 32] = A B, or its first 16 rows, or its first 16 columns. `width`: words of a panel's row.
+// out[32, 32] = A B, or its first 16 rows, or its first 16 columns. `width`: words of a panel's
+// row.
 XLNET_FAST_INLINE void amx_block(bool two_rows, bool two_columns, Left a, const float* panel,
                                  int64_t width, int64_t depth, float* out, int64_t stride) {
   settle_memory();

@@ -129,7 +129,8 @@ void read_row(const char* data, Dtype dtype, int64_t count, bool finite, float* 
 }
 
 // Columns j .. j + kLanes of the panels become the words of these rows: B = X^T, for products over
-// d. Columns from `columns` on take the last row's place and are nobody's: j is a multiple of kLanes.
+// d. Columns from `columns` on take the last row's place and are nobody's: j is a multiple of
+// kLanes.
 XLNET_FAST_INLINE void put_columns(const float* const (&rows)[kLanes], int64_t depth, int64_t j,
                                    int64_t columns, float* panels) {
   const int64_t first = j / kPanel * kPanel;

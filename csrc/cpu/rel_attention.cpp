@@ -115,8 +115,8 @@ int useful_threads(const AttentionCall& call, int threads) {
   double rows = 0.0;
   for (int s = 0; s < call.streams; ++s) rows += static_cast<double>(call.stream[s].rows);
   const AttentionKeys& k = call.keys;
-  const double products = rows * static_cast<double>(k.batch * k.heads) *
-                          static_cast<double>(k.keys * k.head_dim);
+  const double products =
+      rows * static_cast<double>(k.batch * k.heads) * static_cast<double>(k.keys * k.head_dim);
   return static_cast<int>(std::min<double>(threads, 1.0 + products / kProductsOfAThread));
 }
 

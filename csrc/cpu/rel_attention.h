@@ -37,7 +37,8 @@ struct AttentionKernels {
   int64_t (*backward_bytes)(const AttentionCall&);
   int64_t (*backward_shared_bytes)(const AttentionCall&);
   void (*backward_part)(const AttentionCall&, char* memory, char* shared, int part, int parts);
-  void (*backward_sums)(const AttentionCall&, char* shared, int part, int parts);  // when all are done
+  void (*backward_sums)(const AttentionCall&, char* shared, int part,
+                        int parts);  // when all are done
 };
 
 #if defined(XLNET_FAST_VECTOR_KERNELS)

@@ -2,7 +2,8 @@
 #include "isa_begin.h"
 
 #if defined(XLNET_FAST_X86_KERNELS)
-XLNET_FAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma,f16c")
+XLNET_FAST_TARGET_BEGIN(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,avx2,fma,f16c")
 
 #define XLNET_FAST_ISA amx_bf16
 #define XLNET_FAST_LANES 16

@@ -51,8 +51,8 @@ class Factor {
   Factor(int64_t rows, int64_t columns, bool both, Arena& arena) {
     stride_ = round_up(columns, 16) + 16;
     if (stride_ % 256 == 0) stride_ += 16;
-    elements = arena.take<Element<Words>>(both || Words::kElements == 1 ? rows * stride_
-                                                                        : 2 * stride_);
+    elements =
+        arena.take<Element<Words>>(both || Words::kElements == 1 ? rows * stride_ : 2 * stride_);
     keeps_rows_ = both;
     if (Words::kElements > 1) pairs_ = arena.take<uint32_t>((rows + 1) / 2 * stride_);
   }
@@ -119,6 +119,7 @@ class BackwardWorker {
     dq_w_ = arena.take<float>(tile_rows_ * tasks_.dim_stride);
     dq_r_ = arena.take<float>(tile_rows_ * tasks_.dim_stride);
     dc_ = arena.take<float>(tile_rows_);
+    tile_sum_ = arena.take<float>(tasks_.vector_words);
     if (arena.counting()) return;
     for (int64_t d = 0; d < elements; ++d) zeros_[d] = 0;
   }
@@ -202,7 +203,7 @@ class BackwardWorker {
       const uint8_t* keep = tile_.keep(i) + tile_.columns.begin;
       for (int64_t j = 0; j < width; ++j) factor_[j] = keep[j] != 0 ? keys_.keep_scale : 0.0f;
     }
-    Vec sum = splat(0.0f);
+    BlockSum sum;
     for (int64_t j = 0; j < width; j += kLanes) {
       const Vec probability = load(p + j) * inverse;
       Vec gradient = load(dp + j);
@@ -213,11 +214,11 @@ class BackwardWorker {
       } else if (drops) {
         gradient *= load(factor_ + j);
       }
-      sum = multiply_add(probability, gradient, sum);
+      sum.add(probability * gradient);
       store(p + j, probability);
       store(dp + j, gradient);
     }
-    const Vec mean = splat(sum_of(sum));
+    const Vec mean = splat(sum.value());
     for (int64_t j = 0; j < width; j += kLanes) {
       store(dp + j, load(p + j) * (load(dp + j) - mean) * scale);
     }
@@ -231,11 +232,11 @@ class BackwardWorker {
   float sum_where_segments_differ(int64_t i, const float* dp, int64_t width) const {
     const int32_t* segments = head_.segments() + tile_.columns.begin;
     const VecInt own = splat_int(tile_.segment(i));
-    Vec sum = splat(0.0f);
+    BlockSum sum;
     for (int64_t j = 0; j < width; j += kLanes) {  // dp is zero beyond the last key
-      sum += select(load_int(segments + j) != own, load(dp + j), splat(0.0f));
+      sum.add(select(load_int(segments + j) != own, load(dp + j), splat(0.0f)));
     }
-    return sum_of(sum);
+    return sum.value();
   }
 
   void keep_factors(int64_t i, const float* p, const float* dp, int64_t width) {
@@ -264,33 +265,36 @@ class BackwardWorker {
                     d_keys_ + key * stride, stride, true);
     multiply<Words>(table_.size(), dim, depth, d_table_.by_columns(), rows_of(q_r_rows_),
                     table_sum_ + table_.begin * stride, stride, true);
-    multiply<Words>(tile_.rows, dim, words_of<Words>(width), d_scores_.by_rows(),
-                    head_.k_rows(key), dq_w_, stride, false);
+    multiply<Words>(tile_.rows, dim, words_of<Words>(width), d_scores_.by_rows(), head_.k_rows(key),
+                    dq_w_, stride, false);
     multiply<Words>(tile_.rows, dim, words_of<Words>(table_.size()), d_table_.by_rows(),
                     head_.r_rows(table_.begin), dq_r_, stride, false);
   }
 
+  // The vectors' sums are those of a tile's rows first: a sum of short sums rounds less.
   void write_queries(const AttentionStream& stream, int64_t b, int64_t n) {
+    clear(tile_sum_, tasks_.vector_words);
     const int64_t dim = head_.sizes().dim, stride = tasks_.dim_stride;
     const float *difference = tile_.segment_difference(), *bias = tile_.segment_bias();
     for (int64_t i = 0; i < tile_.rows; ++i) {
       const float *content = dq_w_ + i * stride, *position = dq_r_ + i * stride;
       const float *q = tile_.q + i * tile_.dim_stride, dc = dc_[i];
       for (int64_t d = 0; d < dim; ++d) {
-        vector_sum_[d] += content[d];
-        vector_sum_[stride + d] += position[d];
+        tile_sum_[d] += content[d];
+        tile_sum_[stride + d] += position[d];
         row_[d] = content[d] + position[d];
       }
       if (tile_.has_segments()) {
         for (int64_t d = 0; d < dim; ++d) {
-          vector_sum_[2 * stride + d] += dc * difference[d];
-          vector_sum_[3 * stride + d] += dc * (q[d] + bias[d]);
+          tile_sum_[2 * stride + d] += dc * difference[d];
+          tile_sum_[3 * stride + d] += dc * (q[d] + bias[d]);
           row_[d] += dc * difference[d];
         }
       }
       if (stream.d_q.data == nullptr) continue;
       write_floats(row_, dim, keys_.dtype, at(stream.d_q, keys_.dtype, b, tile_.first() + i, n));
     }
+    for (int64_t d = 0; d < tasks_.vector_words; ++d) vector_sum_[d] += tile_sum_[d];
   }
 
   void write_keys(const float* sums, const View& memory, const View& current, int64_t b,
@@ -318,7 +322,7 @@ class BackwardWorker {
   Element<Words>*d_out_, *zeros_;
   float *row_, *factor_, *d_probability_;
   float *d_out_rows_, *q_w_rows_, *q_r_rows_;  // panels
-  float *dq_w_, *dq_r_, *dc_;
+  float *dq_w_, *dq_r_, *dc_, *tile_sum_;
   float *table_sum_ = nullptr, *vector_sum_ = nullptr;
 };
 

@@ -51,7 +51,8 @@ class Head {
   // Rows of k and r, and columns of v, are for the backward pass.
   Head(const AttentionKeys& keys, bool backward, Arena& arena)
       : keys_(keys), sizes_(keys), backward_(backward), depth_(words_of<Words>(keys.head_dim)) {
-    const int64_t row_depth = words_of<Words>(sizes_.keys), table_depth = words_of<Words>(sizes_.table);
+    const int64_t row_depth = words_of<Words>(sizes_.keys),
+                  table_depth = words_of<Words>(sizes_.table);
     k_columns_ = arena.take<float>(panel_words(depth_, sizes_.keys));
     v_rows_ = arena.take<float>(panel_words(row_depth, sizes_.dim));
     r_columns_ = arena.take<float>(panel_words(depth_, sizes_.table));
@@ -88,7 +89,7 @@ class Head {
   Right k_rows(int64_t key) const { return rows(k_rows_, sizes_.keys, key); }
   Right v_rows(int64_t key) const { return rows(v_rows_, sizes_.keys, key); }
   Right r_rows(int64_t p) const { return rows(r_rows_, sizes_.table, p); }
-  const int32_t* padding() const { return padding_; }    // all ones where the key is hidden
+  const int32_t* padding() const { return padding_; }  // all ones where the key is hidden
   const int32_t* ranks() const { return ranks_; }
   const int32_t* segments() const { return segments_; }
   Range visible() const { return visible_; }  // from the first to the last key without padding
@@ -139,13 +140,15 @@ class Head {
       for (int64_t i = 0; i < kLanes; ++i) {
         // A causal table may be shorter: the keys it has no row for are hidden.
         const bool exists = p + i < min_of(sizes_.table, keys_.table);
-        block[i] = exists ? elements_of(at(keys_.r, keys_.dtype, group, p + i, n), false, i) : zeros_;
+        block[i] =
+            exists ? elements_of(at(keys_.r, keys_.dtype, group, p + i, n), false, i) : zeros_;
       }
       put_block(block, p, sizes_.table, r_columns_, r_rows_);
     }
   }
 
-  // A row as elements: where it lies, if it lies there as such, or else a copy, the i-th of a block.
+  // A row as elements: where it lies, if it lies there as such, or else a copy, the i-th of a
+  // block.
   const Element<Words>* elements_of(const char* data, bool hidden, int64_t i) {
     const Dtype own = Words::kElements == 1 ? Dtype::kFloat32 : Dtype::kBFloat16;
     if (keys_.dtype == own && !hidden && sizes_.dim % Words::kElements == 0) {

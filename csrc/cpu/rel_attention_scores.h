@@ -1,6 +1,7 @@
 // A tile of query rows: its queries with their biases, its scores, its softmax.
 //
-//   S[i, j] = (q_i + r_w_bias) . k_j + (q_i + r_r_bias) . r_p + c_i [segments differ],  p = j - pos_i + L
+//   S[i, j] = (q_i + r_w_bias) . k_j + (q_i + r_r_bias) . r_p + c_i [segments differ],  p = j -
+//   pos_i + L
 //
 // The position products of a row, columns p of (q + r_r_bias) r^T, are written p - p(i, 0) columns
 // to the right: there lies j. That is the whole shift. The content products are then added.
@@ -62,8 +63,8 @@ class Tile {
     for (int64_t i = 0; i < rows; ++i) read_query(i);
   }
 
-  // Gives e^(x - max) of the keys `columns` and sets `inverse_sum`. Each row is kept in `scores`, or
-  // written to `rounded`, whose rows are `rounded_stride` elements apart.
+  // Gives e^(x - max) of the keys `columns` and sets `inverse_sum`. Each row is kept in `scores`,
+  // or written to `rounded`, whose rows are `rounded_stride` elements apart.
   void softmax(Element<Words>* rounded = nullptr, int64_t rounded_stride = 0) {
     columns = visible_columns();
     const bool is_whole = columns.begin == 0 && columns.end == sizes_.keys;
@@ -93,17 +94,17 @@ class Tile {
   const float* segment_difference() const { return biases_ + 3 * dim_stride; }  // of seg_embed
   int64_t first() const { return first_; }
 
-  int64_t rows = 0;         // of this tile
-  int64_t stride;           // of scores
-  Range columns{0, 0};      // keys whose scores were computed: column j - columns.begin
+  int64_t rows = 0;          // of this tile
+  int64_t stride;            // of scores
+  Range columns{0, 0};       // keys whose scores were computed: column j - columns.begin
   Element<Words>*q_w, *q_r;  // [rows, words], with their biases
-  int64_t dim_stride;       // D in whole vectors, the rest zeros
-  float* q;                 // [rows, dim_stride]
-  float* segment_score;     // [rows]
-  float* inverse_sum;       // [rows]
-  int64_t* shift;           // [rows], the row of r of key columns.begin
-  int64_t* position;        // [rows], 0 for an absent one
-  float* scores;            // [rows, stride]
+  int64_t dim_stride;        // D in whole vectors, the rest zeros
+  float* q;                  // [rows, dim_stride]
+  float* segment_score;      // [rows]
+  float* inverse_sum;        // [rows]
+  int64_t* shift;            // [rows], the row of r of key columns.begin
+  int64_t* position;         // [rows], 0 for an absent one
+  float* scores;             // [rows, stride]
 
  private:
   int64_t table_row(int64_t i) const {
@@ -141,7 +142,8 @@ class Tile {
         max_of(0, listed ? stream_->positions[b_ * stream_->rows + row_index] : row_index);
     for (int which = 0; which < 2; ++which) {
       const float* bias = biases_ + which * dim_stride;
-      for (int64_t d = 0; d < dim_stride; d += kLanes) store(row_ + d, load(row + d) + load(bias + d));
+      for (int64_t d = 0; d < dim_stride; d += kLanes)
+        store(row_ + d, load(row + d) + load(bias + d));
       write_elements<Words>(row_, sizes_.dim, (which == 0 ? q_w : q_r) + i * elements);
     }
     Vec score = splat(0.0f);
@@ -193,7 +195,8 @@ class Tile {
         hidden == nullptr ? powers<false>(i, hidden, most) : powers<true>(i, hidden, most);
       } else {
         Element<Words>* out = rounded + i * rounded_stride;
-        hidden == nullptr ? powers<false>(i, hidden, most, out) : powers<true>(i, hidden, most, out);
+        hidden == nullptr ? powers<false>(i, hidden, most, out)
+                          : powers<true>(i, hidden, most, out);
       }
       all_see = all_see && most > kSeesNone;
     }
@@ -233,20 +236,20 @@ class Tile {
     float* row = scores + i * stride;
     const Vec scale = splat(keys_.scale), less = splat(-most);
     const Vec hidden_less = splat(kHiddenScore - most);
-    Vec total = splat(0.0f);
+    BlockSum total;
     for (int64_t j = 0; j < width; j += kLanes) {
       Vec x = multiply_add(load(row + j), scale, less);
       if (kHides) x = select(load_int(hidden + j), hidden_less, x);
       Vec power = exp_of<kFast>(x);
       if (j + kLanes > width) power = select(inside(j, width), power, splat(0.0f));
-      total += power;
+      total.add(power);
       if (out == nullptr) {
         store(row + j, power);
       } else {
         store_elements(out + j, power);
       }
     }
-    inverse_sum[i] = 1.0f / sum_of(total);
+    inverse_sum[i] = 1.0f / total.value();
   }
 
   static VecInt inside(int64_t j, int64_t width) {

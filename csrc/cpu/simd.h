@@ -75,6 +75,24 @@ XLNET_FAST_INLINE float max_of(Vec v) {
   return most;
 }
 
+// A long sum of vectors as a sum of short ones, which rounds less.
+class BlockSum {
+ public:
+  XLNET_FAST_INLINE void add(Vec v) {
+    part_ += v;
+    if (++count_ % kBlock == 0) {
+      total_ += part_;
+      part_ = splat(0.0f);
+    }
+  }
+  XLNET_FAST_INLINE float value() const { return sum_of(total_ + part_); }
+
+ private:
+  static constexpr int64_t kBlock = 32;
+  Vec part_ = splat(0.0f), total_ = splat(0.0f);
+  int64_t count_ = 0;
+};
+
 // e^f for |f| <= ln 2 / 2, by polynomials of least relative error: 2e-9 with six coefficients, 3e-6
 // with four, which is ample for what is rounded to bfloat16.
 template <bool kFast>
@@ -94,9 +112,9 @@ XLNET_FAST_INLINE Vec exp_of_fraction(Vec f) {
   return multiply_add(p, f, splat(1.0f));
 }
 
-// e^x for x <= 0, to about one unit in the last place, or to 3e-6; 0 where it is below 2^-126, where
-// denormals would begin. e^x = 2^n e^f; ln 2 is split in two, so that n ln 2 is exact to the last
-// place of x.
+// e^x for x <= 0, to about one unit in the last place, or to 3e-6; 0 where it is below 2^-126,
+// where denormals would begin. e^x = 2^n e^f; ln 2 is split in two, so that n ln 2 is exact to the
+// last place of x.
 template <bool kFast = false>
 XLNET_FAST_INLINE Vec exp_of(Vec x) {
   const Vec least = splat(-87.336544f);       // ln 2^-126
@@ -112,11 +130,13 @@ XLNET_FAST_INLINE Vec exp_of(Vec x) {
   f = multiply_add(n, splat(2.12194440e-4f), f);
   const Vec p = exp_of_fraction<kFast>(f);
 #if XLNET_FAST_LANES == 16
-  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)least, _CMP_GE_OQ);
+  const __mmask16 normal =
+      _mm512_cmp_ps_mask((__m512)x, (__m512)least, _CMP_NLT_UQ);  // NaN stays NaN
   return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
 #else
   const VecInt exponent = ((VecInt)shifted - (VecInt)to_integer) << 23;
-  return select(x < least, splat(0.0f), (Vec)((VecInt)p + exponent));
+  const Vec value = select(x < least, splat(0.0f), (Vec)((VecInt)p + exponent));
+  return select(x == x, value, x);  // NaN stays NaN
 #endif
 }
 
@@ -152,9 +172,9 @@ XLNET_FAST_INLINE void exchange(Vec& a, Vec& b, int step) {
 
 // Transposes a square block, one vector a row.
 XLNET_FAST_INLINE void transpose(Vec (&rows)[kLanes]) {
-XLNET_FAST_UNROLL(4)
+  XLNET_FAST_UNROLL(4)
   for (int step = 1; step < kLanes; step *= 2) {
-XLNET_FAST_UNROLL(16)
+    XLNET_FAST_UNROLL(16)
     for (int i = 0; i < kLanes; ++i) {
       if ((i & step) == 0) exchange(rows[i], rows[i + step], step);
     }

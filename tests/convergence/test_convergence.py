@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from cpu_kernels import needs_kernels
 from tiny_training import Task, loss_curve, read_tokens
 from torch import Tensor
 
@@ -34,6 +35,8 @@ MOVED_RUNS = 4
 GPU = pytest.mark.gpu
 CASES = [
     pytest.param("reference", "cpu", None, id="reference-fp32"),
+    pytest.param("cpu", "cpu", None, id="cpu-fp32", marks=needs_kernels),
+    pytest.param("cpu", "cpu", torch.bfloat16, id="cpu-bf16", marks=needs_kernels),
     pytest.param("sdpa", "cpu", None, id="sdpa-fp32"),
     pytest.param("sdpa", "cpu", torch.bfloat16, id="sdpa-bf16"),
     pytest.param("sdpa", "cuda", None, id="sdpa-gpu-fp32", marks=GPU),

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from cpu_kernels import FUSED_ON_CPU
 from hf_parity import (
     CLASSES,
     F64,
@@ -88,20 +89,22 @@ def test_float64(cls, kind, training):
 @every_class
 @pytest.mark.parametrize("kind", [*KINDS, "two streams, training"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
-def test_working_precisions(cls, kind, precision):
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_working_precisions(cls, kind, precision, backend):
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = tiny_model(cls, dtype).train("training" in kind)
     inputs = [inputs_of(cls, kind.partition(",")[0], seed) for seed in range(RUNS)]
     if precision == "autocast":
-        compare(model, inputs, dtype, context=AUTOCAST, working=torch.bfloat16)
+        compare(model, inputs, dtype, context=AUTOCAST, working=torch.bfloat16, backend=backend)
     else:
-        compare(model, inputs, dtype)
+        compare(model, inputs, dtype, backend=backend)
 
 
 @every_class
-def test_float16(cls):
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_float16(cls, backend):
     inputs = [inputs_of(cls, "mems", seed) for seed in range(RUNS)]
-    compare(tiny_model(cls, torch.float16), inputs, torch.float16)
+    compare(tiny_model(cls, torch.float16), inputs, torch.float16, backend=backend)
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cpu_kernels import FUSED_ON_CPU, ON_CPU
 from hf_parity import (
     CLASSES,
     accelerated,
@@ -101,7 +102,7 @@ def test_one_graph_for_every_class(cls):
     assert_tight(actual, expected)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_one_graph_with_dropout(backend):
     model = accelerated(tiny_model(XLNetLMHeadModel, n_layer=1, dropout=0.2), backend=backend)
     model.train()
@@ -141,8 +142,9 @@ def test_dynamic_sizes_compile_once():
 
 
 @pytest.mark.slow
-def test_inductor():
-    model = accelerated(tiny_model(XLNetLMHeadModel, n_layer=1))
+@pytest.mark.parametrize("backend", ["auto", *FUSED_ON_CPU])
+def test_inductor(backend):
+    model = accelerated(tiny_model(XLNetLMHeadModel, n_layer=1), backend=backend)
     compiled = torch.compile(model, fullgraph=True)
     inputs = {"input_ids": random_ids(BATCH, LENGTH), "labels": random_ids(BATCH, LENGTH, 1)}
     inputs["attention_mask"] = padding(BATCH, LENGTH, "left")

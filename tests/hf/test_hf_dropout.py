@@ -11,6 +11,7 @@ import copy
 
 import pytest
 import torch
+from cpu_kernels import ON_CPU
 from hf_parity import (
     F64,
     accelerated,
@@ -181,7 +182,7 @@ def hugging_faces_draws():
 
 
 @pytest.mark.parametrize("exact_dropout", [False, True])
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_distribution_of_outputs(hugging_faces_draws, backend, exact_dropout):
     """Mean and variance of every output element, over draws, within sampling error of HF's."""
     model, ids, theirs = hugging_faces_draws
@@ -203,7 +204,7 @@ def test_evaluation_draws_nothing():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_a_seed_repeats_a_training_pass(backend):
     ours = accelerated(tiny_model(XLNetLMHeadModel, dropout=P), backend=backend).train()
     inputs = {"input_ids": random_ids(BATCH, LENGTH), "labels": random_ids(BATCH, LENGTH)}

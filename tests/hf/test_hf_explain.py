@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cpu_kernels import ON_CPU, REASON, needs_kernels
 from hf_parity import accelerated, random_ids, tiny_model
 from torch import nn
 from transformers import XLNetForSequenceClassification, XLNetLMHeadModel, XLNetModel
@@ -27,17 +28,34 @@ def test_model_that_is_not_accelerated():
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
-def test_every_op_and_mode_has_a_row(backend):
-    rows = rows_of(accelerated(tiny_model(XLNetForSequenceClassification), backend=backend))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_op_and_mode_has_a_row(backend, dtype):
+    model = tiny_model(XLNetForSequenceClassification, dtype)
+    rows = rows_of(accelerated(model, backend=backend))
     assert {op for op, _ in rows} == set(OPS)
     assert {mode for op, mode in rows if op != "concat_memory"} == {"inference", "training"}
     assert ("concat_memory", "training") not in rows  # memory carries no gradient
     for row in rows.values():
-        assert row.backend == ("sdpa" if backend == "auto" else backend)
         if backend == "auto":
+            kernels = dtype == torch.float32 and row.op != "concat_memory"
+            assert row.backend == ("cpu" if kernels and REASON is None else "sdpa")
             assert "triton" in row.reason
+            assert row.backend == "cpu" or "cpu: " in row.reason
         else:
-            assert row.reason == "asked for by name"
+            assert (row.backend, row.reason) == (backend, "asked for by name")
+
+
+@needs_kernels
+def test_the_cpu_kernels_by_name():
+    rows = rows_of(accelerated(tiny_model(XLNetForSequenceClassification), backend="cpu"))
+    for (op, _), row in rows.items():
+        if op == "concat_memory":  # which they lack: as auto takes it
+            assert row.backend == "sdpa"
+        else:
+            assert (row.backend, row.reason) == ("cpu", "asked for by name")
+    rows = rows_of(accelerated(tiny_model(XLNetModel, torch.float64), backend="cpu"))
+    assert rows["rel_attention", "inference"].backend == "none: raises"
+    assert "not float64" in rows["rel_attention", "inference"].reason
 
 
 def test_backend_that_cannot_run_here():
@@ -62,7 +80,7 @@ def test_device_and_dtype_decide():
     assert {row.backend for row in meta.values()} == {"reference"}
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_the_table_tells_what_runs(backend, monkeypatch):
     model = accelerated(tiny_model(XLNetModel), backend=backend)
     chosen = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cpu_kernels import FUSED_ON_CPU, ON_CPU
 from hf_parity import (
     F64,
     WIDTH,
@@ -36,10 +37,11 @@ def test_padding(side, memory):
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_padding_in_working_precisions(side, dtype):
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_padding_in_working_precisions(side, dtype, backend):
     mask = padding(BATCH, LENGTH, side)
     inputs = [{"input_ids": random_ids(BATCH, LENGTH, n), "attention_mask": mask} for n in range(8)]
-    compare(tiny_model(XLNetForSequenceClassification, dtype), inputs, dtype)
+    compare(tiny_model(XLNetForSequenceClassification, dtype), inputs, dtype, backend=backend)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -137,7 +139,7 @@ def test_causal_row_that_sees_nothing():
     )
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("attentions", [False, True])
 def test_nan_in_padding_stays_there(side, backend, attentions):
@@ -158,8 +160,9 @@ def test_nan_in_padding_stays_there(side, backend, attentions):
             assert rows.isfinite().all()
 
 
-def test_infinity_in_padding_stays_there_with_two_streams():
-    ours = accelerated(tiny_model())
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_infinity_in_padding_stays_there_with_two_streams(backend):
+    ours = accelerated(tiny_model(), backend=backend)
     mask = padding(BATCH, LENGTH, "right")
     clean = torch.randn(BATCH, LENGTH, WIDTH)
     dirty = clean.masked_fill(mask[..., None] == 0, float("inf"))

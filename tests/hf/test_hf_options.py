@@ -6,10 +6,12 @@ import itertools
 
 import pytest
 import torch
+from cpu_kernels import FUSED_ON_CPU
 from hf_parity import (
     F64,
     accelerated,
     assert_tight,
+    compare,
     hf_in,
     in_dtype,
     one_hot_targets,
@@ -76,6 +78,24 @@ def test_all_arguments_agree_with_hugging_face(attn_type, same_length, bi_data, 
         expected = run(oracle, inputs)
         for backend, accelerated_model in ours.items():
             assert_tight(run(accelerated_model, inputs), expected, f"{backend}, {note}")
+
+
+@pytest.mark.parametrize("attn_type", ["bi", "uni"])
+@pytest.mark.parametrize("option", ["same_length", "bi_data", "clamp_len"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_options_in_working_precisions(attn_type, option, dtype, backend):
+    options = {"same_length": True, "bi_data": True, "clamp_len": 3}
+    model = tiny_model(dtype=dtype, attn_type=attn_type, **{option: options[option]})
+    inputs = [
+        {
+            "input_ids": random_ids(BATCH, LENGTH, seed),
+            "token_type_ids": random_ids(BATCH, LENGTH, seed + 1) % 3,
+            "mems": random_mems(BATCH, MEMORY, seed),
+        }
+        for seed in range(8)
+    ]
+    compare(model, inputs, dtype, backend=backend)
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cpu_kernels import FUSED_ON_CPU
 from hf_parity import (
     F64,
     accelerated,
@@ -82,19 +83,21 @@ def test_every_mapping_in_float64(kind, attn_type):
 
 @pytest.mark.parametrize("kind", ["one-hot", "zero rows", "repeated positions", "dense"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_mappings_in_working_precisions(kind, dtype):
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_mappings_in_working_precisions(kind, dtype, backend):
     inputs = [inputs_of(kind, seed) for seed in range(8)]
-    compare(tiny_model(XLNetModel, dtype), inputs, dtype)
+    compare(tiny_model(XLNetModel, dtype), inputs, dtype, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_hugging_face_raises_on_two_streams_in_half_precision_and_ours_runs(dtype):
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_hugging_face_raises_on_two_streams_in_half_precision_and_ours_runs(dtype, backend):
     """HF's table and target_mapping stay fp32; the arguments here are those HF's docs name."""
     model = tiny_model(XLNetLMHeadModel, dtype)
     inputs = inputs_of("one-hot") | {"mems": None}
     with pytest.raises(RuntimeError, match=r"dtype|Float"):
         model(**inputs)
-    logits = accelerated(model)(**inputs).logits
+    logits = accelerated(model, backend=backend)(**inputs).logits
     assert logits.dtype == dtype
     assert logits.isfinite().all()
 

@@ -8,12 +8,12 @@ docs/design.md section 2, so that no code is shared with what it checks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from yardstick import gradient_bounds
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import INTERPRETED, rel_attention, tiles
@@ -419,26 +419,6 @@ def check_gradients(name: str, dtype: torch.dtype, device: str) -> None:
         assert error <= bounds[operand], (
             f"{name} {dtype} d {operand}: error {error:.3e}, bound {bounds[operand]:.3e}"
         )
-
-
-def gradient_bounds(
-    gradients_of: Callable[[torch.dtype, torch.Tensor], dict[str, torch.Tensor]],
-    dtype: torch.dtype,
-    d_out: torch.Tensor,
-) -> dict[str, float]:
-    """What the tolerance rule allows each gradient.
-
-    HF's error in a small tensor is the maximum of a few draws: it is taken over several gradients
-    of the output, the given one with its rows and columns moved round.
-    """
-    bounds: dict[str, float] = {}
-    for shift in range(7):
-        moved = d_out.roll((shift, shift), dims=(1, 3))
-        eager, exact = gradients_of(dtype, moved), gradients_of(torch.float64, moved)
-        for operand in eager:
-            _, bound = error_and_bound(eager[operand], eager[operand], exact[operand])
-            bounds[operand] = max(bounds.get(operand, 0.0), bound)
-    return bounds
 
 
 def check_case(name: str, dtype: torch.dtype, device: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
+import attention_checks as checks
 import pytest
 import torch
 from hf_oracle import F64, MASKS, Problem, assert_same, hf_attention, make_problem, run
@@ -19,7 +19,6 @@ from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa
 from xlnet_fast.kernels.sdpa.common import PackedKeys
 from xlnet_fast.masks import AttentionMask
-from xlnet_fast.philox import keep_mask
 from xlnet_fast.tolerance import assert_within
 
 attend = functools.partial(ops.rel_attention, backend="sdpa")
@@ -156,47 +155,18 @@ def wide(problem: Problem) -> Problem:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_padding_may_hold_anything(chunks, value, set_chunks):
     set_chunks(chunks)
-    problem = make_problem(mask="left", segments=2)
-    clean = run(attend, problem)
-    operands = dict(problem.operands)
-    padded = problem.options["mask"].key_padding
-    for name in ("k", "v"):
-        operands[name] = operands[name].masked_fill(padded[..., None, None], value)
-    assert_same(run(attend, replace(problem, operands=operands)), clean, 0.0)
+    checks.check_padding_may_hold_anything(attend, value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_padding_in_a_memory_apart_may_hold_anything(value):
-    problem = make_problem(mask="left", memory=6)
-    padded = problem.options["mask"].key_padding.clone()
-    padded[1:, :2] = True  # memory of a shorter past
-    options = {**problem.options, "mask": AttentionMask(key_padding=padded)}
-    problem = apart(replace(problem, options=options))
-    clean = run(attend, problem)
-    operands = dict(problem.operands)
-    for name in ("k", "v"):
-        for part, keys in ((f"{name}_memory", slice(0, 6)), (name, slice(6, None))):
-            hidden = padded[:, keys, None, None]
-            operands[part] = operands[part].masked_fill(hidden, value)
-    assert_same(run(attend, replace(problem, operands=operands)), clean, 0.0)
+    checks.check_padding_in_a_memory_apart(attend, value)
 
 
 @pytest.mark.parametrize("mask", ["none", "uni"])
 @pytest.mark.parametrize("targets", [None, 3])
 def test_rows_of_r_beyond_the_table_are_not_read(mask, targets):
-    problem = make_problem(mask=mask, targets=targets)
-    clean = run(attend, problem)
-    r = problem.operands["r"]
-    _, _, keys, memory = problem.sizes
-    missing = 2 * keys - memory - r.shape[1]
-    # A causal table may have as many rows as a bidirectional one; what lies beyond is nobody's.
-    padding = torch.zeros(1, missing, 2, 4, dtype=F64)
-    beyond = torch.full((1, 3, 2, 4), float("nan"), dtype=F64)
-    longer = {**problem.operands, "r": torch.cat([r, padding, beyond], 1)}
-    dirty = run(attend, replace(problem, operands=longer))
-    assert (dirty["d r"][:, r.shape[1] :] == 0).all()
-    dirty["d r"] = dirty["d r"][:, : r.shape[1]]
-    assert_same(dirty, clean, 1e-12)
+    checks.check_rows_of_r_beyond_the_table(attend, mask, targets, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, F64])
@@ -204,23 +174,11 @@ def test_rows_of_r_beyond_the_table_are_not_read(mask, targets):
 @pytest.mark.parametrize("mask", ["nothing visible", "bits"])
 def test_a_row_that_sees_nothing_is_exactly_uniform(dtype, chunks, mask, set_chunks):
     set_chunks(chunks)
-    keys = 8
-    problem = make_problem(mask=mask, segments=2, dim=keys)
-    operands = {name: 30 * x for name, x in problem.operands.items()}  # scores far apart
-    operands["v"] = torch.eye(keys, dtype=F64)[:, None].expand(4, keys, 2, keys)
-    out = attend(**replace(problem, operands=operands).to(dtype).operands, **problem.options)
-    rows = slice(None) if mask == "nothing visible" else slice(0, None, out.shape[1] - 1)
-    assert torch.equal(out[:, rows], torch.full_like(out[:, rows], 1 / keys))
+    checks.check_uniform_rows(attend, dtype, mask)
 
 
 def test_all_rows_absent_give_zeros_even_without_current_keys():
-    problem = make_problem(queries=3, memory=5, segments=2)
-    options = {**problem.options, "positions": torch.full((4, 3), -1)}
-    result = run(attend, replace(problem, options=options))
-    assert all((value == 0).all() for value in result.values())
-    memory_only = {**options, "memory_length": 8}
-    result = run(attend, replace(problem, options=memory_only))
-    assert all((value == 0).all() for value in result.values())
+    checks.check_absent_rows(attend)
 
 
 # --- strides -------------------------------------------------------------------------------------
@@ -228,63 +186,15 @@ def test_all_rows_absent_give_zeros_even_without_current_keys():
 
 @pytest.mark.parametrize("targets", [None, 4])
 def test_strides_change_nothing(targets):
-    problem = apart(make_problem(mask="left", segments=2, targets=targets, groups=2))
-
-    def heads_first(x: Tensor) -> Tensor:
-        return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-    def every_second(x: Tensor) -> Tensor:
-        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"), dtype=x.dtype)
-        wide[..., ::2] = x
-        return wide[..., ::2]
-
-    def offset(x: Tensor) -> Tensor:
-        longer = torch.cat([torch.full_like(x[:1], float("nan")), x])
-        return longer[1:]
-
-    expected = run(attend, problem)
-    for layout in (heads_first, every_second, offset):
-        operands = {
-            name: layout(x) if x.dim() == 4 else every_second(x)
-            for name, x in problem.operands.items()
-        }
-        leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
-        out = attend(**leaves, **problem.options)
-        out.backward(heads_first(problem.grad_out()))
-        assert torch.equal(out, expected["out"])
-        for name, leaf in leaves.items():
-            assert torch.equal(leaf.grad, expected[f"d {name}"]), name
-    q = heads_first(problem.operands["q"])
-    out = attend(**{**problem.operands, "q": q}, **problem.options)
-    assert out.stride() == q.stride()
+    checks.check_strides(attend, targets)
 
 
 def test_expanded_operands_and_gradients():
-    problem = make_problem(batch=3, segments=2)
-    shared = problem.operands["k"][:1].expand(3, -1, -1, -1)
-    bias = problem.operands["r_w_bias"][:, :1].expand(2, 4)
-    expanded = {**problem.operands, "k": shared, "v": shared, "r_w_bias": bias}
-    plain = {name: x.contiguous() for name, x in expanded.items()}
-    results = []
-    for operands in (expanded, plain):
-        leaves = {name: x.detach().requires_grad_() for name, x in operands.items()}
-        attend(**leaves, **problem.options).sum().backward()  # an expanded gradient
-        results.append({name: leaf.grad for name, leaf in leaves.items()})
-    for name, grad in results[0].items():
-        assert torch.equal(grad, results[1][name]), name
+    checks.check_expanded_operands(attend)
 
 
 def test_boolean_and_integer_options_of_any_stride():
-    problem = make_problem(mask="query", segments=3, queries=6)
-    mask = problem.options["mask"]
-    strided = {
-        name: problem.options[name].t().contiguous().t() for name in ("segments_q", "segments_k")
-    }
-    strided["mask"] = replace(
-        mask, rank_q=mask.rank_q.t().contiguous().t(), rank_k=mask.rank_k.long()
-    )
-    other = replace(problem, options={**problem.options, **strided})
-    assert_same(run(attend, other), run(attend, problem), 0.0)
+    checks.check_options_of_any_stride(attend)
 
 
 # --- dropout -------------------------------------------------------------------------------------
@@ -295,15 +205,9 @@ def test_boolean_and_integer_options_of_any_stride():
 @pytest.mark.parametrize("groups", [1, 4])
 def test_the_dropout_mask_is_the_definition_in_any_chunk(chunks, backend, groups, set_chunks):
     set_chunks(chunks)
-    seed, p, keys = torch.tensor(-12345), 0.3, 8
-    problem = make_problem(dim=keys, groups=groups)
-    eye = torch.eye(keys, dtype=F64)[:, None].expand(4, keys, 2, keys)
-    operands = {**problem.operands, "v": eye}
-    out = ops.rel_attention(**operands, **problem.options, dropout_p=p, seed=seed, backend=backend)
-    keep = keep_mask(seed, p, 4, 2, (0, 5), keys).transpose(1, 2)  # (B, I, N, J)
-    assert torch.equal(out != 0, keep)
-    whole = ops.rel_attention(**operands, **problem.options, backend=backend)
-    torch.testing.assert_close(out, whole * keep / (1 - p), atol=1e-12, rtol=1e-12)
+    call = functools.partial(ops.rel_attention, backend=backend)
+    out, expected = checks.dropped_and_kept(call, groups)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)
@@ -319,26 +223,6 @@ def test_dropout_gradients(chunks, targets, set_chunks):
 # --- memory --------------------------------------------------------------------------------------
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest storage, in bytes, that any operator returns."""
-
-    nbytes = 0
-    maker = ""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, Tensor) and x.untyped_storage().nbytes() > self.nbytes:
-                self.nbytes, self.maker = x.untyped_storage().nbytes(), str(func)
-        return result
-
-
 @pytest.mark.parametrize("mask", ["content", "uni", "bits", "left"])
 @pytest.mark.parametrize("targets", [None, 96])
 def test_no_tensor_beyond_a_chunk_exists(mask, targets, monkeypatch):
@@ -350,9 +234,9 @@ def test_no_tensor_beyond_a_chunk_exists(mask, targets, monkeypatch):
     keys, queries = kernel_operands(problem, 0.1, torch.tensor(1))
     out, none = torch.zeros_like(queries.q), torch.zeros(0)
     x = problem.operands
-    grads = [x.get(name, None) for name in GRADIENTS]
+    grads = [x.get(name, None) for name in checks.GRADIENTS]
     grads = [None if like is None else torch.zeros_like(like) for like in grads]
-    with LargestTensor() as largest:
+    with checks.LargestTensor() as largest:
         sdpa.rel_attention_forward(keys, [queries], [out], [none])
         sdpa.rel_attention_backward(
             keys, [queries], [out], [none], [problem.grad_out()], grads, deterministic=False
@@ -367,45 +251,10 @@ def test_no_tensor_beyond_a_chunk_exists(mask, targets, monkeypatch):
 
 # --- only what is asked for -----------------------------------------------------------------------
 
-GRADIENTS = (
-    "q",
-    "k",
-    "v",
-    "k_memory",
-    "v_memory",
-    "r",
-    "r_w_bias",
-    "r_r_bias",
-    "r_s_bias",
-    "seg_embed",
-)
 
-
-def gradients(problem: Problem, wanted: set[str]) -> dict[str, Tensor]:
-    """Those of the backward kernel, by name; the kernel gets None for the others."""
-    keys, queries = kernel_operands(problem)
-    grads = {
-        name: torch.full_like(problem.operands[name], float("nan"))
-        for name in GRADIENTS
-        if name in wanted
-    }
-    none = torch.zeros(0)
-    sdpa.rel_attention_backward(
-        keys, [queries], [none], [none], [problem.grad_out()],
-        [grads.get(name) for name in GRADIENTS], deterministic=True,
-    )  # fmt: skip
-    return grads
-
-
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", checks.GRADIENTS)
 def test_one_gradient_alone_is_the_same(name):
-    problem = apart(make_problem(mask="left", segments=2))
-    everything = gradients(problem, set(GRADIENTS))
-    expected = run(attend, problem)
-    assert_same(
-        {f"d {n}": x for n, x in everything.items()} | {"out": expected["out"]}, expected, 0
-    )
-    assert_same(gradients(problem, {name}), {name: everything[name]}, 0.0)
+    checks.check_one_gradient_alone(attend, sdpa, name)
 
 
 @pytest.mark.parametrize(
@@ -414,9 +263,10 @@ def test_one_gradient_alone_is_the_same(name):
 def test_products_of_unwanted_gradients_are_left_out(left_out, fewer, monkeypatch):
     problem = apart(make_problem(segments=2))  # one chunk
     counted = []
-    for wanted in (set(GRADIENTS), set(GRADIENTS) - left_out):
+    everything = set(checks.GRADIENTS)
+    for wanted in (everything, everything - left_out):
         with CountProducts() as products:
-            gradients(problem, wanted)
+            checks.gradients(sdpa, problem, wanted)
         counted.append(products.number)
     assert counted[0] - counted[1] == fewer
 
@@ -503,7 +353,7 @@ def test_masked_softmax_holds_one_batch_element_in_fp32():
         0.0,
         None,
     )
-    with LargestTensor() as largest:
+    with checks.LargestTensor() as largest:
         sdpa_softmax.masked_softmax_forward(*arguments, out)
     # ``out`` itself is the largest: bf16 of the whole batch, against fp32 of one element.
     assert largest.nbytes <= 2 * out.numel()

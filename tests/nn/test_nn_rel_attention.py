@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from cpu_kernels import needs_kernels
 from hf_oracle import F64
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +16,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAt
 
 from xlnet_fast import ArgumentError, AttentionMask, BackendUnavailable, ShapeError
 from xlnet_fast.nn import AttentionContext, RelativeAttention, relative_positions
+from xlnet_fast.tolerance import assert_within
 
 BATCH, LENGTH, MEMORY, WIDTH, HEADS = 2, 5, 3, 8, 2
 KEYS = MEMORY + LENGTH
@@ -224,6 +227,27 @@ def test_backends_agree_and_a_missing_one_raises(layer, attentions):
     for backend, error in (("triton", BackendUnavailable), ("nonsense", ArgumentError)):
         with pytest.raises(error, match=backend):
             layer(x["h"], None, AttentionContext(backend=backend), x["r"], x["memory"])
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["one stream", "positions"])
+def test_the_cpu_kernels_are_as_accurate_as_the_reference(layer, kind):
+    """In fp32, the kernels' dtype; many inputs, so that no single element decides by luck."""
+    context, _ = contexts(kind)
+    single = copy.deepcopy(layer).float()
+    layer.load_state_dict(single.state_dict())
+    results = {"cpu": [], "reference": [], "exact": []}
+    for seed in range(16):
+        x = {name: value.float() for name, value in operands(seed).items()}
+        for name, values in results.items():
+            own = layer if name == "exact" else single
+            mine = {n: value.double() for n, value in x.items()} if name == "exact" else x
+            backend = "reference" if name == "exact" else name
+            g = None if kind == "one stream" else mine["g"]
+            named = replace(context, backend=backend)
+            values.append(flat(own(mine["h"], g, named, mine["r"], mine["memory"])))
+    for streams in zip(*(zip(*values, strict=True) for values in results.values()), strict=True):
+        assert_within(*(torch.stack(stream).detach() for stream in streams))
 
 
 BAD = {

@@ -119,9 +119,11 @@ def test_a_backend_never_sees_an_empty_stream(recorder):
     assert torch.equal(tensors[0].grad, torch.ones_like(q))
 
 
-@pytest.mark.parametrize(("backend", "shape"), [("sdpa", (0,)), ("triton", (2, 2, 4))])
+@pytest.mark.parametrize(
+    ("backend", "shape"), [("cpu", (0,)), ("sdpa", (0,)), ("triton", (2, 2, 4))]
+)
 def test_statistics_of_a_fake_are_those_of_the_backend(backend, shape):
-    problem = small()
+    problem = small().to(torch.float32)
     args = schema_arguments(problem, 0.0, backend)
     with FakeTensorMode(allow_non_fake_inputs=True):
         out, stats = OPS.rel_attention(problem.operands["q"], *args)

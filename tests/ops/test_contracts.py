@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from cpu_kernels import ON_CPU, needs_kernels
 from hf_oracle import F64, MASKS, assert_same, make_problem, run
 from schema_arguments import SEED, schema_arguments, small, with_grad
 from torch import Tensor
@@ -19,6 +21,10 @@ from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.masks import AttentionMask
 
 OPS = torch.ops.xlnet_fast
+FUSED = [  # registered backends of attention on a CPU, each in a dtype that it takes
+    ("sdpa", F64),
+    pytest.param("cpu", torch.float32, marks=needs_kernels),
+]
 CASES = {
     "plain": {},
     "segments, ranks": {"segments": 2, "mask": "content"},
@@ -30,10 +36,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
 @pytest.mark.parametrize("memory_apart", [False, True])
-def test_opcheck_rel_attention(case, dropout_p, memory_apart):
-    problem = small(**CASES[case])
+@pytest.mark.parametrize(("backend", "dtype"), FUSED)
+def test_opcheck_rel_attention(case, dropout_p, memory_apart, backend, dtype):
+    problem = small(**CASES[case]).to(dtype)
     problem = apart(problem) if memory_apart else problem
-    args = schema_arguments(problem, dropout_p)
+    args = schema_arguments(problem, dropout_p, backend)
     # Dense but not contiguous: the fakes must predict the output's strides too.
     q = problem.operands["q"].transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(OPS.rel_attention.default, with_grad((q, *args)))
@@ -47,10 +54,11 @@ def test_opcheck_rel_attention(case, dropout_p, memory_apart):
 
 @pytest.mark.parametrize("case", ["plain", "targets"])
 @pytest.mark.parametrize("memory_apart", [False, True])
-def test_opcheck_two_stream_attention(case, memory_apart):
-    content = small(**{**CASES[case], "targets": None})
+@pytest.mark.parametrize(("backend", "dtype"), FUSED)
+def test_opcheck_two_stream_attention(case, memory_apart, backend, dtype):
+    content = small(**{**CASES[case], "targets": None}).to(dtype)
     q_h = content.operands["q"]
-    args = list(schema_arguments(apart(content) if memory_apart else content, 0.2))
+    args = list(schema_arguments(apart(content) if memory_apart else content, 0.2, backend))
     q_g = q_h.clone()
     if case == "targets":
         q_g, args[15] = q_h[:, :3].clone(), torch.tensor([[2, 0, -1], [1, 3, 2]])
@@ -223,18 +231,20 @@ def test_two_streams_are_two_calls_of_one(backend, positions, used, see_self, me
 
 
 @pytest.mark.parametrize("frozen", ["q", "k", "v", "k_memory", "r", "r_r_bias", "seg_embed"])
-def test_gradients_only_where_asked(frozen):
-    problem = apart(small(segments=2))
-    everything = run(ops.rel_attention, problem)
+@pytest.mark.parametrize(("backend", "dtype"), FUSED)
+def test_gradients_only_where_asked(frozen, backend, dtype):
+    problem = apart(small(segments=2)).to(dtype)
+    attend = functools.partial(ops.rel_attention, backend=backend)
+    everything = run(attend, problem)
     leaves = {
         name: x.clone().requires_grad_(name != frozen) for name, x in problem.operands.items()
     }
-    ops.rel_attention(**leaves, **problem.options).backward(problem.grad_out())
+    attend(**leaves, **problem.options).backward(problem.grad_out())
     for name, leaf in leaves.items():
         assert (leaf.grad is None) == (name == frozen), name
         assert leaf.grad is None or torch.equal(leaf.grad, everything[f"d {name}"]), name
     without = {name: x.detach() for name, x in problem.operands.items()}
-    assert not ops.rel_attention(**without, **problem.options).requires_grad
+    assert not attend(**without, **problem.options).requires_grad
 
 
 def test_a_second_derivative_is_refused_not_wrong():
@@ -337,6 +347,24 @@ def test_one_graph_with_the_memory_apart(backend):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@needs_kernels
+@pytest.mark.parametrize("backend", ["cpu", "auto"])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_one_graph_of_the_cpu_kernels(backend):
+    """In fp32, which they take: the compiled graph calls the same kernels, bit for bit."""
+
+    def call(*tensors: Tensor) -> Tensor:
+        return attend_flat(backend, {"see_self": True}, *tensors, segmented=True)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    for sizes in [(3, 5, 6), (4, 7, 2), (2, 9, 5)]:
+        tensors = [x.float() if x.is_floating_point() else x for x in flat_tensors(*sizes, True)]
+        expected = outputs_and_grads(call, tensors)
+        assert_same(outputs_and_grads(compiled, tensors), expected, 0.0)
+        assert counters["stats"]["unique_graphs"] == 1, f"it recompiled for {sizes}"
+    assert not counters["graph_break"]
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_inductor():
     def call(*tensors: Tensor) -> Tensor:
@@ -431,7 +459,7 @@ def test_export_with_dynamic_batch_and_length(backend, strict):
 # --- autocast ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_runs_in_its_dtype_and_gradients_come_back_in_fp32(backend, dtype):
     problem = apart(make_problem(mask="left", segments=2)).to(torch.float32)

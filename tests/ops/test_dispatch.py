@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.ops import _dispatch
 from xlnet_fast.ops._dispatch import (
@@ -30,17 +31,90 @@ def measured(monkeypatch):
     monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("9.0",))
 
 
+@pytest.fixture
+def extension(monkeypatch):
+    """A world where the compiled extension is there, whatever this machine has."""
+    capabilities = tuple(replace(capability, obstacle=None) for capability in CAPABILITIES)
+    monkeypatch.setattr(_dispatch, "CAPABILITIES", capabilities)
+
+
+@pytest.fixture
+def no_extension(monkeypatch):
+    monkeypatch.setattr(_extension, "why_missing", lambda: "no compiler was found")
+
+
+KERNEL_OPS = ("rel_attention", "two_stream_attention", "masked_softmax")  # that cpu has
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
-@pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", "sdpa"), ("meta", "reference"), ("xla", "reference")]
-)
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_auto_away_from_gpus(op, dtype, device, expected, needs_grad):
+@pytest.mark.usefixtures("extension")
+def test_auto_on_a_cpu(op, dtype, needs_grad):
+    """Compiled kernels where there are any: not for float64, not for copies."""
+    choice = choose(Request(op, "cpu", dtype, needs_grad=needs_grad))
+    assert "triton: it runs on cuda, not on cpu" in choice.reason
+    if op in KERNEL_OPS and dtype != F64:
+        assert choice.backend == "cpu"
+        return
+    assert choice.backend == "sdpa"
+    if op not in KERNEL_OPS:
+        assert f"cpu: it has no {op}" in choice.reason
+    else:
+        assert "cpu: it takes float16, bfloat16, float32, not float64" in choice.reason
+
+
+@pytest.mark.parametrize("op", KERNEL_OPS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32])
+@pytest.mark.parametrize("head_dim", [1, 64, 1000])
+@pytest.mark.usefixtures("no_extension")
+def test_without_the_extension_a_cpu_runs_sdpa_and_says_why(op, dtype, head_dim):
+    request = Request(op, "cpu", dtype, head_dim)
+    choice = choose(request)
+    assert choice.backend == "sdpa"
+    assert "cpu: no compiler was found" in choice.reason
+    with pytest.raises(BackendUnavailable, match=f"'cpu' cannot run {op}: no compiler was found"):
+        choose(request, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [("cuda", F32, "runs on cpu, not on cuda"), ("meta", F32, "cpu, not on meta"),
+     ("cpu", F64, "not float64"), ("cpu", torch.int32, "not int32")],
+)  # fmt: skip
+@pytest.mark.usefixtures("extension")
+def test_the_cpu_kernels_asked_for_by_name_where_they_cannot_run(device, dtype, reason):
+    with pytest.raises(BackendUnavailable, match=reason):
+        choose(Request("rel_attention", device, dtype), "cpu")
+
+
+@pytest.mark.usefixtures("no_extension")
+def test_nothing_but_the_extension_stands_in_the_way_of_what_cpu_would_run(monkeypatch):
+    """What decides whether the missing extension is told: see ``_extension.tell_once``."""
+    assert _dispatch.lacks_extension(Request("rel_attention", "cpu", BF16))
+    assert not _dispatch.lacks_extension(Request("rel_attention", "cpu", F64))
+    assert not _dispatch.lacks_extension(Request("rel_attention", "cuda", BF16))
+    assert not _dispatch.lacks_extension(Request("concat_memory", "cpu", F32))
+    monkeypatch.setattr(_dispatch.cpu_kernels, "why_unavailable", lambda: None)
+    assert not _dispatch.lacks_extension(Request("rel_attention", "cpu", BF16))
+
+
+def test_this_machines_extension_decides():
+    choice = choose(Request("rel_attention", "cpu", F32))
+    assert choice.backend == ("cpu" if _extension.why_missing() is None else "sdpa")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", [F16, BF16, F32, F64])
+@pytest.mark.parametrize("device", ["meta", "xla"])
+@pytest.mark.parametrize("needs_grad", [False, True])
+@pytest.mark.usefixtures("extension")
+def test_auto_on_any_other_device(op, dtype, device, needs_grad):
     choice = choose(Request(op, device, dtype, needs_grad=needs_grad))
-    assert choice.backend == expected
-    if expected == "reference":
-        assert f"sdpa: it runs on cpu and cuda, not on {device}" in choice.reason
+    assert choice.backend == "reference"
+    assert f"sdpa: it runs on cpu and cuda, not on {device}" in choice.reason
+    if op in KERNEL_OPS:
+        assert f"cpu: it runs on cpu, not on {device}" in choice.reason
 
 
 @pytest.mark.parametrize("gpu", ["7.5", "8.0", "9.0", "10.0", "12.0", None])
@@ -74,10 +148,10 @@ def test_the_missing_record_is_the_reason(monkeypatch):
         (Request("masked_softmax", "cuda", BF16, 64, False, "8.9"), "sdpa", "no measurement"),
         (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "triton", "first choice"),
         (Request("concat_memory", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
-        (Request("rel_attention", "cpu", BF16, 64, False), "sdpa", "runs on cuda, not on cpu"),
+        (Request("rel_attention", "cpu", BF16, 64, False), "cpu", "runs on cuda, not on cpu"),
     ],
 )
-@pytest.mark.usefixtures("measured")
+@pytest.mark.usefixtures("measured", "extension")
 def test_auto_where_a_record_exists(request_, expected, reason):
     choice = choose(request_)
     assert choice.backend == expected
@@ -122,7 +196,8 @@ def test_a_named_backend_that_cannot_run_says_why(request_, backend, message):
 @pytest.fixture
 def partial(monkeypatch):
     """A world with one more backend, which has one op and no backward pass of it."""
-    capability = replace(CAPABILITIES[1], name="partial", ops={"rel_attention": False})
+    (sdpa,) = (capability for capability in CAPABILITIES if capability.name == "sdpa")
+    capability = replace(sdpa, name="partial", ops={"rel_attention": False})
     monkeypatch.setattr(_dispatch, "CAPABILITIES", (capability, *CAPABILITIES))
 
 
@@ -131,7 +206,7 @@ def test_a_backend_without_a_backward_pass_serves_inference():
     assert choose(Request("rel_attention", "cpu", F32)).backend == "partial"
     training = Request("rel_attention", "cpu", F32, needs_grad=True)
     choice = choose(training)
-    assert choice.backend == "sdpa"
+    assert choice.backend in ("cpu", "sdpa")
     assert "partial: it has no backward pass yet" in choice.reason
     with pytest.raises(BackendUnavailable, match="it has no backward pass yet"):
         choose(training, "partial")
@@ -145,6 +220,12 @@ def test_a_models_backend_names_its_attention():
     for op in OPS:
         for backend in ("auto", "triton", "sdpa", "reference", "nonsense"):
             assert named_or_auto(op, backend) == backend
+
+
+def test_a_model_on_the_cpu_kernels_keeps_its_memory_by_what_auto_takes():
+    assert named_or_auto("concat_memory", "cpu") == "auto"
+    for op in KERNEL_OPS:
+        assert named_or_auto(op, "cpu") == "cpu"
 
 
 def test_triton_has_every_op_with_its_backward_pass():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_kernels import FUSED_ON_CPU, ON_CPU, needs_kernels
 from hf_oracle import (
     F64,
     MASKS,
@@ -26,6 +27,16 @@ from xlnet_fast.kernels.sdpa import rel_attention as sdpa
 from xlnet_fast.masks import AttentionMask
 
 BACKENDS = ["sdpa", "reference"]
+ATTENTION = [  # backends of rel_attention, each in a dtype that it takes
+    ("sdpa", F64),
+    ("reference", F64),
+    pytest.param("cpu", torch.float32, marks=needs_kernels),
+]
+
+
+def roundings(dtype: torch.dtype) -> float:
+    """1e-12 in float64, and as many roundings in another dtype."""
+    return 1e-12 * torch.finfo(dtype).eps / torch.finfo(F64).eps
 
 
 @st.composite
@@ -57,27 +68,30 @@ def test_sdpa_is_the_reference(problem, rows, elements):
     assert_same(actual, run(reference.rel_attention, problem), 1e-11)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), ATTENTION)
 @given(problem=problems())
-def test_where_the_memory_lies_changes_nothing(backend, problem):
+def test_where_the_memory_lies_changes_nothing(backend, dtype, problem):
+    problem = problem.to(dtype)
     actual = joined(run(ops.rel_attention, apart(problem), backend=backend))
     assert_same(actual, run(ops.rel_attention, problem, backend=backend), 0.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), ATTENTION)
 @given(problem=problems())
-def test_values_of_one_give_one(backend, problem):
+def test_values_of_one_give_one(backend, dtype, problem):
     """Rows of probabilities sum to one, whatever is hidden; absent rows give zero."""
+    problem = problem.to(dtype)
     ones = {**problem.operands, "v": torch.ones_like(problem.operands["v"])}
     out = ops.rel_attention(**ones, **problem.options, backend=backend)
-    present = (positions_of(problem) >= 0)[:, :, None, None].to(F64).expand_as(out)
-    torch.testing.assert_close(out, present, atol=1e-12, rtol=0)
+    present = (positions_of(problem) >= 0)[:, :, None, None].to(dtype).expand_as(out)
+    torch.testing.assert_close(out, present, atol=roundings(dtype), rtol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), ATTENTION)
 @given(problem=problems())
-def test_hidden_keys_do_not_matter(backend, problem):
+def test_hidden_keys_do_not_matter(backend, dtype, problem):
     """Other keys and values behind the mask, same output in every row that sees something."""
+    problem = problem.to(dtype)
     batch, _, keys, memory = problem.sizes
     hidden = dense_hidden(problem.options["mask"], positions_of(problem), keys, memory)
     sighted = ~hidden.all(-1)  # (B, I)
@@ -89,14 +103,15 @@ def test_hidden_keys_do_not_matter(backend, problem):
     before = ops.rel_attention(**problem.operands, **problem.options, backend=backend)
     after = ops.rel_attention(**changed, **problem.options, backend=backend)
     assert before.shape[0] == batch
-    torch.testing.assert_close(after[sighted], before[sighted], atol=1e-12, rtol=1e-12)
+    limit = roundings(dtype)
+    torch.testing.assert_close(after[sighted], before[sighted], atol=limit, rtol=limit)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), ATTENTION)
 @given(seed=st.integers(0, 999), memory=st.integers(0, 5))
-def test_permuting_keys_permutes_nothing_without_positions(backend, seed, memory):
+def test_permuting_keys_permutes_nothing_without_positions(backend, dtype, seed, memory):
     """With r = 0 attention is a sum over a set: ranks, padding and segments move with the keys."""
-    problem = make_problem(memory=memory, mask="query", segments=3, seed=seed)
+    problem = make_problem(memory=memory, mask="query", segments=3, seed=seed).to(dtype)
     g = torch.Generator().manual_seed(seed)
     batch, _, keys, _ = problem.sizes
     padding = torch.rand(batch, keys, generator=g) < 0.3
@@ -111,14 +126,14 @@ def test_permuting_keys_permutes_nothing_without_positions(backend, seed, memory
         **options, "mask": moved_mask, "segments_k": options["segments_k"][:, order]
     }  # fmt: skip
     actual = ops.rel_attention(**moved, **moved_options, backend=backend)
-    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(actual, expected, atol=roundings(dtype), rtol=roundings(dtype))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "dtype"), ATTENTION)
 @given(seed=st.integers(0, 999))
-def test_rows_of_queries_are_independent(backend, seed):
+def test_rows_of_queries_are_independent(backend, dtype, seed):
     """Permuting (query, position) pairs permutes the output."""
-    problem = make_problem(queries=6, targets=5, mask="query", segments=2, seed=seed)
+    problem = make_problem(queries=6, targets=5, mask="query", segments=2, seed=seed).to(dtype)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
     options = dict(problem.options)
     for name in ("positions", "segments_q"):
@@ -127,7 +142,8 @@ def test_rows_of_queries_are_independent(backend, seed):
     moved = {**problem.operands, "q": problem.operands["q"][:, order]}
     expected = ops.rel_attention(**problem.operands, **problem.options, backend=backend)
     actual = ops.rel_attention(**moved, **options, backend=backend)
-    torch.testing.assert_close(actual, expected[:, order], atol=1e-12, rtol=1e-12)
+    limit = roundings(dtype)
+    torch.testing.assert_close(actual, expected[:, order], atol=limit, rtol=limit)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -163,7 +179,7 @@ def test_memory_is_what_was_seen_last(length, memory, mem_len, reuse_len):
 # --- the same inputs, the same bits ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("targets", [None, 13])
 def test_same_inputs_same_bits(backend, dtype, targets):
@@ -182,12 +198,13 @@ def test_same_inputs_same_bits(backend, dtype, targets):
             assert torch.equal(value, other[name]), name
 
 
-def test_inputs_are_left_alone():
-    problem = make_problem(mask="content", segments=2)
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
+def test_inputs_are_left_alone(backend):
+    problem = make_problem(mask="content", segments=2).to(torch.float32)
     mask = problem.options["mask"]
     tensors = [*problem.operands.values(), *(x for x in mask.tensors if x is not None)]
     before = [x.clone() for x in tensors]
-    run(ops.rel_attention, problem, backend="sdpa", dropout_p=0.5, seed=torch.tensor(1))
+    run(ops.rel_attention, problem, backend=backend, dropout_p=0.5, seed=torch.tensor(1))
     scores = torch.randn(4, 2, 5, 8)
     copy = scores.clone()
     ops.masked_softmax(scores, mask=AttentionMask(causal=True), backend="sdpa")

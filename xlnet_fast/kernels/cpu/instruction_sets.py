@@ -23,7 +23,10 @@ def instruction_set() -> str:
     """
     global _chosen
     if _chosen is None:
-        _chosen = _checked(os.environ.get(VARIABLE, "auto"))
+        try:
+            _chosen = _checked(os.environ.get(VARIABLE, "auto"))
+        except ArgumentError as error:
+            raise ArgumentError(f"environment variable {VARIABLE}: {error}") from None
     return _chosen
 
 

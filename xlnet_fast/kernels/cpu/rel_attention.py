@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.kernels.cpu.addresses import Addresses
 from xlnet_fast.kernels.cpu.instruction_sets import instruction_set
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.philox import keep_threshold
@@ -35,6 +36,8 @@ def rel_attention_forward(
             out.zero_()
         return
     call = _Call(keys, streams)
+    for queries, out in zip(streams, outs, strict=True):
+        _check_shape("out", out, tuple(queries.q.shape))
     for stream, out in zip(call.streams, outs, strict=True):
         stream["out"] = call.output(out)
     _extension.require().rel_attention_forward(
@@ -64,14 +67,21 @@ def rel_attention_backward(
                 grad.zero_()
         return
     call = _Call(keys, streams)
+    for queries, grad_out in zip(streams, grad_outs, strict=True):
+        _check_shape("grad_out", grad_out, tuple(queries.q.shape))
+    likes = (
+        *(queries.q for queries in streams), keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r,
+        keys.r_w_bias, keys.r_r_bias, keys.r_s_bias, keys.seg_embed,
+    )  # fmt: skip
+    for like, grad in zip(likes, grads, strict=True):
+        _check_shape("a gradient", grad, None if like is None else tuple(like.shape))
     for stream, grad_out, grad_q in zip(call.streams, grad_outs, grads, strict=False):
         stream["d_out"] = call.view(grad_out)
-        stream["d_q"] = None if grad_q is None else call.output(grad_q)
+        stream["d_q"] = call.output(grad_q)
     *tensors, r_w_bias, r_r_bias, r_s_bias, seg_embed = grads[len(streams) :]
     names = ("k", "v", "k_memory", "v_memory", "r")
     gradients: dict[str, Any] = {
-        name: None if grad is None else call.output(grad)
-        for name, grad in zip(names, tensors, strict=True)
+        name: call.output(grad) for name, grad in zip(names, tensors, strict=True)
     }
     vectors = (r_w_bias, r_r_bias, r_s_bias, seg_embed)
     shape = keys.r_w_bias.shape
@@ -89,12 +99,11 @@ def rel_attention_backward(
         seg_embed.copy_(torch.stack([-sums[3], sums[3]]))
 
 
-class _Call:
-    """The arguments of the compiled entries, and the tensors whose memory they point to."""
+class _Call(Addresses):
+    """The arguments of the compiled entries."""
 
     def __init__(self, keys: Keys, streams: Sequence[Queries]) -> None:
-        self._alive: list[Tensor] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []
+        super().__init__()
         q, mask = streams[0].q, streams[0].mask
         _check(keys, streams)
         batch, _, heads, dim = q.shape
@@ -109,9 +118,9 @@ class _Call:
             "r": self.view(keys.r),
             "r_w_bias": self.view(keys.r_w_bias), "r_r_bias": self.view(keys.r_r_bias),
             "r_s_bias": self.view(keys.r_s_bias), "seg_embed": self.view(keys.seg_embed),
-            "segments": self.integers(keys.segments),
+            "segments": self.integers("segments", keys.segments),
             "key_padding": self.flat(mask.key_padding),
-            "rank_k": self.integers(mask.rank_k),
+            "rank_k": self.integers("rank_k", mask.rank_k),
             "scale": keys.scale,
             "dropout": keys.dropout_p > 0.0,
             "keep_scale": 1.0 / (1.0 - keys.dropout_p),
@@ -122,83 +131,71 @@ class _Call:
     def _stream(self, keys: Keys, queries: Queries) -> dict[str, Any]:
         mask, segmented = queries.mask, keys.seg_embed is not None and keys.segments is not None
         bits = mask.bits
+        by_position = queries.by_position and queries.positions is not None
         return {
             "rows": queries.q.shape[1],
-            "table": keys.current if queries.by_position else queries.q.shape[1],
+            "table": keys.current if by_position else queries.q.shape[1],
             "q": self.view(queries.q),
-            "positions": self.integers(queries.positions),
-            "segments": self.integers(queries.segments) if segmented else None,
-            "rank_q": self.integers(mask.rank_q),
+            "positions": self.integers("positions", queries.positions),
+            "segments": self.integers("segments", queries.segments) if segmented else None,
+            "rank_q": self.integers("rank_q", mask.rank_q),
             "bits": self.flat(bits),
             "bits_batch_stride": 0 if bits is None or bits.shape[0] == 1 else bits[0].numel(),
             "seed": 0 if queries.seed is None else int(queries.seed) % 2**64,
-            "by_position": queries.by_position and queries.positions is not None,
+            "by_position": by_position,
             "causal": mask.causal, "same_length": mask.same_length, "see_self": mask.see_self,
         }  # fmt: skip
-
-    def view(self, x: Tensor | None) -> tuple[int, ...] | None:
-        """Address and strides of a tensor whose last dimension is contiguous, or of a copy."""
-        if x is None or x.numel() == 0:
-            return None
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
-            x = x.contiguous()
-        self._alive.append(x)
-        return (x.data_ptr(), *x.stride()[:-1])
-
-    def output(self, x: Tensor) -> tuple[int, ...] | None:
-        """As ``view``, of a tensor to be filled; ``write_back`` brings a copy's values home."""
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
-            home, x = x, torch.empty_like(x, memory_format=torch.contiguous_format)
-            self._copies.append((home, x))
-        return self.view(x)
-
-    def write_back(self) -> None:
-        for home, copy in self._copies:
-            home.copy_(copy)
-
-    def integers(self, x: Tensor | None) -> int | None:
-        """Address of a contiguous int32 copy. Ranks and positions are far below 2**31."""
-        return None if x is None else self.flat(x.to(torch.int32))
-
-    def flat(self, x: Tensor | None) -> int | None:
-        """Address of a contiguous tensor."""
-        if x is None:
-            return None
-        x = x.contiguous()
-        self._alive.append(x)
-        return x.data_ptr()
 
 
 def _check(keys: Keys, streams: Sequence[Queries]) -> None:
     """What a caller past the public ops could get wrong and memory would not survive."""
     q = streams[0].q
-    batch, _, heads, dim = q.shape
     if q.dtype not in DTYPES:
         raise ArgumentError(f"backend cpu takes float32, bfloat16 and float16, not {q.dtype}")
-    expected = {
-        "k": (batch, None, heads, dim), "v": (batch, None, heads, dim),
-        "k_memory": (batch, None, heads, dim), "v_memory": (batch, None, heads, dim),
-        "r": (None, None, heads, dim), "r_w_bias": (heads, dim), "r_r_bias": (heads, dim),
-        "r_s_bias": (heads, dim), "seg_embed": (2, heads, dim),
-    }  # fmt: skip
-    operands = [(name, getattr(keys, name), shape) for name, shape in expected.items()]
-    operands += [("q", stream.q, (batch, None, heads, dim)) for stream in streams]
-    for name, x, shape in operands:
-        if x is None:
-            continue
-        if x.device.type != "cpu" or x.dtype != q.dtype:
+    batch, _, heads, dim = q.shape
+    rows = (batch, None, heads, dim)
+    v_memory = None if keys.k_memory is None else (batch, keys.k_memory.shape[1], heads, dim)
+    for name, x, shape in (
+        *(("q", stream.q, rows) for stream in streams),
+        ("k", keys.k, rows), ("v", keys.v, (batch, keys.k.shape[1], heads, dim)),
+        ("k_memory", keys.k_memory, rows), ("v_memory", keys.v_memory, v_memory),
+        ("r", keys.r, (None, None, heads, dim)),
+        ("r_w_bias", keys.r_w_bias, (heads, dim)), ("r_r_bias", keys.r_r_bias, (heads, dim)),
+        ("r_s_bias", keys.r_s_bias, (heads, dim)), ("seg_embed", keys.seg_embed, (2, heads, dim)),
+    ):  # fmt: skip
+        _check_shape(name, x, shape)
+        if x is not None and (x.device.type != "cpu" or x.dtype != q.dtype):
             raise ArgumentError(f"{name} is {x.dtype} on {x.device}, expected {q.dtype} on the CPU")
-        fits = len(x.shape) == len(shape) and all(
-            want in (None, have) for want, have in zip(shape, x.shape, strict=True)
+    if (keys.k_memory is None) != (keys.v_memory is None):
+        raise ArgumentError("k_memory and v_memory must be given together")
+    apart = 0 if keys.k_memory is None else keys.k_memory.shape[1]
+    if not apart <= keys.memory_length <= keys.count:
+        raise ShapeError(
+            f"memory_length is {keys.memory_length}, expected {apart} to {keys.count} "
+            f"(the keys of k_memory, all keys)"
         )
-        if not fits:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape} (None: any)")
     if batch % keys.r.shape[0] != 0:
         raise ShapeError(f"the groups of r, {keys.r.shape[0]}, must divide the batch, {batch}")
+    _check_shape("segments of the keys", keys.segments, (batch, keys.count))
     for stream in streams:
-        stream.mask.validate(batch, _table_rows(keys, stream), keys.count)
+        _check_stream(keys, stream)
 
 
-def _table_rows(keys: Keys, stream: Queries) -> int:
-    """Rows of a stream's segments, ranks and bits."""
-    return keys.current if stream.by_position else stream.q.shape[1]
+def _check_stream(keys: Keys, stream: Queries) -> None:
+    batch, rows = stream.q.shape[:2]
+    table = keys.current if stream.by_position and stream.positions is not None else rows
+    _check_shape("positions", stream.positions, (batch, rows))
+    _check_shape("segments of the queries", stream.segments, (batch, table))
+    stream.mask.validate(batch, table, keys.count)
+    if keys.dropout_p > 0.0 and stream.seed is None:
+        raise ArgumentError("dropout needs the seed of every stream")
+
+
+def _check_shape(name: str, x: Tensor | None, shape: tuple[int | None, ...] | None) -> None:
+    if x is None or shape is None:
+        return
+    fits = x.dim() == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, x.shape, strict=True)
+    )
+    if not fits:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape} (None: any)")

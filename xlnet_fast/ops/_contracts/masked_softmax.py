@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.kernels.cpu import masked_softmax as cpu_softmax
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, register
@@ -38,6 +39,8 @@ def _kernels(backend: str) -> ModuleType:
     """The module that has the kernels of a backend."""
     if backend == "sdpa":
         return sdpa_softmax
+    if backend == "cpu":
+        return cpu_softmax
     if backend == "triton":
         from xlnet_fast.kernels.triton import masked_softmax as triton_softmax
 

@@ -1,0 +1,112 @@
+#include "masked_softmax.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "threads.h"
+
+namespace xlnet_fast::cpu {
+namespace {
+
+constexpr std::align_val_t kLine{64};  // bytes of a cache line, and of the widest vector
+
+struct Free {
+  void operator()(char* memory) const { ::operator delete(memory, kLine); }
+};
+
+std::vector<const MaskedSoftmaxKernels*> all_kernels() {
+  return {
+#if defined(XLNET_FAST_VECTOR_KERNELS)
+      &kSoftmaxBaseline,
+#endif
+#if defined(XLNET_FAST_X86_KERNELS)
+      &kSoftmaxAvx2,
+      &kSoftmaxAvx512,
+#endif
+  };
+}
+
+// The fastest kernels that are not above `isa`. Instruction sets that only help matrix products,
+// the emulated ones among them, have none of their own here.
+const MaskedSoftmaxKernels& pick(const std::string& isa) {
+  const MaskedSoftmaxKernels* best = nullptr;
+  std::string known = "auto";
+  for (const std::string& name : attention_isa_available()) {
+    for (const MaskedSoftmaxKernels* kernels : all_kernels()) {
+      if (name == kernels->isa) best = kernels;
+    }
+    if (name == isa && best != nullptr) return *best;
+    known += ", " + name;
+  }
+  const std::vector<std::string> emulated = attention_isa_emulated();
+  const bool takes_best =
+      isa == "auto" || std::find(emulated.begin(), emulated.end(), isa) != emulated.end();
+  if (takes_best && best != nullptr) return *best;
+  throw std::invalid_argument("isa must be one of " + known + ", got " + isa);
+}
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+// Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.
+void check(const MaskedSoftmaxParams& p, int threads) {
+  require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
+  require(p.batch >= 1 && p.heads >= 1 && p.rows >= 1 && p.keys >= 1,
+          "batch, heads, rows and keys must be positive");
+  require(0 <= p.memory && p.memory <= p.keys, "0 <= memory <= keys must hold");
+  require(p.keys < int64_t{1} << 30, "keys must be below 2**30");
+  require(p.scores.data != nullptr, "scores must not be null");
+  require(p.table >= 0, "table must not be negative");
+  const bool segments = p.segment_scores.data != nullptr;
+  require(segments == (p.segments_q != nullptr) && segments == (p.segments_k != nullptr),
+          "segment_scores, segments_q and segments_k must be given together");
+  require((p.rank_q == nullptr) == (p.rank_k == nullptr),
+          "rank_q and rank_k must be given together");
+}
+
+template <class Pass>
+void run(const MaskedSoftmaxParams& params, int threads, const std::string& isa, Pass pass) {
+  check(params, threads);
+  const MaskedSoftmaxKernels& kernels = pick(isa);
+  const MaskedSoftmaxCall call{params, keep_row_of("auto")};
+  const int64_t rows = params.batch * params.heads * params.rows;
+  // Starting a team takes microseconds: a thread should have more than that to do.
+  constexpr int64_t kScoresOfAThread = 1 << 14;
+  const int64_t useful = std::min(rows, 1 + rows * params.keys / kScoresOfAThread);
+  threads = static_cast<int>(std::min<int64_t>(threads, useful));
+  const int64_t bytes = kernels.scratch_bytes(params);
+  const std::unique_ptr<char, Free> scratch(
+      static_cast<char*>(::operator new(static_cast<size_t>(bytes * threads), kLine)));
+  run_in_parallel(threads, [&](int part, int parts) {
+    (kernels.*pass)(call, {rows * part / parts, rows * (part + 1) / parts},
+                    scratch.get() + bytes * part);
+  });
+}
+
+}  // namespace
+
+void masked_softmax_forward(const MaskedSoftmaxParams& params, int threads,
+                            const std::string& isa) {
+  require(params.out.data != nullptr, "out must not be null");
+  run(params, threads, isa, &MaskedSoftmaxKernels::forward);
+}
+
+void masked_softmax_backward(const MaskedSoftmaxParams& params, int threads,
+                             const std::string& isa) {
+  const auto alike = [](const View& x, const View& gradient) {
+    return (x.data == nullptr) == (gradient.data == nullptr);
+  };
+  require(params.out.data != nullptr && params.d_out.data != nullptr,
+          "out and d_out must not be null");
+  require(alike(params.scores, params.d_scores) &&
+              alike(params.position_scores, params.d_position_scores) &&
+              alike(params.segment_scores, params.d_segment_scores),
+          "each of the scores that is given needs its gradient, and no other");
+  run(params, threads, isa, &MaskedSoftmaxKernels::backward);
+}
+
+}  // namespace xlnet_fast::cpu
