@@ -78,6 +78,11 @@ XLNET_FAST_INLINE float max_of(Vec v) {
 // A long sum of vectors as a sum of short ones, which rounds less.
 class BlockSum {
  public:
+  // Written out: gcc compiles an implicit constructor for the file's own target, not this one.
+  XLNET_FAST_INLINE BlockSum() {
+    part_ = splat(0.0f);
+    total_ = splat(0.0f);
+  }
   XLNET_FAST_INLINE void add(Vec v) {
     part_ += v;
     if (++count_ % kBlock == 0) {
@@ -89,7 +94,7 @@ class BlockSum {
 
  private:
   static constexpr int64_t kBlock = 32;
-  Vec part_ = splat(0.0f), total_ = splat(0.0f);
+  Vec part_, total_;
   int64_t count_ = 0;
 };
 
