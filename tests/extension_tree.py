@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,11 @@ LOOK = (
 )
 
 
+def heed_interrupts() -> None:
+    """A shell starts what runs in its background with SIGINT ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Tree:
     """A copy of the package with tiny sources, and its own cache."""
 
@@ -71,6 +77,7 @@ class Tree:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_interrupts if os.name == "posix" else None,
         )
 
     def build(self, *options: str, **environment: str | Path) -> tuple[int, str, str]:
