@@ -263,7 +263,7 @@ def _extension_text(built: dict[str, Any]) -> dict[str, str]:
         "flags": " ".join(built["flags"]),
         "dropout variants": f"{', '.join(built['isa_compiled'])}; here {built['isa_used']}",
         "attention variants": f"{', '.join(built['attention_isa'])}, on threads of "
-        f"{built['thread_runtime']}. amx_bf16 was tested by emulation, never on a CPU that has AMX",
+        f"{built['thread_runtime']}. amx_bf16 was tested by emulation only: by name alone",
         "CUDA archs": ", ".join(built["cuda_archs"]) or "none: this version has no CUDA C++ kernel",
     }
 

@@ -14,7 +14,7 @@ namespace {
 struct Variant {
   const AttentionKernels* kernels;
   bool runs_here;
-  bool emulated = false;  // for tests: taken by its exact name only
+  bool by_name_only = false;  // an emulation, or what no machine has run yet
 };
 
 // Slowest first.
@@ -33,7 +33,7 @@ const std::vector<Variant>& variants() {
     found.push_back({&kAttentionAvx512, avx512});
     const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
     found.push_back({&kAttentionAvx512Bf16, pairs});
-    found.push_back({&kAttentionAmxBf16, pairs && amx_available()});
+    found.push_back({&kAttentionAmxBf16, pairs && amx_available(), true});
     found.push_back({&kAttentionAmxEmulated, pairs, true});
 #endif
     return found;
@@ -41,10 +41,11 @@ const std::vector<Variant>& variants() {
   return all;
 }
 
-std::vector<std::string> names_of(bool emulated) {
+std::vector<std::string> names_of(bool by_name_only) {
   std::vector<std::string> names;
   for (const Variant& variant : variants()) {
-    if (variant.runs_here && variant.emulated == emulated) names.emplace_back(variant.kernels->isa);
+    if (variant.runs_here && variant.by_name_only == by_name_only)
+      names.emplace_back(variant.kernels->isa);
   }
   return names;
 }
@@ -53,7 +54,7 @@ std::vector<std::string> names_of(bool emulated) {
 const AttentionKernels& pick(const std::string& isa, Dtype dtype) {
   const AttentionKernels* best = nullptr;
   for (const Variant& variant : variants()) {
-    if (!variant.runs_here || (variant.emulated && isa != variant.kernels->isa)) continue;
+    if (!variant.runs_here || (variant.by_name_only && isa != variant.kernels->isa)) continue;
     if (!variant.kernels->multiplies_bfloat16 || dtype == Dtype::kBFloat16) best = variant.kernels;
     if (isa == variant.kernels->isa) return *best;
   }

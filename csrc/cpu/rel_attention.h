@@ -59,7 +59,8 @@ bool amx_available();
 // a compiler without the vector extension.
 std::vector<std::string> attention_isa_available();
 
-// Those that only tests ask for, by name: emulations of one that this CPU may lack.
+// Those that are taken by their exact name only: an emulation for tests, and, where the CPU has it,
+// AMX, until a run on such a machine has shown it right and faster.
 std::vector<std::string> attention_isa_emulated();
 
 // Fills stream.out of every stream. `isa` is "auto" or the highest of attention_isa_available() to
