@@ -11,8 +11,8 @@ atomically, or, where the same bits are wanted every time, into a copy of dr of 
 
 D_i is first taken as dO_i . O_i. O is rounded to half precision, so the exact sum is kept as well:
 it corrects dc, whose bias gradient has one free number a head, and serves the kernel that owns
-keys. P's statistics are rounded too: the sum
-of P mends what is linear in a row of P, here and there.
+keys. P's statistics are rounded too: the sum of P mends what is linear in a row of P, here and
+there.
 """
 
 from __future__ import annotations
@@ -314,15 +314,14 @@ def _backward_q_tile(
         "memory",
         "table",
         "group_size",
-        "units",
         "splits",
         "keep_from",
     ]
 )
 def _backward_q_kernel(
-    content, query,  # streams: (q, out, grad of out, dq (B, I, N, D); stats, delta, c, norm
-    #  (B, N, I)
-    #  fp32, positions, segments, rank_q, bits, seed); None where there is none
+    # Streams: (q, out, grad of out, dq (B, I, N, D); stats, delta, c, norm fp32 (B, N, I);
+    # positions, segments, rank_q, bits, seed); None where there is none.
+    content, query,
     strides_h, strides_g,  # of a stream: q, out, grad of out, dq (b, row, n), bits b
     rows_h, rows_g, sources, key_strides, tables, key_vectors,  # as in the forward kernel
     dr,  # fp32 (N, G, splits or 1 if ATOMIC, P, D)
