@@ -18,6 +18,8 @@ XLNET_FAST_TARGET_BEGIN(
 //
 #include "rel_attention_head.h"
 //
+#include "row_mask.h"
+//
 #include "rel_attention_scores.h"
 //
 #include "rel_attention_backward.h"

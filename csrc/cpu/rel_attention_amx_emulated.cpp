@@ -18,6 +18,8 @@ XLNET_FAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,
 //
 #include "rel_attention_head.h"
 //
+#include "row_mask.h"
+//
 #include "rel_attention_scores.h"
 //
 #include "rel_attention_backward.h"

@@ -15,6 +15,8 @@ XLNET_FAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 //
 #include "rel_attention_head.h"
 //
+#include "row_mask.h"
+//
 #include "rel_attention_scores.h"
 //
 #include "rel_attention_backward.h"

@@ -13,6 +13,8 @@
 //
 #include "rel_attention_head.h"
 //
+#include "row_mask.h"
+//
 #include "rel_attention_scores.h"
 //
 #include "rel_attention_backward.h"

@@ -11,8 +11,7 @@
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 
-constexpr float kHiddenScore = -1e30f;  // HF's: a row whose keys are all hidden is uniform
-constexpr float kSeesNone = -1e29f;     // below any score of a key that is seen
+constexpr float kSeesNone = -1e29f;  // below any score of a key that is seen
 
 constexpr int64_t kMaxRows = 48;         // of a tile
 constexpr int64_t kScoreWords = 131072;  // of a tile, where rows are that long: half a mebibyte
@@ -266,33 +265,25 @@ class Tile {
     if (!has_more && !(sees_self && head_.padding()[self] != 0)) {
       return head_.padding() + columns.begin;
     }
-    const VecInt rank = splat_int(has_ranks ? stream_->rank_q[table_row(i)] : 0);
-    const VecInt last = splat_int(static_cast<int32_t>(self));
-    const VecInt first = splat_int(static_cast<int32_t>(position[i]));
-    for (int64_t j = 0; j < columns.size(); j += kLanes) {
-      const int64_t key = columns.begin + j;
-      VecInt hidden = load_int(head_.padding() + key);
-      if (has_ranks) hidden |= rank <= load_int(head_.ranks() + key);
-      if (has_bits) hidden |= hidden_bits(i, key);
-      if (stream_->causal) {
-        const VecInt number = lane_numbers() + splat_int(static_cast<int32_t>(key));
-        hidden |= number > last;
-        if (stream_->same_length) hidden |= number < first;
-      }
-      store_int(hidden_ + j, hidden);
-    }
-    if (sees_self) hidden_[self - columns.begin] = 0;
+    RowMask mask;
+    mask.padding = head_.padding();
+    mask.ranks = has_ranks ? head_.ranks() : nullptr;
+    mask.rank = has_ranks ? stream_->rank_q[table_row(i)] : 0;
+    mask.bits = has_bits ? bits_of_row(i) : nullptr;
+    mask.keys = sizes_.keys;
+    mask.memory = keys_.memory;
+    mask.position = position[i];
+    mask.causal = stream_->causal;
+    mask.same_length = stream_->same_length;
+    mask.see_self = stream_->see_self;
+    fill_hidden(mask, columns, hidden_);
     return hidden_;
   }
 
-  VecInt hidden_bits(int64_t i, int64_t key) const {
+  const uint8_t* bits_of_row(int64_t i) const {
     const int64_t bytes = (sizes_.keys + 7) / 8;
     const int64_t row = stream_->by_position ? position[i] : first_ + i;
-    const uint8_t* bits = stream_->bits + b_ * stream_->bits_batch_stride + row * bytes;
-    uint32_t word = bits[key / 8];
-    if (kLanes > 8 && key / 8 + 1 < bytes) word |= uint32_t{bits[key / 8 + 1]} << 8;
-    const VecInt lanes = splat_int(static_cast<int32_t>(word >> (key % 8))) >> lane_numbers();
-    return -(lanes & splat_int(1));
+    return stream_->bits + b_ * stream_->bits_batch_stride + row * bytes;
   }
 
   const AttentionKeys& keys_;

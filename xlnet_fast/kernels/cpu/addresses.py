@@ -7,6 +7,8 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
 
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/params.h
+
 
 class Addresses:
     """Addresses of tensors, and of copies where a tensor's layout does not suit; keeps both alive.

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.kernels.cpu.addresses import Addresses
+from xlnet_fast.kernels.cpu.addresses import DTYPES, Addresses
 from xlnet_fast.kernels.cpu.instruction_sets import instruction_set
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.philox import keep_threshold
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/params.h
 
 
 def masked_softmax_forward(
