@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import warnings
@@ -99,12 +100,12 @@ def _find() -> tuple[CompiledModule | None, str | None]:
 
 
 def _from_package() -> tuple[CompiledModule | None, str | None]:
+    # An editable installation's finder would give any other copy of the package its own extension.
+    spec = importlib.machinery.PathFinder.find_spec(_NAME, [str(Path(__file__).parent)])
+    if sys.modules.get(_NAME, spec) is None:
+        return None, f"the extension {_NAME} was not built; to get it, {_HOW_TO_GET_IT}"
     try:
         module = cast(CompiledModule, importlib.import_module(_NAME))
-    except ModuleNotFoundError as error:
-        if error.name != _NAME:
-            raise
-        return None, f"the extension {_NAME} was not built; to get it, {_HOW_TO_GET_IT}"
     except ImportError as error:
         return None, f"{_NAME} does not load ({error}); to mend it, {_HOW_TO_GET_IT}"
     return _checked(module)

@@ -136,6 +136,35 @@ def test_a_damaged_one_is_told_and_built_anew(installed):
 
 @posix
 @has_compiler
+def test_that_of_another_copy_of_the_package_is_neither_loaded_nor_replaced(
+    checkout, installed, tmp_path
+):
+    assert checkout.build()[0] == 0
+    others = checkout.package / recipe.extension_name()
+    before = others.read_bytes()
+    # What setuptools' finder of an editable installation does, in every process.
+    (tmp_path / "finder").mkdir()
+    (tmp_path / "finder" / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from importlib.util import spec_from_file_location\n"
+        "class Finder:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'xlnet_fast._C':\n"
+        f"            return spec_from_file_location(name, {str(others)!r})\n"
+        "sys.meta_path.append(Finder)\n"
+    )
+    both = os.pathsep.join([str(installed.root), str(tmp_path / "finder")])
+    path, reason, _ = installed.look(PYTHONPATH=both)
+    assert path is None
+    assert "was not built" in reason
+    assert installed.build(PYTHONPATH=both)[0] == 0
+    assert installed.look(PYTHONPATH=both)[0].parent.parent == installed.cache
+    assert others.read_bytes() == before
+
+
+@posix
+@has_compiler
 def test_one_that_came_with_the_package_stays(installed):
     assert installed.build()[0] == 0
     own = installed.package / recipe.extension_name()
