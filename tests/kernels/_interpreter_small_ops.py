@@ -19,6 +19,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax
 from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
 from xlnet_fast.masks import AttentionMask, pack_bits
+from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.philox import keep_mask
 from xlnet_fast.tolerance import assert_within
 
@@ -230,14 +231,14 @@ def launch(x: SimpleNamespace, case: Case, device: str) -> dict[str, Tensor]:
     for name in ("segments_q", "segments_k", "positions", "seed"):
         if (value := getattr(x, name)) is not None:
             setattr(y, name, value.to(device))
-    arguments = (
+    inputs = SoftmaxInputs(
         y.scores, y.position_scores, y.segment_scores, y.segments_q, y.segments_k,
         _moved(x.mask, device), y.positions, y.memory_length, y.scale, y.dropout_p, y.seed,
     )  # fmt: skip
     plain = "guarded" if layout == "keys first" else layout
     plain = "guarded" if plain == "heads last" else plain
     buffer, out = guarded(torch.full_like(x.scores, NAN), plain, device, SENTINEL)
-    masked_softmax.masked_softmax_forward(*arguments, out)
+    masked_softmax.masked_softmax_forward(inputs, out)
     results = {"out": out.cpu().clone()}
     out.fill_(SENTINEL)
     assert bool((buffer == SENTINEL).all()), "the kernel wrote outside of `out`"
@@ -249,7 +250,7 @@ def launch(x: SimpleNamespace, case: Case, device: str) -> dict[str, Tensor]:
         buffers.append(torch.full((size + 64,), SENTINEL, dtype=x.scores.dtype, device=device))
         whole = buffers[-1][32 : 32 + size]
         grads.append(whole if value is None else whole.view(value.shape).fill_(NAN))
-    masked_softmax.masked_softmax_backward(y.grad_out, out, *arguments, grads)
+    masked_softmax.masked_softmax_backward(inputs, out, y.grad_out, grads)
     for name, buffer, grad in zip(names, buffers, grads, strict=True):
         if getattr(x, name) is not None:
             results[f"d {name}"] = grad.cpu().clone()
@@ -320,9 +321,8 @@ def check_keep(device: str, tile: softmax_launch.Tile) -> None:
     scores, out = (torch.zeros(b, n, i, j, device=device) for _ in range(2))
     seed = torch.tensor(0x7EAD_BEEF_0123_4567, device=device)
     empty = (None,) * 4
-    masked_softmax.masked_softmax_forward(
-        scores, *empty, AttentionMask(), None, j - i, 1.0, p, seed, out
-    )
+    inputs = SoftmaxInputs(scores, *empty, AttentionMask(), None, j - i, 1.0, p, seed)
+    masked_softmax.masked_softmax_forward(inputs, out)
     assert torch.equal(out.cpu() != 0, keep_mask(seed.cpu(), p, b, n, (0, i), j)), tile
 
 
@@ -384,8 +384,9 @@ def test_refused(name):
     arguments["out"] = torch.empty_like(x.scores)
     changed, change, message = REFUSED[name]
     arguments[changed] = change(arguments[changed])
+    out = arguments.pop("out")
     with pytest.raises(ArgumentError, match=message):
-        masked_softmax.masked_softmax_forward(**arguments)
+        masked_softmax.masked_softmax_forward(SoftmaxInputs(**arguments), out)
 
 
 @interpreted

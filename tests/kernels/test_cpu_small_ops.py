@@ -17,6 +17,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels.cpu import instruction_sets
 from xlnet_fast.kernels.cpu import masked_softmax as cpu_softmax
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.ops._dispatch import Request, choose, named_or_auto
 from xlnet_fast.philox import keep_mask
 from xlnet_fast.tolerance import assert_within, error_and_bound
@@ -246,9 +247,9 @@ def test_outputs_with_strides_are_filled_and_nothing_around_them():
     operands, options = problem_of(torch.float32, mask="left")
     expected = run((operands, options))
     scores, position = operands["scores"], operands["position_scores"]
-    arguments = (
+    inputs = SoftmaxInputs(
         scores, position, None, None, None, options["mask"], None, options["memory_length"],
-        options["scale"], 0.0, None,
+        options["scale"],
     )  # fmt: skip
 
     def home(like: Tensor, innermost_first: bool) -> tuple[Tensor, Tensor]:
@@ -261,9 +262,9 @@ def test_outputs_with_strides_are_filled_and_nothing_around_them():
 
     for innermost_first in (False, True):
         (whole, out), *parts = (home(x, innermost_first) for x in (scores, scores, position))
-        cpu_softmax.masked_softmax_forward(*arguments, out)
+        cpu_softmax.masked_softmax_forward(inputs, out)
         grads = [part for _, part in parts]
-        cpu_softmax.masked_softmax_backward(grad_of(out), out, *arguments, [*grads, torch.empty(0)])
+        cpu_softmax.masked_softmax_backward(inputs, out, grad_of(out), [*grads, torch.empty(0)])
         actual = {"out": out, "d scores": grads[0], "d position_scores": grads[1]}
         assert_same_bits({name: x.clone() for name, x in actual.items()}, expected)
         for buffer, part in ((whole, out), *parts):
@@ -349,12 +350,13 @@ def test_opcheck(case, dtype):
 def test_memory_is_a_few_rows_and_no_second_table():
     """Beside the result nothing of the size of the scores is allocated by torch."""
     scores = torch.randn(1, 2, 64, 512)
-    arguments = (scores, None, None, None, None, AttentionMask(causal=True), None, 448, 1.0)
+    empty, mask = (None,) * 4, AttentionMask(causal=True)
+    inputs = SoftmaxInputs(scores, *empty, mask, None, 448, 1.0, 0.1, SEED)
     out = torch.empty_like(scores)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        cpu_softmax.masked_softmax_forward(*arguments, 0.1, SEED, out)
+        cpu_softmax.masked_softmax_forward(inputs, out)
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
     assert allocated < scores[0, 0, 0].nbytes
 
@@ -418,8 +420,12 @@ def test_refused_by_the_kernels_entry(name):
         **operands, **{name: options[name] for name in names}, "positions": None,
         "dropout_p": 0.0, "seed": None, "out": torch.empty_like(operands["scores"]),
     }  # fmt: skip
-    cpu_softmax.masked_softmax_forward(**arguments)
+
+    def run_kernel(out: Tensor, **inputs: Any) -> None:
+        cpu_softmax.masked_softmax_forward(SoftmaxInputs(**inputs), out)
+
+    run_kernel(**arguments)
     changed, change, error, message = REFUSED[name]
     arguments[changed] = change(arguments[changed])
     with pytest.raises(error, match=message):
-        cpu_softmax.masked_softmax_forward(**arguments)
+        run_kernel(**arguments)

@@ -15,6 +15,7 @@ from xlnet_fast.kernels import report
 from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax, triton
 from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import SoftmaxInputs
 
 needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs Triton's compiler")
 
@@ -206,8 +207,8 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-def softmax_calls(keys):
-    """The arguments of both launchers with every optional one, and the dtype bf16."""
+def softmax_inputs(keys):
+    """The inputs of both launchers with every optional one, and the dtype bf16."""
     b, n, i, half = 2, 2, 32, {"dtype": torch.bfloat16}
     scores, position = torch.zeros(b, n, i, keys, **half), torch.zeros(b, n, i, keys + 64, **half)
     segments = (
@@ -219,22 +220,21 @@ def softmax_calls(keys):
         rank_k=torch.zeros(b, keys).long(), bits=torch.zeros(b, i, -(-keys // 8)).byte(),
         causal=True, same_length=True, see_self=True,
     )  # fmt: skip
-    return (
+    return SoftmaxInputs(
         scores, position, *segments, mask, torch.zeros(b, i).long(), keys - 64, 0.5, 0.1,
         torch.tensor([1]),
     )  # fmt: skip
 
 
 def call_softmax_forward(keys):
-    arguments = softmax_calls(keys)
-    masked_softmax.masked_softmax_forward(*arguments, torch.empty_like(arguments[0]))
+    inputs = softmax_inputs(keys)
+    masked_softmax.masked_softmax_forward(inputs, torch.empty_like(inputs.scores))
 
 
 def call_softmax_backward(keys):
-    arguments = softmax_calls(keys)
-    grads = [x.new_empty(x.shape) for x in arguments[:3]]
-    scores = arguments[0]
-    masked_softmax.masked_softmax_backward(scores, scores, *arguments, grads)
+    inputs = softmax_inputs(keys)
+    grads = [x.new_empty(x.shape) for x in inputs.terms]
+    masked_softmax.masked_softmax_backward(inputs, inputs.scores, inputs.scores, grads)
 
 
 def call_copy(rows):

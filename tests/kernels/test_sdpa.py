@@ -19,6 +19,7 @@ from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa
 from xlnet_fast.kernels.sdpa.common import PackedKeys
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.tolerance import assert_within
 
 attend = functools.partial(ops.rel_attention, backend="sdpa")
@@ -340,21 +341,10 @@ def test_masked_softmax_holds_one_batch_element_in_fp32():
     batch, heads, queries, keys = 8, 2, 64, 64
     scores = torch.randn(batch, heads, queries, keys).bfloat16()
     out = torch.zeros_like(scores)
-    arguments = (
-        scores,
-        None,
-        None,
-        None,
-        None,
-        AttentionMask(causal=True),
-        None,
-        0,
-        1.0,
-        0.0,
-        None,
-    )
+    empty, mask = (None,) * 4, AttentionMask(causal=True)
+    inputs = SoftmaxInputs(scores, *empty, mask, None, 0, 1.0)
     with checks.LargestTensor() as largest:
-        sdpa_softmax.masked_softmax_forward(*arguments, out)
+        sdpa_softmax.masked_softmax_forward(inputs, out)
     # ``out`` itself is the largest: bf16 of the whole batch, against fp32 of one element.
     assert largest.nbytes <= 2 * out.numel()
 

@@ -34,6 +34,7 @@ from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax, triton
 from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import SoftmaxInputs
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("_interpreter_small_ops.py")
@@ -162,10 +163,9 @@ def test_a_tile_that_says_it_holds_a_row_does(keys):
 @pytest.mark.skipif(INTERPRETED, reason="CPU tensors are refused only without the interpreter")
 def test_cpu_tensors_are_refused_with_the_reason():
     x = torch.zeros(1, 1, 2, 2)
+    inputs = SoftmaxInputs(x, None, None, None, None, AttentionMask(), None, 0, 1.0)
     with pytest.raises(BackendUnavailable, match="CUDA device"):
-        masked_softmax.masked_softmax_forward(
-            x, None, None, None, None, AttentionMask(), None, 0, 1.0, 0.0, None, x.clone()
-        )
+        masked_softmax.masked_softmax_forward(inputs, x.clone())
     with pytest.raises(BackendUnavailable, match="CUDA device"):
         concat_memory.concat_memory_forward([x[0]], None, 0, 1, x.clone())
 

@@ -11,122 +11,85 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xlnet_fast.kernels.sdpa.common import skewed_view, softmax_backward_
-from xlnet_fast.masks import HIDDEN_SCORE, AttentionMask, row_positions
+from xlnet_fast.masks import HIDDEN_SCORE, row_positions
+from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.philox import keep_mask
 
 
-def masked_softmax_forward(
-    scores: Tensor,
-    position_scores: Tensor | None,
-    segment_scores: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    out: Tensor,
-) -> None:
+def masked_softmax_forward(inputs: SoftmaxInputs, out: Tensor) -> None:
     """Fill ``out`` (B, N, I, J), one batch element at a time; see ``ops.masked_softmax``."""
-    inputs = (
-        scores, position_scores, segment_scores, segments_q, segments_k,
-        mask, positions, memory_length, scale,
-    )  # fmt: skip
-    for b in range(scores.shape[0]):
-        probabilities = _probabilities(b, *inputs)
-        factor = _dropout_factor(b, scores, dropout_p, seed, probabilities.dtype)
+    for b in range(inputs.scores.shape[0]):
+        probabilities = _probabilities(b, inputs)
+        factor = _dropout_factor(b, inputs, probabilities.dtype)
         if factor is not None:
             probabilities *= factor
         out[b : b + 1] = probabilities
 
 
 def masked_softmax_backward(
-    grad_out: Tensor,
-    out: Tensor,
-    scores: Tensor,
-    position_scores: Tensor | None,
-    segment_scores: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    grads: Sequence[Tensor],
+    inputs: SoftmaxInputs, out: Tensor, grad_out: Tensor, grads: Sequence[Tensor]
 ) -> None:
     """Fill ``grads``, shaped like scores, position_scores and segment_scores (empty where None)."""
-    inputs = (
-        scores, position_scores, segment_scores, segments_q, segments_k,
-        mask, positions, memory_length, scale,
-    )  # fmt: skip
     d_scores, d_position, d_segment = grads
     d_position.zero_()
-    for b in range(scores.shape[0]):
+    for b in range(inputs.scores.shape[0]):
         one = slice(b, b + 1)
-        probabilities = _probabilities(b, *inputs)  # in fp32, which ``out`` may not be
+        probabilities = _probabilities(b, inputs)  # in fp32, which ``out`` may not be
         total = grad_out[one].to(probabilities.dtype, copy=True)
-        factor = _dropout_factor(b, scores, dropout_p, seed, total.dtype)
+        factor = _dropout_factor(b, inputs, total.dtype)
         if factor is not None:
             total *= factor
         softmax_backward_(total, probabilities)
-        total *= scale
+        total *= inputs.scale
         d_scores[one] = total
-        if position_scores is not None:
-            element = None if positions is None else positions[one]
-            _shift_back(total.to(d_position.dtype), d_position[one], element, memory_length)
-        if segment_scores is not None and segments_q is not None and segments_k is not None:
-            differ = segments_q[one, None, :, None] != segments_k[one, None, None, :]
+        if inputs.position_scores is not None:
+            element = None if inputs.positions is None else inputs.positions[one]
+            _shift_back(total.to(d_position.dtype), d_position[one], element, inputs.memory_length)
+        differ = _segments_differ(b, inputs)
+        if differ is not None:
             d_segment[one] = (total * differ).sum(-1)
 
 
-def _probabilities(
-    b: int,
-    scores: Tensor,
-    position_scores: Tensor | None,
-    segment_scores: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-) -> Tensor:
+def _probabilities(b: int, inputs: SoftmaxInputs) -> Tensor:
     """Of batch element b before dropout, (1, N, I, J) in fp32 (float64 of float64)."""
+    scores, positions, memory_length = inputs.scores, inputs.positions, inputs.memory_length
     queries, keys = scores.shape[2:]
     one = slice(b, b + 1)
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     rows = row_positions(positions, queries, scores.device)
     rows = rows if positions is None else rows[one]
     total = scores[one].to(wide, copy=True)
-    if position_scores is not None:
+    if inputs.position_scores is not None:
         element = None if positions is None else positions[one]
-        total += _shift(position_scores[one], element, keys, memory_length)
-    if segment_scores is not None and segments_q is not None and segments_k is not None:
-        differ = segments_q[one, None, :, None] != segments_k[one, None, None, :]
-        total += segment_scores[one, :, :, None] * differ
-    total *= scale
-    hidden = mask.narrow_batch(b, 1).hidden(rows, keys, memory_length)
+        total += _shift(inputs.position_scores[one], element, keys, memory_length)
+    differ = _segments_differ(b, inputs)
+    if inputs.segment_scores is not None and differ is not None:
+        total += inputs.segment_scores[one, :, :, None] * differ
+    total *= inputs.scale
+    hidden = inputs.mask.narrow_batch(b, 1).hidden(rows, keys, memory_length)
     if hidden is not None:
         total += torch.where(hidden, HIDDEN_SCORE, 0.0).to(wide)[:, None]
     return torch.softmax(total, -1, out=total)
 
 
-def _dropout_factor(
-    b: int, scores: Tensor, dropout_p: float, seed: Tensor | None, dtype: torch.dtype
-) -> Tensor | None:
-    """0 or 1 / (1 - p) for every probability of batch element b; None without dropout."""
-    if dropout_p == 0.0 or seed is None:
+def _segments_differ(b: int, inputs: SoftmaxInputs) -> Tensor | None:
+    """Where row and key of batch element b have different segments, (1, 1, I, J), or None."""
+    segments_q, segments_k = inputs.segments_q, inputs.segments_k
+    if inputs.segment_scores is None or segments_q is None or segments_k is None:
         return None
-    batch, heads, queries, keys = scores.shape
+    return segments_q[b : b + 1, None, :, None] != segments_k[b : b + 1, None, None, :]
+
+
+def _dropout_factor(b: int, inputs: SoftmaxInputs, dtype: torch.dtype) -> Tensor | None:
+    """0 or 1 / (1 - p) for every probability of batch element b; None without dropout."""
+    if inputs.dropout_p == 0.0 or inputs.seed is None:
+        return None
+    batch, heads, queries, keys = inputs.scores.shape
     keep = keep_mask(
-        seed, dropout_p, batch, heads, (0, queries), keys,
-        device=scores.device, batch_range=(b, b + 1),
+        inputs.seed, inputs.dropout_p, batch, heads, (0, queries), keys,
+        device=inputs.scores.device, batch_range=(b, b + 1),
     )  # fmt: skip
-    return keep.to(dtype).mul_(1.0 / (1.0 - dropout_p))
+    return keep.to(dtype).mul_(1.0 / (1.0 - inputs.dropout_p))
 
 
 def _shift(table: Tensor, positions: Tensor | None, keys: int, memory_length: int) -> Tensor:

@@ -40,7 +40,7 @@ from xlnet_fast.kernels.triton.masked_softmax_launch import (
     rows_in_order,
 )
 from xlnet_fast.kernels.triton.tile_ops import _expand_bits, _keep_tile
-from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import SoftmaxInputs
 
 
 @jit()
@@ -331,65 +331,34 @@ def _backward_kernel(
 
 
 @torch.no_grad()
-def masked_softmax_forward(
-    scores: Tensor,
-    position_scores: Tensor | None,
-    segment_scores: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    out: Tensor,
-) -> None:
+def masked_softmax_forward(inputs: SoftmaxInputs, out: Tensor) -> None:
     """Fill ``out`` (B, N, I, J); the formula is in the module's docstring.
 
     Args:
-        scores: (B, N, I, J) fp16, bf16 or fp32, any strides; so the other two scores and ``out``.
-        position_scores: (B, N, I, P), or None. segment_scores: (B, N, I), or None.
-        segments_q, segments_k: (B, I) and (B, J) integers, given with ``segment_scores``.
-        mask: hidden keys. positions: (B, I) integers, or None: row i sits at position i.
-        memory_length: M. scale: of the scores. dropout_p: 0 <= p < 1.
-        seed: one int64 on the device of ``scores``; needed where dropout_p > 0.
-        out: (B, N, I, J), written in full; its last stride is 1.
+        inputs: the three scores fp16, bf16 or fp32, of any strides; all tensors on one device, the
+            seed too, which is needed where dropout_p > 0.
+        out: (B, N, I, J), like the scores and written in full; its last stride is 1.
 
     Raises:
         BackendUnavailable: Triton or a CUDA device is missing.
         ArgumentError: a dtype, device or value that the kernel does not take. ShapeError: shapes
             that do not agree.
     """
-    inputs = (scores, position_scores, segment_scores, segments_q, segments_k, mask, positions)
-    check_operands(*inputs, memory_length, dropout_p, seed, {"out": out})
-    if scores.numel() == 0:
+    check_operands(inputs, {"out": out})
+    if inputs.scores.numel() == 0:
         return
     if out.stride(-1) != 1:
         raise ArgumentError(f"out has strides {out.stride()}, expected the last to be 1")
-    shared, strides, sizes = launch_arguments(*inputs, memory_length, scale, dropout_p, seed)
-    with device_guard(scores.device):
-        _forward_kernel[grid_of(scores)](
-            *shared, out, strides, out.stride()[:3], *sizes, **constants_of(scores.shape[3], mask)
+    shared, strides, sizes = launch_arguments(inputs)
+    with device_guard(inputs.scores.device):
+        _forward_kernel[grid_of(inputs.scores)](
+            *shared, out, strides, out.stride()[:3], *sizes, **constants_of(inputs)
         )
 
 
 @torch.no_grad()
 def masked_softmax_backward(
-    grad_out: Tensor,
-    out: Tensor,
-    scores: Tensor,
-    position_scores: Tensor | None,
-    segment_scores: Tensor | None,
-    segments_q: Tensor | None,
-    segments_k: Tensor | None,
-    mask: AttentionMask,
-    positions: Tensor | None,
-    memory_length: int,
-    scale: float,
-    dropout_p: float,
-    seed: Tensor | None,
-    grads: Sequence[Tensor],
+    inputs: SoftmaxInputs, out: Tensor, grad_out: Tensor, grads: Sequence[Tensor]
 ) -> None:
     """Fill ``grads``, contiguous, shaped like scores, position_scores and segment_scores.
 
@@ -397,23 +366,21 @@ def masked_softmax_backward(
     ``out`` is not read, as it may be of half precision: probabilities are computed again. The
     gradient of an argument that is None is an empty tensor and left alone.
     """
-    inputs = (scores, position_scores, segment_scores, segments_q, segments_k, mask, positions)
     d_scores, d_position, d_segment = grads
-    found = {"grad_out": grad_out, "grads[0]": d_scores}
-    check_operands(*inputs, memory_length, dropout_p, seed, found)
-    if scores.numel() == 0:
+    check_operands(inputs, {"grad_out": grad_out, "grads[0]": d_scores})
+    if inputs.scores.numel() == 0:
         return
-    for number, (like, grad) in enumerate(zip(inputs[:3], grads, strict=True)):
+    for number, (like, grad) in enumerate(zip(inputs.terms, grads, strict=True)):
         if like is not None and not (grad.shape == like.shape and grad.is_contiguous()):
             raise ShapeError(f"grads[{number}] must be contiguous, of shape {tuple(like.shape)}")
     grad_out = rows_in_order(grad_out)
-    shared, strides, sizes = launch_arguments(*inputs, memory_length, scale, dropout_p, seed)
-    with device_guard(scores.device):
-        _backward_kernel[grid_of(scores)](
+    shared, strides, sizes = launch_arguments(inputs)
+    with device_guard(inputs.scores.device):
+        _backward_kernel[grid_of(inputs.scores)](
             *shared, grad_out, d_scores,
-            None if position_scores is None else d_position,
-            None if segment_scores is None else d_segment,
-            strides, grad_out.stride()[:3], *sizes, **constants_of(scores.shape[3], mask),
+            None if inputs.position_scores is None else d_position,
+            None if inputs.segment_scores is None else d_segment,
+            strides, grad_out.stride()[:3], *sizes, **constants_of(inputs),
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import masked_softmax as cpu_softmax
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, register
 from xlnet_fast.ops._validation import check_positions
 
@@ -27,12 +28,12 @@ LIBRARY.define(
 )
 
 
-def _softmax_args(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Schema arguments after ``scores`` to a kernel's arguments."""
-    scores, parts, positions, seed, flags = args[:4], args[4:8], args[8], args[9], args[10:13]
-    memory_length, scale, dropout_p = args[13:16]
-    mask = AttentionMask(*parts, *flags)
-    return (*scores, mask, positions, memory_length, scale, dropout_p, seed)
+def _inputs(scores: Tensor, args: Sequence[Any]) -> SoftmaxInputs:
+    """From the schema's arguments, ``args`` being those after ``scores``."""
+    optional, parts, positions, seed, flags = args[:4], args[4:8], args[8], args[9], args[10:13]
+    numbers = args[13:16]  # memory_length, scale, dropout_p
+    fields = (*optional, AttentionMask(*parts, *flags), positions, *numbers, seed)
+    return SoftmaxInputs(scores, *fields)
 
 
 def _kernels(backend: str) -> ModuleType:
@@ -50,26 +51,26 @@ def _kernels(backend: str) -> ModuleType:
 
 def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
     out = torch.empty_like(scores, memory_format=torch.contiguous_format)
-    check_positions(args[8], scores.shape[3] - args[13])
+    inputs = _inputs(scores, args)
+    check_positions(inputs.positions, inputs.current)
     if scores.numel():
-        arguments = (scores, *_softmax_args(args), out)
-        _kernels(args[16]).masked_softmax_forward(*arguments)
+        _kernels(args[16]).masked_softmax_forward(inputs, out)
     return out
 
 
-def _contiguous_grads(scores: Tensor, *args: Any) -> tuple[Tensor, ...]:
+def _contiguous_grads(inputs: SoftmaxInputs) -> tuple[Tensor, ...]:
     """Of the three scores, an empty one for None, whatever the strides of the scores are."""
-    return tuple(scores.new_empty(0 if x is None else x.shape) for x in (scores, args[0], args[1]))
+    return tuple(inputs.scores.new_empty(0 if x is None else x.shape) for x in inputs.terms)
 
 
 def _masked_softmax_backward(
     grad_out: Tensor, out: Tensor, scores: Tensor, *args: Any
 ) -> tuple[Tensor, ...]:
-    grads = _contiguous_grads(scores, *args)
+    inputs = _inputs(scores, args)
+    grads = _contiguous_grads(inputs)
     if scores.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
-    arguments = (grad_out, out, scores, *_softmax_args(args), grads)
-    _kernels(args[16]).masked_softmax_backward(*arguments)
+    _kernels(args[16]).masked_softmax_backward(inputs, out, grad_out, grads)
     return grads
 
 
@@ -78,5 +79,5 @@ register(
     _masked_softmax,
     lambda scores, *args: torch.empty_like(scores, memory_format=torch.contiguous_format),
     _masked_softmax_backward,
-    lambda grad, out, scores, *args: _contiguous_grads(scores, *args),
+    lambda grad, out, scores, *args: _contiguous_grads(_inputs(scores, args)),
 )
