@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings_attention.h"
+#include "bindings_linear.h"
 #include "bindings_masked_softmax.h"
 #include "build_info.h"
 #include "cpu/masked_softmax.h"
@@ -66,6 +67,20 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("keys"), py::arg("streams"), py::arg("gradients"), py::arg("threads"),
       py::arg("isa"));
+  m.def(
+      "linear_takes",
+      [](int dtype, const std::string& isa) {
+        return cpu::linear_takes(static_cast<Dtype>(dtype), isa);
+      },
+      py::arg("dtype"), py::arg("isa"));
+  m.def(
+      "linear",
+      [](const py::dict& arguments, int threads, const std::string& isa) {
+        const LinearParams params = linear_params(arguments);
+        const py::gil_scoped_release release;
+        cpu::linear(params, threads, isa);
+      },
+      py::arg("arguments"), py::arg("threads"), py::arg("isa"));
   m.def(
       "masked_softmax_forward",
       [](const py::dict& arguments, int threads, const std::string& isa) {

@@ -109,4 +109,17 @@ struct MaskedSoftmaxParams {
   View d_scores, d_position_scores, d_segment_scores;  // as the scores, of the backward pass
 };
 
+// out = X W^T + b, then GELU of it or a residual added. All strides count elements.
+struct LinearParams {
+  Dtype dtype = Dtype::kFloat32;  // of every tensor: fp32, or bfloat16 with an even number of terms
+  int64_t rows = 0, terms = 0, columns = 0;
+  const char* x = nullptr;         // [row, term], either of them contiguous
+  const char* weight = nullptr;    // [column, term], either of them contiguous
+  const char* bias = nullptr;      // [column] or null
+  const char* residual = nullptr;  // [row, column] or null, the columns contiguous
+  char* out = nullptr;             // [row, column], the columns contiguous
+  int64_t x_row = 0, x_term = 1, weight_column = 0, weight_term = 1, residual_row = 0, out_row = 0;
+  bool gelu = false;  // the exact one, x Phi(x); without a residual
+};
+
 }  // namespace xlnet_fast

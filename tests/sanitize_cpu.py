@@ -27,7 +27,10 @@ FLAGS = (
     "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer",
     "-O1", "-g",
 )  # fmt: skip
-TESTS = ("tests/kernels/test_cpu_rel_attention.py", "tests/kernels/test_cpu_entries.py")
+TESTS = tuple(
+    f"tests/kernels/test_cpu_{name}.py"
+    for name in ("rel_attention", "entries", "small_ops", "linear")
+)
 SELECTED = "not square and not environment and not torch_is_told"
 """One test measures the memory of a process, and a sanitizer keeps what was freed. The others start
 processes that have the checkout's extension, which is not sanitized."""

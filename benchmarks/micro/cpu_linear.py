@@ -1,12 +1,12 @@
-"""The linear layers of an XLNet on a CPU: PyTorch's `F.linear` against oneDNN, time and error.
+"""The linear layers of an XLNet on a CPU: our kernels, PyTorch's `F.linear` and its oneDNN.
 
     python -m benchmarks.micro.cpu_linear [--dtype fp32] [--rounds 15]
 
 A row is one product, (tokens x in) by (in x out), alone or with the GELU or the residual that
-follows it. `time` is that of `F.linear` over oneDNN's, the median of interleaved pairs: above 1,
-oneDNN is the faster. `error` is oneDNN's largest error against float64 over what the tolerance rule
-allows with `F.linear` as eager: above 1 it must not be used. The last table has the three products
-q, k, v against one with a concatenated weight.
+follows it; "gradient" is that of the weight, a sum over the tokens. `ours` is in GFLOP/s; the
+columns after it are the time of another over ours, the median of interleaved rounds (and the
+middle 60% of them): above 1, ours is the faster. The last columns are the largest error against
+float64 over what the tolerance rule allows with `F.linear` as eager: above 1 must not be used.
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.tolerance import error_and_bound
 
 from ..rel_attention_case import DTYPES
 
-TOKENS = (128, 1024, 2048)
-WIDTHS = ((768, 768), (768, 3072), (3072, 768), (1024, 4096), (4096, 1024))
+TOKENS = (1, 16, 128, 1024, 2048)
+WIDTHS = ((768, 768), (768, 3072), (3072, 768))
 Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+_ROW = "{:>6} {:>5} {:>5}  {:9} {:>6}  {:>19}  {:>19}  {:>5} {:>7}"
 
 
-def onednn(x: Tensor, weight: Tensor, bias: Tensor | None, fused: str = "none") -> Tensor:
+def _ours(x: Tensor, weight: Tensor, bias: Any, residual: Any, gelu: bool = False) -> Tensor:
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    cpu_linear.linear(x, weight, bias, residual, gelu, out)
+    return out
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, fused: str = "none") -> Tensor:
     """Call oneDNN with plain weights; `fused` is "none" or "gelu", the exact one."""
     algorithm = "none" if fused == "gelu" else ""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, fused, [], algorithm)
@@ -44,88 +51,105 @@ def _onednn_add(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Te
     return added
 
 
-FORMS: dict[str, tuple[Form, Form]] = {
-    "product": (lambda x, w, b, r: F.linear(x, w, b), lambda x, w, b, r: onednn(x, w, b)),
-    "gelu": (
-        lambda x, w, b, r: F.gelu(F.linear(x, w, b)),
-        lambda x, w, b, r: onednn(x, w, b, "gelu"),
+# Ours, F.linear, oneDNN; the weight of "transposed" and the operands of "gradient" lie as there.
+FORMS: dict[str, tuple[Form, Form, Form]] = {
+    "product": (
+        lambda x, w, b, r: _ours(x, w, b, None),
+        lambda x, w, b, r: F.linear(x, w, b),
+        lambda x, w, b, r: _onednn(x, w, b),
     ),
-    "residual": (lambda x, w, b, r: F.linear(x, w, b) + r, _onednn_add),
+    "gelu": (
+        lambda x, w, b, r: _ours(x, w, b, None, gelu=True),
+        lambda x, w, b, r: F.gelu(F.linear(x, w, b)),
+        lambda x, w, b, r: _onednn(x, w, b, "gelu"),
+    ),
+    "residual": (
+        lambda x, w, b, r: _ours(x, w, b, r),
+        lambda x, w, b, r: F.linear(x, w, b) + r,
+        _onednn_add,
+    ),
+    "other order": (
+        lambda x, w, b, r: _ours(x, w.view(w.shape[::-1]).t(), None, None),
+        lambda x, w, b, r: F.linear(x, w.view(w.shape[::-1]).t()),
+        lambda x, w, b, r: _onednn(x, w.view(w.shape[::-1]).t(), None),
+    ),
+    "gradient": (
+        lambda x, w, b, r: _ours(r.t(), x.t(), None, None),
+        lambda x, w, b, r: r.t() @ x,
+        lambda x, w, b, r: _onednn(r.t().contiguous(), x.t(), None),
+    ),
 }
 
 
-def ratios(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> list[float]:
-    """Return the times of the first over those of the second, sorted, one per interleaved pair."""
+def times(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Return the seconds of each call, one list per round, interleaved; short calls repeat."""
 
-    def timed(call: Callable[[], Any]) -> float:
+    def timed(call: Callable[[], Any], repeats: int) -> float:
         start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) / repeats
 
-    for call in (first, second):
+    for call in calls:
         call()
-        call()
-    return sorted(timed(first) / timed(second) for _ in range(rounds))
+    repeats = max(1, int(2e-3 / max(timed(call, 1) for call in calls)))
+    return [[timed(call, repeats) for call in calls] for _ in range(rounds)]
 
 
-def compare_products(dtype: torch.dtype, rounds: int) -> Table:
-    """Return the table of single products."""
-    table = Table("tokens", "in", "out", "form", "time", "middle 60%", "error / allowed")
+def compare(dtype: torch.dtype, rounds: int, forms: tuple[str, ...], console: Console) -> None:
+    """Print a row for every product."""
+    heads = ("tokens", "in", "out", "form", "ours", "F.linear / ours", "oneDNN / ours", "error")
+    console.print(_ROW.format(*heads, "oneDNN's"))
     for tokens in TOKENS:
         for width_in, width_out in WIDTHS:
             x, weight = torch.randn(tokens, width_in), torch.randn(width_out, width_in)
             bias, residual = torch.randn(width_out), torch.randn(tokens, width_out)
             given = [t.to(dtype) for t in (x, weight, bias, residual)]
             exact = [t.double() for t in given]
-            for name, (aten, other) in FORMS.items():
-                pairs = ratios(lambda: aten(*given), lambda: other(*given), rounds)  # noqa: B023
-                error, bound = error_and_bound(other(*given), aten(*given), aten(*exact))
-                middle = f"{pairs[rounds // 5]:.2f} to {pairs[-1 - rounds // 5]:.2f}"
-                sizes = (str(tokens), str(width_in), str(width_out))
-                table.add_row(
-                    *sizes, name, f"{statistics.median(pairs):.2f}", middle, f"{error / bound:.2f}"
-                )
-    return table
+            for name in forms:
+                calls: list[Callable[[], Any]] = [
+                    lambda form=form: form(*given)  # type: ignore[misc]  # noqa: B023
+                    for form in FORMS[name]
+                ]
+                seconds = times(calls, rounds)
+                ours, eager, other = (call() for call in calls)
+                oracle = FORMS[name][1](*exact)
+                errors = [error_and_bound(t, eager, oracle) for t in (ours, other)]
+                work = 2e-9 * tokens * width_in * width_out
+                speed = work / statistics.median(row[0] for row in seconds)
+                ratios = (_ratio([row[i] / row[0] for row in seconds]) for i in (1, 2))
+                shares = (f"{error / bound:.2f}" for error, bound in errors)
+                sizes = (tokens, width_in, width_out, name)
+                console.print(_ROW.format(*sizes, f"{speed:.0f}", *ratios, *shares))
 
 
-def compare_fused_projections(dtype: torch.dtype, rounds: int) -> Table:
-    """Return three products q, k, v over one, the weight concatenated in every call or before."""
-    table = Table("tokens", "concatenated before", "in every call")
-    for tokens in TOKENS:
-        x = torch.randn(tokens, 768, dtype=dtype)
-        weights = [torch.randn(768, 768, dtype=dtype) for _ in range(3)]
-        together = torch.cat(weights, dim=1)
-
-        def apart() -> list[Tensor]:
-            return [onednn(x, w.t(), None) for w in weights]  # noqa: B023
-
-        before = ratios(apart, lambda: onednn(x, together.t(), None), rounds)  # noqa: B023
-        each = ratios(
-            apart,
-            lambda: onednn(x, torch.cat(weights, dim=1).t(), None),  # noqa: B023
-            rounds,
-        )
-        row = (f"{statistics.median(pairs):.2f}" for pairs in (before, each))
-        table.add_row(str(tokens), *row)
-    return table
+def _ratio(pairs: list[float]) -> str:
+    pairs, cut = sorted(pairs), len(pairs) // 5
+    return f"{statistics.median(pairs):.2f} ({pairs[cut]:.2f}, {pairs[-1 - cut]:.2f})"
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--form", choices=tuple(FORMS), action="append", help="default: all")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
+    dtype = DTYPES[options.dtype]
     if not torch.backends.mkldnn.is_available():
         parser.error("this PyTorch was built without oneDNN")
+    if not cpu_linear.takes(dtype, terms=2):
+        parser.error(f"our kernels have no {options.dtype} on this CPU")
     torch.manual_seed(0)
-    console, dtype = Console(width=100), DTYPES[options.dtype]
+    forms = tuple(options.form or FORMS)
+    if dtype == torch.bfloat16:
+        forms = tuple(form for form in forms if form != "gradient")  # its sums are no pairs
+    console = Console(width=110, highlight=False)
     console.print(f"{options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with torch.no_grad():
-        console.print(compare_products(dtype, options.rounds))
-        console.print(compare_fused_projections(dtype, options.rounds))
+        compare(dtype, options.rounds, forms, console)
 
 
 if __name__ == "__main__":

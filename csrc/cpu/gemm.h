@@ -61,7 +61,7 @@ struct Left {  // A: element (i, k) is at data[i * row + k * word]
 
 template <class Words, int kRows, int kVectors>
 XLNET_FAST_INLINE void accumulate_tile(Vec (&c)[kRows][kVectors], Left a, const float* panel,
-                                       int64_t depth) {
+                                       int64_t depth, int64_t step = kVectors * kLanes) {
   for (int64_t k = 0; k < depth; ++k) {
     Vec b[kVectors];
     for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * kLanes);
@@ -70,7 +70,7 @@ XLNET_FAST_INLINE void accumulate_tile(Vec (&c)[kRows][kVectors], Left a, const 
       for (int v = 0; v < kVectors; ++v) c[i][v] = Words::multiply_add(word, b[v], c[i][v]);
     }
     a.data += a.word;
-    panel += kVectors * kLanes;
+    panel += step;
   }
 }
 

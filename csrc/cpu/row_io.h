@@ -24,10 +24,14 @@ struct BFloat16Row {
     return (Vec)(__builtin_convertvector(x, VecInt) << 16);
   }
   static XLNET_FAST_INLINE Raw narrow(Vec x) {  // to nearest, ties to even; NaN stays NaN
+#if defined(XLNET_FAST_BF16)
+    return (Raw)_mm512_cvtneps_pbh((__m512)x);
+#else
     const VecInt bits = (VecInt)x;
     const VecInt rounded = (bits + splat_int(0x7FFF) + ((bits >> 16) & splat_int(1))) >> 16;
     const VecInt nan = (bits >> 16) | splat_int(0x40);
     return __builtin_convertvector(x == x ? rounded : nan, HalfVec);
+#endif
   }
 };
 

@@ -1,4 +1,4 @@
-"""Accelerated models on the linear op: parity on oneDNN, and modules that are not HF's any more."""
+"""Accelerated models on the linear op: parity on our kernels, and modules not HF's any more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from cpu_kernels import needs_kernels
 from hf_parity import (
     F64,
     accelerated,
@@ -26,30 +27,24 @@ from transformers.models.xlnet.modeling_xlnet import XLNetFeedForward
 
 import xlnet_fast
 from xlnet_fast.hf.feed_forward import FastFeedForward
+from xlnet_fast.kernels.cpu import linear as cpu_linear
 
 linear_module = sys.modules["xlnet_fast.ops.linear"]
-pytestmark = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
-)
+pytestmark = needs_kernels
 LENGTH = 6
 
 
 @pytest.fixture(autouse=True)
 def products(monkeypatch):
-    """oneDNN is chosen on any machine; the list names what each of its products is fused with."""
-    calls, real = [], linear_module._onednn
+    """Our kernels are chosen on any machine; the list names what each product is fused with."""
+    calls, real = [], cpu_linear.linear
 
-    class Counted:
-        def __call__(self, *args):
-            calls.append(args[3])
-            return real(*args)
+    def counted(x, weight, bias, residual, gelu, out):
+        calls.append("gelu" if gelu else "none" if residual is None else "add")
+        real(x, weight, bias, residual, gelu, out)
 
-        def binary(self, *args):
-            calls.append(args[4])
-            return real.binary(*args)
-
-    monkeypatch.setattr(linear_module, "_MACHINE", "onednn")
-    monkeypatch.setattr(linear_module, "_onednn", Counted())
+    monkeypatch.setattr(linear_module, "_chosen", "cpu")
+    monkeypatch.setattr(cpu_linear, "linear", counted)
     return calls
 
 
@@ -67,7 +62,7 @@ def test_parity(dtype, backward, products):
     model = tiny_model(XLNetLMHeadModel, dtype)
     with torch.set_grad_enabled(backward):
         compare(model, [inputs_of(seed) for seed in range(6)], dtype, backward=backward)
-    assert bool(products) == (dtype == torch.float32 or not backward)
+    assert products
 
 
 def test_each_product_of_a_layer(products):

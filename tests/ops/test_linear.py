@@ -1,4 +1,4 @@
-"""The linear op on oneDNN, whatever library this machine would take; and when it is not taken."""
+"""The linear op on our kernels, whatever this machine would take; and when they are not taken."""
 
 from __future__ import annotations
 
@@ -7,45 +7,38 @@ import sys
 
 import pytest
 import torch
+from cpu_kernels import needs_kernels
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils import checkpoint
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
-from xlnet_fast.ops.linear import cpu_vendor, library_for, linear, machine_library
+from xlnet_fast.kernels.cpu import instruction_sets
+from xlnet_fast.kernels.cpu import linear as cpu_linear
+from xlnet_fast.ops.linear import choose_library, cpu_vendor, library_for, linear
 from xlnet_fast.tolerance import assert_within
 
 module = sys.modules["xlnet_fast.ops.linear"]
-pytestmark = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
+pytestmark = needs_kernels
+needs_bf16 = pytest.mark.skipif(
+    needs_kernels.args[0] or not cpu_linear.takes(torch.bfloat16, 2),
+    reason="no instruction of this CPU multiplies bf16",
 )
-needs_bf16 = pytest.mark.skipif(not module._ONEDNN_HAS_BF16, reason="oneDNN has no bf16 here")
 F64 = torch.float64
 
 
 @pytest.fixture(autouse=True)
 def products(monkeypatch):
-    """oneDNN is chosen on any machine; the list grows by one with each of its products."""
-    calls, real = [], module._onednn
+    """Our kernels are chosen on any machine; the list names what each product is fused with."""
+    calls, real = [], cpu_linear.linear
 
-    class Counted:
-        def __call__(self, x, weight, bias, *rest):
-            self.note(rest[0], x, weight, bias)
-            return real(x, weight, bias, *rest)
+    def counted(x, weight, bias, residual, gelu, out):
+        calls.append("gelu" if gelu else "none" if residual is None else "add")
+        real(x, weight, bias, residual, gelu, out)
 
-        def binary(self, x, residual, weight, bias, name):
-            self.note(name, x, weight, bias, residual)
-            return real.binary(x, residual, weight, bias, name)
-
-        def note(self, name, x, weight, *vectors):
-            """Anything else is silently a thousand times slower, or wrong for a bias."""
-            assert all(t is None or t.is_contiguous() for t in (x, *vectors))
-            assert weight.is_contiguous() or weight.t().is_contiguous()
-            calls.append(name)
-
-    monkeypatch.setattr(module, "_MACHINE", "onednn")
-    monkeypatch.setattr(module, "_onednn", Counted())
+    monkeypatch.setattr(module, "_chosen", "cpu")
+    monkeypatch.setattr(cpu_linear, "linear", counted)
     return calls
 
 
@@ -66,7 +59,7 @@ def check(x, weight, bias=None, **options):
     """Hold the result to the tolerance rule; nothing that goes in may change."""
     given = [t for t in (x, weight, bias, options.get("residual")) if t is not None]
     before = [t.clone() for t in given]
-    assert library_for(x, weight, bias, **options) == "onednn"
+    assert library_for(x, weight, bias, **options) == "cpu"
     double = [None if t is None else t.double() for t in (x, weight, bias)]
     more = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     actual = linear(x, weight, bias, **options)
@@ -95,7 +88,7 @@ OPERANDS = {
     "one row": lambda: (random(1, 24), random(17, 24)),
     "one column": lambda: (random(33, 24), random(1, 24)),
     "one term": lambda: (random(33, 1), random(17, 1)),
-    "as long as may be": lambda: (random(130, 1024), random(67, 1024, seed=3)),
+    "a long sum": lambda: (random(130, 3072), random(67, 3072, seed=3)),
     "parameter": lambda: (random(33, 24), nn.Parameter(random(17, 24))),
 }
 BIASES = {
@@ -134,20 +127,23 @@ def test_strides_of_the_residual(residual):
 def test_product_of_nothing(rows, terms, columns):
     x, weight, bias = random(2, rows, terms), random(columns, terms), random(columns)
     residual = random(2, rows, columns)
-    assert library_for(x, weight, bias) == "onednn"
+    assert library_for(x, weight, bias) == "cpu"
     for options in ({}, {"activation": "gelu"}, {"residual": residual}):
         actual = linear(x, weight, bias, **options)
         assert torch.equal(actual, exact(x, weight, bias, **options))
 
 
 @needs_bf16
-def test_bf16_takes_onednn_for_gelu_only(products):
-    x, weight, bias = (random(*s, dtype=torch.bfloat16) for s in ((33, 96), (80, 96), (80,)))
+def test_bf16_takes_our_kernels_for_gelu_and_few_rows(products):
+    x, weight, bias = (random(*s, dtype=torch.bfloat16) for s in ((49, 96), (80, 96), (80,)))
     check(x, weight, bias, activation="gelu")
     check(x, weight.t().contiguous().t(), activation="gelu")
-    assert products == ["gelu", "gelu"]
+    check(x[:48], weight, bias)
+    check(x[:48].view(2, 24, 96), weight, residual=random(2, 24, 80, dtype=torch.bfloat16))
+    assert products == ["gelu", "gelu", "none", "add"]
     assert library_for(x, weight, bias) == "aten"
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert library_for(x[:, 1:], weight[:, 1:], bias, activation="gelu") == "aten"  # no pairs
 
 
 def test_gelu_of_what_is_large_or_no_number():
@@ -193,16 +189,7 @@ def test_gradients_and_their_gradients(kind, products):
     assert len(actual) == len(oracle)
     for name, values in enumerate(zip(actual, eager, oracle, strict=True)):
         assert_within(*values, f"gradient {name}")
-    assert len(products) >= 2  # the gradient of x is oneDNN's too
-
-
-@pytest.mark.parametrize(("width", "expected"), [(1024, ["none", "none"]), (1025, ["none"])])
-def test_gradient_that_is_a_longer_sum(width, expected, products):
-    """The gradient of x sums over the width of the layer, and oneDNN gets no long sums."""
-    x, weight = random(33, 24).requires_grad_(), random(width, 24, seed=1)
-    (grad,) = torch.autograd.grad(linear(x, weight).sum(), x)
-    torch.testing.assert_close(grad, weight.sum(0).expand(33, 24), rtol=1e-4, atol=1e-4)
-    assert products == expected
+    assert len(products) >= 2  # the gradient of x is ours too
 
 
 @pytest.mark.parametrize("wanted", range(4))
@@ -303,7 +290,6 @@ ELSEWHERE = {
         random(33, 24),
         nn.Parameter(random(17, 24).as_subclass(Wrapped)),
     ),
-    "a longer sum": lambda: (random(33, 1025), random(17, 1025)),
     "meta": lambda: (random(33, 24).to("meta"), random(17, 24).to("meta")),
 }
 
@@ -333,10 +319,15 @@ def test_a_broadcast_residual_is_added_by_aten(products):
     assert products == []
 
 
-def test_onednn_switched_off(products):
-    x, weight = random(33, 24), random(17, 24)
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert torch.equal(linear(x, weight), F.linear(x, weight))
+@needs_bf16
+def test_an_op_traced_elsewhere_runs_where_there_is_no_kernel(products):
+    """On a CPU without the instruction, or of an odd number of terms, the op is ATen's."""
+    x, weight = random(33, 24, dtype=torch.bfloat16), random(17, 24, dtype=torch.bfloat16)
+    with instruction_sets.using("baseline"):
+        out = torch.ops.xlnet_fast.linear(x, weight, None, None, "gelu")
+    assert torch.equal(out, F.gelu(F.linear(x, weight)))
+    out = torch.ops.xlnet_fast.linear(x[:, 1:], weight[:, 1:], None, random(33, 17), "none")
+    assert torch.equal(out, F.linear(x[:, 1:], weight[:, 1:]) + random(33, 17))
     assert products == []
 
 
@@ -372,31 +363,30 @@ def test_bad_input(arguments, error, message):
 
 
 @pytest.mark.parametrize(
-    ("vendor", "capability", "library"),
+    ("vendor", "avx512", "mkl", "library"),
     [
-        ("AuthenticAMD", "AVX512", "onednn"),
-        ("HygonGenuine", "AVX512_VNNI", "onednn"),
-        ("AuthenticAMD", "AVX2", "aten"),
-        ("GenuineIntel", "AVX512", "aten"),
-        ("", "AVX512", "aten"),
+        ("AuthenticAMD", True, True, "cpu"),
+        ("HygonGenuine", True, True, "cpu"),
+        ("AuthenticAMD", True, False, "aten"),
+        ("AuthenticAMD", False, True, "aten"),
+        ("GenuineIntel", True, True, "aten"),
+        ("", True, True, "aten"),
     ],
 )
-def test_library_of_a_machine(vendor, capability, library, monkeypatch):
-    monkeypatch.setattr(module, "_atens_is_mkl", lambda: True)
-    assert machine_library({}, vendor, capability) == library
-    for wanted in ("onednn", "aten"):
-        assert machine_library({module.VARIABLE: wanted}, vendor, capability) == wanted
-    monkeypatch.setattr(module, "_atens_is_mkl", lambda: False)
-    assert machine_library({}, vendor, capability) == "aten"
+def test_library_of_a_machine(vendor, avx512, mkl, library, monkeypatch):
+    monkeypatch.setattr(module, "_atens_is_mkl", lambda: mkl)
+    monkeypatch.setattr(module, "_has_avx512", lambda: avx512)
+    assert choose_library({}, vendor, None) == library
+    assert choose_library({}, vendor, "the extension was not built") == "aten"
+    for wanted in ("cpu", "aten"):
+        assert choose_library({module.VARIABLE: wanted}, vendor, None) == wanted
 
 
-def test_a_variable_that_names_nothing_or_what_is_missing(monkeypatch):
-    with pytest.raises(ArgumentError, match="is 'mkl', expected one of: onednn, aten"):
-        machine_library({module.VARIABLE: "mkl"}, "AuthenticAMD", "AVX512")
-    monkeypatch.setattr(module, "_onednn", None)
-    assert machine_library({}, "AuthenticAMD", "AVX512") == "aten"
-    with pytest.raises(BackendUnavailable, match="built without it"):
-        machine_library({module.VARIABLE: "onednn"}, "AuthenticAMD", "AVX512")
+def test_a_variable_that_names_nothing_or_what_is_missing():
+    with pytest.raises(ArgumentError, match="is 'mkl', expected one of: cpu, aten"):
+        choose_library({module.VARIABLE: "mkl"}, "AuthenticAMD", None)
+    with pytest.raises(BackendUnavailable, match="is 'cpu', but it was not built"):
+        choose_library({module.VARIABLE: "cpu"}, "AuthenticAMD", "it was not built")
 
 
 def test_vendor(monkeypatch, tmp_path):

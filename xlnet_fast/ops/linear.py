@@ -1,9 +1,8 @@
-"""x W^T + b by the faster of the two libraries that PyTorch carries for a CPU.
+"""x W^T + b, by our C++ kernels where they are the faster, else by ``F.linear``.
 
-In fp32 ``F.linear`` multiplies with MKL wherever PyTorch was built with it. On AMD that is the
-slower one: oneDNN, on the same plain weights, takes 0.6 to 0.9 of the time (docs/measured.md), and
-applies GELU or adds the residual while the product is still at hand. In bf16 both are oneDNN, and
-only the fused GELU differs.
+In fp32 ``F.linear`` multiplies with MKL wherever PyTorch was built with it, which is slow on AMD:
+there our kernels take 0.7 to 0.9 of its time, round less, and apply GELU or add the residual while
+the product is at hand (docs/measured.md).
 
 The choice is made from properties, never from a measurement at run time: :func:`library_for`. All
 that is not surely understood is ``F.linear``.
@@ -21,20 +20,18 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
+from xlnet_fast.kernels import cpu
+from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.ops._contracts._registry import LIBRARY
 
 VARIABLE = "XLNET_FAST_CPU_LINEAR"
-"""Environment variable, read once at import: "onednn" or "aten" overrules the machine's library."""
-LIBRARIES = ("onednn", "aten")
+"""Environment variable, read at the first call: "cpu" or "aten" overrules the machine's library."""
+LIBRARIES = ("cpu", "aten")
 ACTIVATIONS = (None, "gelu")
-MOST_TERMS = 1024
-"""Longest fp32 dot product left to oneDNN, which sums in longer chains than MKL: up to here its
-error stays within the tolerance rule with ``F.linear`` as eager, beyond not (docs/measured.md)."""
 
 _SLOW_MKL = ("AuthenticAMD", "HygonGenuine")
-_onednn = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
-_ONEDNN_HAS_BF16 = _onednn is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def cpu_vendor() -> str:
@@ -49,36 +46,53 @@ def cpu_vendor() -> str:
     return platform.processor().rpartition(",")[2].strip()  # Windows ends it with the vendor
 
 
-def machine_library(environment: Mapping[str, str], vendor: str, capability: str) -> str:
-    """Which library this machine's linear layers take: "onednn" or "aten".
+def choose_library(environment: Mapping[str, str], vendor: str, missing: str | None) -> str:
+    """Which library this machine's linear layers take: "cpu", our kernels, or "aten".
 
-    oneDNN on an AMD processor with AVX-512, where it was measured to be the faster; ``F.linear`` on
-    any other. ``XLNET_FAST_CPU_LINEAR`` overrules that.
+    Ours on an AMD processor with AVX-512, where they were measured to be the faster; ``F.linear``
+    on any other. ``XLNET_FAST_CPU_LINEAR`` overrules that.
 
     Args:
         environment: of the process. vendor: as :func:`cpu_vendor`.
-        capability: as ``torch.backends.cpu.get_cpu_capability()``.
+        missing: why our kernels cannot run, or None where they can.
 
     Raises:
-        ArgumentError: the variable names neither. BackendUnavailable: it names oneDNN, and this
-            PyTorch has none.
+        ArgumentError: the variable names neither. BackendUnavailable: it names our kernels, and
+            they cannot run.
     """
     wanted = environment.get(VARIABLE, "")
     if wanted not in ("", *LIBRARIES):
         raise ArgumentError(f"{VARIABLE} is {wanted!r}, expected one of: {', '.join(LIBRARIES)}")
-    if wanted == "onednn" and _onednn is None:
-        raise BackendUnavailable(f"{VARIABLE} is 'onednn', but this PyTorch was built without it")
+    if wanted == "cpu" and missing is not None:
+        raise BackendUnavailable(f"{VARIABLE} is 'cpu', but {missing}")
     if wanted:
         return wanted
-    measured = vendor in _SLOW_MKL and capability.startswith("AVX512")
-    return "onednn" if measured and _onednn is not None and _atens_is_mkl() else "aten"
+    measured = vendor in _SLOW_MKL and missing is None and _has_avx512() and _atens_is_mkl()
+    return "cpu" if measured else "aten"
+
+
+def _has_avx512() -> bool:
+    return "avx512" in _extension.require().attention_isa_available()
 
 
 def _atens_is_mkl() -> bool:
     return bool(torch.backends.mkl.is_available())
 
 
-_MACHINE = machine_library(os.environ, cpu_vendor(), torch.backends.cpu.get_cpu_capability())
+_chosen: str | None = None
+
+
+def machine_library() -> str:
+    """:func:`choose_library` for this process, decided once; raises the same."""
+    global _chosen
+    if _chosen is None:
+        _chosen = choose_library(os.environ, cpu_vendor(), cpu.why_unavailable())
+    return _chosen
+
+
+@torch.compiler.assume_constant_result  # a traced graph must not read files
+def _kernels_take(dtype: torch.dtype) -> bool:
+    return machine_library() == "cpu" and cpu_linear.takes(dtype, terms=2)
 
 
 def linear(
@@ -89,7 +103,7 @@ def linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """act(x W^T + b), or x W^T + b + residual, by the library that :func:`library_for` names.
+    """act(x W^T + b), or x W^T + b + residual; :func:`library_for` says by whose code.
 
     Args:
         x: (..., in). weight: (out, in), any strides: a view of (in, out) costs no copy.
@@ -129,25 +143,31 @@ def library_for(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> str:
-    """The library of one call, "onednn" or "aten"; arguments as :func:`linear`.
+    """The library of one call, "cpu" or "aten"; arguments as :func:`linear`.
 
-    oneDNN multiplies plain CPU tensors: in fp32 where a sum has at most ``MOST_TERMS`` terms, in
-    bf16 where GELU follows, for there ``F.linear`` is oneDNN too. ``F.linear`` takes tensor
-    subclasses (quantised, distributed), autocast, tracing, export (so that the program lowers
-    anywhere), ``torch.func`` and forward-mode derivatives.
+    Our kernels multiply plain CPU tensors: fp32, and bf16 where GELU follows or rows are few; for
+    the rest of bf16 ``F.linear`` is as fast. It also takes tensor subclasses (quantised,
+    distributed), autocast, tracing, export (so that the program lowers anywhere), ``torch.func``
+    and forward-mode derivatives.
     """
-    if _MACHINE != "onednn" or x.dtype not in (torch.float32, torch.bfloat16):
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
         return "aten"
-    if x.dtype == torch.bfloat16 and (activation is None or not _ONEDNN_HAS_BF16):
+    if x.dtype == torch.bfloat16 and not _is_worth_it_in_bf16(x, activation):
         return "aten"
-    if x.dtype == torch.float32 and weight.shape[1] > MOST_TERMS:
+    if not _kernels_take(x.dtype):
         return "aten"
     if residual is not None and residual.shape[:-1] != x.shape[:-1]:
         return "aten"  # broadcast
     for t in (x, weight, bias, residual):
         if t is not None and not (_is_plain(t) and t.dtype == x.dtype):
             return "aten"
-    return "aten" if _is_transformed() else "onednn"
+    return "aten" if _is_transformed() else "cpu"
+
+
+def _is_worth_it_in_bf16(x: Tensor, activation: str | None) -> bool:
+    if x.shape[-1] % 2:  # no pairs
+        return False
+    return activation is not None or x.numel() <= cpu_linear.FEW_ROWS * x.shape[-1]
 
 
 def _is_plain(t: Tensor) -> bool:
@@ -197,24 +217,17 @@ def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> Tensor:
     """``activation`` is "none" or "gelu"; residual is as large as the result, or None."""
-    if x.numel() == 0 or weight.numel() == 0 or not torch._C._get_mkldnn_enabled():
-        # oneDNN has no product over nothing; and it may have been switched off since compilation.
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    if out.numel() == 0:
+        return out
+    if x.shape[-1] == 0 or not cpu_linear.takes(x.dtype, x.shape[-1]):
         out = F.linear(x, weight, bias)
         out = out if residual is None else out + residual
         return F.gelu(out) if activation == "gelu" else out
-    assert _onednn is not None
-    # Strides with gaps send oneDNN to its plain loops, a thousand times slower; a bias is even read
-    # as if it had none.
-    x = x.contiguous()
-    if not weight.t().is_contiguous():
-        weight = weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    if residual is not None:
-        added: Tensor = _onednn.binary(x, residual.contiguous(), weight, bias, "add")
-        return added
-    algorithm = "none" if activation == "gelu" else ""  # of GELU: none is the exact one
-    product: Tensor = _onednn(x, weight, bias, activation, [], algorithm)
-    return product
+    rows = x.flatten(0, -2)
+    added = None if residual is None else residual.flatten(0, -2)
+    cpu_linear.linear(rows, weight, bias, added, activation == "gelu", out.flatten(0, -2))
+    return out
 
 
 def _fake_linear(
@@ -240,10 +253,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows = grad.flatten(0, -2)
     grad_x = grad_weight = None
     if wants_x:
-        short = weight.shape[0] <= MOST_TERMS
-        grad_x = product(grad, weight.t(), None, None, "none") if short else grad @ weight
+        grad_x = product(grad, weight.t(), None, None, "none")
     if wants_weight:
-        grad_weight = rows.t() @ x.flatten(0, -2)  # a sum over all tokens: long
+        grad_weight = rows.t() @ x.flatten(0, -2)  # MKL is as fast here
     grad_bias = rows.sum(0) if wants_bias else None
     return grad_x, grad_weight, grad_bias, grad if wants_residual else None, None
 

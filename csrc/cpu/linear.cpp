@@ -1,0 +1,96 @@
+#include "linear.h"
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "threads.h"
+
+namespace xlnet_fast::cpu {
+namespace {
+
+constexpr std::align_val_t kLine{64};  // bytes of a cache line, and of the widest vector
+
+struct Free {
+  void operator()(char* memory) const { ::operator delete(memory, kLine); }
+};
+
+std::vector<const LinearKernels*> all_kernels() {
+  return {
+#if defined(XLNET_FAST_VECTOR_KERNELS)
+      &kLinearBaseline,
+#endif
+#if defined(XLNET_FAST_X86_KERNELS)
+      &kLinearAvx2,
+      &kLinearAvx512,
+      &kLinearAvx512Bf16,
+#endif
+  };
+}
+
+// The fastest kernel for this dtype that is not above `isa`, or null. There is none for float16,
+// nor for bfloat16 where no instruction multiplies it.
+const LinearKernels* pick(Dtype dtype, const std::string& isa) {
+  const LinearKernels* best = nullptr;
+  for (const std::string& name : attention_isa_available()) {
+    for (const LinearKernels* kernels : all_kernels()) {
+      const Dtype takes = kernels->multiplies_bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat32;
+      if (name == kernels->isa && takes == dtype) best = kernels;
+    }
+    if (name == isa) break;
+  }
+  return best;
+}
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
+}
+
+// Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.
+void check(const LinearParams& p, int threads) {
+  require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
+  require(p.rows >= 1 && p.terms >= 1 && p.columns >= 1, "rows, terms, columns must be positive");
+  require(p.x != nullptr && p.weight != nullptr && p.out != nullptr,
+          "x, weight and out must not be null");
+  require(p.x_row == 1 || p.x_term == 1, "rows or terms of x must be contiguous");
+  require(p.weight_column == 1 || p.weight_term == 1,
+          "columns or terms of weight must be contiguous");
+  require(!p.gelu || p.residual == nullptr, "GELU and a residual exclude each other");
+  if (p.dtype == Dtype::kFloat32) return;
+  const bool pairs = p.terms % 2 == 0 && p.x_term == 1 && (p.rows == 1 || p.x_row % 2 == 0) &&
+                     (p.weight_column == 1 || p.columns == 1 || p.weight_column % 2 == 0);
+  require(pairs, "pairs of bfloat16 must not be parted");
+}
+
+}  // namespace
+
+bool linear_takes(Dtype dtype, const std::string& isa) { return pick(dtype, isa) != nullptr; }
+
+void linear(const LinearParams& params, int threads, const std::string& isa) {
+  check(params, threads);
+  const LinearKernels* kernels = pick(params.dtype, isa);
+  require(kernels != nullptr, "no kernel for this dtype and isa " + isa);
+  // Starting a team takes microseconds: a thread should have more than that to do.
+  constexpr int64_t kProductsOfAThread = 1 << 18;
+  const int64_t useful = 1 + params.rows * params.columns * params.terms / kProductsOfAThread;
+  threads = static_cast<int>(std::min<int64_t>(threads, useful));
+  // A task is a panel of columns and a block of rows; each thread wants several. All panels of a
+  // block come first: its rows stay in the caches.
+  const int64_t panels = (params.columns + kernels->panel - 1) / kernels->panel;
+  const int64_t wanted = std::min((4 * threads - 1) / panels + 1, (params.rows + 47) / 48);
+  const int64_t blocks = std::max(wanted, (params.rows + kLinearRows - 1) / kLinearRows);
+  const int64_t tasks = panels * blocks, bytes = kernels->scratch_bytes;
+  const std::unique_ptr<char, Free> scratch(
+      static_cast<char*>(::operator new(static_cast<size_t>(bytes * threads), kLine)));
+  run_in_parallel(threads, [&](int part, int parts) {
+    for (int64_t task = tasks * part / parts; task < tasks * (part + 1) / parts; ++task) {
+      const int64_t panel = task % panels, block = task / panels;
+      const Range rows{params.rows * block / blocks, params.rows * (block + 1) / blocks};
+      kernels->forward(params, rows, panel, scratch.get() + bytes * part);
+    }
+  });
+}
+
+}  // namespace xlnet_fast::cpu

@@ -1,0 +1,42 @@
+// Linear layers on the CPU: the entry and the table of kernels behind it. The kernels are in
+// linear_tiles.h, compiled once for each instruction set by linear_<isa>.cpp.
+#pragma once
+
+#include <string>
+
+#include "../params.h"
+#include "rel_attention.h"
+
+namespace xlnet_fast::cpu {
+
+// Rows from which on the weight is packed; fewer are multiplied straight from where it lies.
+constexpr int64_t kLeastPackedRows = 49;
+// Rows of a block at most: its results stay in the second-level cache.
+constexpr int64_t kLinearRows = 512;
+
+// The kernels of one instruction set. Columns are counted in panels of `panel`.
+struct LinearKernels {
+  const char* isa;
+  bool multiplies_bfloat16;  // takes bfloat16 tensors, and no other
+  int64_t panel;
+  int64_t scratch_bytes;  // that a thread needs, 64-byte aligned
+  void (*forward)(const LinearParams&, Range rows, int64_t panel, char* scratch);  // of one panel
+};
+
+#if defined(XLNET_FAST_VECTOR_KERNELS)
+extern const LinearKernels kLinearBaseline;
+#endif
+#if defined(XLNET_FAST_X86_KERNELS)
+extern const LinearKernels kLinearAvx2;
+extern const LinearKernels kLinearAvx512;
+extern const LinearKernels kLinearAvx512Bf16;
+#endif
+
+// Whether `isa` ("auto" or one of attention_isa_available()) has a kernel for this dtype here.
+bool linear_takes(Dtype dtype, const std::string& isa);
+
+// Fills params.out; the same bits on any number of threads.
+// Throws std::invalid_argument for sizes, strides, a dtype or an `isa` that cannot be used.
+void linear(const LinearParams& params, int threads, const std::string& isa);
+
+}  // namespace xlnet_fast::cpu
