@@ -1,21 +1,13 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
-#include <stdexcept>
 #include <vector>
 
+#include "entry.h"
 #include "threads.h"
 
 namespace xlnet_fast::cpu {
 namespace {
-
-constexpr std::align_val_t kLine{64};  // bytes of a cache line, and of the widest vector
-
-struct Free {
-  void operator()(char* memory) const { ::operator delete(memory, kLine); }
-};
 
 std::vector<const LinearKernels*> all_kernels() {
   return {
@@ -42,10 +34,6 @@ const LinearKernels* pick(Dtype dtype, const std::string& isa) {
     if (name == isa) break;
   }
   return best;
-}
-
-void require(bool holds, const std::string& message) {
-  if (!holds) throw std::invalid_argument(message);
 }
 
 // Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.
@@ -82,8 +70,7 @@ void linear(const LinearParams& params, int threads, const std::string& isa) {
   const int64_t wanted = std::min((4 * threads - 1) / panels + 1, (params.rows + 47) / 48);
   const int64_t blocks = std::max(wanted, (params.rows + kLinearRows - 1) / kLinearRows);
   const int64_t tasks = panels * blocks, bytes = kernels->scratch_bytes;
-  const std::unique_ptr<char, Free> scratch(
-      static_cast<char*>(::operator new(static_cast<size_t>(bytes * threads), kLine)));
+  const Memory scratch = allocate(bytes * threads);
   run_in_parallel(threads, [&](int part, int parts) {
     for (int64_t task = tasks * part / parts; task < tasks * (part + 1) / parts; ++task) {
       const int64_t panel = task % panels, block = task / panels;

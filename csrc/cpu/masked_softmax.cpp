@@ -1,21 +1,14 @@
 #include "masked_softmax.h"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
+#include "entry.h"
 #include "threads.h"
 
 namespace xlnet_fast::cpu {
 namespace {
-
-constexpr std::align_val_t kLine{64};  // bytes of a cache line, and of the widest vector
-
-struct Free {
-  void operator()(char* memory) const { ::operator delete(memory, kLine); }
-};
 
 std::vector<const MaskedSoftmaxKernels*> all_kernels() {
   return {
@@ -48,10 +41,6 @@ const MaskedSoftmaxKernels& pick(const std::string& isa) {
   throw std::invalid_argument("isa must be one of " + known + ", got " + isa);
 }
 
-void require(bool holds, const std::string& message) {
-  if (!holds) throw std::invalid_argument(message);
-}
-
 // Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.
 void check(const MaskedSoftmaxParams& p, int threads) {
   require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
@@ -78,9 +67,8 @@ void run(const MaskedSoftmaxParams& params, int threads, const std::string& isa,
   constexpr int64_t kScoresOfAThread = 1 << 14;
   const int64_t useful = std::min(rows, 1 + rows * params.keys / kScoresOfAThread);
   threads = static_cast<int>(std::min<int64_t>(threads, useful));
-  const int64_t bytes = kernels.scratch_bytes(params);
-  const std::unique_ptr<char, Free> scratch(
-      static_cast<char*>(::operator new(static_cast<size_t>(bytes * threads), kLine)));
+  const int64_t bytes = whole_lines(kernels.scratch_bytes(params));
+  const Memory scratch = allocate(bytes * threads);
   run_in_parallel(threads, [&](int part, int parts) {
     (kernels.*pass)(call, {rows * part / parts, rows * (part + 1) / parts},
                     scratch.get() + bytes * part);

@@ -1,11 +1,10 @@
 #include "philox.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <system_error>
-#include <thread>
 
+#include "entry.h"
 #include "philox_core.h"
+#include "threads.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define XLNET_FAST_X86_VARIANTS 1
@@ -53,9 +52,6 @@ std::string joined(const std::vector<std::string>& names) {
 
 void check(const KeepMaskParams& p, int threads) {
   constexpr int64_t kWordLimit = int64_t{1} << 32;  // counters are 32-bit words
-  const auto require = [](bool holds, const std::string& message) {
-    if (!holds) throw std::invalid_argument(message);
-  };
   require(p.heads >= 0 && p.keys >= 0, "heads and keys must not be negative, got " +
                                            std::to_string(p.heads) + " and " +
                                            std::to_string(p.keys));
@@ -122,21 +118,10 @@ void philox_keep_mask(const KeepMaskParams& p, int threads, const std::string& i
   // A thread costs tens of microseconds to start; that many elements take longer to fill.
   constexpr int64_t kElementsPerThread = 1 << 18;
   const int64_t useful = flat_rows * p.keys / kElementsPerThread + 1;
-  const int64_t parts = std::min({static_cast<int64_t>(threads), useful, flat_rows});
-  const auto part = [&](int64_t index) {
-    fill_rows(p, {flat_rows * index / parts, flat_rows * (index + 1) / parts}, fill);
-  };
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<size_t>(parts - 1));
-  int64_t started = 1;  // part 0 is this thread's
-  try {
-    for (; started < parts; ++started) helpers.emplace_back(part, started);
-  } catch (const std::system_error&) {
-    // No more threads to be had: this one does the parts that found none.
-  }
-  part(0);
-  for (int64_t index = started; index < parts; ++index) part(index);
-  for (auto& helper : helpers) helper.join();
+  threads = static_cast<int>(std::min({static_cast<int64_t>(threads), useful, flat_rows}));
+  run_in_parallel(threads, [&](int part, int parts) {
+    fill_rows(p, {flat_rows * part / parts, flat_rows * (part + 1) / parts}, fill);
+  });
 }
 
 }  // namespace xlnet_fast::cpu

@@ -1,11 +1,9 @@
 #include "rel_attention.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <stdexcept>
 
+#include "entry.h"
 #include "threads.h"
 
 namespace xlnet_fast::cpu {
@@ -62,30 +60,6 @@ const AttentionKernels& pick(const std::string& isa, Dtype dtype) {
   std::string known = "auto";
   for (const std::string& name : attention_isa_available()) known += ", " + name;
   throw std::invalid_argument("isa must be one of " + known + ", got " + isa);
-}
-
-struct Free {
-  void operator()(char* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<char, Free>;
-
-constexpr int64_t kLine = 64;  // bytes of a cache line
-
-int64_t whole_lines(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
-
-Memory allocate(int64_t bytes) {
-  const int64_t size = whole_lines(std::max<int64_t>(bytes, kLine));
-#if defined(_MSC_VER)
-  auto* memory = static_cast<char*>(std::malloc(static_cast<size_t>(size)));  // no kernel uses it
-#else
-  auto* memory = static_cast<char*>(std::aligned_alloc(kLine, static_cast<size_t>(size)));
-#endif
-  if (memory == nullptr) throw std::bad_alloc();
-  return Memory(memory);
-}
-
-void require(bool holds, const std::string& message) {
-  if (!holds) throw std::invalid_argument(message);
 }
 
 // Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from cpu_kernels import ON_CPU, REASON, needs_kernels
@@ -12,11 +14,15 @@ from transformers import XLNetForSequenceClassification, XLNetLMHeadModel, XLNet
 import xlnet_fast
 from xlnet_fast import _extension
 from xlnet_fast.ops import rel_attention as rel_attention_module
-from xlnet_fast.ops._dispatch import OPS
+from xlnet_fast.ops._dispatch import OPS, Choice
+
+linear_module = importlib.import_module("xlnet_fast.ops.linear")
 
 
 def rows_of(model):
-    return {(row.op, row.mode): row for row in xlnet_fast.explain(model).rows}
+    """By op and mode, the ops that have backends and no others."""
+    rows = {(row.op, row.mode): row for row in xlnet_fast.explain(model).rows}
+    return {key: row for key, row in rows.items() if key[0] in OPS}
 
 
 def test_model_that_is_not_accelerated():
@@ -56,6 +62,21 @@ def test_the_cpu_kernels_by_name():
     rows = rows_of(accelerated(tiny_model(XLNetModel, torch.float64), backend="cpu"))
     assert rows["rel_attention", "inference"].backend == "none: raises"
     assert "not float64" in rows["rel_attention", "inference"].reason
+
+
+def test_linear_layers_have_a_row_on_a_cpu(monkeypatch):
+    def row_of(model):
+        rows = [row for row in xlnet_fast.explain(model).rows if row.op == "linear"]
+        assert [row.mode for row in rows] in ([], ["inference", "training"])
+        return {(row.backend, row.reason) for row in rows}
+
+    monkeypatch.setattr(linear_module, "_chosen", Choice("cpu", "by the test"))
+    model = accelerated(tiny_model(XLNetModel))
+    assert row_of(model) == {("cpu", "by the test")}
+    with torch.autocast("cpu"):
+        assert {backend for backend, _ in row_of(model)} == {"aten"}
+    assert row_of(model.double()) == {("aten", "no kernel here multiplies float64")}
+    assert row_of(model.to("meta")) == set()
 
 
 def test_backend_that_cannot_run_here():

@@ -16,7 +16,8 @@ from torch.utils import checkpoint
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels.cpu import instruction_sets
 from xlnet_fast.kernels.cpu import linear as cpu_linear
-from xlnet_fast.ops.linear import choose_library, cpu_vendor, library_for, linear
+from xlnet_fast.ops._dispatch import Choice
+from xlnet_fast.ops.linear import choose_library, cpu_vendor, library_for, library_of, linear
 from xlnet_fast.tolerance import assert_within
 
 module = sys.modules["xlnet_fast.ops.linear"]
@@ -37,7 +38,7 @@ def products(monkeypatch):
         calls.append("gelu" if gelu else "none" if residual is None else "add")
         real(x, weight, bias, residual, gelu, out)
 
-    monkeypatch.setattr(module, "_chosen", "cpu")
+    monkeypatch.setattr(module, "_chosen", Choice("cpu", "by the test"))
     monkeypatch.setattr(cpu_linear, "linear", counted)
     return calls
 
@@ -376,10 +377,11 @@ def test_bad_input(arguments, error, message):
 def test_library_of_a_machine(vendor, avx512, mkl, library, monkeypatch):
     monkeypatch.setattr(module, "_atens_is_mkl", lambda: mkl)
     monkeypatch.setattr(module, "_has_avx512", lambda: avx512)
-    assert choose_library({}, vendor, None) == library
-    assert choose_library({}, vendor, "the extension was not built") == "aten"
+    assert choose_library({}, vendor, None).backend == library
+    reason = "the extension was not built"
+    assert choose_library({}, vendor, reason) == Choice("aten", reason)
     for wanted in ("cpu", "aten"):
-        assert choose_library({module.VARIABLE: wanted}, vendor, None) == wanted
+        assert choose_library({module.VARIABLE: wanted}, vendor, None).backend == wanted
 
 
 def test_a_variable_that_names_nothing_or_what_is_missing():
@@ -387,6 +389,15 @@ def test_a_variable_that_names_nothing_or_what_is_missing():
         choose_library({module.VARIABLE: "mkl"}, "AuthenticAMD", None)
     with pytest.raises(BackendUnavailable, match="is 'cpu', but it was not built"):
         choose_library({module.VARIABLE: "cpu"}, "AuthenticAMD", "it was not built")
+
+
+def test_library_in_words(monkeypatch):
+    assert library_of(torch.float32) == Choice("cpu", "by the test")
+    assert library_of(torch.float16) == Choice("aten", "no kernel here multiplies float16")
+    bf16 = library_of(torch.bfloat16)
+    assert (bf16.backend == "cpu") == cpu_linear.takes(torch.bfloat16, 2)
+    monkeypatch.setattr(module, "_chosen", Choice("aten", "no AMD"))
+    assert library_of(torch.bfloat16) == Choice("aten", "no AMD")
 
 
 def test_vendor(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from rich.console import Console
@@ -15,11 +15,12 @@ from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
 from xlnet_fast.ops._dispatch import OPS, Request, choose, named_or_auto
+from xlnet_fast.ops.linear import library_of
 
 
 @dataclass(frozen=True)
 class Row:
-    """One op in one mode ("inference" or "training")."""
+    """One op in one mode ("inference" or "training"); "linear" stands for the linear layers."""
 
     op: str
     mode: str
@@ -79,6 +80,9 @@ def explain(model: nn.Module) -> Explanation:
         for op in OPS
         for mode in (("inference",) if op == "concat_memory" else ("inference", "training"))
     )
+    if parameter.device.type == "cpu":
+        library = library_of(dtype)
+        rows += tuple(Row("linear", mode, *astuple(library)) for mode in ("inference", "training"))
     return Explanation(title, rows, tuple(_notes(transformer)))
 
 

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.models.xlnet.modeling_xlnet import XLNetFeedForward
 
-from xlnet_fast.nn.linear import is_bare, is_plain_linear, linear_residual
+from xlnet_fast.nn.bare import is_bare
+from xlnet_fast.nn.dropout import drop
+from xlnet_fast.nn.linear import is_plain_linear, linear_residual
 from xlnet_fast.ops.linear import linear
 
 
@@ -18,13 +20,12 @@ class FastFeedForward(XLNetFeedForward):
 
     def forward(self, inp: Tensor) -> Tensor:
         """(I, B, H) to (I, B, H), as HF."""
-        output = self._inner(inp)
-        output = self.dropout(output)
+        output = drop(self.dropout, self._inner(inp))
         second = self.layer_2
         if is_plain_linear(second):
             output = linear_residual(output, second.weight, second.bias, self.dropout, inp)
         else:
-            output = self.dropout(second(output)) + inp
+            output = drop(self.dropout, second(output)) + inp
         normed: Tensor = self.layer_norm(output)
         return normed
 

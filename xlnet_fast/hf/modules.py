@@ -29,6 +29,7 @@ from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf import inputs
 from xlnet_fast.hf.dense import dense_arguments
 from xlnet_fast.nn import AttentionContext, relative_positions
+from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
 from xlnet_fast.ops import concat_memories, concat_memory
 from xlnet_fast.ops._dispatch import named_or_auto
@@ -157,7 +158,7 @@ class FastModel(XLNetModel):
                 "permutation_ranks": permutation_ranks,
             },
         )  # fmt: skip
-        output_h = self.dropout(embedded)
+        output_h = drop(self.dropout, embedded)
         output_g = self._query_stream(context, batch, output_h)
         table = self._position_table(queries, queries + memory_length, batch, embedded.device)
         states = self._run_layers(
@@ -239,8 +240,7 @@ class FastModel(XLNetModel):
             count = context.target_mapping.shape[0]
         else:
             return None
-        query: Tensor = self.dropout(self.mask_emb.to(output_h.dtype).expand(count, batch, -1))
-        return query
+        return drop(self.dropout, self.mask_emb.to(output_h.dtype).expand(count, batch, -1))
 
     def _position_table(self, queries: int, keys: int, batch: int, device: torch.device) -> Tensor:
         """(P, G, H) fp32 table after dropout."""
@@ -264,8 +264,7 @@ class FastModel(XLNetModel):
         dropping = self.dropout.training and self.dropout.p > 0
         if dropping and self._xlnet_fast_options.exact_dropout:
             table = table.repeat_interleave(batch // table.shape[1], dim=1)
-        dropped: Tensor = self.dropout(table)
-        return dropped
+        return drop(self.dropout, table)
 
     def _run_layers(
         self,
@@ -314,7 +313,7 @@ class FastModel(XLNetModel):
             remembered.clear()
         if output_hidden_states:
             hidden_states += _streams(output_h, output_g)
-        output = self.dropout(output_h if output_g is None else output_g)
+        output = drop(self.dropout, output_h if output_g is None else output_g)
         return {
             "last_hidden_state": output.transpose(0, 1).contiguous(),
             "mems": tuple(new_mems) if use_mems else None,

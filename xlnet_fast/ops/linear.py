@@ -25,6 +25,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels import cpu
 from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.ops._contracts._registry import LIBRARY
+from xlnet_fast.ops._dispatch import Choice
 
 VARIABLE = "XLNET_FAST_CPU_LINEAR"
 """Environment variable, read at the first call: "cpu" or "aten" overrules the machine's library."""
@@ -46,8 +47,8 @@ def cpu_vendor() -> str:
     return platform.processor().rpartition(",")[2].strip()  # Windows ends it with the vendor
 
 
-def choose_library(environment: Mapping[str, str], vendor: str, missing: str | None) -> str:
-    """Which library this machine's linear layers take: "cpu", our kernels, or "aten".
+def choose_library(environment: Mapping[str, str], vendor: str, missing: str | None) -> Choice:
+    """Which library this machine's linear layers take: "cpu", our kernels, or "aten"; and why.
 
     Ours on an AMD processor with AVX-512, where they were measured to be the faster; ``F.linear``
     on any other. ``XLNET_FAST_CPU_LINEAR`` overrules that.
@@ -66,9 +67,12 @@ def choose_library(environment: Mapping[str, str], vendor: str, missing: str | N
     if wanted == "cpu" and missing is not None:
         raise BackendUnavailable(f"{VARIABLE} is 'cpu', but {missing}")
     if wanted:
-        return wanted
-    measured = vendor in _SLOW_MKL and missing is None and _has_avx512() and _atens_is_mkl()
-    return "cpu" if measured else "aten"
+        return Choice(wanted, f"asked for by {VARIABLE}")
+    if missing is not None:
+        return Choice("aten", missing)
+    if vendor not in _SLOW_MKL or not _has_avx512() or not _atens_is_mkl():
+        return Choice("aten", "measured to be the slower only with MKL on AMD with AVX-512")
+    return Choice("cpu", "an AMD CPU with AVX-512, where MKL is slower")
 
 
 def _has_avx512() -> bool:
@@ -79,10 +83,10 @@ def _atens_is_mkl() -> bool:
     return bool(torch.backends.mkl.is_available())
 
 
-_chosen: str | None = None
+_chosen: Choice | None = None
 
 
-def machine_library() -> str:
+def machine_library() -> Choice:
     """:func:`choose_library` for this process, decided once; raises the same."""
     global _chosen
     if _chosen is None:
@@ -90,9 +94,22 @@ def machine_library() -> str:
     return _chosen
 
 
+def library_of(dtype: torch.dtype) -> Choice:
+    """What :func:`library_for` gives for layers of this dtype on the CPU, in words."""
+    choice = machine_library()
+    if choice.backend == "cpu" and torch.is_autocast_enabled("cpu"):
+        return Choice("aten", "autocast is on, which casts for F.linear")
+    if choice.backend == "aten" or dtype == torch.float32:
+        return choice
+    if dtype == torch.bfloat16 and _kernels_take(dtype):
+        few = f"for at most {cpu_linear.FEW_ROWS} rows or where GELU follows"
+        return Choice("cpu", f"{few}; F.linear, as fast, for the others")
+    return Choice("aten", f"no kernel here multiplies {str(dtype).removeprefix('torch.')}")
+
+
 @torch.compiler.assume_constant_result  # a traced graph must not read files
 def _kernels_take(dtype: torch.dtype) -> bool:
-    return machine_library() == "cpu" and cpu_linear.takes(dtype, terms=2)
+    return machine_library().backend == "cpu" and cpu_linear.takes(dtype, terms=2)
 
 
 def linear(
@@ -159,9 +176,9 @@ def library_for(
     if residual is not None and residual.shape[:-1] != x.shape[:-1]:
         return "aten"  # broadcast
     for t in (x, weight, bias, residual):
-        if t is not None and not (_is_plain(t) and t.dtype == x.dtype):
+        if t is not None and not (is_plain(t) and t.dtype == x.dtype):
             return "aten"
-    return "aten" if _is_transformed() else "cpu"
+    return "aten" if is_transformed() else "cpu"
 
 
 def _is_worth_it_in_bf16(x: Tensor, activation: str | None) -> bool:
@@ -170,7 +187,8 @@ def _is_worth_it_in_bf16(x: Tensor, activation: str | None) -> bool:
     return activation is not None or x.numel() <= cpu_linear.FEW_ROWS * x.shape[-1]
 
 
-def _is_plain(t: Tensor) -> bool:
+def is_plain(t: Tensor) -> bool:
+    """Whether t is an ordinary tensor or parameter on the CPU, of no subclass."""
     return (
         type(t) in (Tensor, nn.Parameter)
         and t.device.type == "cpu"
@@ -179,7 +197,7 @@ def _is_plain(t: Tensor) -> bool:
     )
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether something looks on that knows ``F.linear`` better than an op of ours."""
     return (
         torch.is_autocast_enabled("cpu")

@@ -1,0 +1,23 @@
+"""Whether a module may be passed over because nobody could tell.
+
+A module's forward is passed over only if calling the module would run just that: a hook, a class of
+the user's own, a forward on the instance (LoRA, quantisation, offloading, ``kernelize``) or a
+compiled one is called as ever.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling a module is calling its class's forward and nothing else."""
+    return (
+        not any(getattr(module, name) for name in _HOOKS)
+        and not _has_any_global_hook()
+        and module._compiled_call_impl is None
+        and "forward" not in module.__dict__
+    )

@@ -1,0 +1,49 @@
+"""Dropout of hidden states with the masks of our own generator, where that is the faster.
+
+PyTorch draws a CPU's dropout mask on one thread, number by number: a sixth of a training step in
+bf16 (docs/measured.md). Philox makes it on all threads, and again in the backward pass instead of
+keeping it. Only the numbers differ from PyTorch's, as another seed would.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from xlnet_fast import _extension
+from xlnet_fast.nn.bare import is_bare
+from xlnet_fast.ops.dropout import dropout
+from xlnet_fast.ops.linear import is_plain, is_transformed
+
+LEAST = 1 << 14
+"""Elements from which on a mask is made by us: drawing a seed takes as long as a smaller mask."""
+
+
+def is_idle(module: nn.Module) -> bool:
+    """Whether a module is an ``nn.Dropout`` that drops nothing now, and is bare."""
+    drops = type(module) is not nn.Dropout or (module.training and module.p > 0)
+    return not drops and is_bare(module)
+
+
+def drop(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)`` for a module that drops elements of x; as large as x."""
+    if type(module) is nn.Dropout and _is_ours(module, x):
+        return dropout(x, module.p, torch.randint(0, 2**62, (1,)))
+    result: Tensor = module(x)
+    return result
+
+
+def _is_ours(module: nn.Dropout, x: Tensor) -> bool:
+    return (
+        module.training
+        and 0.0 < module.p < 1.0
+        and not module.inplace
+        and x.numel() >= LEAST
+        and is_plain(x)
+        and x.is_floating_point()
+        and is_bare(module)
+        # A compiler fuses PyTorch's own dropout with what surrounds it.
+        and not torch.compiler.is_compiling()
+        and not is_transformed()
+        and _extension.load() is not None
+    )

@@ -1,0 +1,71 @@
+"""Dropout with a mask that the seed determines, made again in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.ops._contracts._registry import LIBRARY
+from xlnet_fast.ops._validation import check_dropout, check_float
+from xlnet_fast.philox import keep_mask
+
+
+def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """x / (1 - p) where the mask keeps it, else 0.
+
+    Args:
+        x: (..., width), floating point. p: probability of dropping an element, 0 <= p < 1.
+        seed: one int64 element; :func:`xlnet_fast.philox.keep_mask` of one batch element, one head,
+            as many rows as x has, and ``width`` keys.
+
+    Returns:
+        As x, contiguous; differentiable.
+
+    Raises:
+        ArgumentError: x has no dimension or is not floating point, p is outside [0, 1), or the seed
+            is not one int64.
+    """
+    check_float("x", x)
+    if x.dim() == 0:
+        raise ArgumentError("x has no dimension, expected (..., width)")
+    check_dropout(p, seed)
+    if p == 0.0:
+        return x
+    result: Tensor = torch.ops.xlnet_fast.dropout(x, seed, p)
+    return result
+
+
+LIBRARY.define("dropout(Tensor x, Tensor seed, float p) -> Tensor")
+
+
+def _dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    width = x.shape[-1]
+    keep = keep_mask(seed, p, 1, 1, (0, x.numel() // width), width, device=x.device)
+    return torch.where(keep.view(x.shape), x, 0.0).contiguous().mul_(1.0 / (1.0 - p))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, seed, ctx.p = inputs
+    ctx.save_for_backward(seed)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same map as forward: it is linear and its matrix is diagonal."""
+    (seed,) = ctx.saved_tensors
+    return torch.ops.xlnet_fast.dropout(grad, seed, ctx.p), None, None
+
+
+LIBRARY.impl("dropout", _dropout, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "xlnet_fast::dropout",
+    lambda x, seed, p: torch.empty_like(x, memory_format=torch.contiguous_format),
+    lib=LIBRARY,
+)
+torch.library.register_autograd(
+    "xlnet_fast::dropout", _backward, setup_context=_setup_context, lib=LIBRARY
+)
