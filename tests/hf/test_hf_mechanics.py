@@ -93,7 +93,8 @@ def test_accelerate_twice_changes_options_only():
     xlnet_fast.accelerate(model, "reference", exact_dropout=True)
     options = model.transformer._xlnet_fast_options
     assert (options.backend, options.exact_dropout) == ("reference", True)
-    assert {row.backend for row in xlnet_fast.explain(model).rows} == {"reference"}
+    rows = xlnet_fast.explain(model).rows
+    assert {row.backend for row in rows if row.op != "linear"} == {"reference"}
 
 
 def test_restore_twice_and_of_what_was_not_accelerated():
@@ -206,8 +207,9 @@ def test_data_parallel_replicas():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 setattr(replica, name, parameter.detach().clone())
-    assert_equal_outputs(replicas[model], model)
-    assert_equal_outputs(nn.DataParallel(model), model)
+    with torch.no_grad():  # or the copies, which train nothing, fuse what the model does not
+        assert_equal_outputs(replicas[model], model)
+        assert_equal_outputs(nn.DataParallel(model), model)
 
 
 def test_hooks_stay_and_fire():

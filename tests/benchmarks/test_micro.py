@@ -1,0 +1,78 @@
+"""The micro-benchmarks that print tables: a row for everything, and the figures add up."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import torch
+from cpu_kernels import needs_kernels
+from rich.console import Console
+
+from benchmarks.configs import Geometry
+from benchmarks.micro import cpu_linear, model_operators
+from benchmarks.model_case import ModelCase
+
+has_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
+)
+
+
+@needs_kernels
+@has_onednn
+def test_linear_layers_have_a_row_for_each_product(monkeypatch):
+    monkeypatch.setattr(cpu_linear, "TOKENS", (3, 60))
+    monkeypatch.setattr(cpu_linear, "WIDTHS", ((16, 24),))
+    out = io.StringIO()
+    with torch.no_grad():
+        cpu_linear.compare(torch.float32, 2, tuple(cpu_linear.FORMS), Console(file=out, width=110))
+    head, *rows = out.getvalue().splitlines()
+    assert head.split()[:3] == ["tokens", "in", "out"]
+    assert len(rows) == 2 * len(cpu_linear.FORMS)
+    for row in rows:
+        words = row.split()
+        assert words[1:3] == ["16", "24"]
+        assert 0.0 <= float(words[-2]) <= 1.0  # ours, of what the tolerance rule allows
+
+
+@needs_kernels
+@has_onednn
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--rounds", "0"], "at least 1"), (["--form", "sum"], "invalid choice")],
+)
+def test_linear_layers_refuse(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cpu_linear", *arguments])
+    with pytest.raises(SystemExit):
+        cpu_linear.main()
+    assert message in capsys.readouterr().err
+
+
+def test_operators_of_a_model(monkeypatch):
+    monkeypatch.setattr(model_operators, "BASE", Geometry("tiny", 1, 32, 2, 64, 4200))
+    case = ModelCase(1, 16, "fp32")
+    times = model_operators.milliseconds(model_operators.PROVIDERS, case, layers=1, rounds=1)
+    assert set(times) == {"hf_eager", "ours"}
+    assert times["hf_eager"]["aten::bmm"] > 0
+    assert "aten::bmm" not in times["ours"] or times["ours"]["aten::bmm"] == 0
+
+
+def test_operators_that_take_little_are_summed_up():
+    times = {"a": {"long": 98.0, "x": 0.9, "y": 1.1}, "b": {"long": 1.0, "x": 0.0, "z": 9.0}}
+    out = io.StringIO()
+    Console(file=out, width=110).print(model_operators.table_of(times))
+    text = out.getvalue()
+    rows = [line for line in text.splitlines() if "ms" in line]
+    assert [row.split()[1] for row in rows] == ["long", "z", "y", "the", "all"]
+    assert "0.9%  0.9 ms" in rows[3]
+    assert "100.0%  100.0 ms" in rows[4]
+    assert "100.0%  10.0 ms" in rows[4]
+
+
+@pytest.mark.parametrize("shape", ["4", "0x5", "4x5x6", "axb"])
+def test_operators_refuse_a_shape(shape, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["model_operators", "--shape", shape])
+    with pytest.raises(SystemExit):
+        model_operators.main()
+    assert "BATCHxLENGTH" in capsys.readouterr().err
