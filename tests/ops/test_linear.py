@@ -60,7 +60,7 @@ def check(x, weight, bias=None, **options):
     """Hold the result to the tolerance rule; nothing that goes in may change."""
     given = [t for t in (x, weight, bias, options.get("residual")) if t is not None]
     before = [t.clone() for t in given]
-    assert library_for(x, weight, bias, **options) == "cpu"
+    assert library_for(x, weight, bias, options.get("residual")) == "cpu"
     double = [None if t is None else t.double() for t in (x, weight, bias)]
     more = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     actual = linear(x, weight, bias, **options)
@@ -135,16 +135,15 @@ def test_product_of_nothing(rows, terms, columns):
 
 
 @needs_bf16
-def test_bf16_takes_our_kernels_for_gelu_and_few_rows(products):
+def test_bf16_takes_our_kernels_for_few_rows(products):
     x, weight, bias = (random(*s, dtype=torch.bfloat16) for s in ((49, 96), (80, 96), (80,)))
-    check(x, weight, bias, activation="gelu")
-    check(x, weight.t().contiguous().t(), activation="gelu")
     check(x[:48], weight, bias)
+    check(x[:48], weight.t().contiguous().t(), activation="gelu")
     check(x[:48].view(2, 24, 96), weight, residual=random(2, 24, 80, dtype=torch.bfloat16))
-    assert products == ["gelu", "gelu", "none", "add"]
+    assert products == ["none", "gelu", "add"]
     assert library_for(x, weight, bias) == "aten"
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
-    assert library_for(x[:, 1:], weight[:, 1:], bias, activation="gelu") == "aten"  # no pairs
+    assert library_for(x[:4, 1:], weight[:, 1:], bias) == "aten"  # no pairs
 
 
 def test_gelu_of_what_is_large_or_no_number():

@@ -1,8 +1,8 @@
 """x W^T + b, by our C++ kernels where they are the faster, else by ``F.linear``.
 
 In fp32 ``F.linear`` multiplies with MKL wherever PyTorch was built with it, which is slow on AMD:
-there our kernels take 0.7 to 0.9 of its time, round less, and apply GELU or add the residual while
-the product is at hand (docs/measured.md).
+there our kernels take 0.7 to 0.95 of its time, round no worse, and apply GELU or add the residual
+while the product is at hand (docs/measured.md).
 
 The choice is made from properties, never from a measurement at run time: :func:`library_for`. All
 that is not surely understood is ``F.linear``.
@@ -102,8 +102,8 @@ def library_of(dtype: torch.dtype) -> Choice:
     if choice.backend == "aten" or dtype == torch.float32:
         return choice
     if dtype == torch.bfloat16 and _kernels_take(dtype):
-        few = f"for at most {cpu_linear.FEW_ROWS} rows or where GELU follows"
-        return Choice("cpu", f"{few}; F.linear, as fast, for the others")
+        few = f"for at most {cpu_linear.FEW_ROWS} rows"
+        return Choice("cpu", f"{few}; F.linear, as fast, for more")
     return Choice("aten", f"no kernel here multiplies {str(dtype).removeprefix('torch.')}")
 
 
@@ -141,7 +141,7 @@ def linear(
     if activation is not None and trains:
         # A backward pass needs the input of the activation, which a fused one throws away.
         return F.gelu(linear(x, weight, bias))
-    if library_for(x, weight, bias, activation, residual) == "aten":
+    if library_for(x, weight, bias, residual) == "aten":
         out = F.linear(x, weight, bias)
         if activation is not None:
             return F.gelu(out)
@@ -157,19 +157,18 @@ def library_for(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    activation: str | None = None,
     residual: Tensor | None = None,
 ) -> str:
     """The library of one call, "cpu" or "aten"; arguments as :func:`linear`.
 
-    Our kernels multiply plain CPU tensors: fp32, and bf16 where GELU follows or rows are few; for
-    the rest of bf16 ``F.linear`` is as fast. It also takes tensor subclasses (quantised,
-    distributed), autocast, tracing, export (so that the program lowers anywhere), ``torch.func``
-    and forward-mode derivatives.
+    Our kernels multiply plain CPU tensors: fp32, and bf16 where rows are few; for the rest of bf16
+    ``F.linear`` is as fast. It also takes tensor subclasses (quantised, distributed), autocast,
+    tracing, export (so that the program lowers anywhere), ``torch.func`` and forward-mode
+    derivatives.
     """
     if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
         return "aten"
-    if x.dtype == torch.bfloat16 and not _is_worth_it_in_bf16(x, activation):
+    if x.dtype == torch.bfloat16 and not _is_worth_it_in_bf16(x):
         return "aten"
     if not _kernels_take(x.dtype):
         return "aten"
@@ -181,10 +180,9 @@ def library_for(
     return "aten" if is_transformed() else "cpu"
 
 
-def _is_worth_it_in_bf16(x: Tensor, activation: str | None) -> bool:
-    if x.shape[-1] % 2:  # no pairs
-        return False
-    return activation is not None or x.numel() <= cpu_linear.FEW_ROWS * x.shape[-1]
+def _is_worth_it_in_bf16(x: Tensor) -> bool:
+    pairs = x.shape[-1] % 2 == 0
+    return pairs and x.numel() <= cpu_linear.FEW_ROWS * x.shape[-1]
 
 
 def is_plain(t: Tensor) -> bool:
