@@ -31,6 +31,10 @@ VARIABLE = "XLNET_FAST_CPU_LINEAR"
 """Environment variable, read at the first call: "cpu" or "aten" overrules the machine's library."""
 LIBRARIES = ("cpu", "aten")
 ACTIVATIONS = (None, "gelu")
+LEAST_PRODUCTS = 1 << 21
+"""rows x in x out from which on our kernels are taken, whose call takes 20 microseconds."""
+LEAST_WEIGHT = 1 << 18
+"""in x out from which on they are taken: below, ``F.linear`` is the faster (docs/measured.md)."""
 
 _SLOW_MKL = ("AuthenticAMD", "HygonGenuine")
 
@@ -102,7 +106,7 @@ def library_of(dtype: torch.dtype) -> Choice:
     if choice.backend == "aten" or dtype == torch.float32:
         return choice
     if dtype == torch.bfloat16 and _kernels_take(dtype):
-        few = f"for at most {cpu_linear.FEW_ROWS} rows"
+        few = f"for at most {cpu_linear.FEW_ROWS} rows of a weight (out, in)"
         return Choice("cpu", f"{few}; F.linear, as fast, for more")
     return Choice("aten", f"no kernel here multiplies {str(dtype).removeprefix('torch.')}")
 
@@ -162,13 +166,15 @@ def library_for(
     """The library of one call, "cpu" or "aten"; arguments as :func:`linear`.
 
     Our kernels multiply plain CPU tensors: fp32, and bf16 where rows are few; for the rest of bf16
-    ``F.linear`` is as fast. It also takes tensor subclasses (quantised, distributed), autocast,
-    tracing, export (so that the program lowers anywhere), ``torch.func`` and forward-mode
-    derivatives.
+    ``F.linear`` is as fast, and for small layers faster. It also takes tensor subclasses
+    (quantised, distributed), autocast, tracing, export (so that the program lowers anywhere),
+    ``torch.func`` and forward-mode derivatives.
     """
     if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
         return "aten"
-    if x.dtype == torch.bfloat16 and not _is_worth_it_in_bf16(x):
+    if weight.numel() < LEAST_WEIGHT or x.numel() * weight.shape[0] < LEAST_PRODUCTS:
+        return "aten"
+    if x.dtype == torch.bfloat16 and not _is_worth_it_in_bf16(x, weight):
         return "aten"
     if not _kernels_take(x.dtype):
         return "aten"
@@ -180,9 +186,10 @@ def library_for(
     return "aten" if is_transformed() else "cpu"
 
 
-def _is_worth_it_in_bf16(x: Tensor) -> bool:
-    pairs = x.shape[-1] % 2 == 0
-    return pairs and x.numel() <= cpu_linear.FEW_ROWS * x.shape[-1]
+def _is_worth_it_in_bf16(x: Tensor, weight: Tensor) -> bool:
+    terms = x.shape[-1]
+    pairs = terms % 2 == 0 and weight.stride(1) == 1  # lie together in both operands
+    return pairs and x.numel() <= cpu_linear.FEW_ROWS * terms
 
 
 def is_plain(t: Tensor) -> bool:
