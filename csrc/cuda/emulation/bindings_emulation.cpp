@@ -1,0 +1,38 @@
+// The CUDA kernels as a Python module for machines without a GPU: the same entries on CPU tensors,
+// and what the emulation adds. Only the tests build it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+
+#include "../../bindings_cuda.h"
+#include "launch.h"
+
+namespace py = pybind11;
+using xlnet_fast::cuda::emulation::session;
+
+PYBIND11_MODULE(_cuda_emulation, m) {
+  m.doc() = "The CUDA kernels of xlnet_fast, run on the host";
+  xlnet_fast::define_cuda(m);
+  // What the next launches may touch: (first address, one past the last, writable) each.
+  m.def("set_regions", [](const std::vector<std::tuple<uintptr_t, uintptr_t, bool>>& regions) {
+    session().regions.clear();
+    for (const auto& [begin, end, writable] : regions) {
+      session().regions.push_back({begin, end, writable});
+    }
+  });
+  // Whether warps and blocks run from the last to the first.
+  m.def("set_downwards", [](bool downwards) { session().downwards = downwards; });
+  // What the launches counted since this was asked last.
+  m.def("take_counters", [] {
+    const auto counted = session().counters;
+    session().counters = {};
+    py::dict all;
+    all["products"] = counted.products;
+    all["matrix_loads"] = counted.matrix_loads;
+    all["matrix_wavefronts"] = counted.matrix_wavefronts;
+    all["copied_bytes"] = counted.copied_bytes;
+    all["block_barriers"] = counted.block_barriers;
+    return all;
+  });
+}

@@ -1,0 +1,27 @@
+#include "../launch.h"
+
+#include <stdexcept>
+
+namespace xlnet_fast::cuda::emulation {
+
+Session& session() {
+  static Session the_session;
+  return the_session;
+}
+
+void run_blocks(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
+  if (blocks < 1 || blocks > INT32_MAX) {
+    throw std::runtime_error("a grid cannot have " + std::to_string(blocks) + " blocks");
+  }
+  Session& here = session();
+  Block block(threads, shared_bytes, here.regions, here.downwards);
+  for (int64_t b = 0; b < blocks; ++b) block.run(here.downwards ? blocks - 1 - b : b, body);
+  const Counters& counted = block.counters();
+  here.counters.products += counted.products;
+  here.counters.matrix_loads += counted.matrix_loads;
+  here.counters.matrix_wavefronts += counted.matrix_wavefronts;
+  here.counters.copied_bytes += counted.copied_bytes;
+  here.counters.block_barriers += counted.block_barriers;
+}
+
+}  // namespace xlnet_fast::cuda::emulation
