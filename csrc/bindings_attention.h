@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/rel_attention.h"
+#include "params.h"
 
 namespace xlnet_fast {
 
@@ -79,7 +79,9 @@ inline AttentionStream attention_stream(const pybind11::dict& dict) {
   take("segments", s.segments), take("rank_q", s.rank_q), take("bits", s.bits);
   take("bits_batch_stride", s.bits_batch_stride), take("seed", s.seed);
   take("by_position", s.by_position), take("causal", s.causal);
-  take("same_length", s.same_length), take("see_self", s.see_self);
+  take("same_length", s.same_length), take("see_self", s.see_self), take("seed_at", s.seed_at);
+  take("stats", s.stats), take("delta", s.delta), take("norm", s.norm);
+  take("c", s.c), take("d_c", s.d_c);
   take.done();
   return s;
 }
@@ -89,14 +91,16 @@ inline AttentionGradients attention_gradients(const pybind11::dict& dict) {
   Fields take(dict);
   take("k", g.k), take("v", g.v), take("k_memory", g.k_memory), take("v_memory", g.v_memory);
   take("r", g.r), take("r_w_bias", g.r_w_bias), take("r_r_bias", g.r_r_bias);
-  take("r_s_bias", g.r_s_bias), take("seg_embed", g.seg_embed);
+  take("r_s_bias", g.r_s_bias), take("seg_embed", g.seg_embed), take("splits", g.splits);
+  take("r_parts", g.r_parts), take("r_w_bias_parts", g.r_w_bias_parts);
+  take("r_r_bias_parts", g.r_r_bias_parts);
   take.done();
   return g;
 }
 
-inline cpu::AttentionCall attention_call(const pybind11::dict& keys, const pybind11::list& streams,
-                                         const pybind11::dict& gradients) {
-  cpu::AttentionCall call;
+inline AttentionCall attention_call(const pybind11::dict& keys, const pybind11::list& streams,
+                                    const pybind11::dict& gradients) {
+  AttentionCall call;
   call.keys = attention_keys(keys);
   if (streams.size() < 1 || streams.size() > 2) {
     throw std::invalid_argument("there must be one stream or two");

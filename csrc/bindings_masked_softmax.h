@@ -2,7 +2,6 @@
 #pragma once
 
 #include "bindings_attention.h"
-#include "cpu/masked_softmax.h"
 
 namespace xlnet_fast {
 
@@ -20,7 +19,7 @@ inline MaskedSoftmaxParams masked_softmax_params(const pybind11::dict& dict) {
   take("scale", p.scale), take("keep_scale", p.keep_scale), take("keep_from", p.keep_from);
   take("seed", p.seed), take("dropout", p.dropout), take("out", p.out), take("d_out", p.d_out);
   take("d_scores", p.d_scores), take("d_position_scores", p.d_position_scores);
-  take("d_segment_scores", p.d_segment_scores);
+  take("d_segment_scores", p.d_segment_scores), take("seed_at", p.seed_at);
   take.done();
   return p;
 }

@@ -69,6 +69,13 @@ struct AttentionStream {
   int64_t bits_batch_stride = 0;       // bytes from one batch element to the next
   uint64_t seed = 0;
   bool by_position = false, causal = false, same_length = false, see_self = false;
+  // Of the GPU kernels: statistics of the rows, [b, n, i] each, null where a pass needs none.
+  const int64_t* seed_at = nullptr;  // in place of `seed`: one number in the device's memory
+  float* stats = nullptr;            // log2 of the softmax's denominator, +inf: sees no key
+  float* delta = nullptr;            // sum over j of P dP
+  float* norm = nullptr;             // one over the sum of P as the backward pass makes it again
+  float* c = nullptr;                // the segment score, in units of log2
+  float* d_c = nullptr;              // its gradient, times the scale
 };
 
 // Where the gradients of what the streams share go; null: not wanted. Shapes as in AttentionKeys,
@@ -80,6 +87,18 @@ struct AttentionGradients {
   float* r_r_bias = nullptr;      // [n, d]
   float* r_s_bias = nullptr;      // [n, d]
   float* seg_embed = nullptr;     // [n, d], of seg_embed[1] - seg_embed[0]
+  // Of the GPU kernels: parts that somebody adds up in order, in place of the gradients above.
+  int64_t splits = 1;               // of the batch elements of a group of r
+  float* r_parts = nullptr;         // [split, g, n, p, d]
+  float* r_w_bias_parts = nullptr;  // [tile of keys, b, n, d]
+  float* r_r_bias_parts = nullptr;  // [split, tile of rows of r, g, n, d]
+};
+
+struct AttentionCall {
+  AttentionKeys keys;
+  AttentionStream stream[2];
+  int streams = 1;
+  AttentionGradients gradients;  // of the backward pass
 };
 
 // Attention probabilities and their gradients. I query rows, P columns of the position table, M
@@ -103,10 +122,26 @@ struct MaskedSoftmaxParams {
   float keep_scale = 1.0f;  // 1 / (1 - p)
   uint32_t keep_from = 0;   // kept where the Philox word is at least this
   uint64_t seed = 0;
+  const int64_t* seed_at = nullptr;  // of the GPU kernels in place of `seed`: in device memory
   bool dropout = false;
   View out;                                            // [b, n, i, j]
   View d_out;                                          // [b, n, i, j], of the backward pass
   View d_scores, d_position_scores, d_segment_scores;  // as the scores, of the backward pass
+};
+
+// The next memory of a model's layers: rows start .. of [memory; first rows of hidden], each layer
+// one run of elements because rows are dense. M rows of memory, W elements a row.
+struct ConcatMemoryParams {
+  static constexpr int kMaxLayers = 32;  // of one call
+  int layers = 0;
+  int64_t first = 0;              // start * W: elements of [memory; hidden] left out
+  int64_t boundary = 0;           // M * W: where hidden begins
+  int64_t count = 0;              // elements of a layer's output
+  Dtype dtype = Dtype::kFloat32;  // of hidden and out
+  Dtype memory_dtype = Dtype::kFloat32;
+  const char* hidden[kMaxLayers] = {};  // [i, b, h] each
+  const char* memory[kMaxLayers] = {};  // [m, b, h] each, or null
+  char* out = nullptr;                  // [layer, count]
 };
 
 // out = X W^T + b, then GELU of it or a residual added. All strides count elements.

@@ -6,11 +6,17 @@ G groups of r, P rows of r.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask
+
+COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels of this package compute with; plain PyTorch takes every floating dtype."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +144,105 @@ class SoftmaxInputs:
             "positions": (self.positions, (batch, rows)),
         }
         return {name: (x, shape) for name, (x, shape) in shapes.items() if x is not None}
+
+    def check(self) -> None:
+        """What a caller past the public op could get wrong and memory would not survive.
+
+        Raises:
+            ArgumentError: a dtype, device or value that no kernel takes. ShapeError: shapes that do
+                not agree.
+        """
+        scores, seed, dropout_p = self.scores, self.seed, self.dropout_p
+        if scores.dtype not in COMPILED_DTYPES:
+            raise ArgumentError(
+                f"scores has dtype {scores.dtype}; the kernel takes float32, bfloat16 and float16"
+            )
+        if scores.dim() != 4:
+            raise ShapeError(f"scores has shape {tuple(scores.shape)}, expected (B, N, I, J)")
+        batch, _, rows, keys = scores.shape
+        if not 0 <= self.memory_length <= keys:
+            raise ShapeError(f"memory_length is {self.memory_length}, expected 0 to J = {keys}")
+        if dropout_p > 0.0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1):
+            raise ArgumentError(f"dropout_p {dropout_p} needs a seed of one int64, got {seed!r}")
+        self.mask.validate(batch, rows, keys)
+        segments = (self.segment_scores, self.segments_q, self.segments_k)
+        if len({x is None for x in segments}) != 1:
+            raise ArgumentError("segment_scores, segments_q, segments_k: give all three or none")
+        for name, (x, shape) in self.expected_shapes().items():
+            if tuple(x.shape) != shape:
+                raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
+            if name in ("position_scores", "segment_scores") and x.dtype != scores.dtype:
+                raise ArgumentError(
+                    f"{name} has dtype {x.dtype}, expected {scores.dtype} as scores"
+                )
+        parts = zip(("key_padding", "rank_q", "rank_k", "bits"), self.mask.tensors, strict=True)
+        placed = {name: x for name, (x, _) in self.expected_shapes().items()}
+        placed |= {f"mask.{name}": part for name, part in parts if part is not None}
+        if dropout_p > 0.0 and seed is not None:
+            placed["seed"] = seed
+        for name, there in placed.items():
+            if there.device != scores.device:
+                raise ArgumentError(
+                    f"{name} is on {there.device}, expected {scores.device} as scores"
+                )
+
+
+def check_like(name: str, x: Tensor, like: Tensor) -> None:
+    """``x`` is as large as ``like``, of its dtype and on its device.
+
+    Raises:
+        ShapeError, ArgumentError: name what differs.
+    """
+    if x.shape != like.shape:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {tuple(like.shape)}")
+    if x.dtype != like.dtype:
+        raise ArgumentError(f"{name} has dtype {x.dtype}, expected {like.dtype}")
+    if x.device != like.device:
+        raise ArgumentError(f"{name} is on {x.device}, expected {like.device}")
+
+
+def check_gradients(inputs: SoftmaxInputs, grads: Sequence[Tensor]) -> None:
+    """Each of the scores that is given has a contiguous gradient like it.
+
+    Raises:
+        ShapeError, ArgumentError: name the gradient by its number.
+    """
+    for number, (like, grad) in enumerate(zip(inputs.terms, grads, strict=True)):
+        if like is None:
+            continue
+        check_like(f"grads[{number}]", grad, like)
+        if not grad.is_contiguous():
+            raise ShapeError(f"grads[{number}] has strides {grad.stride()}, expected contiguous")
+
+
+def rows_in_order(x: Tensor) -> Tensor:
+    """``x`` if the elements of a row follow each other, else a copy in which they do."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def check_memories(
+    hidden: Sequence[Tensor], memory: Sequence[Tensor] | None, start: int, kept: int, out: Tensor
+) -> None:
+    """Arguments of a backend's ``concat_memory_forward`` are what its kernels may be given.
+
+    Raises:
+        ArgumentError: a dtype, device or number. ShapeError: shapes that do not agree.
+    """
+    if not hidden or (memory is not None and len(memory) != len(hidden)):
+        given = "no" if memory is None else len(memory)
+        raise ArgumentError(f"{given} tensors of memory for {len(hidden)} layers")
+    groups = {"hidden": hidden} if memory is None else {"hidden": hidden, "memory": memory}
+    for name, group in groups.items():
+        for number, x in enumerate(group):
+            if x.shape != group[0].shape or x.shape[1:] != hidden[0].shape[1:] or x.dim() != 3:
+                raise ShapeError(f"{name}[{number}] has shape {tuple(x.shape)}, unlike the others")
+            if x.dtype != group[0].dtype or not x.is_floating_point() or x.device != out.device:
+                raise ArgumentError(f"{name}[{number}] is {x.dtype} on {x.device}, unlike others")
+    if out.dtype != hidden[0].dtype:
+        raise ArgumentError(f"out has dtype {out.dtype}, expected hidden's {hidden[0].dtype}")
+    rows = kept + (0 if memory is None else memory[0].shape[0])
+    if not (0 <= kept <= hidden[0].shape[0] and 0 <= start <= rows):
+        raise ArgumentError(f"start {start} and kept {kept} are outside of the {rows} rows")
+    shape = (len(hidden), rows - start, *hidden[0].shape[1:])
+    if tuple(out.shape) != shape or not out.is_contiguous():
+        raise ShapeError(f"out has shape {tuple(out.shape)}, expected {shape}, contiguous")

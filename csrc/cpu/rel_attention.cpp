@@ -101,11 +101,12 @@ std::vector<std::string> attention_isa_available() { return names_of(false); }
 
 std::vector<std::string> attention_isa_emulated() { return names_of(true); }
 
-void rel_attention_forward(AttentionCall call, int threads, const std::string& isa) {
+void rel_attention_forward(const xlnet_fast::AttentionCall& arguments, int threads,
+                           const std::string& isa) {
+  const AttentionCall call{arguments, keep_row_of("auto")};
   check(call, threads);
   threads = useful_threads(call, threads);
   const AttentionKernels& kernels = pick(isa, call.keys.dtype);
-  call.keep_row = keep_row_of("auto");
   const int64_t bytes = whole_lines(kernels.forward_bytes(call));
   const Memory memory = allocate(bytes * threads);
   run_in_parallel(threads, [&](int part, int parts) {
@@ -113,11 +114,12 @@ void rel_attention_forward(AttentionCall call, int threads, const std::string& i
   });
 }
 
-void rel_attention_backward(AttentionCall call, int threads, const std::string& isa) {
+void rel_attention_backward(const xlnet_fast::AttentionCall& arguments, int threads,
+                            const std::string& isa) {
+  const AttentionCall call{arguments, keep_row_of("auto")};
   check(call, threads);
   threads = useful_threads(call, threads);
   const AttentionKernels& kernels = pick(isa, call.keys.dtype);
-  call.keep_row = keep_row_of("auto");
   const int64_t bytes = whole_lines(kernels.backward_bytes(call));
   const Memory memory = allocate(bytes * threads);
   const Memory shared = allocate(kernels.backward_shared_bytes(call));

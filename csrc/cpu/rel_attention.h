@@ -18,11 +18,7 @@
 
 namespace xlnet_fast::cpu {
 
-struct AttentionCall {
-  AttentionKeys keys;
-  AttentionStream stream[2];
-  int streams = 1;
-  AttentionGradients gradients;  // of the backward pass
+struct AttentionCall : xlnet_fast::AttentionCall {
   KeepRow keep_row = nullptr;
 };
 
@@ -66,9 +62,11 @@ std::vector<std::string> attention_isa_emulated();
 // Fills stream.out of every stream. `isa` is "auto" or the highest of attention_isa_available() to
 // use.
 // Throws std::invalid_argument for sizes or an `isa` that cannot be used.
-void rel_attention_forward(AttentionCall call, int threads, const std::string& isa);
+void rel_attention_forward(const xlnet_fast::AttentionCall& call, int threads,
+                           const std::string& isa);
 
 // Fills stream.d_q of every stream and what `gradients` points to.
-void rel_attention_backward(AttentionCall call, int threads, const std::string& isa);
+void rel_attention_backward(const xlnet_fast::AttentionCall& call, int threads,
+                            const std::string& isa);
 
 }  // namespace xlnet_fast::cpu

@@ -1,6 +1,6 @@
 """The Triton kernels of masked_softmax and concat_memory: interpreted, and on a GPU where one is.
 
-The cases are in `_interpreter_small_ops.py`.
+The cases are in `small_ops.py`; `_interpreter_small_ops.py` runs them interpreted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from _interpreter_small_ops import (
-    CASES,
-    GROUPS,
-    MEMORY,
-    MEMORY_WIDTHS,
-    SWEEPS,
-    check_case,
-    check_keep,
-    check_memory,
-    use_tile,
-)
+from _interpreter_small_ops import GROUPS, SWEEPS, use_tile
+from small_ops import CASES, MEMORY, MEMORY_WIDTHS, check_case, check_keep, check_memory
 
 from xlnet_fast import ops
 from xlnet_fast.errors import BackendUnavailable
@@ -81,22 +72,24 @@ class TestGpu:
     @pytest.mark.parametrize("name", CASES)
     def test_softmax(self, name, dtype, monkeypatch):
         use_tile(CASES[name], monkeypatch)
-        check_case(name, getattr(torch, dtype), "cuda")
+        check_case(name, getattr(torch, dtype), masked_softmax, "cuda")
 
     @pytest.mark.parametrize("widths", MEMORY_WIDTHS)
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     @pytest.mark.parametrize("name", MEMORY)
     def test_memory(self, name, dtype, widths):
-        check_memory(name, widths, getattr(torch, dtype), getattr(torch, dtype), "cuda")
+        kind = getattr(torch, dtype)
+        check_memory(name, widths, kind, kind, concat_memory, "cuda")
 
     @pytest.mark.parametrize("to", ["float32", "float16", "bfloat16"])
     def test_memory_converted(self, to):
-        check_memory("memory-last", "aligned", getattr(torch, to), torch.float32, "cuda")
+        kinds = (getattr(torch, to), torch.float32)
+        check_memory("memory-last", "aligned", *kinds, concat_memory, "cuda")
 
     @pytest.mark.parametrize("tile", [softmax_launch.TILES[0], softmax_launch.Tile(*SWEEPS)])
     def test_keep_bits(self, tile, monkeypatch):
         monkeypatch.setattr(softmax_launch, "choose_tile", lambda keys: tile)
-        check_keep("cuda", tile)
+        check_keep(masked_softmax, "cuda")
 
     @pytest.mark.parametrize("keys", [1, 96, 130, 512, 1024, 1040, 3000])
     def test_every_tile_at_its_own_size(self, keys):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from xlnet_fast import _extension
-from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.cpu.addresses import DTYPES, Addresses
 from xlnet_fast.kernels.cpu.instruction_sets import instruction_set
-from xlnet_fast.operands import SoftmaxInputs
+from xlnet_fast.operands import SoftmaxInputs, check_like
 from xlnet_fast.philox import keep_threshold
 
 
@@ -29,7 +29,7 @@ def masked_softmax_forward(inputs: SoftmaxInputs, out: Tensor) -> None:
     """
     memory = Addresses()
     arguments = _arguments(memory, inputs)
-    _check_like("out", out, inputs.scores)
+    check_like("out", out, inputs.scores)
     arguments["out"] = memory.output(out)
     _extension.require().masked_softmax_forward(
         arguments, torch.get_num_threads(), instruction_set()
@@ -50,13 +50,13 @@ def masked_softmax_backward(
     """
     memory = Addresses()
     arguments = _arguments(memory, inputs)
-    _check_like("out", out, inputs.scores)
-    _check_like("grad_out", grad_out, inputs.scores)
+    check_like("out", out, inputs.scores)
+    check_like("grad_out", grad_out, inputs.scores)
     arguments["out"], arguments["d_out"] = memory.view(out), memory.view(grad_out)
     names = ("scores", "position_scores", "segment_scores")
     for name, like, grad in zip(names, inputs.terms, grads, strict=True):
         if like is not None:
-            _check_like(f"the gradient of {name}", grad, like)
+            check_like(f"the gradient of {name}", grad, like)
             arguments[f"d_{name}"] = memory.output(grad)
     _extension.require().masked_softmax_backward(
         arguments, torch.get_num_threads(), instruction_set()
@@ -66,7 +66,9 @@ def masked_softmax_backward(
 
 def _arguments(memory: Addresses, inputs: SoftmaxInputs) -> dict[str, Any]:
     """Fields of ``MaskedSoftmaxParams`` in csrc/params.h, but for the outputs."""
-    _check(inputs)
+    if inputs.scores.device.type != "cpu":
+        raise ArgumentError(f"scores is on {inputs.scores.device}, expected the CPU")
+    inputs.check()
     batch, heads, rows, keys = inputs.scores.shape
     mask, bits, dropout_p, seed = inputs.mask, inputs.mask.bits, inputs.dropout_p, inputs.seed
     return {
@@ -91,38 +93,3 @@ def _arguments(memory: Addresses, inputs: SoftmaxInputs) -> dict[str, Any]:
         "seed": 0 if seed is None else int(seed) % 2**64,
         "dropout": dropout_p > 0.0,
     }  # fmt: skip
-
-
-def _check(inputs: SoftmaxInputs) -> None:
-    """What a caller past the public op could get wrong and memory would not survive."""
-    scores, memory_length, dropout_p = inputs.scores, inputs.memory_length, inputs.dropout_p
-    if scores.dtype not in DTYPES:
-        raise ArgumentError(f"backend cpu takes float32, bfloat16 and float16, not {scores.dtype}")
-    if scores.dim() != 4:
-        raise ShapeError(f"scores has shape {tuple(scores.shape)}, expected (B, N, I, J)")
-    segments = (inputs.segment_scores, inputs.segments_q, inputs.segments_k)
-    if len({x is None for x in segments}) != 1:
-        raise ArgumentError("segment_scores, segments_q and segments_k: give all three or none")
-    for name, (x, shape) in inputs.expected_shapes().items():
-        if tuple(x.shape) != shape:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
-        if x.device.type != "cpu":
-            raise ArgumentError(f"{name} is on {x.device}, expected the CPU")
-        if name in ("position_scores", "segment_scores") and x.dtype != scores.dtype:
-            raise ArgumentError(f"{name} has dtype {x.dtype}, expected {scores.dtype} as scores")
-    batch, _, rows, keys = scores.shape
-    inputs.mask.validate(batch, rows, keys)
-    if not 0 <= memory_length <= keys:
-        raise ArgumentError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
-    if dropout_p > 0.0 and inputs.seed is None:
-        raise ArgumentError(f"dropout_p is {dropout_p} and needs a seed of one int64")
-
-
-def _check_like(name: str, x: Tensor, like: Tensor) -> None:
-    """``x`` is as large as ``like``, of its dtype, on the CPU."""
-    if x.shape != like.shape:
-        raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {tuple(like.shape)}")
-    if x.dtype != like.dtype:
-        raise ArgumentError(f"{name} has dtype {x.dtype}, expected {like.dtype}")
-    if x.device.type != "cpu":
-        raise ArgumentError(f"{name} is on {x.device}, expected the CPU")

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
+from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.triton import jit, tl, why_unavailable
 from xlnet_fast.kernels.triton.compilation import DTYPES, Compilation
+from xlnet_fast.operands import check_memories
 
 MAX_LAYERS = 32  # per launch: a kernel's arguments are limited to 4 KiB
 BLOCK = 2048  # elements: 128 threads with 16
@@ -82,7 +83,10 @@ def concat_memory_forward(
         ArgumentError: a dtype, device or number that the kernel does not take. ShapeError: shapes
             that do not agree.
     """
-    _check(hidden, memory, start, kept, out)
+    reason = why_unavailable(out.device)
+    if reason is not None:
+        raise BackendUnavailable(reason)
+    check_memories(hidden, memory, start, kept, out)
     if out.numel() == 0:
         return
     if memory is not None and memory[0].numel() == 0:
@@ -100,32 +104,6 @@ def concat_memory_forward(
                 layers, earlier, out[part], start * width, rows * width, count,
                 BLOCK=BLOCK, **OPTIONS,
             )  # fmt: skip
-
-
-def _check(
-    hidden: Sequence[Tensor], memory: Sequence[Tensor] | None, start: int, kept: int, out: Tensor
-) -> None:
-    reason = why_unavailable(out.device)
-    if reason is not None:
-        raise BackendUnavailable(reason)
-    if not hidden or (memory is not None and len(memory) != len(hidden)):
-        given = "no" if memory is None else len(memory)
-        raise ArgumentError(f"{given} tensors of memory for {len(hidden)} layers")
-    groups = {"hidden": hidden} if memory is None else {"hidden": hidden, "memory": memory}
-    for name, group in groups.items():
-        for number, x in enumerate(group):
-            if x.shape != group[0].shape or x.shape[1:] != hidden[0].shape[1:] or x.dim() != 3:
-                raise ShapeError(f"{name}[{number}] has shape {tuple(x.shape)}, unlike the others")
-            if x.dtype != group[0].dtype or not x.is_floating_point() or x.device != out.device:
-                raise ArgumentError(f"{name}[{number}] is {x.dtype} on {x.device}, unlike others")
-    if out.dtype != hidden[0].dtype:
-        raise ArgumentError(f"out has dtype {out.dtype}, expected hidden's {hidden[0].dtype}")
-    rows = kept + (0 if memory is None else memory[0].shape[0])
-    if not (0 <= kept <= hidden[0].shape[0] and 0 <= start <= rows):
-        raise ArgumentError(f"start {start} and kept {kept} are outside of the {rows} rows")
-    shape = (len(hidden), rows - start, *hidden[0].shape[1:])
-    if tuple(out.shape) != shape or not out.is_contiguous():
-        raise ShapeError(f"out has shape {tuple(out.shape)}, expected {shape}, contiguous")
 
 
 def compilations(arch: int) -> Iterator[Compilation]:

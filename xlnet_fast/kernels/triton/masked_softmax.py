@@ -26,21 +26,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.compilation import Compilation
 from xlnet_fast.kernels.triton.masked_softmax_launch import (
     OPTIONS,
     TILES,
-    check_operands,
+    check_device,
     constants_of,
     device_guard,
     grid_of,
     launch_arguments,
-    rows_in_order,
 )
 from xlnet_fast.kernels.triton.tile_ops import _expand_bits, _keep_tile
-from xlnet_fast.operands import SoftmaxInputs
+from xlnet_fast.operands import SoftmaxInputs, check_gradients, check_like, rows_in_order
 
 
 @jit()
@@ -344,7 +343,9 @@ def masked_softmax_forward(inputs: SoftmaxInputs, out: Tensor) -> None:
         ArgumentError: a dtype, device or value that the kernel does not take. ShapeError: shapes
             that do not agree.
     """
-    check_operands(inputs, {"out": out})
+    check_device(inputs.scores.device)
+    inputs.check()
+    check_like("out", out, inputs.scores)
     if inputs.scores.numel() == 0:
         return
     if out.stride(-1) != 1:
@@ -367,12 +368,12 @@ def masked_softmax_backward(
     gradient of an argument that is None is an empty tensor and left alone.
     """
     d_scores, d_position, d_segment = grads
-    check_operands(inputs, {"grad_out": grad_out, "grads[0]": d_scores})
+    check_device(inputs.scores.device)
+    inputs.check()
+    check_like("grad_out", grad_out, inputs.scores)
     if inputs.scores.numel() == 0:
         return
-    for number, (like, grad) in enumerate(zip(inputs.terms, grads, strict=True)):
-        if like is not None and not (grad.shape == like.shape and grad.is_contiguous()):
-            raise ShapeError(f"grads[{number}] must be contiguous, of shape {tuple(like.shape)}")
+    check_gradients(inputs, grads)
     grad_out = rows_in_order(grad_out)
     shared, strides, sizes = launch_arguments(inputs)
     with device_guard(inputs.scores.device):

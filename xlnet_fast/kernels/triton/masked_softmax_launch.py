@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
+from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.triton import why_unavailable
-from xlnet_fast.operands import SoftmaxInputs
+from xlnet_fast.operands import SoftmaxInputs, rows_in_order
 from xlnet_fast.philox import keep_threshold
 
 
@@ -90,43 +90,16 @@ def grid_of(scores: Tensor) -> tuple[int]:
     return (batch * heads * -(-rows // choose_tile(keys).block_m),)
 
 
-def rows_in_order(x: Tensor) -> Tensor:
-    """``x`` if the elements of a row follow each other, else a copy in which they do."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def device_guard(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def check_operands(inputs: SoftmaxInputs, others: dict[str, Tensor]) -> None:
-    """Device, dtype and shape of every tensor; ``others`` are shaped like the scores."""
-    scores, memory_length = inputs.scores, inputs.memory_length
-    dropout_p, seed = inputs.dropout_p, inputs.seed
-    reason = why_unavailable(scores.device)
+def check_device(device: torch.device) -> None:
+    """The kernels run on this device.
+
+    Raises:
+        BackendUnavailable: says why not.
+    """
+    reason = why_unavailable(device)
     if reason is not None:
         raise BackendUnavailable(reason)
-    if scores.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ArgumentError(f"scores has dtype {scores.dtype}, expected float16, bfloat16, float32")
-    batch, _, rows, keys = scores.shape
-    if not 0 <= memory_length <= keys:
-        raise ShapeError(f"memory_length is {memory_length}, expected 0 to J = {keys}")
-    if dropout_p > 0.0 and (seed is None or seed.dtype != torch.int64 or seed.numel() != 1):
-        raise ArgumentError(f"dropout_p {dropout_p} needs a seed of one int64, got {seed!r}")
-    inputs.mask.validate(batch, rows, keys)
-    segments = (inputs.segment_scores, inputs.segments_q, inputs.segments_k)
-    if len({x is None for x in segments}) != 1:
-        raise ArgumentError("segment_scores, segments_q, segments_k: give all three or none")
-    given = inputs.expected_shapes() | {
-        name: (x, tuple(scores.shape)) for name, x in others.items()
-    }
-    for name, (x, shape) in given.items():
-        if tuple(x.shape) != shape:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
-    parts = zip(("key_padding", "rank_q", "rank_k", "bits"), inputs.mask.tensors, strict=True)
-    placed: dict[str, Tensor | None] = {name: x for name, (x, _) in given.items()}
-    placed |= {f"mask.{name}": part for name, part in parts}
-    placed["seed"] = seed if dropout_p > 0.0 else None
-    for name, there in placed.items():
-        if there is not None and there.device != scores.device:
-            raise ArgumentError(f"{name} is on {there.device}, expected {scores.device} as scores")

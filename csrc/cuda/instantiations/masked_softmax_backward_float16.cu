@@ -1,0 +1,7 @@
+#include "../masked_softmax.cuh"
+
+namespace xlnet_fast::cuda {
+
+template void launch_masked_softmax_backward<Float16>(const MaskedSoftmaxParams&, Stream);
+
+}  // namespace xlnet_fast::cuda

@@ -1,0 +1,270 @@
+// Tiles of rows in shared memory, and the fragments of matrix products that come from them.
+#pragma once
+
+#include "primitives.cuh"
+
+namespace xlnet_fast::cuda {
+
+constexpr int kWarpSize = 32;
+constexpr float kLog2E = 1.44269504088896341f;  // exponents are kept in units of log2
+
+// Where a thread is in its block, and in the fragments of primitives.cuh.
+struct Place {
+  int thread, warp, lane;
+  int g, t;  // lane / 4, lane % 4
+};
+
+XLNET_FAST_DEVICE Place place() {
+  const int thread = thread_index(), lane = thread % kWarpSize;
+  return {thread, thread / kWarpSize, lane, lane / 4, lane % 4};
+}
+
+constexpr int greatest_of(int a, int b) { return a > b ? a : b; }
+
+XLNET_FAST_DEVICE int least(int a, int b) { return a < b ? a : b; }
+XLNET_FAST_DEVICE int greatest(int a, int b) { return a > b ? a : b; }
+XLNET_FAST_DEVICE float greatest(float a, float b) { return a > b ? a : b; }
+
+// Of four neighbouring lanes, which hold a row of a fragment.
+XLNET_FAST_DEVICE float sum_of_row(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+XLNET_FAST_DEVICE float greatest_of_row(float x) {
+  x = greatest(x, shuffle_xor(x, 1));
+  return greatest(x, shuffle_xor(x, 2));
+}
+
+// Rows of D two-byte elements in shared memory. Pieces of 16 bytes are permuted within a row, so
+// that eight rows of one matrix lie in different banks.
+template <int D>
+struct Tile {
+  static constexpr int kPieces = D / 8;
+  static constexpr int kRowBytes = 2 * D;
+
+  uint32_t base;
+
+  XLNET_FAST_DEVICE uint32_t at(int row, int piece) const {
+    const int turned = kPieces >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
+    return base + static_cast<uint32_t>(row * kRowBytes + 16 * turned);
+  }
+
+  // Of 16 rows from `row` on and 16 elements from 16 * step on. A: the rows of a product's left
+  // side. B: columns of its right side, words 0 and 1 those of the first eight rows.
+  XLNET_FAST_DEVICE void load_a(uint32_t (&words)[4], int row, int step, int lane) const {
+    load_matrices(words, at(row + lane % 16, 2 * step + lane / 16));
+  }
+  XLNET_FAST_DEVICE void load_b(uint32_t (&words)[4], int row, int step, int lane) const {
+    load_matrices(words, at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+  }
+  // The same of the transposed tile: its rows are what a product sums over.
+  XLNET_FAST_DEVICE void load_a_transposed(uint32_t (&words)[4], int row, int step,
+                                           int lane) const {
+    load_matrices_transposed(words, at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+  }
+  XLNET_FAST_DEVICE void load_b_transposed(uint32_t (&words)[4], int row, int step,
+                                           int lane) const {
+    load_matrices_transposed(words, at(row + lane % 16, 2 * step + lane / 16));
+  }
+};
+
+// Rows of one batch element and head in global memory: of q, of r, of k and v of which the first
+// `apart` may lie in a tensor of their own.
+struct Source {
+  const char* rows;
+  int64_t stride;  // bytes from one row to the next
+  const char* apart_rows = nullptr;
+  int64_t apart_stride = 0;
+  int apart = 0;
+
+  XLNET_FAST_DEVICE const char* at(int row) const {
+    return row < apart ? apart_rows + row * apart_stride : rows + (row - apart) * stride;
+  }
+};
+
+// Begins to copy `Rows` rows: row r of the tile, counted from `first` and modulo `Ring`, is
+// source.at(row_of(r)), or zero where that is negative. Elements from head_dim to D are zero.
+template <int D, int Rows, int Ring, int Threads, class RowOf>
+XLNET_FAST_DEVICE void copy_rows(const Tile<D>& tile, int first, const Source& source, int head_dim,
+                                 int thread, const RowOf& row_of) {
+  constexpr int kPieces = Tile<D>::kPieces;
+#pragma unroll
+  for (int piece = thread; piece < Rows * kPieces; piece += Threads) {
+    const int r = piece / kPieces, c = piece % kPieces, row = row_of(r);
+    const bool present = row >= 0 && 8 * c < head_dim;
+    copy_async(tile.at((first + r) % Ring, c),
+               source.at(present ? row : 0) + (present ? 16 * c : 0), present);
+  }
+}
+
+// --- fragments ----------------------------------------------------------------------------------
+
+// A result of 16 rows and 8 * Tiles columns.
+template <int Tiles>
+using Result = float[Tiles][4];
+
+template <int Tiles>
+XLNET_FAST_DEVICE void clear(Result<Tiles>& x) {
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) x[n][e] = 0.0f;
+  }
+}
+
+// The left side of products, 16 rows of D terms: in registers, or parked in shared memory where
+// registers are scarce, each thread's own words in a place that no other touches.
+template <int D, int Threads, bool kParked>
+struct LeftSide {
+  static constexpr int kBytes = kParked ? D / 16 * 16 * Threads : 0;
+
+  uint32_t base;  // of this thread
+  uint32_t words[kParked ? 1 : D / 16][4];
+
+  XLNET_FAST_DEVICE LeftSide(uint32_t first, const Place& at)
+      : base(first + static_cast<uint32_t>(16 * at.thread)) {}
+
+  // The same for a product that needs it several times.
+  XLNET_FAST_DEVICE LeftSide<D, Threads, false> in_registers(const Place& at) const {
+    LeftSide<D, Threads, false> copy(0, at);
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+      uint32_t a[4];
+      get(step, a);
+      copy.set(step, a);
+    }
+    return copy;
+  }
+
+  XLNET_FAST_DEVICE void set(int step, const uint32_t (&a)[4]) {
+    if constexpr (kParked) {
+      store_shared(base + static_cast<uint32_t>(16 * Threads * step),
+                   Chunk{{a[0], a[1], a[2], a[3]}});
+    } else {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) words[step][w] = a[w];
+    }
+  }
+  XLNET_FAST_DEVICE void get(int step, uint32_t (&a)[4]) const {
+    if constexpr (kParked) {
+      const Chunk chunk = load_shared<Chunk>(base + static_cast<uint32_t>(16 * Threads * step));
+#pragma unroll
+      for (int w = 0; w < 4; ++w) a[w] = chunk.word[w];
+    } else {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) a[w] = words[step][w];
+    }
+  }
+};
+
+// Products of 16 columns: c0 and c1 += a b.
+template <class Element>
+XLNET_FAST_DEVICE void multiply_add_two(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[4]) {
+  multiply_add(Element{}, c0, a, b[0], b[1]);
+  multiply_add(Element{}, c1, a, b[2], b[3]);
+}
+
+// out += left * (8 * Tiles rows of the tile from `row` on)^T.
+template <class Element, int D, int Tiles, class Side>
+XLNET_FAST_DEVICE void add_product_transposed(Result<Tiles>& out, const Side& left,
+                                              const Tile<D>& tile, int row, int lane) {
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    uint32_t a[4];
+    left.get(step, a);
+#pragma unroll
+    for (int n = 0; n < Tiles / 2; ++n) {
+      uint32_t b[4];
+      tile.load_b(b, row + 16 * n, step, lane);
+      multiply_add_two<Element>(out[2 * n], out[2 * n + 1], a, b);
+    }
+  }
+}
+
+// out += a * (16 rows of the tile from `row` on, elements from 16 * first on).
+template <class Element, int Tiles, int D>
+XLNET_FAST_DEVICE void add_step(Result<Tiles>& out, const uint32_t (&a)[4], const Tile<D>& tile,
+                                int row, int first, int lane) {
+#pragma unroll
+  for (int n = 0; n < Tiles / 2; ++n) {
+    uint32_t b[4];
+    tile.load_b_transposed(b, row, first + n, lane);
+    multiply_add_two<Element>(out[2 * n], out[2 * n + 1], a, b);
+  }
+}
+
+// out += left, rounded, * (8 * Tiles rows of the tile): a result as the left side of a product.
+template <class Element, int D, int Tiles>
+XLNET_FAST_DEVICE void add_product(Result<D / 8>& out, const Result<Tiles>& left,
+                                   const Tile<D>& tile, int lane) {
+#pragma unroll
+  for (int step = 0; step < Tiles / 2; ++step) {
+    uint32_t a[4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float (&x)[4] = left[2 * step + half];
+      a[2 * half] = pack(Element{}, x[0], x[1]);
+      a[2 * half + 1] = pack(Element{}, x[2], x[3]);
+    }
+    add_step<Element, D / 8>(out, a, tile, 16 * step, 0, lane);
+  }
+}
+
+// out += (columns 16 * column .. + 15 of `left`)^T * (elements from 16 * first on of `tile`); both
+// have `Rows` rows.
+template <class Element, int Rows, int Tiles, int D, int Columns>
+XLNET_FAST_DEVICE void add_product_of_columns(Result<Tiles>& out, const Tile<Columns>& left,
+                                              int column, const Tile<D>& tile, int first,
+                                              int lane) {
+#pragma unroll
+  for (int step = 0; step < Rows / 16; ++step) {
+    uint32_t a[4];
+    left.load_a_transposed(a, 16 * step, column, lane);
+    add_step<Element, Tiles>(out, a, tile, 16 * step, first, lane);
+  }
+}
+
+// Rounds a result and writes it to rows row .. row + 15 of a tile.
+template <class Element, int Columns>
+XLNET_FAST_DEVICE void store_rows(const Tile<Columns>& tile, int row, const Result<Columns / 8>& x,
+                                  const Place& at) {
+#pragma unroll
+  for (int n = 0; n < Columns / 8; ++n) {
+#pragma unroll
+    for (int upper = 0; upper < 2; ++upper) {
+      store_shared(tile.at(row + at.g + 8 * upper, n) + static_cast<uint32_t>(4 * at.t),
+                   pack(Element{}, x[n][2 * upper], x[n][2 * upper + 1]));
+    }
+  }
+}
+
+// --- rows in global memory
+// ------------------------------------------------------------------------
+
+// Elements d and d + 1 of a row as floats; zero where there is no row, and beyond head_dim.
+template <class Element>
+XLNET_FAST_DEVICE Pair load_pair(const char* row, int d, int head_dim) {
+  if (row == nullptr || d >= head_dim) return {0.0f, 0.0f};
+  return unpack(Element{}, load(reinterpret_cast<const uint32_t*>(row + 2 * d)));
+}
+
+// Rounds and writes 16 rows of a result times a factor each, row_at(0) for g, row_at(1) for g + 8;
+// null: not written.
+template <class Element, int D, class RowAt>
+XLNET_FAST_DEVICE void write_rows(const float (&x)[D / 8][4], const float (&factor)[2],
+                                  const RowAt& row_at, int head_dim, int t) {
+#pragma unroll
+  for (int upper = 0; upper < 2; ++upper) {
+    char* row = row_at(upper);
+    if (row == nullptr) continue;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      if (8 * n >= head_dim) continue;
+      store(reinterpret_cast<uint32_t*>(row + 2 * (8 * n + 2 * t)),
+            pack(Element{}, x[n][2 * upper] * factor[upper], x[n][2 * upper + 1] * factor[upper]));
+    }
+  }
+}
+
+}  // namespace xlnet_fast::cuda
