@@ -1,157 +1,23 @@
-"""Cases of the Triton kernel `rel_attention_forward`, and the check each must pass.
+"""The Triton kernels of relative attention, interpreted. Cases: `attention_cases.py`.
 
-Run by `test_triton_rel_attention.py`: as a pytest file of its own in a process with
-TRITON_INTERPRET=1, and imported there for a GPU. The formula below is written anew from
-docs/design.md section 2, so that no code is shared with what it checks.
+Run by `test_triton_rel_attention.py` as a pytest file of its own in a process with
+TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
-from yardstick import gradient_bounds
+from attention_cases import CASES, Case, make_inputs
+from attention_runs import SENTINEL, check_case, check_gradients, gradients, operands
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import INTERPRETED, rel_attention, tiles
 from xlnet_fast.kernels.triton import launch as launch_module
-from xlnet_fast.masks import AttentionMask, pack_bits
-from xlnet_fast.operands import Keys, Queries
-from xlnet_fast.philox import keep_mask
-from xlnet_fast.tolerance import assert_within, error_and_bound
 
-SENTINEL = 777.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: sizes, mask parts and options."""
-
-    batch: int = 2
-    rows: int = 17
-    memory: int = 0
-    heads: int = 2
-    head_dim: int = 32
-    groups: int = 1
-    current: int | None = None  # L; default: the number of rows
-    mask: tuple[str, ...] = ()
-    segments: bool = False
-    positions: str | None = None
-    uni: bool = False  # P = J + 1 rows of r instead of L + J
-    dropout_p: float = 0.0
-    nan_in_padding: bool = False
-    strided: bool = False
-    bits_batch: int | None = None
-    apart: bool = False  # keys and values of the memory in tensors of their own
-    dtypes: tuple[str, ...] = ("float32", "float16")
-    values: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        return self.rows if self.current is None else self.current
-
-
-CASES = {
-    # one part of a mask at a time, then together; J spans several tiles of keys
-    "masks-none": Case(rows=65, memory=70),
-    "masks-padding-right": Case(rows=33, memory=70, mask=("padding",)),
-    "masks-padding-left": Case(rows=33, mask=("padding_left",)),
-    "masks-padding-self": Case(rows=65, mask=("padding_left", "see_self"), segments=True),
-    "masks-padding-all-of-one": Case(rows=17, mask=("padding_all",)),
-    "masks-padding-all-self": Case(rows=17, mask=("padding_all", "see_self")),
-    "masks-ranks": Case(rows=33, memory=17, mask=("ranks",)),
-    "masks-ranks-self": Case(rows=33, memory=17, mask=("ranks", "see_self")),
-    "masks-bits": Case(rows=33, memory=17, mask=("bits",)),
-    "masks-bits-shared": Case(batch=3, rows=17, mask=("bits",), bits_batch=1),
-    "masks-bits-self": Case(rows=17, memory=1, mask=("bits", "see_self")),
-    "masks-causal": Case(rows=33, memory=70, mask=("causal",)),
-    "masks-causal-self-padding": Case(rows=33, mask=("causal", "padding_left", "see_self")),
-    "masks-causal-padding": Case(rows=33, mask=("causal", "padding_left")),
-    "masks-same-length": Case(rows=130, memory=65, mask=("causal", "same_length")),
-    "masks-same-length-uni": Case(rows=33, memory=65, mask=("causal", "same_length"), uni=True),
-    "masks-all": Case(
-        rows=65, memory=17, mask=("padding", "ranks", "bits", "causal", "same_length")
-    ),
-    "masks-all-self": Case(
-        rows=33, memory=17, segments=True,
-        mask=("padding", "ranks", "bits", "causal", "same_length", "see_self"),
-    ),
-    "masks-see-self-alone": Case(rows=17, mask=("see_self",)),
-    "masks-bits-hide-all": Case(rows=17, memory=65, mask=("bits_all",)),
-    # ragged sizes, head dims, groups of r, segments, positions, layouts
-    "shapes-one": Case(batch=1, rows=1, heads=1, head_dim=16),
-    "shapes-one-row-long-memory": Case(batch=1, rows=1, memory=200, segments=True),
-    "shapes-130": Case(batch=1, rows=130, memory=17, heads=1, head_dim=64),
-    "shapes-d128": Case(rows=65, head_dim=128, segments=True, mask=("padding",)),
-    "shapes-d80": Case(rows=17, head_dim=80, segments=True, mask=("padding", "see_self")),
-    "shapes-d20": Case(rows=17, head_dim=20, segments=True, mask=("padding", "see_self")),
-    "shapes-d17-odd": Case(rows=17, heads=3, head_dim=17, segments=True, mask=("bits",)),
-    "shapes-groups-2": Case(batch=4, groups=2, rows=17, memory=3, segments=True),
-    "shapes-groups-batch": Case(batch=3, groups=3, rows=17),
-    "shapes-strided": Case(rows=65, memory=17, strided=True, segments=True, mask=("padding",)),
-    "shapes-fewer-rows-than-keys": Case(rows=17, memory=5, current=65, segments=True),
-    "shapes-uni": Case(rows=65, memory=17, uni=True, mask=("causal",), segments=True),
-    "shapes-uni-unmasked": Case(rows=33, uni=True),  # rows of r that do not exist count as 0
-    "shapes-positions": Case(rows=17, memory=5, current=65, positions="any", segments=True),
-    "shapes-positions-absent": Case(rows=17, current=65, positions="absent", mask=("ranks",)),
-    "shapes-positions-none-present": Case(rows=5, current=17, positions="no", mask=("padding",)),
-    "shapes-positions-causal": Case(
-        rows=17, memory=9, current=65, positions="absent", uni=True, mask=("causal", "padding")
-    ),
-    "shapes-positions-self": Case(
-        rows=17, current=65, positions="absent", mask=("causal", "padding", "see_self")
-    ),
-    "shapes-chunks": Case(
-        batch=2, rows=140, memory=10, heads=1, head_dim=16, segments=True,
-        mask=("padding", "bits", "causal"), dropout_p=0.2,
-    ),
-    "shapes-chunks-positions": Case(
-        batch=1, rows=140, current=150, positions="absent", mask=("ranks",)
-    ),
-    # keys in two tensors; the boundary cuts a tile
-    "apart-plain": Case(rows=65, memory=70, apart=True, segments=True),
-    "apart-aligned": Case(rows=17, memory=64, apart=True, strided=True),
-    "apart-short": Case(rows=33, memory=3, apart=True, mask=("padding", "see_self"), segments=True),
-    "apart-empty": Case(rows=17, memory=0, apart=True),
-    "apart-left": Case(rows=33, memory=70, apart=True, mask=("padding_left", "see_self")),
-    "apart-causal": Case(
-        rows=65, memory=40, apart=True, uni=True, mask=("causal", "same_length"), segments=True
-    ),
-    "apart-hidden-rows": Case(
-        rows=33, memory=37, apart=True, segments=True, dropout_p=0.3,
-        mask=("padding", "bits", "ranks"), nan_in_padding=True,
-    ),
-    "apart-positions": Case(
-        rows=17, current=65, memory=21, apart=True, positions="absent", mask=("ranks",)
-    ),
-    # dropout: bit for bit the mask of xlnet_fast.philox
-    "dropout-plain": Case(rows=17, memory=70, dropout_p=0.1),
-    "dropout-masked": Case(
-        rows=33, memory=17, dropout_p=0.5, segments=True, mask=("padding", "bits", "causal")
-    ),
-    "dropout-self": Case(rows=33, memory=3, dropout_p=0.5, mask=("padding_left", "see_self")),
-    "dropout-hidden-rows": Case(rows=33, dropout_p=0.5, mask=("padding_all",)),
-    "dropout-positions": Case(rows=17, current=65, dropout_p=0.9, positions="any"),
-    # NaN where nothing may be read, or must not matter
-    "hostile-nan-padding": Case(rows=65, mask=("padding_left",), nan_in_padding=True),
-    "hostile-nan-padding-self": Case(
-        rows=33, memory=3, mask=("padding", "see_self"), nan_in_padding=True, segments=True
-    ),
-    "hostile-nan-padding-all": Case(rows=17, mask=("padding_all",), nan_in_padding=True),
-    "hostile-nan-padding-all-self": Case(
-        rows=17, mask=("padding_all", "see_self", "bits"), nan_in_padding=True
-    ),
-    "hostile-nan-padding-hidden-rows": Case(
-        rows=33, mask=("padding", "bits", "ranks"), nan_in_padding=True, dropout_p=0.3
-    ),
-    "hostile-large-scores": Case(rows=33, memory=17, mask=("padding",), values={"q": 30.0}),
-    "hostile-strided-positions": Case(
-        rows=17, current=33, head_dim=24, positions="absent", strided=True, mask=("bits",)
-    ),
-}  # fmt: skip
 REFUSED = {
     # what is wrong with the call: (operand, its new value from the right one, the message)
     "errors-dtype": (
@@ -175,263 +41,6 @@ for _family in FAMILIES:
 """Groups of tests, each an expression for `pytest -k`, and how many there are in each."""
 
 
-def _guarded(x: torch.Tensor, strided: bool) -> torch.Tensor:
-    """A copy of `x` (.., rows, N, D) in a larger buffer of NaN, so that reading beyond it shows."""
-    b, rows, n, d = x.shape
-    if strided:  # head-major, an odd row length, not at the start of its storage
-        buffer = x.new_full((b, n + 1, rows + 2, d + 1), float("nan"))
-        view = buffer[:, :n, :rows, :d].transpose(1, 2)
-    else:
-        buffer = x.new_full((b, rows + 2, n, d), float("nan"))
-        view = buffer[:, :rows]
-    return view.copy_(x)
-
-
-def make_inputs(case: Case, dtype: torch.dtype, seed: int) -> SimpleNamespace:
-    """Random arguments of the launcher; k, v and r lie in buffers of NaN."""
-    gen = torch.Generator().manual_seed(seed)
-    b, i, n, d, length = case.batch, case.rows, case.heads, case.head_dim, case.length
-    j = length + case.memory
-
-    def normal(*shape: int, name: str = "") -> torch.Tensor:
-        return torch.randn(shape, generator=gen).mul_(case.values.get(name, 1.0)).to(dtype)
-
-    x = SimpleNamespace(q=normal(b, i, n, d, name="q"), k=normal(b, j, n, d), v=normal(b, j, n, d))
-    x.r = normal(case.groups, j + 1 if case.uni else j + length, n, d)
-    x.r_w_bias, x.r_r_bias = normal(n, d), normal(n, d)
-    x.r_s_bias = x.seg_embed = x.segments_q = x.segments_k = None
-    if case.segments:
-        x.r_s_bias, x.seg_embed = normal(n, d), normal(2, n, d)
-        x.segments_q = torch.randint(0, 2, (b, i), generator=gen)
-        x.segments_k = torch.randint(0, 3, (b, j), generator=gen)
-    x.positions = None
-    if case.positions is not None:
-        x.positions = torch.stack([torch.randperm(length, generator=gen)[:i] for _ in range(b)])
-        absent = (
-            torch.rand((b, i), generator=gen)
-            < {"any": 0.0, "absent": 0.3, "no": 1.1}[case.positions]
-        )
-        x.positions = x.positions.masked_fill(absent, -1).to(torch.int32)
-    x.mask = _make_mask(case, gen)
-    x.seed = torch.tensor(0x1234_5678_9ABC + seed) if case.dropout_p else None
-    if case.nan_in_padding:
-        x.k[x.mask.key_padding] = float("nan")
-        x.v[x.mask.key_padding] = float("inf")
-        x.v[x.mask.key_padding][..., ::2] = float("nan")
-    for name in ("q", "k", "v", "r"):
-        setattr(x, name, _guarded(getattr(x, name), case.strided))
-    return x
-
-
-def _make_mask(case: Case, gen: torch.Generator) -> AttentionMask | None:
-    b, i, j = case.batch, case.rows, case.length + case.memory
-    parts: dict[str, object] = {
-        name: True for name in ("causal", "same_length", "see_self") if name in case.mask
-    }
-    padding = torch.zeros(b, j, dtype=torch.bool)
-    if "padding" in case.mask:
-        padding[0, j - j // 3 :] = True
-        padding[-1, j // 2] = True
-    if "padding_left" in case.mask:
-        padding[0, : j - 3] = True
-    if "padding_all" in case.mask:
-        padding[0] = True
-    if any(name.startswith("padding") for name in case.mask):
-        parts["key_padding"] = padding
-    if "ranks" in case.mask:
-        parts["rank_q"] = torch.randint(0, 8, (b, i), generator=gen)  # rank 0 sees nothing
-        parts["rank_k"] = torch.randint(0, 8, (b, j), generator=gen)
-    if "bits" in case.mask or "bits_all" in case.mask:
-        rows = case.bits_batch or b
-        hidden = torch.rand((rows, i, j), generator=gen) < (2.0 if "bits_all" in case.mask else 0.5)
-        hidden[0, i // 2] = True
-        parts["bits"] = pack_bits(hidden)
-    return AttentionMask(**parts) if case.mask else None
-
-
-def dense_hidden(x: SimpleNamespace, position: torch.Tensor, memory: int) -> torch.Tensor:
-    """Hidden (B, I, J), spelled out key by key from the definition of AttentionMask."""
-    j = x.k.shape[1]
-    key = torch.arange(j)
-    hidden = torch.zeros(*x.q.shape[:2], j, dtype=torch.bool)
-    if (m := x.mask) is None:
-        return hidden
-    if m.key_padding is not None:
-        hidden |= m.key_padding[:, None]
-    if m.rank_q is not None:
-        hidden |= ~(m.rank_q[:, :, None] > m.rank_k[:, None])
-    if m.bits is not None:
-        hidden |= (m.bits[:, :, key // 8].int() >> (key % 8)) % 2 == 1
-    if m.causal:
-        hidden |= key > memory + position[:, :, None]
-    if m.same_length:
-        hidden |= key < position[:, :, None]
-    return hidden & (key != memory + position[:, :, None]) if m.see_self else hidden
-
-
-def formula(x: SimpleNamespace, case: Case, dtype: torch.dtype) -> torch.Tensor:
-    """Relative attention by the book, all scores in memory, in `dtype`, on the CPU."""
-    q, k, v, r, rw, rr = (t.to(dtype) for t in (x.q, x.k, x.v, x.r, x.r_w_bias, x.r_r_bias))
-    b, i, n, d = q.shape
-    j, length = k.shape[1], case.length
-    if case.nan_in_padding:
-        k, v = (t.masked_fill(x.mask.key_padding[:, :, None, None], 0.0) for t in (k, v))
-    position = torch.arange(i).expand(b, i) if x.positions is None else x.positions.long()
-    present = position >= 0
-    at = position.clamp(min=0)
-    p = torch.arange(j) - at[:, :, None] + length  # (B, I, J)
-    r = r.repeat_interleave(b // case.groups, 0)
-    bd = torch.einsum("bind,bpnd->bnip", q + rr, r)
-    bd = torch.nn.functional.pad(bd, (0, 1))  # a column of zeros for what is beyond r
-    bd = bd.gather(3, p.clamp(max=r.shape[1])[:, None].expand(b, n, i, j))
-    score = torch.einsum("bind,bjnd->bnij", q + rw, k) + bd
-    if x.segments_q is not None:
-        rs, embed = x.r_s_bias.to(dtype), x.seg_embed.to(dtype)
-        both = torch.einsum("bind,snd->bnis", q + rs, embed)
-        differ = (x.segments_q[:, :, None] != x.segments_k[:, None]).long()
-        score = score + both.gather(3, differ[:, None].expand(b, n, i, j))
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    score = (score * d**-0.5).to(wide)
-    # Added, as HF does: rounding absorbs the score, but its gradient lives on.
-    score = score + torch.where(dense_hidden(x, at, case.memory)[:, None], -1e30, 0.0)
-    probability = score.softmax(-1)
-    if case.dropout_p:
-        keep = keep_mask(x.seed, case.dropout_p, b, n, (0, i), j)
-        probability = probability * keep / (1 - case.dropout_p)
-    out = torch.einsum("bnij,bjnd->bind", probability.to(dtype), v)
-    return out * present[:, :, None, None]
-
-
-def _to(x: SimpleNamespace, device: str) -> SimpleNamespace:
-    moved = SimpleNamespace()
-    for name, value in vars(x).items():
-        if isinstance(value, AttentionMask):
-            value = AttentionMask(
-                *(None if t is None else t.to(device) for t in value.tensors), *value.flags
-            )
-        elif isinstance(value, torch.Tensor) and device != "cpu":
-            # `.to` would drop the guard around a view: move its whole storage
-            whole = value.as_strided((value.untyped_storage().nbytes() // value.itemsize,), (1,), 0)
-            value = whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
-        setattr(moved, name, value)
-    return moved
-
-
-def operands(x: SimpleNamespace, case: Case) -> tuple[Keys, Queries]:
-    """The inputs as backends take them."""
-    k, v, k_memory, v_memory = x.k, x.v, None, None
-    if case.apart:
-        k, v, k_memory, v_memory = (
-            y[:, part] for part in (slice(case.memory, None), slice(case.memory)) for y in (k, v)
-        )
-    keys = Keys(
-        k, v, k_memory, v_memory, x.r, x.r_w_bias, x.r_r_bias, x.r_s_bias, x.seg_embed,
-        x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p,
-    )  # fmt: skip
-    return keys, Queries(x.q, x.segments_q, x.mask or AttentionMask(), x.positions, x.seed)
-
-
-def launch(x: SimpleNamespace, case: Case, device: str) -> torch.Tensor:
-    """Run the kernel into a guarded output; also proves that nothing around it is written."""
-    y = _to(x, device)
-    b, i, n, d = x.q.shape
-    if case.strided:
-        buffer = torch.full((b, n, i + 1, d + 1), SENTINEL, dtype=x.q.dtype, device=device)
-        out = buffer[:, :, :i, :d].transpose(1, 2)
-    else:
-        buffer = torch.full((b, i + 1, n, d), SENTINEL, dtype=x.q.dtype, device=device)
-        out = buffer[:, :i]
-    out.fill_(float("nan"))
-    keys, queries = operands(y, case)
-    stats = torch.full((b, n, i), float("nan"), device=device)
-    rel_attention.rel_attention_forward(keys, [queries], [out], [stats])
-    result = out.cpu().clone()
-    out.fill_(SENTINEL)
-    assert bool((buffer == SENTINEL).all()), "the kernel wrote outside of `out`"
-    return result
-
-
-OPERANDS = ("q", "k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
-
-
-def exact_gradients(
-    x: SimpleNamespace, case: Case, dtype: torch.dtype, d_out: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Gradients of the operands by autograd through the formula in `dtype`."""
-    leaves = {
-        name: getattr(x, name).to(dtype).detach().clone().requires_grad_()
-        for name in OPERANDS
-        if getattr(x, name) is not None
-    }
-    out = formula(SimpleNamespace(**(vars(x) | leaves)), case, dtype)
-    grads = torch.autograd.grad(out, list(leaves.values()), d_out.to(dtype), allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if grad is None else grad
-        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
-    }
-
-
-def gradients(
-    x: SimpleNamespace, case: Case, d_out: torch.Tensor, device: str, deterministic: bool
-) -> dict[str, torch.Tensor]:
-    """Gradients by the kernels, of a forward pass by the kernels."""
-    y = _to(x, device)
-    keys, queries = operands(y, case)
-    b, i, n, _ = x.q.shape
-    out = torch.empty_like(y.q)
-    stats = torch.full((b, n, i), float("nan"), device=device)
-    rel_attention.rel_attention_forward(keys, [queries], [out], [stats])
-    grads = {
-        name: torch.full_like(getattr(y, name), float("nan"))
-        for name in OPERANDS
-        if getattr(y, name) is not None
-    }
-    rel_attention.rel_attention_backward(
-        keys, [queries], [out], [stats], [d_out.to(device)], places(grads, ["q"], case),
-        deterministic,
-    )  # fmt: skip
-    return {name: grad.cpu() for name, grad in grads.items()}
-
-
-def places(
-    grads: dict[str, torch.Tensor], queries: list[str], case: Case
-) -> list[torch.Tensor | None]:
-    """Where the backward pass is to write: the gradients' tensors, or parts of them, in order."""
-    parts: list[torch.Tensor | None] = [grads[name] for name in queries]
-    parts += [grads[name][:, case.memory if case.apart else 0 :] for name in ("k", "v")]
-    parts += [grads[name][:, : case.memory] if case.apart else None for name in ("k", "v")]
-    return parts + [grads.get(name) for name in OPERANDS[3:]]
-
-
-def check_gradients(name: str, dtype: torch.dtype, device: str) -> None:
-    """Hold every gradient of one case to the tolerance rule."""
-    case, number = CASES[name], list(CASES).index(name)
-    x = make_inputs(case, dtype, seed=number)
-    d_out = torch.randn(x.q.shape, generator=torch.Generator().manual_seed(number)).to(dtype)
-    if x.positions is not None:
-        d_out[x.positions < 0] = float("nan")  # of an absent row: nobody may read it
-    clean = d_out.nan_to_num()
-    exact = exact_gradients(x, case, torch.float64, clean)
-    actual = gradients(x, case, d_out, device, deterministic=number % 2 == 0)
-    bounds = gradient_bounds(lambda d, y: exact_gradients(x, case, d, y), dtype, clean)
-    for operand, grad in actual.items():
-        error, _ = error_and_bound(grad, grad, exact[operand])
-        assert error <= bounds[operand], (
-            f"{name} {dtype} d {operand}: error {error:.3e}, bound {bounds[operand]:.3e}"
-        )
-
-
-def check_case(name: str, dtype: torch.dtype, device: str) -> None:
-    """Hold one case to the tolerance rule."""
-    case = CASES[name]
-    x = make_inputs(case, dtype, seed=list(CASES).index(name))
-    exact, eager = formula(x, case, torch.float64), formula(x, case, dtype)
-    actual = launch(x, case, device)
-    if x.positions is not None:
-        assert bool((actual[x.positions < 0] == 0).all()), "an absent row is not exactly zero"
-    assert_within(actual, eager, exact, f"{name} {dtype}")
-
-
 interpreted = pytest.mark.skipif(
     not INTERPRETED, reason="needs TRITON_INTERPRET=1: run by the file beside"
 )
@@ -453,14 +62,14 @@ def test_refused(name):
 @pytest.mark.parametrize(("name", "dtype"), FORWARD_CASES)
 def test_interpreted(name, dtype, monkeypatch):
     monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)  # several stretches of keys
-    check_case(name, getattr(torch, dtype), "cpu")
+    check_case(name, getattr(torch, dtype), rel_attention, "cpu")
 
 
 @interpreted
 @pytest.mark.parametrize(("name", "dtype"), GRADIENT_CASES)
 def test_gradients(name, dtype, monkeypatch):
     monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
-    check_gradients(name, getattr(torch, dtype), "cpu")
+    check_gradients(name, getattr(torch, dtype), rel_attention, "cpu")
 
 
 @interpreted
@@ -488,7 +97,7 @@ def test_strips_are_not_left(name, block, monkeypatch):
         case = CASES[name]
         x = make_inputs(replace(case, batch=1, heads=1), torch.float32, 0)
         d_out = torch.ones_like(x.q)
-        actual = gradients(x, replace(case, batch=1, heads=1), d_out, "cpu", deterministic=True)
+        actual = gradients(x, replace(case, batch=1, heads=1), d_out, rel_attention, "cpu")
     assert len(guards) == len(tiles.KERNELS)
     for buffer, _ in guards:
         assert bool((buffer[:1024] == SENTINEL).all()), "written before the strip"

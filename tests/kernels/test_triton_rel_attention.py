@@ -16,19 +16,12 @@ import torch
 
 pytest.importorskip("triton")
 
-import _interpreter_two_streams as two_streams
-from _interpreter_rel_attention import (
-    CASES,
-    GRADIENT_CASES,
-    GROUPS,
-    Case,
-    check_case,
-    check_gradients,
-    make_inputs,
-    operands,
-)
+import attention_on_gpu
+import two_stream_cases as two_streams
+from _interpreter_rel_attention import GRADIENT_CASES, GROUPS
+from attention_cases import CASES, Case, make_inputs
+from attention_runs import check_case, check_gradients, operands
 
-from xlnet_fast import ops
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.triton import INTERPRETED, launch, rel_attention, tiles, triton
 from xlnet_fast.kernels.triton import rel_attention_backward as backward_module
@@ -82,7 +75,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_gpu(name, dtype):
-    check_case(name, getattr(torch, dtype), "cuda")
+    check_case(name, getattr(torch, dtype), rel_attention, "cuda")
 
 
 @pytest.mark.gpu
@@ -90,7 +83,7 @@ def test_gpu(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in GRADIENT_CASES))
 def test_gpu_gradients(name, dtype):
-    check_gradients(name, getattr(torch, dtype), "cuda")
+    check_gradients(name, getattr(torch, dtype), rel_attention, "cuda")
 
 
 @pytest.mark.gpu
@@ -98,7 +91,7 @@ def test_gpu_gradients(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", two_streams.CASES)
 def test_gpu_streams(name, dtype):
-    two_streams.check_streams(name, getattr(torch, dtype), "cuda")
+    two_streams.check_streams(name, getattr(torch, dtype), rel_attention, "cuda")
 
 
 @pytest.mark.gpu
@@ -112,99 +105,14 @@ def test_gpu_every_candidate_tile(kernel, stretch, monkeypatch):
     for heavy, name in ((False, "masks-padding-self"), (True, "dropout-masked")):
         for config in candidates(kernel, torch.bfloat16, CASES[name].head_dim, heavy, arch):
             with tiles.using(kernel, config):
-                check_gradients(name, torch.bfloat16, "cuda")
-
-
-def gpu_operands(**changes):
-    """Leaves and keyword arguments of a public call on the GPU."""
-    case = Case(**{"batch": 2, "rows": 200, "heads": 4, "head_dim": 64, "segments": True} | changes)
-    x = make_inputs(case, torch.bfloat16, 0)
-    keys, queries = operands(x, case)
-    names = ("k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
-    leaves = {name: getattr(keys, name).cuda().requires_grad_() for name in names}
-    leaves = {"q": x.q.cuda().requires_grad_(), **leaves}
-    segments = {"segments_q": queries.segments.cuda(), "segments_k": keys.segments.cuda()}
-    return leaves, segments
+                check_gradients(name, torch.bfloat16, rel_attention, "cuda")
 
 
 @pytest.mark.gpu
 @on_gpu
-def test_gpu_ordered_gradients_repeat_bit_for_bit():
-    leaves, segments = gpu_operands()
-
-    def gradients() -> list[torch.Tensor]:
-        out = ops.rel_attention(**leaves, **segments, backend="triton")
-        return list(torch.autograd.grad(out.float().square().sum(), list(leaves.values())))
-
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, second = gradients(), gradients()
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for name, one, other in zip(leaves, first, second, strict=True):
-        assert torch.equal(one, other), name
-
-
-@pytest.mark.gpu
-@on_gpu
-def test_gpu_graph_capture_replays_forward_and_backward():
-    """A captured step, replayed on other inputs and another seed, gives what an eager one gives."""
-    leaves, segments = gpu_operands()
-    seed = torch.tensor([5], device="cuda")
-
-    def step() -> list[torch.Tensor]:
-        out = ops.rel_attention(**leaves, **segments, backend="triton", dropout_p=0.2, seed=seed)
-        return [out, *torch.autograd.grad(out.float().square().sum(), list(leaves.values()))]
-
-    stream = torch.cuda.Stream()
-    torch.use_deterministic_algorithms(True)
-    try:
-        with torch.cuda.stream(stream):
-            step()  # compiles
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            captured = step()
-        with torch.no_grad():
-            leaves["q"].mul_(0.5)
-            seed.add_(7)
-        graph.replay()
-        torch.cuda.synchronize()
-        for one, other in zip(captured, step(), strict=True):
-            assert torch.equal(one, other)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.gpu
-@on_gpu
-def test_gpu_compiles_without_a_graph_break():
-    leaves, segments = gpu_operands()
-
-    def loss() -> torch.Tensor:
-        return ops.rel_attention(**leaves, **segments, backend="triton").float().square().sum()
-
-    expected = torch.autograd.grad(loss(), list(leaves.values()))
-    actual = torch.autograd.grad(torch.compile(loss, fullgraph=True)(), list(leaves.values()))
-    for name, one, other in zip(leaves, expected, actual, strict=True):
-        scale = one.float().abs().max()
-        assert (one.float() - other.float()).abs().max() <= 0.02 * scale, name
-
-
-@pytest.mark.gpu
-@on_gpu
-def test_gpu_offsets_beyond_two_to_the_31():
-    """The last batch element of tensors of more than 2**31 elements is as it should be."""
-    free, _ = torch.cuda.mem_get_info()
-    batch, rows, heads, dim = 131, 1024, 128, 128  # 2.2e9 elements
-    if free < 10 * batch * rows * heads * dim:
-        pytest.skip(f"needs 22 GB of GPU memory, {free / 1e9:.0f} are free")
-    q = torch.randn(batch, rows, heads, dim, device="cuda", dtype=torch.bfloat16)
-    r = torch.randn(1, 2 * rows, heads, dim, device="cuda", dtype=torch.bfloat16)
-    bias = torch.zeros(heads, dim, device="cuda", dtype=torch.bfloat16)
-    out = ops.rel_attention(q, q, q, r, bias, bias, backend="triton")
-    last = ops.rel_attention(*(q[-1:].clone() for _ in range(3)), r, bias, bias, backend="triton")
-    assert torch.equal(out[-1:], last)
+@pytest.mark.parametrize("check", attention_on_gpu.CHECKS)
+def test_gpu_public_op(check):
+    check("triton")
 
 
 class Recorder:

@@ -120,7 +120,8 @@ def test_a_backend_never_sees_an_empty_stream(recorder):
 
 
 @pytest.mark.parametrize(
-    ("backend", "shape"), [("cpu", (0,)), ("sdpa", (0,)), ("triton", (2, 2, 4))]
+    ("backend", "shape"),
+    [("cpu", (0,)), ("sdpa", (0,)), ("triton", (2, 2, 4)), ("cuda", (2, 2, 4))],
 )
 def test_statistics_of_a_fake_are_those_of_the_backend(backend, shape):
     problem = small().to(torch.float32)

@@ -28,6 +28,7 @@ F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float6
 def measured(monkeypatch):
     """A world where triton is installed and has a green record on compute capability 9.0."""
     monkeypatch.setattr(_dispatch, "_importable", lambda module: True)
+    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "cuda", ())
     monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("9.0",))
 
 
@@ -136,17 +137,21 @@ def test_the_missing_record_is_the_reason(monkeypatch):
 @pytest.mark.parametrize(
     ("request_", "expected", "reason"),
     [
-        (Request("rel_attention", "cuda", BF16, 64, False, "9.0"), "triton", "first choice"),
-        (Request("two_stream_attention", "cuda", F16, 16, False, "9.0"), "triton", "first"),
-        (Request("rel_attention", "cuda", F32, 128, False, "9.0"), "triton", "first choice"),
+        (Request("rel_attention", "cuda", BF16, 64, False, "9.0"), "triton", "cuda: no measure"),
+        (Request("two_stream_attention", "cuda", F16, 16, False, "9.0"), "triton", "cuda: no"),
+        (
+            Request("rel_attention", "cuda", F32, 128, False, "9.0"),
+            "triton",
+            "cuda: it takes float",
+        ),
         (Request("rel_attention", "cuda", BF16, 64, False, "8.0"), "sdpa", "no measurement"),
-        (Request("rel_attention", "cuda", BF16, 64, True, "9.0"), "triton", "first choice"),
+        (Request("rel_attention", "cuda", BF16, 64, True, "9.0"), "triton", "cuda: no measure"),
         (Request("rel_attention", "cuda", BF16, 8, False, "9.0"), "sdpa", "head dims 16 to 128"),
         (Request("rel_attention", "cuda", BF16, 256, False, "9.0"), "sdpa", "not 256"),
         (Request("rel_attention", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
-        (Request("masked_softmax", "cuda", BF16, 64, True, "9.0"), "triton", "first choice"),
+        (Request("masked_softmax", "cuda", BF16, 64, True, "9.0"), "triton", "cuda: no measure"),
         (Request("masked_softmax", "cuda", BF16, 64, False, "8.9"), "sdpa", "no measurement"),
-        (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "triton", "first choice"),
+        (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "triton", "cuda: no measure"),
         (Request("concat_memory", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
         (Request("rel_attention", "cpu", BF16, 64, False), "cpu", "runs on cuda, not on cpu"),
     ],
@@ -228,9 +233,10 @@ def test_a_model_on_the_cpu_kernels_keeps_its_memory_by_what_auto_takes():
         assert named_or_auto(op, "cpu") == "cpu"
 
 
-def test_triton_has_every_op_with_its_backward_pass():
-    (triton,) = (capability for capability in CAPABILITIES if capability.name == "triton")
-    assert triton.ops == dict.fromkeys(OPS, True)
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_gpu_kernels_have_every_op_with_its_backward_pass(name):
+    (kernels,) = (capability for capability in CAPABILITIES if capability.name == name)
+    assert kernels.ops == dict.fromkeys(OPS, True)
 
 
 def test_only_the_gpu_of_a_cuda_tensor_is_asked_for(monkeypatch):
@@ -242,7 +248,7 @@ def test_only_the_gpu_of_a_cuda_tensor_is_asked_for(monkeypatch):
     assert gpu_of(SimpleNamespace(device=torch.device("cuda", 0))) is None
 
 
-@pytest.mark.parametrize("backend", ["", "cuda", "SDPA", "Auto"])
+@pytest.mark.parametrize("backend", ["", "cudnn", "SDPA", "Auto"])
 def test_unknown_backends_are_told_the_known_ones(backend):
     with pytest.raises(ArgumentError, match=r"expected one of: auto, .*sdpa, reference"):
         choose(Request("rel_attention", "cpu", F32), backend)

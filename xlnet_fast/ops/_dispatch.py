@@ -8,25 +8,31 @@ says of a tensor's GPU, its caller asks of ``gpu_of``.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import cpu as cpu_kernels
+from xlnet_fast.kernels import cuda as cuda_kernels
+from xlnet_fast.kernels.cuda.memory import why_misaligned
 
 OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
 """What backends are chosen for. ``concat_memories`` is ``concat_memory`` of several layers: it asks
 for that."""
 
+ATTENTION = ("rel_attention", "two_stream_attention")
+"""Those whose operands have a head dim."""
+
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
 
-MEASURED_GPUS: dict[str, tuple[str, ...]] = {"triton": ()}
+MEASURED_GPUS: dict[str, tuple[str, ...]] = {"cuda": (), "triton": ()}
 """GPU kernels and the compute capabilities ("9.0") on which ``benchmarks/results`` holds a green
-record. ``auto`` takes a GPU kernel only where it is listed here."""
+record, of "cuda" one that is faster than that of "triton". ``auto`` takes a GPU kernel only where
+it is listed here."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,10 @@ class Capability:
     ops: dict[str, bool]
     devices: tuple[str, ...] | None  # None: any
     dtypes: tuple[torch.dtype, ...]
+    narrower: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)  # of single ops
     head_dims: tuple[int, int] = (1, 2**31)
+    head_dim_step: int = 1
+    aligned: bool = False  # whether operands of attention must have rows of whole 16 bytes
     needs: str | None = None  # an importable module
     gpu_kernel: bool = False
     obstacle: Callable[[], str | None] | None = None  # why it cannot run on this machine
@@ -45,6 +54,18 @@ class Capability:
 
 # In the order in which ``auto`` prefers them.
 CAPABILITIES = (
+    Capability(
+        "cuda",
+        ops=dict.fromkeys(OPS, True),
+        devices=("cuda",),
+        dtypes=(*_HALF, torch.float32),
+        narrower=dict.fromkeys(ATTENTION, _HALF),
+        head_dims=(8, 128),
+        head_dim_step=8,
+        aligned=True,
+        gpu_kernel=True,
+        obstacle=cuda_kernels.why_missing,
+    ),
     Capability(
         "triton",
         ops=dict.fromkeys(OPS, True),
@@ -77,6 +98,7 @@ class Request:
     head_dim: int = 64
     needs_grad: bool = False
     gpu: str | None = None  # compute capability, as "9.0"
+    misaligned: str | None = None  # which operand's rows are not whole pieces of 16 bytes, and why
 
 
 @dataclass(frozen=True)
@@ -124,12 +146,19 @@ def why_not(capability: Capability, request: Request) -> str | None:
         return f"it has no {request.op}"
     if capability.devices is not None and request.device not in capability.devices:
         return f"it runs on {' and '.join(capability.devices)}, not on {request.device}"
-    if request.dtype not in capability.dtypes:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in capability.dtypes)
+    dtypes = capability.narrower.get(request.op, capability.dtypes)
+    if request.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"it takes {names}, not {str(request.dtype).removeprefix('torch.')}"
-    low, high = capability.head_dims
-    if not low <= request.head_dim <= high:
-        return f"it takes head dims {low} to {high}, not {request.head_dim}"
+    if request.op in ATTENTION:
+        low, high = capability.head_dims
+        if not low <= request.head_dim <= high:
+            return f"it takes head dims {low} to {high}, not {request.head_dim}"
+        step = capability.head_dim_step
+        if request.head_dim % step != 0:
+            return f"it takes head dims in steps of {step}, not {request.head_dim}"
+        if capability.aligned and request.misaligned is not None:
+            return f"it cannot read {request.misaligned}"
     if request.needs_grad and not capability.ops[request.op]:
         return "it has no backward pass yet, and a gradient is needed"
     if capability.needs is not None and not _importable(capability.needs):
@@ -165,6 +194,22 @@ def gpu_of(x: torch.Tensor) -> str | None:
     if x.device.type != "cuda" or not torch.cuda.is_available():
         return None
     return "{}.{}".format(*torch.cuda.get_device_capability(x.device))
+
+
+def misalignment_of(operands: Mapping[str, torch.Tensor | None], backend: str) -> str | None:
+    """Which operand backend cuda cannot read and why, as ``Request.misaligned`` wants it.
+
+    None without looking where that backend will not be chosen.
+    """
+    first = next(x for x in operands.values() if x is not None)
+    measured = MEASURED_GPUS["cuda"]
+    if backend != "cuda" and (backend != "auto" or not measured or gpu_of(first) not in measured):
+        return None
+    for name, x in operands.items():
+        reason = None if x is None or x.numel() == 0 else why_misaligned(x)
+        if reason is not None:
+            return f"{name}: {reason}"
+    return None
 
 
 @cache

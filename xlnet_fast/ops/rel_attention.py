@@ -10,7 +10,14 @@ from torch import Tensor
 from xlnet_fast import _extension, reference
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import Choice, Request, choose, gpu_of, lacks_extension
+from xlnet_fast.ops._dispatch import (
+    Choice,
+    Request,
+    choose,
+    gpu_of,
+    lacks_extension,
+    misalignment_of,
+)
 from xlnet_fast.ops._validation import (
     check_dropout,
     check_integers,
@@ -80,7 +87,8 @@ def rel_attention(
         scale: default 1 / sqrt(D).
         dropout_p: dropout of the probabilities; ``seed``, an int64 tensor of one element, fixes the
             mask (the same on every backend).
-        backend: "auto", "reference", "sdpa" or "triton". A named one runs or raises.
+        backend: "auto", "reference", "sdpa", "cpu", "triton" or "cuda". A named one runs or raises;
+            "cuda" reads only operands whose rows begin at multiples of 16 bytes.
 
     Returns:
         (B, I, N, D) in the dtype of q, with the strides of q where q is dense.
@@ -103,7 +111,8 @@ def rel_attention(
     check_table("r", r.shape[1], keys, memory_length, mask.causal)
     check_dropout(dropout_p, seed)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    choice = _choose("rel_attention", operands, backend)
+    rows = {"q": q, "k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory, "r": r}
+    choice = _choose("rel_attention", operands, rows, backend)
     if choice.backend == "reference":
         check_positions(positions, keys - memory_length)
         return reference.rel_attention(
@@ -186,7 +195,8 @@ def two_stream_attention(
     check_table("r", r.shape[1], keys, memory_length, mask.causal)
     check_dropout(dropout_p, seed)
     scale = dim**-0.5 if scale is None else scale
-    choice = _choose("two_stream_attention", (q_h, q_g, *shared), backend)
+    rows = {"q_h": q_h, "q_g": q_g, "k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory}
+    choice = _choose("two_stream_attention", (q_h, q_g, *shared), rows | {"r": r}, backend)
     if choice.backend == "reference":
         check_positions(positions, keys - memory_length)
         return reference.two_stream_attention(
@@ -215,13 +225,21 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     )
 
 
-def _choose(op: str, operands: tuple[Any, ...], backend: str) -> Choice:
-    """Ask the dispatcher; ``operands`` are the arguments that may need a gradient, q first."""
+def _choose(
+    op: str, operands: tuple[Any, ...], rows: dict[str, Tensor | None], backend: str
+) -> Choice:
+    """Ask the dispatcher.
+
+    Args:
+        operands: the arguments that may need a gradient, q first.
+        rows: those of them that have a row for each query, key or position, by name.
+    """
     q = operands[0]
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in operands
     )
-    request = Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu_of(q))
+    misaligned = misalignment_of(rows, backend)
+    request = Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu_of(q), misaligned)
     choice = choose(request, backend)
     if backend == "auto" and not torch.compiler.is_compiling() and lacks_extension(request):
         _extension.tell_once()

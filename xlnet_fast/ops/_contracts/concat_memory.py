@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.kernels.cuda import concat_memory as cuda_memory
 from xlnet_fast.kernels.sdpa import concat_memory as sdpa_memory
 from xlnet_fast.ops._contracts._registry import LIBRARY, register
 
@@ -39,6 +40,8 @@ def _concat_memories(
         from xlnet_fast.kernels.triton import concat_memory as triton_memory
 
         triton_memory.concat_memory_forward(*arguments)
+    elif backend == "cuda":
+        cuda_memory.concat_memory_forward(*arguments)
     else:
         raise BackendUnavailable(f"no registered backend {backend!r} of concat_memory")
     return out

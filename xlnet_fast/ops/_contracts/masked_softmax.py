@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import masked_softmax as cpu_softmax
+from xlnet_fast.kernels.cuda import masked_softmax as cuda_softmax
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import SoftmaxInputs
@@ -46,6 +47,8 @@ def _kernels(backend: str) -> ModuleType:
         from xlnet_fast.kernels.triton import masked_softmax as triton_softmax
 
         return triton_softmax
+    if backend == "cuda":
+        return cuda_softmax
     raise BackendUnavailable(f"no registered backend {backend!r} of masked_softmax")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import rel_attention as cpu_attention
+from xlnet_fast.kernels.cuda import rel_attention as cuda_attention
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import Keys, Queries
@@ -117,6 +118,8 @@ def _kernels(backend: str) -> Any:
         from xlnet_fast.kernels.triton import rel_attention as triton_attention
 
         return triton_attention
+    if backend == "cuda":
+        return cuda_attention
     raise BackendUnavailable(f"no registered backend {backend!r} of rel_attention")
 
 

@@ -1,0 +1,7 @@
+#include "../rel_attention_backward_kv.cuh"
+
+namespace xlnet_fast::cuda {
+
+template void launch_rel_attention_backward_kv<Float16, 128>(const AttentionCall&, Stream);
+
+}  // namespace xlnet_fast::cuda

@@ -1,0 +1,7 @@
+#include "../rel_attention_backward_r.cuh"
+
+namespace xlnet_fast::cuda {
+
+template void launch_rel_attention_backward_r<Float16, 64>(const AttentionCall&, Stream);
+
+}  // namespace xlnet_fast::cuda

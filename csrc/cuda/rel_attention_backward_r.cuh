@@ -1,0 +1,287 @@
+// Relative attention backward, the kernel that owns rows of r: parts of dr and of d r_r_bias.
+//
+//     dr_p = scale sum over b of the group and i of dS[i, p + pos_i - L] (q_i + r_r_bias)
+//     d r_r_bias = scale sum_p (sum over b, i of dS[i, p + pos_i - L]) r_p
+//
+// A block keeps its rows of r and goes over batch elements, streams and tiles of rows. What is
+// aligned and what is moved change places: a row's scores are those with keys p - L + pos_i, so
+// the position scores are a plain product, and the products with keys and values come from a window
+// of keys (window.cuh). Tiles of r begin at multiples of their size from L, so that windows of keys
+// begin at multiples of 16, as dropout's groups of four want it.
+//
+// The batch elements of a group of r may be split among blocks; whoever calls adds up their parts.
+#pragma once
+
+#include "owner_tile.cuh"
+#include "rel_attention.h"
+
+namespace xlnet_fast::cuda {
+
+struct TableCall {
+  AttentionCall call;
+  int tiles;    // of rows of r
+  int first_p;  // of the first tile: 0, or below it
+};
+
+template <class Element_, int D_>
+struct TableShape {
+  using Element = Element_;
+  static constexpr int D = D_, kColumns = kOwned<D>;
+  static constexpr int kWindow = kColumns + kTileRows;  // keys that a tile of rows in order meets
+  static constexpr int kStaged = greatest_of(kWindow, 32 * kOwnerWarps);
+
+  static constexpr uint32_t kTileBytes = Tile<D>::kRowBytes * kColumns;
+  static constexpr uint32_t kRowsBytes = Tile<D>::kRowBytes * kTileRows;
+  static constexpr uint32_t kQ = kTileBytes;  // after the rows of r
+  static constexpr uint32_t kDOut = kQ + kRowsBytes;
+  static constexpr uint32_t kKeys = kDOut + kRowsBytes;  // a window, or 32 rows a warp
+  static constexpr uint32_t kValues = kKeys + Tile<D>::kRowBytes * kStaged;
+  static constexpr uint32_t kStrips = kValues + Tile<D>::kRowBytes * kStaged;
+  static constexpr uint32_t kExchange = kStrips + kOwnerWarps * Strip<kColumns>::kBytes;
+  static constexpr uint32_t kFacts = kExchange + Tile<kColumns>::kRowBytes * kTileRows;
+  static constexpr uint32_t kSharedBytes = kFacts + KeyFacts<kWindow>::kBytes;
+};
+
+template <class Shape>
+struct TableTile {
+  using Element = typename Shape::Element;
+  static constexpr int D = Shape::D, kColumns = Shape::kColumns, kWindow = Shape::kWindow;
+  static constexpr int kTiles = D / 8 / kShares<D>;  // of dr's columns, those of a warp
+  using Scores = Result<kColumns / 8>;
+
+  const Place at = place();
+  const AttentionKeys& keys;
+  const int n, p0;
+  const int group, share;  // which 16 rows of r are the warp's, and which part of their elements
+  Result<kTiles> dr;
+  ColumnSums<kColumns> sums;
+
+  XLNET_FAST_DEVICE TableTile(const AttentionCall& call, int its_n, int its_p0)
+      : keys(call.keys),
+        n(its_n),
+        p0(its_p0),
+        group(at.warp % (kColumns / 16)),
+        share(at.warp / (kColumns / 16)) {
+    clear<kTiles>(dr);
+  }
+
+  XLNET_FAST_DEVICE static Tile<D> r() { return {0}; }
+  XLNET_FAST_DEVICE static Tile<D> q() { return {Shape::kQ}; }
+  XLNET_FAST_DEVICE static Tile<D> d_out() { return {Shape::kDOut}; }
+  XLNET_FAST_DEVICE static Tile<D> k() { return {Shape::kKeys}; }
+  XLNET_FAST_DEVICE static Tile<D> v() { return {Shape::kValues}; }
+  XLNET_FAST_DEVICE static Tile<kColumns> exchange() { return {Shape::kExchange}; }
+  XLNET_FAST_DEVICE static KeyFacts<kWindow> facts() { return {Shape::kFacts}; }
+  XLNET_FAST_DEVICE Strip<kColumns> strip() const {
+    return {Shape::kStrips + static_cast<uint32_t>(at.warp * Strip<kColumns>::kBytes)};
+  }
+
+  XLNET_FAST_DEVICE void load_table(const Head& head) const {
+    copy_rows<D, kColumns, kColumns, kOwnerThreads>(
+        r(), 0, head.r(), head.head_dim(), at.thread,
+        [&](int row) { return head.row_of_r(p0 + row); });
+    commit_copies();
+    wait_copies<0>();
+    block_barrier();
+  }
+
+  // First key of the window that a tile of rows in order meets.
+  XLNET_FAST_DEVICE int first_key(const Head& head, int first_row) const {
+    return p0 - head.current() + first_row;
+  }
+
+  template <bool kInOrder>
+  XLNET_FAST_DEVICE void load_rows(const Head& head, const AttentionStream& stream,
+                                   int first) const {
+    const int count = static_cast<int>(stream.rows);
+    const auto row_of = [&](int row) {
+      const int i = first + row;
+      if (i >= count) return -1;
+      if (!kInOrder && load(stream.positions + head.b * stream.rows + i) < 0) return -1;
+      return i;
+    };
+    const Source q_rows{address(stream.q, head.b, 0, n), 2 * stream.q.stride[1]};
+    const Source d_rows{address(stream.d_out, head.b, 0, n), 2 * stream.d_out.stride[1]};
+    copy_rows<D, kTileRows, kTileRows, kOwnerThreads>(q(), 0, q_rows, head.head_dim(), at.thread,
+                                                      row_of);
+    copy_rows<D, kTileRows, kTileRows, kOwnerThreads>(d_out(), 0, d_rows, head.head_dim(),
+                                                      at.thread, row_of);
+    if constexpr (kInOrder) {
+      const int j0 = first_key(head, first);
+      copy_keys<D, kWindow, kOwnerThreads>(k(), head.k(), head, j0, true, at.thread);
+      copy_keys<D, kWindow, kOwnerThreads>(v(), head.v(), head, j0, true, at.thread);
+      for (int key = at.thread; key < kWindow; key += kOwnerThreads) {
+        facts().write(key, KeyFacts<kWindow>::look_up(head, j0 + key));
+      }
+      commit_copies();
+      wait_copies<0>();
+      clean_padded_keys<Element, D, kWindow, kOwnerThreads>(k(), head, j0, at.thread);
+      clean_padded_keys<Element, D, kWindow, kOwnerThreads>(v(), head, j0, at.thread);
+    } else {
+      commit_copies();
+      wait_copies<0>();
+    }
+  }
+
+  template <bool kInOrder>
+  XLNET_FAST_DEVICE void add_rows(const Head& head, const AttentionStream& stream) {
+    const int count = static_cast<int>(stream.rows);
+    int begin = 0, end = count;
+    if (kInOrder) {  // the window has keys
+      begin = greatest(0, head.current() - p0 - kWindow + 1);
+      end = least(count, head.keys() + head.current() - p0);
+    }
+    for (int first = begin / kTileRows * kTileRows; first < end; first += kTileRows) {
+      block_barrier();  // what was there has been read
+      load_rows<kInOrder>(head, stream, first);
+      block_barrier();
+      exchange_scores<kInOrder>(head, stream, first);
+      block_barrier();
+      add_product_of_columns<Element, kTileRows, kTiles>(dr, exchange(), group, q(),
+                                                         share * (kTiles / 2), at.lane);
+    }
+  }
+
+  // Calls use(window, shift, first key) with the warp's window of keys or values. The first key is
+  // a multiple of 4, or as far from one as p0 - L is, which is none.
+  template <bool kInOrder, class Use>
+  XLNET_FAST_DEVICE void with_window(const Head& head, const Rows<kInOrder>& rows,
+                                     const Tile<D>& tile, const Source& source,
+                                     const Use& use) const {
+    const int low = rows.low / 4 * 4, first = p0 - head.current() + low;
+    const auto shift = [&](int upper) { return rows.position(upper) - low; };
+    if constexpr (kInOrder) {
+      use(WindowInOrder<D, kWindow>{tile, 16 * at.warp}, shift, first);
+    } else {
+      const Tile<D> stage{tile.base + static_cast<uint32_t>(at.warp * 32 * Tile<D>::kRowBytes)};
+      const auto row_of = [&](int w) { return head.state(first + w) == kNoKey ? -1 : first + w; };
+      use(WindowAnywhere{stage, source, head.head_dim(), rows.top - low, row_of}, shift, first);
+    }
+  }
+
+  // dS of the warp's rows, to where all warps can read it.
+  template <bool kInOrder>
+  XLNET_FAST_DEVICE void exchange_scores(const Head& head, const AttentionStream& stream,
+                                         int first) {
+    const float scale = keys.scale * kLog2E;
+    const int mine = 16 * at.warp;
+    const OwnerRows<Element, D, kInOrder> own(stream, head, first + mine, at);
+    using Biased = BiasedRows<Element, D>;
+    const Biased q_r{q(), mine, head.bias(keys.r_r_bias), head.head_dim(), at};
+    const int j0 = p0 - head.current();
+    Sight<kColumns / 8> sight;
+    if constexpr (kInOrder) {
+      sight = moved_sight_of<kColumns / 8>(own.rows, head, facts(), first_key(head, first), j0, at);
+    } else {
+      sight = moved_sight_of<kColumns / 8>(own.rows, head, KeyFactsAnywhere{head}, 0, j0, at);
+    }
+    Scores scores, d_p;
+    with_window<kInOrder>(
+        head, own.rows, k(), head.k(), [&](const auto& window, const auto& shift, int) {
+          const auto q_w =
+              in_registers(Biased{q(), mine, head.bias(keys.r_w_bias), head.head_dim(), at});
+          moved_products<Element, D, kColumns>(scores, q_w, window, strip(), shift, at,
+                                               [](const Result<2>&, int) {});
+        });
+    add_product_transposed<Element, D, kColumns / 8>(scores, q_r, r(), 0, at.lane);
+    with_window<kInOrder>(
+        head, own.rows, v(), head.v(), [&](const auto& window, const auto& shift, int first_key) {
+          const auto d_o = in_registers(Biased{d_out(), mine, nullptr, head.head_dim(), at});
+          moved_products<Element, D, kColumns>(
+              d_p, d_o, window, strip(), shift, at, [&](Result<2>& products, int chunk) {
+                drop(products, own.rows, head, first_key + 16 * chunk);
+              });
+        });
+    for_each_score<kColumns / 8>([&](int n8, int e) {
+      bool sees;
+      const int j = j0 + 8 * n8 + 2 * at.t + e % 2 + own.rows.position(e / 2);
+      const float p = own.probability(scores[n8][e] * scale, sight, n8, e, j, sees);
+      const float ds = sees ? p * (d_p[n8][e] - own.delta[e / 2]) : 0.0f;
+      sums.add(n8, e, ds);
+      scores[n8][e] = ds;
+    });
+    store_rows<Element>(exchange(), mine, scores, at);
+  }
+
+  // dP of 16 keys from j on under dropout.
+  template <bool kInOrder>
+  XLNET_FAST_DEVICE void drop(Result<2>& d_p, const Rows<kInOrder>& rows, const Head& head,
+                              int j) const {
+    if (!keys.dropout) return;
+    const uint32_t kept = kept_scores<2>(rows, head, j, at);
+    for_each_score<2>([&](int n8, int e) {
+      d_p[n8][e] = has(kept, n8, e) ? d_p[n8][e] * keys.keep_scale : 0.0f;
+    });
+  }
+
+  // `part` is [split, g, n], `bias_part` [split, tile, g, n].
+  XLNET_FAST_DEVICE void finish(const AttentionGradients& gradients, int64_t part,
+                                int64_t bias_part) {
+    block_barrier();
+    const uint32_t scratch = Shape::kExchange;
+    sums.finish(scratch, at);
+    const int head_dim = static_cast<int>(keys.head_dim);
+    write_weighted_rows<Element, D>(gradients.r_r_bias_parts + bias_part * head_dim, r(), scratch,
+                                    keys.scale, head_dim, at.thread);
+    const char* bias = address(keys.r_r_bias, n, 0, 0);
+#pragma unroll
+    for (int upper = 0; upper < 2; ++upper) {
+      const int owned = 16 * group + 8 * upper + at.g, p = p0 + owned;
+      if (p < 0 || p >= static_cast<int>(keys.table)) continue;
+      const float sum = ColumnSums<kColumns>::get(scratch, owned);
+      float* row = gradients.r_parts + (part * keys.table + p) * head_dim;
+#pragma unroll
+      for (int n8 = 0; n8 < kTiles; ++n8) {
+        const int d = 8 * (share * kTiles + n8) + 2 * at.t;
+        if (d >= head_dim) continue;
+        const Pair b = load_pair<Element>(bias, d, head_dim);
+        store(row + d, (dr[n8][2 * upper] + sum * b.low) * keys.scale);
+        store(row + d + 1, (dr[n8][2 * upper + 1] + sum * b.high) * keys.scale);
+      }
+    }
+  }
+};
+
+// One block for each tile of rows of r, head, group and split of its batch elements.
+template <class Shape, int kSharedBytes>
+XLNET_FAST_KERNEL(kOwnerThreads, 1)
+rel_attention_backward_r_kernel(XLNET_FAST_PARAMETER TableCall table_call) {
+  const AttentionCall& call = table_call.call;
+  const int heads = static_cast<int>(call.keys.heads), groups = static_cast<int>(call.keys.groups);
+  const int splits = static_cast<int>(call.gradients.splits);
+  const int tile = block_index() % table_call.tiles;
+  const int part = block_index() / table_call.tiles;  // [split, g, n]
+  const int n = part % heads, g = part / heads % groups, split = part / (heads * groups);
+  const int elements = static_cast<int>(call.keys.batch) / groups;
+  TableTile<Shape> owner(call, n, table_call.first_p + tile * Shape::kColumns);
+  owner.load_table({call.keys, g * elements, n});
+  for (int b = split; b < elements; b += splits) {
+    const Head head{call.keys, g * elements + b, n};
+    for (int s = 0; s < call.streams; ++s) {
+      if (call.stream[s].positions == nullptr) {
+        owner.template add_rows<true>(head, call.stream[s]);
+      } else {
+        owner.template add_rows<false>(head, call.stream[s]);
+      }
+    }
+  }
+  const int64_t bias_part =
+      ((static_cast<int64_t>(split) * table_call.tiles + tile) * groups + g) * heads + n;
+  owner.finish(call.gradients, part, bias_part);
+}
+
+template <class Element, int D>
+void launch_rel_attention_backward_r(const AttentionCall& call, Stream stream) {
+  using Shape = TableShape<Element, D>;
+  const auto current = static_cast<int>(call.keys.keys - call.keys.memory);
+  const int first_p =
+      current % Shape::kColumns == 0 ? 0 : current % Shape::kColumns - Shape::kColumns;
+  const int tiles =
+      (static_cast<int>(call.keys.table) - first_p + Shape::kColumns - 1) / Shape::kColumns;
+  const TableCall table_call{call, tiles, first_p};
+  const int64_t parts = call.gradients.splits * call.keys.groups * call.keys.heads;
+  launch(&rel_attention_backward_r_kernel<Shape, Shape::kSharedBytes>,
+         {parts * tiles, kOwnerThreads, Shape::kSharedBytes}, stream, table_call);
+}
+
+}  // namespace xlnet_fast::cuda

@@ -1,0 +1,172 @@
+// Products of a warp's query rows with a window of rows of another table, each row of the result
+// moved by its own position: how position scores reach their keys, without any shift in memory.
+//
+// Row i of the tile at position pos and row w of the window belong to column w - shift(i). For
+// scores by keys the window is of r, row p = j0 + L - top + w, and shift = top - pos. For scores by
+// rows of r it is of keys, key j = p0 - L + low + w, and shift = pos - low. The warp writes
+// products moved into a strip of shared memory of its own and reads them back aligned: no barrier
+// of the block, and no order of the positions.
+#pragma once
+
+#include "sight.cuh"
+
+namespace xlnet_fast::cuda {
+
+// 16 rows of Columns floats, of one warp. Eight floats between rows keep reads of pairs in
+// different banks.
+template <int Columns>
+struct Strip {
+  static constexpr int kStride = Columns + 8;
+  static constexpr int kBytes = 16 * kStride * 4;
+
+  uint32_t base;
+
+  XLNET_FAST_DEVICE uint32_t at(int row, int column) const {
+    return base + static_cast<uint32_t>(4 * (row * kStride + column));
+  }
+  XLNET_FAST_DEVICE static bool holds(int column) {
+    return static_cast<unsigned>(column) < static_cast<unsigned>(Columns);
+  }
+
+  // Products with window rows w .. w + 15, each row moved by shift(upper) to the left.
+  template <class Shift>
+  XLNET_FAST_DEVICE void store_moved(const Result<2>& x, int w, const Shift& shift,
+                                     const Place& place) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int column = w + 8 * n + 2 * place.t + e % 2 - shift(e / 2);
+        if (holds(column)) store_shared<float>(at(8 * (e / 2) + place.g, column), x[n][e]);
+      }
+    }
+  }
+  XLNET_FAST_DEVICE void load(Result<Columns / 8>& x, const Place& place) const {
+#pragma unroll
+    for (int n = 0; n < Columns / 8; ++n) {
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        const Pair pair = load_shared<Pair>(at(8 * upper + place.g, 8 * n + 2 * place.t));
+        x[n][2 * upper] = pair.low, x[n][2 * upper + 1] = pair.high;
+      }
+    }
+  }
+
+  // The other way: all columns rounded and stored as they are, and window rows w .. w + 15 read
+  // moved, as the left side of a product; zero outside of the columns.
+  template <class Element>
+  XLNET_FAST_DEVICE void store_rounded(const Result<Columns / 8>& x, const Place& place) const {
+#pragma unroll
+    for (int n = 0; n < Columns / 8; ++n) {
+#pragma unroll
+      for (int upper = 0; upper < 2; ++upper) {
+        store_shared(at(8 * upper + place.g, 4 * n + place.t),
+                     pack(Element{}, x[n][2 * upper], x[n][2 * upper + 1]));
+      }
+    }
+  }
+  template <class Shift>
+  XLNET_FAST_DEVICE void load_moved(uint32_t (&a)[4], int w, const Shift& shift,
+                                    const Place& place) const {
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      const int upper = word % 2;
+      a[word] = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int column = w + 8 * (word / 2) + 2 * place.t + e - shift(upper);
+        if (!holds(column)) continue;
+        const uint32_t offset = at(8 * upper + place.g, 0) + 2 * static_cast<uint32_t>(column);
+        a[word] |= uint32_t{load_shared<uint16_t>(offset)} << (16 * e);
+      }
+    }
+  }
+};
+
+// A window in rows that the whole block has loaded, for rows of the query tile that follow each
+// other: chunk c is 16 rows of the tile from first + 16 * c on, modulo Ring.
+template <int D, int Ring>
+struct WindowInOrder {
+  Tile<D> tile;
+  int first;
+
+  template <int Columns, class Use>
+  XLNET_FAST_DEVICE void for_each_chunk(const Place&, const Use& use) const {
+#pragma unroll
+    for (int chunk = 0; chunk < Columns / 16 + 1; ++chunk) {
+      use(chunk, tile, (first + 16 * chunk) % Ring);
+    }
+  }
+};
+
+// A window in global memory, row_of(w) or -1 for none, that reaches `reach` rows beyond the
+// columns: chunks go through 32 rows of shared memory that belong to the warp. No copy may be under
+// way when it begins.
+template <int D, class RowOf>
+struct WindowAnywhere {
+  Tile<D> stage;  // 32 rows
+  Source source;
+  int head_dim;
+  int reach;
+  RowOf row_of;
+
+  XLNET_FAST_DEVICE void begin(int chunk, const Place& place) const {
+    copy_rows<D, 16, 32, kWarpSize>(stage, chunk % 2 * 16, source, head_dim, place.lane,
+                                    [&](int r) { return row_of(16 * chunk + r); });
+    commit_copies();
+  }
+  template <int Columns, class Use>
+  XLNET_FAST_DEVICE void for_each_chunk(const Place& place, const Use& use) const {
+    const int chunks = (Columns + reach + 15) / 16;
+    warp_barrier();
+    begin(0, place);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      if (chunk + 1 < chunks) {
+        begin(chunk + 1, place);
+        wait_copies<1>();
+      } else {
+        wait_copies<0>();
+      }
+      warp_barrier();
+      use(chunk, stage, chunk % 2 * 16);
+      warp_barrier();
+    }
+  }
+};
+template <int D, class RowOf>
+WindowAnywhere(Tile<D>, Source, int, int, RowOf) -> WindowAnywhere<D, RowOf>;
+
+// x = products with the window, moved. change(products, chunk) may alter them before.
+template <class Element, int D, int Columns, class Side, class Window, class Shift, class Change>
+XLNET_FAST_DEVICE void moved_products(Result<Columns / 8>& x, const Side& left,
+                                      const Window& window, const Strip<Columns>& strip,
+                                      const Shift& shift, const Place& place,
+                                      const Change& change) {
+  window.template for_each_chunk<Columns>(place, [&](int chunk, const Tile<D>& tile, int row) {
+    Result<2> products;
+    clear<2>(products);
+    add_product_transposed<Element, D, 2>(products, left, tile, row, place.lane);
+    change(products, chunk);
+    strip.store_moved(products, 16 * chunk, shift, place);
+  });
+  warp_barrier();
+  strip.load(x, place);
+  warp_barrier();
+}
+
+// out += x moved back, times the window.
+template <class Element, int D, int Columns, class Window, class Shift>
+XLNET_FAST_DEVICE void add_moved_product(Result<D / 8>& out, const Result<Columns / 8>& x,
+                                         const Window& window, const Strip<Columns>& strip,
+                                         const Shift& shift, const Place& place) {
+  strip.template store_rounded<Element>(x, place);
+  warp_barrier();
+  window.template for_each_chunk<Columns>(place, [&](int chunk, const Tile<D>& tile, int row) {
+    uint32_t a[4];
+    strip.load_moved(a, 16 * chunk, shift, place);
+    add_step<Element, D / 8>(out, a, tile, row, 0, place.lane);
+  });
+  warp_barrier();
+}
+
+}  // namespace xlnet_fast::cuda

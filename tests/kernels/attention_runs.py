@@ -1,0 +1,166 @@
+"""Runs a backend's kernels of `rel_attention` on the cases and holds it to the tolerance rule.
+
+A backend is a module with `rel_attention_forward` and `rel_attention_backward`.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from attention_cases import CASES, Case, formula, make_inputs
+from yardstick import gradient_bounds
+
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import Keys, Queries
+from xlnet_fast.tolerance import assert_within, error_and_bound
+
+SENTINEL = 777.0
+OPERANDS = ("q", "k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
+
+
+def moved(x: SimpleNamespace, device: str) -> SimpleNamespace:
+    there = SimpleNamespace()
+    for name, value in vars(x).items():
+        if isinstance(value, AttentionMask):
+            value = AttentionMask(
+                *(None if t is None else t.to(device) for t in value.tensors), *value.flags
+            )
+        elif isinstance(value, torch.Tensor) and device != "cpu":
+            # `.to` would drop the guard around a view: move its whole storage
+            whole = value.as_strided((value.untyped_storage().nbytes() // value.itemsize,), (1,), 0)
+            value = whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
+        setattr(there, name, value)
+    return there
+
+
+def operands(x: SimpleNamespace, case: Case) -> tuple[Keys, Queries]:
+    """The inputs as backends take them."""
+    k, v, k_memory, v_memory = x.k, x.v, None, None
+    if case.apart:
+        k, v, k_memory, v_memory = (
+            y[:, part] for part in (slice(case.memory, None), slice(case.memory)) for y in (k, v)
+        )
+    keys = Keys(
+        k, v, k_memory, v_memory, x.r, x.r_w_bias, x.r_r_bias, x.r_s_bias, x.seg_embed,
+        x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p,
+    )  # fmt: skip
+    return keys, Queries(x.q, x.segments_q, x.mask or AttentionMask(), x.positions, x.seed)
+
+
+def launch(x: SimpleNamespace, case: Case, backend: Any, device: str) -> torch.Tensor:
+    """Run the kernel into a guarded output; also proves that nothing around it is written."""
+    y = moved(x, device)
+    b, i, n, d = x.q.shape
+    if case.strided:
+        buffer = torch.full((b, n, i + 1, d + case.pad), SENTINEL, dtype=x.q.dtype, device=device)
+        out = buffer[:, :, :i, :d].transpose(1, 2)
+    else:
+        buffer = torch.full((b, i + 1, n, d), SENTINEL, dtype=x.q.dtype, device=device)
+        out = buffer[:, :i]
+    out.fill_(float("nan"))
+    keys, queries = operands(y, case)
+    stats = torch.full((b, n, i), float("nan"), device=device)
+    backend.rel_attention_forward(keys, [queries], [out], [stats])
+    result = out.cpu().clone()
+    out.fill_(SENTINEL)
+    assert bool((buffer == SENTINEL).all()), "the kernel wrote outside of `out`"
+    return result
+
+
+def exact_gradients(
+    x: SimpleNamespace, case: Case, dtype: torch.dtype, d_out: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Gradients of the operands by autograd through the formula in `dtype`."""
+    leaves = {
+        name: getattr(x, name).to(dtype).detach().clone().requires_grad_()
+        for name in OPERANDS
+        if getattr(x, name) is not None
+    }
+    out = formula(SimpleNamespace(**(vars(x) | leaves)), case, dtype)
+    grads = torch.autograd.grad(out, list(leaves.values()), d_out.to(dtype), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def gradients(
+    x: SimpleNamespace,
+    case: Case,
+    d_out: torch.Tensor,
+    backend: Any,
+    device: str,
+    deterministic: bool = True,
+    only: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Gradients by the kernels, of a forward pass by the kernels; NaN where none was written.
+
+    `only`: the number of the one gradient asked for, in the order of `places`.
+    """
+    y = moved(x, device)
+    keys, queries = operands(y, case)
+    b, i, n, _ = x.q.shape
+    out = torch.empty_like(y.q)
+    stats = torch.full((b, n, i), float("nan"), device=device)
+    backend.rel_attention_forward(keys, [queries], [out], [stats])
+    grads = {
+        name: torch.full_like(getattr(y, name), float("nan"))
+        for name in OPERANDS
+        if getattr(y, name) is not None
+    }
+    wanted = places(grads, ["q"], case)
+    if only is not None:
+        wanted = [grad if number == only else None for number, grad in enumerate(wanted)]
+    d_out = moved(SimpleNamespace(d_out=d_out), device).d_out
+    backend.rel_attention_backward(keys, [queries], [out], [stats], [d_out], wanted, deterministic)
+    return {name: grad.cpu() for name, grad in grads.items()}
+
+
+def places(
+    grads: dict[str, torch.Tensor], queries: list[str], case: Case
+) -> list[torch.Tensor | None]:
+    """Where the backward pass is to write: the gradients' tensors, or parts of them, in order."""
+    parts: list[torch.Tensor | None] = [grads[name] for name in queries]
+    parts += [grads[name][:, case.memory if case.apart else 0 :] for name in ("k", "v")]
+    parts += [grads[name][:, : case.memory] if case.apart else None for name in ("k", "v")]
+    return parts + [grads.get(name) for name in OPERANDS[3:]]
+
+
+def number_of(name: str) -> int:
+    """Of a case; those of a backend's own share one."""
+    return [*CASES, name].index(name)
+
+
+def check_gradients(
+    name: str, dtype: torch.dtype, backend: Any, device: str, case: Case | None = None
+) -> None:
+    """Hold every gradient of one case to the tolerance rule; `case`: instead of the named one."""
+    case, number = case or CASES[name], number_of(name)
+    x = make_inputs(case, dtype, seed=number)
+    d_out = torch.randn(x.q.shape, generator=torch.Generator().manual_seed(number)).to(dtype)
+    if x.positions is not None:
+        d_out[x.positions < 0] = float("nan")  # of an absent row: nobody may read it
+    clean = d_out.nan_to_num()
+    exact = exact_gradients(x, case, torch.float64, clean)
+    actual = gradients(x, case, d_out, backend, device, deterministic=number % 2 == 0)
+    bounds = gradient_bounds(lambda d, y: exact_gradients(x, case, d, y), dtype, clean)
+    for operand, grad in actual.items():
+        error, _ = error_and_bound(grad, grad, exact[operand])
+        assert error <= bounds[operand], (
+            f"{name} {dtype} d {operand}: error {error:.3e}, bound {bounds[operand]:.3e}"
+        )
+
+
+def check_case(
+    name: str, dtype: torch.dtype, backend: Any, device: str, case: Case | None = None
+) -> None:
+    """Hold one case to the tolerance rule; `case`: instead of the one of that name."""
+    case = case or CASES[name]
+    x = make_inputs(case, dtype, seed=number_of(name))
+    exact, eager = formula(x, case, torch.float64), formula(x, case, dtype)
+    actual = launch(x, case, backend, device)
+    if x.positions is not None:
+        assert bool((actual[x.positions < 0] == 0).all()), "an absent row is not exactly zero"
+    assert_within(actual, eager, exact, f"{name} {dtype}")

@@ -1,0 +1,290 @@
+"""The CUDA C++ kernels of relative attention: emulated, and on a GPU where there is one.
+
+The cases are those of `attention_cases.py` and `two_stream_cases.py`, and some of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import attention_on_gpu
+import pytest
+import torch
+import two_stream_cases as two_streams
+from attention_cases import CASES, Case, make_inputs
+from attention_runs import (
+    SENTINEL,
+    check_case,
+    check_gradients,
+    gradients,
+    launch,
+    moved,
+    operands,
+    places,
+)
+from cuda_emulation import device, emulation, emulation_module
+from torch import Tensor
+from two_stream_cases import Streams, check_streams, make_streams, run_streams
+
+from xlnet_fast.kernels.cuda import entries, rel_attention, why_unavailable
+
+__all__ = ["device", "emulation", "emulation_module"]  # fixtures
+
+STEP = rel_attention.HEAD_DIM_STEP
+HALVES = (torch.bfloat16, torch.float16)
+each_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+
+
+def of_this_backend(case: Case) -> Case:
+    """Rows of whole pieces of 16 bytes, however they are strided."""
+    return replace(case, head_dim=-(-case.head_dim // STEP) * STEP, pad=STEP)
+
+
+ALL = {name: of_this_backend(case) for name, case in CASES.items()}
+LARGE = Case(batch=1, rows=200, memory=130, heads=1)  # several tiles of rows, many of keys
+OWN = {
+    **{
+        f"head-dim-{dim}": Case(
+            rows=33, memory=21, head_dim=dim, segments=True, mask=("padding", "see_self")
+        )
+        for dim in (8, 16, 40, 64, 80, 128)
+    },
+    **{
+        f"sizes-{rows}-{memory}": Case(
+            rows=rows, memory=memory, heads=1, head_dim=8, segments=True, mask=("bits",)
+        )
+        for rows, memory in [(1, 1), (1, 62), (7, 6), (15, 1), (16, 47), (63, 2), (67, 38)]
+    },
+    "large-in-order": replace(LARGE, mask=("padding", "causal"), segments=True),
+    "large-positions": replace(
+        LARGE, current=230, memory=100, positions="absent", mask=("bits",), segments=True
+    ),
+    "large-apart": replace(LARGE, apart=True, mask=("padding_left", "see_self")),
+    "large-dropout": replace(LARGE, dropout_p=0.3, mask=("ranks",)),
+    "large-d128": replace(LARGE, batch=1, head_dim=128, mask=("same_length", "causal"), uni=True),
+    "strided-d128": Case(rows=17, head_dim=128, strided=True, pad=STEP, apart=True, memory=5),
+    "strided-d40": Case(rows=17, head_dim=40, strided=True, pad=3 * STEP, positions="any"),
+}
+STREAMS = {
+    name: replace(case, content=of_this_backend(case.content))
+    for name, case in two_streams.CASES.items()
+}
+ONE_OF_EACH = ("masks-all-self", "shapes-positions-absent", "apart-causal", "dropout-masked")
+
+
+@each_half
+@pytest.mark.parametrize("name", [*ALL, *OWN])
+def test_outputs(name, dtype, device):
+    check_case(name, dtype, rel_attention, device, (ALL | OWN)[name])
+
+
+@each_half
+@pytest.mark.parametrize("name", [name for name in (*ALL, *OWN) if name != "shapes-one"])
+def test_gradients(name, dtype, device):
+    check_gradients(name, dtype, rel_attention, device, (ALL | OWN)[name])
+
+
+@each_half
+def test_one_row_and_one_key_have_no_gradient_through_their_score(dtype, device):
+    """What is left are roundings of two fp32 sums; the bound of the tolerance rule is zero."""
+    case = ALL["shapes-one"]
+    x = make_inputs(case, dtype, seed=0)
+    d_out = torch.randn(x.q.shape).to(dtype)
+    grads = gradients(x, case, d_out, rel_attention, device)
+    assert torch.equal(grads.pop("v"), d_out)
+    assert all(float(grad.abs().max()) < 1e-5 for grad in grads.values())
+
+
+@each_half
+@pytest.mark.parametrize("name", STREAMS)
+def test_two_streams(name, dtype, device):
+    check_streams(name, dtype, rel_attention, device, STREAMS[name])
+
+
+# --- the same bits --------------------------------------------------------------------------------
+
+
+def results(case: Case | Streams, device: str, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """Outputs and gradients of a call that depends on nothing but its arguments here."""
+    gen = torch.Generator().manual_seed(3)
+    if isinstance(case, Streams):
+        x = make_streams(case, dtype, seed=0)
+        d_outs = [torch.randn(q.shape, generator=gen).to(dtype) for q in (x.q, x.q_g)]
+        outs, grads = run_streams(x, case, d_outs, rel_attention, device)
+        return [*outs, *grads.values()]
+    x = make_inputs(case, dtype, seed=0)
+    d_out = torch.randn(x.q.shape, generator=gen).to(dtype)
+    grads = gradients(x, case, d_out, rel_attention, device)
+    return [launch(x, case, rel_attention, device), *grads.values()]
+
+
+def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(one, other), f"result {number} differs"
+
+
+REPEATED = {
+    **{name: ALL[name] for name in ONE_OF_EACH},
+    **{name: OWN[name] for name in ("head-dim-64", "strided-d128", "large-positions")},
+    **{name: STREAMS[name] for name in ("streams-pretraining", "streams-absent")},
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_twice_the_same_bits(name, device):
+    assert_equal(results(REPEATED[name], device), results(REPEATED[name], device))
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_the_same_bits_whatever_the_order_of_warps(name, emulation):
+    upwards = results(REPEATED[name], "cpu")
+    emulation.set_downwards(True)
+    assert_equal(results(REPEATED[name], "cpu"), upwards)
+
+
+@pytest.mark.parametrize("only", range(10))
+@pytest.mark.parametrize("name", ["apart-causal", "shapes-positions"])
+def test_a_gradient_asked_for_alone_has_the_bits_it_has_among_all(name, only, device):
+    case = ALL[name]
+    x = make_inputs(case, torch.bfloat16, seed=0)
+    d_out = torch.randn(x.q.shape).to(torch.bfloat16)
+    among = gradients(x, case, d_out, rel_attention, device)
+    alone = gradients(x, case, d_out, rel_attention, device, only=only)
+    pairs = zip(places(alone, ["q"], case), places(among, ["q"], case), strict=True)
+    for number, (mine, theirs) in enumerate(pairs):
+        if mine is not None and number == only:
+            assert torch.equal(mine, theirs)
+        elif mine is not None:
+            assert mine.isnan().all(), "a gradient that nobody asked for was written"
+
+
+@each_half
+@pytest.mark.parametrize("name", ["shapes-positions-absent", "shapes-positions-self"])
+def test_absent_rows_may_hold_anything(name, dtype, device):
+    case = ALL[name]
+    x = make_inputs(case, dtype, seed=0)
+    absent = x.positions < 0
+    assert absent.any()
+    d_out = torch.randn(x.q.shape).to(dtype)
+    expected = [launch(x, case, rel_attention, device)]
+    expected += gradients(x, case, d_out, rel_attention, device).values()
+    x.q[absent] = d_out[absent] = float("nan")
+    actual = [launch(x, case, rel_attention, device)]
+    grads = gradients(x, case, d_out, rel_attention, device)
+    assert_equal([*actual, *grads.values()], expected)
+    assert (actual[0][absent] == 0).all()
+    assert (grads["q"][absent] == 0).all()
+
+
+def test_absent_targets_may_hold_anything(device):
+    case = replace(STREAMS["streams-absent"], content=replace(ALL["masks-all"], segments=True))
+    x = make_streams(case, torch.bfloat16, seed=0)
+    absent = x.positions_g < 0
+    d_outs = [torch.randn(q.shape).to(torch.bfloat16) for q in (x.q, x.q_g)]
+    outs, grads = run_streams(x, case, d_outs, rel_attention, device)
+    x.q_g[absent] = d_outs[1][absent] = float("nan")
+    dirty_outs, dirty = run_streams(x, case, d_outs, rel_attention, device)
+    assert_equal([*dirty_outs, *dirty.values()], [*outs, *grads.values()])
+
+
+# --- layouts of what the kernels copy themselves --------------------------------------------------
+
+
+def wider(x: Tensor) -> Tensor:
+    """`x` between elements that are not its own."""
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), float("nan"), dtype=x.dtype)
+    return wide[..., ::2].copy_(x)
+
+
+LAYOUTS = {
+    "heads first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "rows of odd length": lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1],
+    "every second element": wider,
+    "one element on": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_gradient_of_the_output_of_any_layout(layout, device):
+    case = ALL["masks-padding-self"]
+    x = make_inputs(case, torch.bfloat16, seed=0)
+    d_out = torch.randn(x.q.shape).to(torch.bfloat16)
+    expected = gradients(x, case, d_out, rel_attention, device)
+    given = LAYOUTS[layout](d_out)
+    actual = gradients(x, case, given, rel_attention, device)
+    assert_equal(list(actual.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 17, 1, 32), (2, 1, 2, 32), (2, 17, 2, 1)])
+def test_an_expanded_gradient_of_the_output(shape, device):
+    case = ALL["shapes-groups-batch"]
+    x = make_inputs(replace(case, batch=2, groups=2), torch.bfloat16, seed=0)
+    given = torch.randn(shape).to(torch.bfloat16).expand(x.q.shape)
+    expected = gradients(x, case, given.contiguous(), rel_attention, device)
+    actual = gradients(x, case, given, rel_attention, device)
+    assert_equal(list(actual.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("pad", [1, 4])
+def test_an_output_of_any_layout_is_filled_and_nothing_beside_it(pad, device):
+    case = ALL["masks-padding-self"]
+    x = make_inputs(case, torch.bfloat16, seed=0)
+    keys, queries = operands(moved(x, device), case)
+    shape = (*x.q.shape[:-1], case.head_dim + pad)
+    buffer = torch.full(shape, SENTINEL, dtype=x.q.dtype, device=device)
+    stats = torch.empty(case.batch, case.heads, case.rows, device=device)
+    out = buffer[..., 1 : 1 + case.head_dim] if pad > 1 else buffer[..., :-1]
+    rel_attention.rel_attention_forward(keys, [queries], [out], [stats])
+    assert torch.equal(out.cpu(), launch(x, case, rel_attention, device))
+    out.fill_(SENTINEL)
+    assert (buffer == SENTINEL).all()
+
+
+# --- how the work is cut --------------------------------------------------------------------------
+
+
+@each_half
+@pytest.mark.parametrize("splits", [1, 2, 3, 5])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_r_from_parts_of_the_batch(groups, splits, dtype, device, monkeypatch):
+    case = Case(batch=10, groups=groups, rows=17, memory=3, head_dim=16, segments=True)
+    tiles = rel_attention.tiles_of_table(2 * case.rows + case.memory, case.rows, case.head_dim)
+    blocks = splits * tiles * groups * case.heads
+    monkeypatch.setattr(rel_attention, "BLOCKS_WANTED", blocks)
+    launches, call = [], entries.call
+
+    def spy(name: str, *arguments: Any) -> None:
+        launches.append((name, arguments[-1]))
+        call(name, *arguments)
+
+    monkeypatch.setattr(entries, "call", spy)
+    check_gradients("parts", dtype, rel_attention, device, case)
+    given = [last["splits"] for name, last in launches if name == "rel_attention_backward"]
+    assert given == [splits]
+
+
+@each_half
+@pytest.mark.parametrize("positions", [None, "any"])
+@pytest.mark.parametrize("dim", [32, 64, 128])
+def test_matrices_are_read_without_bank_conflicts(dim, positions, dtype, emulation):
+    """A load of four matrices takes four wavefronts: none of its rows share a bank."""
+    case = Case(batch=1, rows=40, memory=50, heads=1, head_dim=dim, positions=positions)
+    x = make_inputs(case, dtype, seed=0)
+    d_out = torch.randn(x.q.shape).to(dtype)
+    loads = []
+    for only in (0, 1, 5):  # gradients of q, k and r, each by a kernel more
+        emulation.take_counters()
+        gradients(x, case, d_out, rel_attention, "cpu", only=only)
+        counted = emulation.take_counters()
+        assert counted["matrix_wavefronts"] == 4 * counted["matrix_loads"]
+        loads.append(counted["matrix_loads"])
+    assert 0 < loads[0] < min(loads[1:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("check", attention_on_gpu.CHECKS)
+def test_gpu_public_op(check):
+    if (reason := why_unavailable(torch.device("cuda", 0))) is not None:
+        pytest.skip(reason)
+    check("cuda")
