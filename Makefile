@@ -10,7 +10,8 @@ EXTRAS ?= bench,dev
 BENCH_OUT ?= bench_out
 BENCH_FLAGS ?= --preset quick
 PYTEST_FLAGS ?= -n 2 --benchmark-disable
-# All five chips take about twenty minutes from scratch; --arch 90 asks for one.
+# All five chips take about twenty minutes from scratch; --arch 90 asks for one, --backend cuda for the
+# CUDA C++ kernels alone, which need nvcc.
 REPORT_FLAGS ?=
 GPU_FLAGS ?= --minutes 20 --out gpu_out
 TUNE_FLAGS ?= --minutes 20 --out gpu_out --write
@@ -19,7 +20,8 @@ SANITIZE_CPU_FLAGS ?=
 
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-EXT_FILES := setup.py xlnet_fast/_version.py xlnet_fast/builder/recipe.py $(filter csrc/bindings.cpp csrc/%.h csrc/cpu/%,$(CPP_FILES))
+EXT_FILES := setup.py xlnet_fast/_version.py xlnet_fast/builder/recipe.py xlnet_fast/builder/nvcc.py \
+	$(filter-out csrc/cuda/emulation/%,$(filter csrc/bindings.cpp csrc/%.h csrc/cpu/% csrc/cuda/%,$(CPP_FILES)))
 
 # Two workers, one thread each: more threads than cores make the small tests slower, not faster.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -68,7 +70,7 @@ gpu: ## on a GPU machine: tests and benchmarks with the system's Python, nothing
 tune: ## on a GPU machine: measure every tile of the attention kernels, into the package's table
 	$(PYTHON) -m benchmarks.tune $(TUNE_FLAGS)
 
-sanitize: ## on a GPU machine: memcheck and racecheck of every Triton kernel at small shapes
+sanitize: ## on a GPU machine: memcheck and racecheck of every GPU kernel at small shapes
 	$(PYTHON) -m benchmarks.sanitize $(SANITIZE_FLAGS)
 
 sanitize-cpu: $(VENV)/.installed ## CPU attention under AddressSanitizer and UndefinedBehaviorSanitizer

@@ -1,36 +1,47 @@
 """Build script: the metadata is in pyproject.toml, this file adds the optional compiled extension.
 
 `pip install .` never fails for want of a compiler: what cannot be built is left out, and one line
-says so.
+says so. The same goes for the CUDA kernels, which are compiled where there is an nvcc.
 
-    XLNET_FAST_REQUIRE_EXT=1  a missing or failing compiler is an error
-    XLNET_FAST_NO_EXT=1       the extension is not built at all
+    XLNET_FAST_REQUIRE_EXT=1    a missing or failing compiler is an error, and so is a failing nvcc
+    XLNET_FAST_NO_EXT=1         the extension is not built at all
+    XLNET_FAST_NO_CUDA=1        it is built without the CUDA kernels
+    XLNET_FAST_CUDA_ARCHS=...   the chips to compile them for: "80 90a", unless said otherwise
 """
 
 import importlib.util
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CCompilerError, SetupError
+from setuptools.errors import BaseError, CCompilerError, CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
+ASK_ARCHS = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("xlnet_fast._C", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print("archs", *module.build_info()["cuda_archs"])
+"""
 
 
-def load_recipe() -> ModuleType:
-    """Sources, flags and folders, which `xlnet-fast build` shares; the package is not imported."""
-    path = ROOT / "xlnet_fast" / "builder" / "recipe.py"
-    spec = importlib.util.spec_from_file_location("recipe", path)
+def load_builder(name: str) -> ModuleType:
+    """Part of what `xlnet-fast build` shares with this file; the package is not imported."""
+    path = ROOT / "xlnet_fast" / "builder" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-recipe = load_recipe()
+recipe, nvcc = load_builder("recipe"), load_builder("nvcc")
 
 
 def from_root(paths: "list[Path]") -> "list[str]":
@@ -51,15 +62,103 @@ def leave_out(reason: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def side_by_side(compile_all: Callable[..., "list[str]"]) -> Callable[..., "list[str]"]:
-    """setuptools' `compile(sources, ...)`, each source by a compiler process of its own."""
+def leave_cuda_out(reason: str, fault: bool) -> None:
+    """Say in one line that there will be no CUDA kernels; stop if nvcc is at fault and required."""
+    if fault and recipe.is_set("XLNET_FAST_REQUIRE_EXT"):
+        raise SetupError(
+            f"XLNET_FAST_REQUIRE_EXT is set, but the CUDA kernels cannot be built: {reason}"
+        )
+    line = f"xlnet_fast: the CUDA kernels are left out of the C++ extension ({reason})"
+    print(line, file=sys.stderr, flush=True)
 
-    def compile(sources: "list[str]", *args: object, **kwargs: object) -> "list[str]":
+
+def find_nvcc(there: Path) -> "tuple[NamedTuple | None, bool]":
+    """(what compiles the CUDA kernels, or None; whether the extension there has other ones)."""
+    if not recipe.cuda_sources():
+        return None, False
+    cuda = None
+    try:
+        cuda = nvcc.find()
+    except ValueError as error:
+        raise SetupError(str(error)) from error
+    except nvcc.LeftOut as error:
+        leave_cuda_out(str(error), isinstance(error, nvcc.Broken))
+        if not isinstance(error, nvcc.Unwanted):
+            return None, False  # kernels that were compiled before may stay
+    archs = set(cuda.archs if cuda else ())
+    return cuda, there.exists() and archs_in(there) != archs
+
+
+def archs_in(extension: Path) -> "set[str]":
+    """The architectures of a built extension's CUDA kernels, asked in a process of its own."""
+    command = [sys.executable, "-c", ASK_ARCHS, str(extension)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    return {arch for words in lines if words[:1] == ["archs"] for arch in words[1:]}
+
+
+class SideBySide:
+    """In the place of setuptools' `compile`: each source by a process of its own, nvcc's too.
+
+    Args:
+        command: the running build_ext.
+        ext: gets the libraries to link with.
+        cuda: what compiles the CUDA kernels, or None.
+    """
+
+    def __init__(self, command: build_ext, ext: Extension, cuda: "NamedTuple | None"):
+        self.command, self.ext, self.cuda = command, ext, cuda
+        self.compile_all = command.compiler.compile
+
+    def __call__(self, sources: "list[str]", **options: object) -> "list[str]":
+        """Compile all sources, and the CUDA kernels if nvcc can; the objects."""
         with ThreadPoolExecutor(recipe.jobs()) as pool:
-            objects = pool.map(lambda source: compile_all([source], *args, **kwargs), sources)
-            return [name for names in objects for name in names]
+            try:
+                # The kernels first: they take longest.
+                kernels = recipe.cuda_sources() if self.cuda else []
+                kernels = [pool.submit(self.compile_kernel, source) for source in kernels]
+                plain = [pool.submit(self.compile_one, source, options) for source in sources]
+                wait([*kernels, *plain], return_when=FIRST_EXCEPTION)
+                failed = [future for future in kernels if future.done() and future.exception()]
+                if failed:
+                    for future in kernels:
+                        future.cancel()
+                    leave_cuda_out(str(failed[0].exception()), fault=True)
+                objects = [name for future in plain for name in future.result()]
+                if failed:
+                    self.cuda = None
+                    for source in sources:
+                        if Path(source).name == recipe.BINDINGS:
+                            self.compile_one(source, options)
+                elif self.cuda is not None:
+                    self.ext.extra_link_args += nvcc.link_flags(self.cuda)
+                    objects += [future.result() for future in kernels]
+                return objects
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    return compile
+    def compile_one(self, source: str, options: "dict[str, object]") -> "list[str]":
+        """The object of a C++ source."""
+        of_cuda = (self.cuda.archs, self.cuda.version) if self.cuda else ()
+        macros = recipe.macros(self.ext.extra_compile_args, *of_cuda)
+        return self.compile_all([source], **options | {"macros": macros})
+
+    def compile_kernel(self, source: Path) -> str:
+        """The object of a CUDA source."""
+        relative = source.relative_to(ROOT)
+        target = Path(self.command.build_temp) / relative.with_suffix(".o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        words = nvcc.compile_command(self.cuda, source, target)
+        self.command.announce(shlex.join(words), level=2)
+        done = subprocess.run(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        if done.returncode != 0:
+            raise CompileError(
+                f"nvcc fails on {relative.as_posix()} with exit code {done.returncode}"
+                f"{nvcc.last_lines(done.stdout)}"
+            )
+        return str(target)
 
 
 class OptionalBuildExt(build_ext):
@@ -69,13 +168,16 @@ class OptionalBuildExt(build_ext):
         msvc = self.compiler.compiler_type == "msvc"
         ext.extra_compile_args = recipe.compile_flags(msvc)
         ext.extra_link_args = recipe.link_flags(msvc)
-        ext.define_macros = recipe.macros(ext.extra_compile_args)
         if msvc and not self.compiler.initialized:
             self.compiler.initialize()  # before the threads, which would all do it
+        cuda, stale = find_nvcc(Path(self.get_ext_fullpath(ext.name)))
+        self.force = self.force or stale
         compile_all = self.compiler.compile
-        self.compiler.compile = side_by_side(compile_all)
+        self.compiler.compile = SideBySide(self, ext, cuda)
         try:
             super().build_extension(ext)
+        except SetupError:
+            raise
         except (BaseError, CCompilerError, OSError) as error:
             leave_out(f"{type(error).__name__}: {str(error).strip()}")
             # What an earlier build left there must not be packed as this one's.

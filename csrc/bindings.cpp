@@ -11,6 +11,9 @@
 #include "cpu/philox.h"
 #include "cpu/rel_attention.h"
 #include "cpu/threads.h"
+#ifdef XLNET_FAST_CUDA
+#include "bindings_cuda.h"
+#endif
 
 namespace py = pybind11;
 using namespace xlnet_fast;
@@ -27,7 +30,8 @@ PYBIND11_MODULE(_C, m) {
     info["isa_used"] = cpu::isa_available().back();
     info["attention_isa"] = cpu::attention_isa_available();
     info["thread_runtime"] = cpu::thread_runtime();
-    info["cuda_archs"] = std::vector<std::string>{};
+    info["cuda_archs"] = build::cuda_archs();
+    info["cuda_compiler"] = build::kCudaCompiler;
     info["pybind11"] = build::pybind11_version();
     return info;
   });
@@ -52,7 +56,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "rel_attention_forward",
       [](const py::dict& keys, const py::list& streams, int threads, const std::string& isa) {
-        const cpu::AttentionCall call = attention_call(keys, streams, py::dict());
+        const AttentionCall call = attention_call(keys, streams, py::dict());
         const py::gil_scoped_release release;
         cpu::rel_attention_forward(call, threads, isa);
       },
@@ -61,7 +65,7 @@ PYBIND11_MODULE(_C, m) {
       "rel_attention_backward",
       [](const py::dict& keys, const py::list& streams, const py::dict& gradients, int threads,
          const std::string& isa) {
-        const cpu::AttentionCall call = attention_call(keys, streams, gradients);
+        const AttentionCall call = attention_call(keys, streams, gradients);
         const py::gil_scoped_release release;
         cpu::rel_attention_backward(call, threads, isa);
       },
@@ -97,4 +101,7 @@ PYBIND11_MODULE(_C, m) {
         cpu::masked_softmax_backward(params, threads, isa);
       },
       py::arg("arguments"), py::arg("threads"), py::arg("isa"));
+#ifdef XLNET_FAST_CUDA
+  define_cuda(m);
+#endif
 }

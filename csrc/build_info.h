@@ -1,5 +1,5 @@
-// What this build was made with; the two macros, both string literals, come from
-// xlnet_fast/builder/recipe.py.
+// What this build was made with; the macros, all string literals, come from
+// xlnet_fast/builder/recipe.py. Those of CUDA are there where its kernels are.
 #pragma once
 
 #include <sstream>
@@ -12,6 +12,13 @@
 
 #define XLNET_FAST_STRING_OF(x) #x
 #define XLNET_FAST_STRING(x) XLNET_FAST_STRING_OF(x)
+
+#ifdef XLNET_FAST_CUDA
+#define XLNET_FAST_CUDA_ARCHS XLNET_FAST_CUDA
+#else
+#define XLNET_FAST_CUDA_ARCHS ""
+#define XLNET_FAST_CUDA_COMPILER ""
+#endif
 
 namespace xlnet_fast::build {
 
@@ -29,13 +36,20 @@ inline std::string compiler() {
 #endif
 }
 
-// The flags added to Python's own, in order.
-inline std::vector<std::string> flags() {
-  std::istringstream words(XLNET_FAST_FLAGS);
+inline std::vector<std::string> words(const char* text) {
+  std::istringstream stream(text);
   std::vector<std::string> all;
-  for (std::string word; words >> word;) all.push_back(word);
+  for (std::string word; stream >> word;) all.push_back(word);
   return all;
 }
+
+// The flags added to Python's own, in order.
+inline std::vector<std::string> flags() { return words(XLNET_FAST_FLAGS); }
+
+// The architectures of the CUDA kernels, as nvcc names them: "80", "90a".
+inline std::vector<std::string> cuda_archs() { return words(XLNET_FAST_CUDA_ARCHS); }
+
+constexpr const char* kCudaCompiler = XLNET_FAST_CUDA_COMPILER;
 
 inline std::string pybind11_version() {
 #if defined(PYBIND11_VERSION_PATCH)

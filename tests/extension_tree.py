@@ -26,16 +26,39 @@ BINDINGS = """
 #include <Python.h>
 #include "header.h"
 extern "C" const char* part();
+#ifdef XLNET_FAST_CUDA
+extern "C" int launch();
+#define ARCHS XLNET_FAST_CUDA
+#define NVCC XLNET_FAST_CUDA_COMPILER
+#else
+static int launch() { return -1; }
+#define ARCHS ""
+#define NVCC ""
+#endif
 static PyObject* build_info(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:s,s:s,s:[s],s:[s],s:s,s:[],s:s}", "version", XLNET_FAST_VERSION,
+  PyObject* archs = PyObject_CallMethod(PyUnicode_FromString(ARCHS), "split", NULL);
+  return Py_BuildValue("{s:s,s:s,s:[s],s:[s],s:s,s:N,s:s,s:i,s:s}", "version", XLNET_FAST_VERSION,
                        "compiler", MARK, "flags", XLNET_FAST_FLAGS, "isa_compiled", "baseline",
-                       "isa_used", part(), "cuda_archs", "pybind11", "0");
+                       "isa_used", part(), "cuda_archs", archs, "cuda_compiler", NVCC,
+                       "launch", launch(), "pybind11", "0");
 }
 static PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, ""}, {}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "", -1, methods};
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
 """
 PART = 'extern "C" const char* part() { return "tiny"; }\n'
+KERNEL = """
+#include "kernel.cuh"
+#ifdef __CUDACC__
+__global__ void kernel(int* out) { *out = ANSWER; }
+extern "C" int launch() {
+  kernel<<<1, 1>>>(nullptr);
+  return static_cast<int>(cudaGetLastError());
+}
+#else
+extern "C" int launch() { return ANSWER; }
+#endif
+"""
 LOOK = (
     "import json\n"
     "from xlnet_fast import _extension as e\n"
@@ -64,7 +87,7 @@ class Tree:
             (root / "setup.py").write_text("")
 
     def environment(self, **changes: str | Path) -> dict[str, str]:
-        ours = ("XLNET_FAST_", "CXX", "LDFLAGS", "PYTHON")
+        ours = ("XLNET_FAST_", "CXX", "LDFLAGS", "PYTHON", "CUDA", "NVCC")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         mine = {"XLNET_FAST_CACHE": self.cache, "PYTHONPATH": self.root} | changes
         return kept | {name: str(value) for name, value in mine.items()}
@@ -100,6 +123,17 @@ class Tree:
         path, reason, info = json.loads(done.stdout)
         return None if path is None else Path(path), reason, info
 
+    def add_kernel(self) -> None:
+        """A CUDA source, which a C++ compiler takes too, and what is no part of the extension."""
+        (self.csrc / "cuda" / "instantiations").mkdir(parents=True)
+        (self.csrc / "cuda" / "instantiations" / "kernel.cu").write_text(
+            KERNEL.replace("kernel.cuh", "../kernel.cuh")
+        )
+        (self.csrc / "cuda" / "kernel.cuh").write_text("#define ANSWER 7\n")
+        (self.csrc / "cuda" / "emulation").mkdir()
+        (self.csrc / "cuda" / "emulation" / "bindings.cpp").write_text("#error for tests only\n")
+        (self.csrc / "cuda" / "emulation" / "block.h").write_text("#error for tests only\n")
+
     def mark(self, word: str) -> None:
         (self.csrc / "header.h").write_text(f'#define MARK "{word}"\n')
 
@@ -107,7 +141,7 @@ class Tree:
         """What a build leaves besides the extension, its lock and its log."""
         folders = [self.package, self.root / "build", self.cache]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        pattern = r"build\.l(ock|og)|.*\.(py|pyc|cpp|h|typed|json)|_C\.cp.*"
+        pattern = r"build\.l(ock|og)|.*\.(py|pyc|cpp|h|cu|cuh|typed|json)|_C\.cp.*"
         return [str(path) for path in files if not re.fullmatch(pattern, path.name)]
 
 

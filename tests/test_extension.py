@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -74,7 +75,9 @@ def test_build_info():
     assert info["flags"][: len(recipe.UNIX_FLAGS)] == list(recipe.UNIX_FLAGS) or os.name == "nt"
     assert any("std" in flag and "17" in flag for flag in info["flags"])
     assert info["compiler"].split()[0] in ("gcc", "clang", "msvc")
-    assert info["cuda_archs"] == []
+    assert bool(info["cuda_archs"]) == bool(info["cuda_compiler"])
+    assert all(re.fullmatch(r"\d+[af]?", arch) for arch in info["cuda_archs"])
+    assert hasattr(_extension.require(), "cuda_rel_attention_forward") == bool(info["cuda_archs"])
     assert int(info["pybind11"].split(".")[0]) >= 2
 
 

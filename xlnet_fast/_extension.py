@@ -36,7 +36,8 @@ class BuildInfo(TypedDict):
     isa_used: str  # the fastest compiled variant that this CPU runs
     attention_isa: list[str]  # of the attention kernels, those that this CPU runs, slowest first
     thread_runtime: str  # whose threads they use: "openmp" is torch's own pool
-    cuda_archs: list[str]
+    cuda_archs: list[str]  # of the CUDA kernels, as nvcc names them: "80", "90a"; none without
+    cuda_compiler: str  # nvcc's version; "" without
     pybind11: str
 
 

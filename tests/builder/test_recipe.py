@@ -62,8 +62,8 @@ def test_a_command_that_cannot_be_started(tmp_path):
 
 
 def test_the_microsoft_compiler_gets_its_own_words(tmp_path):
-    compiling, linking = compiler.steps(["cl.exe"], tmp_path, tmp_path / "_C.pyd")
-    for step in compiling:
+    linking = compiler.link_step(["cl.exe"], tmp_path, tmp_path / "_C.pyd")
+    for step in compiler.cpp_steps(["cl.exe"], tmp_path):
         assert {"/std:c++17", "/nologo", "-c"} <= set(step.command)
         assert any(word.startswith("/Fo") and word.endswith(".obj") for word in step.command)
         assert "-fPIC" not in step.command
@@ -72,7 +72,8 @@ def test_the_microsoft_compiler_gets_its_own_words(tmp_path):
 
 def test_every_step_has_the_flags_of_the_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("XLNET_FAST_CXXFLAGS", "-O1 '-DTEXT=a b'")
-    compiling, linking = compiler.steps(["c++"], tmp_path, tmp_path / "_C.so")
+    compiling = compiler.cpp_steps(["c++"], tmp_path)
+    linking = compiler.link_step(["c++"], tmp_path, tmp_path / "_C.so")
     assert [step.what for step in compiling] == [
         path.relative_to(ROOT).as_posix() for path in recipe.sources()
     ]
@@ -98,17 +99,22 @@ def test_flags_reach_the_code_as_text():
 
 def test_the_recipe_knows_every_source():
     """A source that it misses is not compiled; a header that it misses changes unnoticed."""
-    suffixes = {".cpp", ".h"}
+    suffixes = {".cpp", ".h", ".cu", ".cuh"}
+    emulation = ROOT / "csrc" / "cuda" / "emulation"  # for tests, not of the extension
     there = {path for path in (ROOT / "csrc").rglob("*") if path.suffix in suffixes}
-    there = {path for path in there if path.relative_to(ROOT).parts[1] != "cuda"}
-    assert there <= set(recipe.inputs())
+    there = {path for path in there if emulation not in path.parents}
+    assert {path for path in recipe.inputs() if path.suffix in suffixes} == there
     assert set(recipe.sources()) == {path for path in there if path.suffix == ".cpp"}
+    assert set(recipe.cuda_sources()) == {path for path in there if path.suffix == ".cu"}
 
 
 def test_setup_takes_sources_flags_and_headers_from_the_recipe():
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    for name in ("sources", "inputs", "compile_flags", "link_flags", "macros", "pybind11_include"):
+    names = ("sources", "inputs", "compile_flags", "link_flags", "macros", "pybind11_include")
+    for name in (*names, "cuda_sources"):
         assert f"recipe.{name}(" in text
+    for name in ("find", "compile_command", "link_flags"):
+        assert f"nvcc.{name}(" in text
     assert not re.findall(r"bindings\.cpp|-std|-O3|/O2", text)
 
 
@@ -169,7 +175,7 @@ def test_a_user_without_a_home(installed, monkeypatch):
 
 
 def test_the_number_of_jobs(monkeypatch):
-    for cores, jobs in ((None, 2), (1, 2), (3, 3), (64, 4)):
+    for cores, jobs in ((None, 2), (1, 2), (3, 3), (64, 16)):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         assert recipe.jobs() == jobs
 

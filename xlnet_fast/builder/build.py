@@ -3,6 +3,11 @@
 In a writable checkout it goes into the package's folder, as `make ext` puts it. Elsewhere it goes
 into the user's cache (`recipe.cached_extension`), since an installer that owns the package's folder
 would know nothing of the file.
+
+The CUDA kernels are in it where there is an nvcc. The cache has one place for one set of sources,
+with kernels or without: a process that only loads the extension asks no nvcc, and finds the one
+that is there. Whether that has the kernels, it says itself (`build_info`), and a build without
+--force compares that with the nvcc at hand.
 """
 
 from __future__ import annotations
@@ -22,10 +27,11 @@ from typing import cast
 
 from xlnet_fast import _extension
 from xlnet_fast._extension import BuildInfo
-from xlnet_fast.builder import compiler, lock, recipe
+from xlnet_fast.builder import compiler, lock, nvcc, recipe
+from xlnet_fast.builder.nvcc import Nvcc
 from xlnet_fast.errors import ArgumentError, BuildError
 
-TIMEOUT_S = 600.0
+TIMEOUT_S = 1800.0
 _PROBE_TIMEOUT_S = 60.0
 # Asks a fresh process, because what this one has loaded it can neither unload nor trust.
 _PROBE = """
@@ -70,6 +76,10 @@ def build_extension(
 ) -> Built:
     """Compile the C++ extension, unless one of these very sources is there already.
 
+    With an nvcc the extension has the CUDA kernels too, `XLNET_FAST_NO_CUDA` leaves them out. Where
+    nvcc is missing or fails, `say` gets the reason; `XLNET_FAST_REQUIRE_EXT` makes a failing one an
+    error.
+
     Of several processes at once, one compiles and the others wait and take what it made. A process
     that looked for the extension before goes on without it; this one looks anew.
 
@@ -80,7 +90,7 @@ def build_extension(
         say: called with each line of progress.
 
     Raises:
-        ArgumentError: `timeout_s` is not positive.
+        ArgumentError: `timeout_s` is not positive, or `XLNET_FAST_CUDA_ARCHS` is malformed.
         BuildError: no compiler, no headers, no sources, no folder to write to, a compiler that
             fails, the time-out, or an extension that does not load. Nothing half-built stays.
     """
@@ -92,8 +102,8 @@ def build_extension(
             f"the C++ sources are not part of this installation (there is no "
             f"{recipe.csrc() / 'bindings.cpp'}): reinstall the package"
         )
-    place = find_place()
-    if not force and (found := _usable(place)) is not None:
+    place, cuda = find_place(), _find_cuda()
+    if not force and (found := _usable(place, cuda)) is not None:
         return _built(found, False, began_s)
     _refuse_what_would_not_be_found(place)
     _make_folder(place.work)
@@ -101,9 +111,9 @@ def build_extension(
     tell = partial(say, "another process builds the extension; waiting for it")
     with lock.held(place.work / "build.lock", deadline_s, tell) as waited:
         # What the other process made is new enough, also for who wants a new one.
-        found = _usable(place) if waited or not force else None
+        found = _usable(place, cuda) if waited or not force else None
         if found is None:
-            _compile(place, timeout_s, deadline_s, say)
+            _compile(place, cuda, timeout_s, deadline_s, say)
     compiled, found = found is None, found or _probe()
     return _built(found, compiled, began_s)
 
@@ -164,12 +174,17 @@ def _is_stale(path: Path) -> bool:
     return any(file.stat().st_mtime > made for file in recipe.inputs())
 
 
-def _usable(place: Place) -> _Found | None:
+def _usable(place: Place, cuda: _Cuda) -> _Found | None:
     """What need not be built again, if anything."""
     if not (place.target.exists() or (recipe.PACKAGE / recipe.extension_name()).exists()):
         return None
     found = _probe()
-    return None if found.path is None or _is_stale(found.path) else found
+    if found.path is None or found.build_info is None or _is_stale(found.path):
+        return None
+    # One that came with the package could not be replaced: that is told when it is asked for.
+    replaceable = found.path == place.target
+    fits = cuda.archs is None or set(found.build_info["cuda_archs"]) == set(cuda.archs)
+    return found if fits or not replaceable else None
 
 
 def _refuse_what_would_not_be_found(place: Place) -> None:
@@ -189,6 +204,46 @@ def _built(found: _Found, compiled: bool, began_s: float) -> Built:
         raise BuildError(f"the extension is in its place, but a new process says: {found.reason}")
     _extension.forget()
     return Built(found.path, found.build_info, compiled, time.monotonic() - began_s)
+
+
+# --- with CUDA kernels or without ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cuda:
+    """What compiles the CUDA kernels, and the architectures that an extension shall have.
+
+    `archs` None: any will do, since this machine can make none.
+    """
+
+    compiler: Nvcc | None = None
+    archs: tuple[str, ...] | None = None
+    left_out: nvcc.LeftOut | None = None
+
+
+def _find_cuda() -> _Cuda:
+    if not recipe.cuda_sources():
+        return _Cuda()
+    try:
+        found = nvcc.find()
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+    except nvcc.LeftOut as error:
+        return _Cuda(archs=() if isinstance(error, nvcc.Unwanted) else None, left_out=error)
+    return _Cuda(found, found.archs)
+
+
+def _leave_cuda_out(reason: str, fault: bool, say: Callable[[str], None]) -> None:
+    """Say that there will be no CUDA kernels; an nvcc at fault is an error where all is required.
+
+    Raises:
+        BuildError: `XLNET_FAST_REQUIRE_EXT` is set.
+    """
+    if fault and recipe.is_set("XLNET_FAST_REQUIRE_EXT"):
+        raise BuildError(
+            f"XLNET_FAST_REQUIRE_EXT is set, but the CUDA kernels cannot be built: {reason}"
+        )
+    say(f"the CUDA kernels are left out ({reason})")
 
 
 # --- making one ----------------------------------------------------------------------------------
@@ -211,20 +266,24 @@ def _not_writable(folder: Path, error: object) -> BuildError:
     )
 
 
-def _compile(place: Place, timeout_s: float, deadline_s: float, say: Callable[[str], None]) -> None:
+def _compile(
+    place: Place,
+    cuda: _Cuda,
+    timeout_s: float,
+    deadline_s: float,
+    say: Callable[[str], None],
+) -> None:
     """Compile and link in the work folder, try the result, and move it to its place."""
-    command, began_at = compiler.find_compiler(), time.time()
+    began_at = time.time()
     objects = place.work / "objects"
     fresh = objects / recipe.extension_name()
     shutil.rmtree(objects, ignore_errors=True)  # what a killed build left
     try:
         objects.mkdir()
-        compiling, linking = compiler.steps(command, objects, fresh)
-        jobs = recipe.jobs()
-        say(f"compiling {len(compiling)} files with {command[0]}, {jobs} at a time")
+        if cuda.left_out is not None:
+            _leave_cuda_out(str(cuda.left_out), isinstance(cuda.left_out, nvcc.Broken), say)
         runner = compiler.Runner(place.work / "build.log", objects, timeout_s, deadline_s)
-        runner.run(compiling, jobs)
-        runner.run([linking], 1)
+        _run_compilers(runner, fresh, cuda.compiler, say)
         tried = _probe(fresh)
         if tried.path is None:
             raise BuildError(f"the extension was compiled but does not load: {tried.reason}")
@@ -235,6 +294,29 @@ def _compile(place: Place, timeout_s: float, deadline_s: float, say: Callable[[s
         raise _not_writable(place.work, error) from error
     finally:
         shutil.rmtree(objects, ignore_errors=True)
+
+
+def _run_compilers(
+    runner: compiler.Runner, fresh: Path, cuda: Nvcc | None, say: Callable[[str], None]
+) -> None:
+    """Compile all sources side by side and link them into `fresh`; without CUDA if nvcc fails."""
+    command, objects, jobs = compiler.find_compiler(), fresh.parent, recipe.jobs()
+    plain = compiler.cpp_steps(command, objects, cuda)
+    names, kernels = command[0], []
+    if cuda is not None:
+        optional = not recipe.is_set("XLNET_FAST_REQUIRE_EXT")
+        kernels = compiler.cuda_steps(cuda, objects, optional)
+        names += f" and {cuda.command[0]} for {', '.join(cuda.archs)}"
+    say(f"compiling {len(kernels) + len(plain)} files with {names}, {jobs} at a time")
+    # The kernels first: they take longest.
+    failure = runner.run([*kernels, *plain], jobs)
+    if failure is not None:
+        cuda = None
+        _leave_cuda_out(str(failure), True, say)
+        bindings = f"csrc/{recipe.BINDINGS}"
+        again = compiler.cpp_steps(command, objects)
+        runner.run([step for step in again if step.what == bindings], 1)
+    runner.run([compiler.link_step(command, objects, fresh, cuda)], 1)
 
 
 def _publish(fresh: Path, target: Path) -> None:

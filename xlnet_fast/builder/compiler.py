@@ -14,10 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from xlnet_fast.builder import recipe
+from xlnet_fast.builder import nvcc, recipe
+from xlnet_fast.builder.nvcc import Nvcc
 from xlnet_fast.errors import BuildError
 
-LINES_SHOWN = 15
 _POLL_S = 0.02
 _HOW_TO_GET_A_COMPILER = (
     "install g++ or clang++ (Debian, Ubuntu: `apt install g++`; Fedora: `dnf install gcc-c++`; "
@@ -31,6 +31,7 @@ class Step:
 
     what: str  # for people: "csrc/cpu/philox.cpp"
     command: tuple[str, ...]
+    optional: bool = False  # a failure of one ends the optional ones, not the build
 
 
 def find_compiler() -> list[str]:
@@ -84,37 +85,68 @@ def include_folders() -> list[str]:
     return [python, pybind11]
 
 
-def steps(compiler: list[str], objects: Path, target: Path) -> tuple[list[Step], Step]:
-    """(one step per source, which may run side by side; the step that links their objects).
+def is_msvc(compiler: list[str]) -> bool:
+    """Whether a compiler takes the flags of Microsoft's."""
+    return Path(compiler[0]).stem.lower() in ("cl", "clang-cl")
+
+
+def cpp_steps(compiler: list[str], objects: Path, cuda: Nvcc | None = None) -> list[Step]:
+    """One step per C++ source, which may run side by side.
 
     Args:
         compiler: the command of `find_compiler`.
         objects: the folder that the objects go to.
-        target: the extension.
+        cuda: what compiles the CUDA kernels, None where there will be none.
     """
-    msvc = Path(compiler[0]).stem.lower() in ("cl", "clang-cl")
+    msvc = is_msvc(compiler)
     flags = recipe.compile_flags(msvc)
     shared = ["-DNDEBUG", *(f"-I{folder}" for folder in include_folders())]
-    shared += [f"-D{name}={value}" for name, value in recipe.macros(flags)]
+    archs, version = ((), "") if cuda is None else (cuda.archs, cuda.version)
+    shared += [f"-D{name}={value}" for name, value in recipe.macros(flags, archs, version)]
     if not msvc:
         flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *flags, "-fPIC"]
-    compiling, files = [], []
+    compiling = []
     for source in recipe.sources():
-        relative = source.relative_to(recipe.csrc())
-        file = str(objects / "_".join(relative.with_suffix(".obj" if msvc else ".o").parts))
+        file = str(_object(source, objects, ".obj" if msvc else ".o"))
         output = ["/nologo", f"/Fo{file}"] if msvc else ["-o", file]
         command = (*compiler, *flags, *shared, *output, "-c", str(source))
-        compiling.append(Step(f"csrc/{relative.as_posix()}", command))
-        files.append(file)
+        compiling.append(Step(_name(source), command))
+    return compiling
+
+
+def cuda_steps(cuda: Nvcc, objects: Path, optional: bool) -> list[Step]:
+    """One step per CUDA source, which may run beside those of `cpp_steps`."""
+    return [
+        Step(_name(source), nvcc.compile_command(cuda, source, _object(source, objects)), optional)
+        for source in recipe.cuda_sources()
+    ]
+
+
+def link_step(compiler: list[str], objects: Path, target: Path, cuda: Nvcc | None = None) -> Step:
+    """The step that links all objects into the extension `target`."""
+    msvc = is_msvc(compiler)
+    flags = recipe.compile_flags(msvc)
+    sources = [*recipe.sources(), *(recipe.cuda_sources() if cuda else [])]
+    files = [str(_object(source, objects, ".obj" if msvc else ".o")) for source in sources]
     if msvc:
-        libraries = f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}"
-        output = ["/nologo", "/LD", f"/Fe{target}", "/link", libraries, "/EXPORT:PyInit__C"]
+        folder = f"/LIBPATH:{Path(sys.base_prefix) / 'libs'}"
+        output = ["/nologo", "/LD", f"/Fe{target}", "/link", folder, "/EXPORT:PyInit__C"]
     else:
         shape = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *flags, "-fPIC"]
         environment = shlex.split(os.environ.get("LDFLAGS", ""))
-        output = [*(shape or ["-shared"]), *recipe.link_flags(), *environment, "-o", str(target)]
+        libraries = [*recipe.link_flags(), *(nvcc.link_flags(cuda) if cuda else [])]
+        output = [*(shape or ["-shared"]), *libraries, *environment, "-o", str(target)]
     # Flags such as -fsanitize=address must reach the linker too; the others do no harm there.
-    return compiling, Step("the extension", (*compiler, *flags, *files, *output))
+    return Step("the extension", (*compiler, *flags, *files, *output))
+
+
+def _name(source: Path) -> str:
+    return f"csrc/{source.relative_to(recipe.csrc()).as_posix()}"
+
+
+def _object(source: Path, objects: Path, suffix: str = ".o") -> Path:
+    return objects / "_".join(source.relative_to(recipe.csrc()).with_suffix(suffix).parts)
 
 
 class Runner:
@@ -132,13 +164,16 @@ class Runner:
         self.timeout_s, self.deadline_s = timeout_s, deadline_s
         self.log.write_bytes(b"")
 
-    def run(self, steps: list[Step], jobs: int) -> None:
+    def run(self, steps: list[Step], jobs: int) -> BuildError | None:
         """Run the steps, at most `jobs` at a time.
+
+        Returns:
+            What an optional step failed with, whereupon the other optional ones were ended.
 
         Raises:
             BuildError: a step failed or the time is up; no process of any step is left.
         """
-        waiting = list(steps)
+        waiting, failure = list(steps), None
         running: dict[Step, subprocess.Popen[bytes]] = {}
         try:
             while waiting or running:
@@ -146,7 +181,11 @@ class Runner:
                     step = waiting.pop(0)
                     running[step] = self._start(step)
                 for step in [step for step in running if running[step].poll() is not None]:
-                    self._finish(step, running.pop(step).returncode)
+                    failed = self._finish(step, running.pop(step).returncode)
+                    failure = failure or failed
+                if failure is not None:
+                    waiting = [step for step in waiting if not step.optional]
+                    self._end([step for step in running if step.optional], running)
                 if running and time.monotonic() >= self.deadline_s:
                     names = ", ".join(step.what for step in running)
                     raise BuildError(
@@ -154,10 +193,15 @@ class Runner:
                         f"worked on {names}; allow more seconds with --timeout"
                     )
                 time.sleep(_POLL_S)
+            return failure
         finally:
-            for step, process in running.items():
-                kill_group(process)
-                self._write_log(step)
+            self._end(list(running), running)
+
+    def _end(self, steps: list[Step], running: dict[Step, subprocess.Popen[bytes]]) -> None:
+        """Kill running steps and log what they said."""
+        for step in steps:
+            kill_group(running.pop(step))
+            self._write_log(step)
 
     def _said(self, step: Step) -> Path:
         return self.scratch / f"{step.what.replace('/', '_')}.log"
@@ -182,18 +226,20 @@ class Runner:
             except OSError as error:
                 raise BuildError(f"{step.command[0]} cannot be started ({error})") from error
 
-    def _finish(self, step: Step, code: int) -> None:
-        """Log what a step said; raise where it failed."""
+    def _finish(self, step: Step, code: int) -> BuildError | None:
+        """Log what a step said; where it failed, raise, or return the error of an optional one."""
         said = self._write_log(step)
         if code == 0:
-            return
-        lines = said.decode(errors="replace").rstrip().splitlines()
+            return None
         how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
-        shown = "".join(f"\n    {line}" for line in lines[-LINES_SHOWN:])
-        ended = f"it ended with{shown}" if lines else "it said nothing"
-        raise BuildError(
+        shown = nvcc.last_lines(said.decode(errors="replace"))
+        ended = f"it ended with{shown}" if shown else "it said nothing"
+        error = BuildError(
             f"the compiler failed on {step.what} ({how}); {ended}\nall it said is in {self.log}"
         )
+        if step.optional:
+            return error
+        raise error
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

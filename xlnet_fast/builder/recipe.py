@@ -12,9 +12,11 @@ import os
 import shlex
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+BINDINGS = "bindings.cpp"  # the only source that `XLNET_FAST_CUDA` changes
 MSVC_FLAGS = ("/std:c++17", "/O2", "/EHsc")
 UNIX_FLAGS = (
     "-std=c++17",
@@ -54,17 +56,31 @@ def csrc() -> Path:
 def sources() -> list[Path]:
     """What is compiled, each file into an object of its own; empty where there are no sources."""
     folder = csrc()
-    return sorted([*folder.glob("bindings.cpp"), *folder.glob("cpu/*.cpp")])
+    return sorted([*folder.glob(BINDINGS), *folder.glob("cpu/*.cpp")])
+
+
+def cuda_sources() -> list[Path]:
+    """What nvcc compiles, where there is one; empty where there are no such sources."""
+    return _cuda_files("*.cu")
+
+
+def _cuda_files(pattern: str) -> list[Path]:
+    """Files below `csrc/cuda`; the emulation of a GPU is for tests, not of the extension."""
+    folder = csrc() / "cuda"
+    return sorted({*folder.rglob(pattern)} - {*(folder / "emulation").rglob(pattern)})
 
 
 def headers() -> list[Path]:
     """What the sources include of our own: a change in one makes every object stale."""
-    return sorted([*csrc().glob("*.h"), *csrc().glob("cpu/**/*.h")])
+    own = [*csrc().glob("*.h"), *csrc().glob("cpu/**/*.h")]
+    return sorted([*own, *_cuda_files("*.h"), *_cuda_files("*.cuh")])
 
 
 def inputs() -> list[Path]:
-    """Every file that decides what the extension does."""
-    return [*sources(), *headers(), PACKAGE / "_version.py", Path(__file__).resolve()]
+    """Every file that decides what the extension does, be nvcc there or not."""
+    here = Path(__file__).resolve()
+    own = [PACKAGE / "_version.py", here, here.with_name("nvcc.py")]
+    return [*sources(), *cuda_sources(), *headers(), *own]
 
 
 def compile_flags(msvc: bool = False) -> list[str]:
@@ -80,13 +96,19 @@ def link_flags(msvc: bool = False) -> list[str]:
     return ["-pthread", "-ldl"] if sys.platform.startswith("linux") else ["-pthread"]
 
 
-def macros(flags: list[str]) -> list[tuple[str, str]]:
-    """What `csrc/build_info.h` reads, as C string literals.
+def macros(
+    flags: list[str], cuda_archs: Sequence[str] = (), cuda_compiler: str = ""
+) -> list[tuple[str, str]]:
+    """What `csrc/build_info.h` and the bindings read, as C string literals.
 
-    Plain words turned into strings by the preprocessor would be expanded before: `-fno-math-errno`
-    has `errno` in it.
+    `XLNET_FAST_CUDA`, their architectures, is there only where the CUDA kernels are. Plain words
+    turned into strings by the preprocessor would be expanded before: `-fno-math-errno` has `errno`
+    in it.
     """
     texts = {"XLNET_FAST_VERSION": version(), "XLNET_FAST_FLAGS": " ".join(flags)}
+    if cuda_archs:
+        texts["XLNET_FAST_CUDA"] = " ".join(cuda_archs)
+        texts["XLNET_FAST_CUDA_COMPILER"] = cuda_compiler
     escaped = {name: text.replace("\\", "\\\\").replace('"', '\\"') for name, text in texts.items()}
     return [(name, f'"{text}"') for name, text in escaped.items()]
 
@@ -106,8 +128,8 @@ def pybind11_include() -> str | None:
 
 
 def jobs() -> int:
-    """How many compilers run side by side: one per core, at least 2 and at most 4."""
-    return max(2, min(4, os.cpu_count() or 2))
+    """How many compilers run side by side: one per core, at least 2 and at most 16."""
+    return max(2, min(16, os.cpu_count() or 2))
 
 
 def extension_name() -> str:
