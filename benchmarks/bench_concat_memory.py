@@ -21,7 +21,7 @@ from .runner import Candidate, Tensors, Work, run_case
 from .session import Session
 
 KERNEL = "concat_memory"
-PROVIDERS = ("hf_eager", "ours", "ours_triton", "ours_sdpa")
+PROVIDERS = ("hf_eager", "ours", "ours_cuda", "ours_triton", "ours_sdpa")
 
 
 @dataclass(frozen=True)

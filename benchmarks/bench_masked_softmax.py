@@ -23,7 +23,9 @@ from .session import Session
 KERNEL = "masked_softmax"
 SHAPES = ((4, 512, 12), (1, 2048, 12))  # batch, length, heads
 LARGE_SHAPES = ((32, 512, 16), (1, 4096, 16))
-PROVIDERS = ("hf_eager", "ours", "ours_cpu", "ours_triton", "ours_sdpa", "hf_compile")
+PROVIDERS = (
+    "hf_eager", "ours", "ours_cpu", "ours_cuda", "ours_triton", "ours_sdpa", "hf_compile",
+)  # fmt: skip
 _SCALE = 0.125
 _LEAVES = ("content scores", "position scores")
 

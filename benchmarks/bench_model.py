@@ -40,7 +40,7 @@ KERNEL = "model"
 def providers(device: torch.device) -> tuple[str, ...]:
     """Return the names of all providers; what takes minutes to compile comes last.
 
-    On a GPU where `auto` does not choose the Triton kernels, they are timed by name too.
+    On a GPU the kernels that `auto` does not choose are timed by name too.
     """
     from xlnet_fast.ops._dispatch import Request, choose
 
@@ -48,8 +48,8 @@ def providers(device: torch.device) -> tuple[str, ...]:
     if device.type == "cuda":
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
         request = Request("rel_attention", "cuda", torch.bfloat16, needs_grad=True, gpu=capability)
-        if choose(request).backend != "triton":
-            ours = ("ours", "ours_triton")
+        chosen = choose(request).backend
+        ours += tuple(f"ours_{name}" for name in ("cuda", "triton") if name != chosen)
     compiled = tuple(f"{name}_compile" for name in ours)
     return ("hf_eager", "gemm_floor", *ours, "hf_compile", *compiled)
 

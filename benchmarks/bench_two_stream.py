@@ -27,7 +27,7 @@ from .two_stream_case import (
 )
 
 KERNEL = "two_stream"
-PROVIDERS = ("hf_eager", "ours", "ours_triton", "ours_sdpa", "hf_compile")
+PROVIDERS = ("hf_eager", "ours", "ours_cuda", "ours_triton", "ours_sdpa", "hf_compile")
 # Keywords of a case, and the same for a GPU.
 SHAPES: tuple[dict[str, int], ...] = ({"batch": 2},)
 LARGE_SHAPES: tuple[dict[str, int], ...] = ({"batch": 16, "heads": 16},)

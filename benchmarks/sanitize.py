@@ -1,6 +1,6 @@
-"""Runs every Triton kernel at a few small shapes under NVIDIA's compute-sanitizer.
+"""Runs every GPU kernel at a few small shapes under NVIDIA's compute-sanitizer.
 
-    python3 -m benchmarks.sanitize [--tool memcheck racecheck] [--minutes M]
+    python3 -m benchmarks.sanitize [--tool memcheck racecheck] [--backend triton cuda] [--minutes M]
 
 memcheck finds accesses outside of allocations; for that the caching allocator is off, so that each
 tensor is an allocation of its own. racecheck finds hazards in shared memory, and only there: races
@@ -11,6 +11,7 @@ are clean, 1 when something was found or a tool did not finish, 2 without a GPU 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 TOOLS = ("memcheck", "racecheck")
+BACKENDS = ("triton", "cuda")
 MISSING = 2
 # What compute-sanitizer is to return for errors: not a code that Python itself uses.
 _FOUND = 99
@@ -41,22 +43,25 @@ def sanitizer_path() -> str | None:
     return None
 
 
-def command(sanitizer: str, tool: str) -> list[str]:
-    """Return the command that runs the workload under a tool."""
+def command(sanitizer: str, tool: str, backend: str) -> list[str]:
+    """Return the command that runs the workload of a backend under a tool."""
     return [
         sanitizer, "--tool", tool, "--target-processes", "application-only",
         "--error-exitcode", str(_FOUND), "--print-limit", "20",
-        sys.executable, "-m", _WORKLOAD,
+        sys.executable, "-m", _WORKLOAD, "--backend", backend,
     ]  # fmt: skip
 
 
-def run_tool(sanitizer: str, tool: str, timeout_s: float) -> str | None:
-    """Run the workload under a tool; return what is wrong, None when it is clean."""
+def run_tool(sanitizer: str, tool: str, backend: str, timeout_s: float) -> str | None:
+    """Run a backend's workload under a tool; return what is wrong, None when it is clean."""
     # Set before the process starts: PyTorch reads the switch when it makes its first allocation.
     settings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     try:
         done = subprocess.run(
-            command(sanitizer, tool), cwd=_ROOT, env=os.environ | settings, timeout=timeout_s
+            command(sanitizer, tool, backend),
+            cwd=_ROOT,
+            env=os.environ | settings,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
         return f"{tool} was not done after {timeout_s:.0f} s"
@@ -71,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tool", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--minutes", type=float, default=10.0, help="for each tool")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--minutes", type=float, default=10.0, help="for each tool and backend")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
@@ -87,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return MISSING
     faults = []
-    for tool in options.tool:
-        print(f"{tool} ...", flush=True)
-        fault = run_tool(sanitizer, tool, options.minutes * 60)
-        print(fault or f"{tool}: clean", flush=True)
+    for backend, tool in itertools.product(options.backend, options.tool):
+        print(f"{backend}, {tool} ...", flush=True)
+        fault = run_tool(sanitizer, tool, backend, options.minutes * 60)
+        print(f"{backend}, {fault or f'{tool}: clean'}", flush=True)
         faults += [fault] if fault else []
     return 1 if faults else 0
 

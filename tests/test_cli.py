@@ -22,6 +22,7 @@ from xlnet_fast import _extension, check, checkpoint, cli, info
 from xlnet_fast.builder import build
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, BuildError
 from xlnet_fast.kernels import report
+from xlnet_fast.kernels.triton import report as triton_report
 from xlnet_fast.ops import _dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,13 +163,37 @@ def test_info_tells_what_the_dispatcher_would_do():
 
 
 def test_info_never_claims_a_gpu_run_that_is_not_recorded(monkeypatch):
-    row = info.gather()["kernels"][0]
-    assert row["kernel"] == "triton rel_attention"
-    assert row["architectures"] == [f"sm_{arch}" for arch in report.ARCHS]
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ())
-    assert info.gather()["kernels"][0]["status"] == "compiled and interpreted, never run on a GPU"
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("9.0",))
-    assert info.gather()["kernels"][0]["status"] == "run and measured on compute capability 9.0"
+    def row_of(kernel):
+        (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == kernel)
+        return row
+
+    row = row_of("triton rel_attention")
+    assert row["architectures"] == [f"sm_{arch}" for arch in triton_report.ARCHS]
+    never = {"triton": "compiled and interpreted", "cuda": "emulated on the CPU"}
+    for backend, instead in never.items():
+        monkeypatch.setitem(_dispatch.MEASURED_GPUS, backend, ())
+        kernel = f"{backend} rel_attention"
+        assert row_of(kernel)["status"] == f"{instead}, never run on a GPU"
+        monkeypatch.setitem(_dispatch.MEASURED_GPUS, backend, ("9.0",))
+        assert row_of(kernel)["status"] == "run and measured on compute capability 9.0"
+
+
+def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
+    facts = {name: [] for name in _extension.BuildInfo.__annotations__}
+    facts |= {"cuda_archs": ["80", "90a"], "cuda_compiler": "12.4.131"}
+    monkeypatch.setattr(_extension, "build_info", lambda: facts)
+    (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == "cuda rel_attention")
+    assert row["architectures"] == ["sm_80", "sm_90a"]
+    assert row["measured_on"] == [] or "cuda" in _dispatch.MEASURED_GPUS
+    text = info._kernel_text(row)
+    assert text.startswith("emulated on the CPU, never run on a GPU; compiles for sm_80, sm_90a")
+    text = info._extension_text(info.gather()["extension"])["CUDA archs"]
+    assert text == "sm_80, sm_90a, by nvcc 12.4.131"
+    facts["cuda_archs"] = []
+    (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == "cuda rel_attention")
+    assert "never run on a GPU; not compiled here" in info._kernel_text(row)
+    text = info._extension_text(info.gather()["extension"])["CUDA archs"]
+    assert text.startswith("none: built without CUDA C++ kernels; `xlnet-fast build`")
 
 
 def test_info_says_how_to_get_a_missing_extension(monkeypatch):
@@ -223,6 +248,7 @@ BUILD_INFO = {
     "isa_used": "y",
     "attention_isa": ["baseline"],
     "thread_runtime": "openmp",
+    "cuda_archs": ["80", "90a"],
 }
 
 
@@ -247,13 +273,14 @@ def test_build_passes_its_options_on_and_tells_what_it_found(monkeypatch, handle
     result = run("build", "--force", "--timeout", "7.5")
     assert result.exit_code == 0
     assert run("build").exit_code == 0
-    assert seen == [(True, 7.5), (False, 600.0)]
+    assert seen == [(True, 7.5), (False, 1800.0)]
     how = "built in 12 s" if compiled else "there already; --force builds it anew"
     assert result.stdout.splitlines() == [
         "working",
         f"/place/_C.so: {how}",
         "compiler: gcc 1, flags: -a -b",
         "CPU variants: x, y; this CPU runs y",
+        "CUDA kernels: sm_80, sm_90a",
     ]
 
 
@@ -492,17 +519,19 @@ def test_bench_without_the_benchmarks(monkeypatch, tmp_path):
 
 def test_kernels_report_passes_arguments_and_the_exit_code_on(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(report, "run_report", lambda path, archs: seen.append((path, archs)) or 1)
+    monkeypatch.setattr(report, "run_report", lambda *given: seen.append(given) or 1)
     file = tmp_path / "rows.json"
     result = run("kernels-report", "--json", file, "--arch", "90", "--arch", "80", "--arch", "90")
     assert result.exit_code == 1
-    assert seen == [(file, (90, 80))]
+    assert run("kernels-report", "--backend", "triton").exit_code == 1
+    assert seen == [(file, (90, 80), ()), (None, (), ("triton",))]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--arch", "42"], "--arch 42 is unknown here, expected one of: 80"),
+        (["--backend", "cpu"], "invalid value for '--backend'"),
         (["--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
         (["--json", ROOT], "is a folder; give the name of a file"),
     ],

@@ -69,6 +69,13 @@ class Preset(str, Enum):
     full = "full"
 
 
+class GpuKernels(str, Enum):
+    """Whose kernels ``kernels-report`` compiles."""
+
+    triton = "triton"
+    cuda = "cuda"
+
+
 app = typer.Typer(
     cls=_Commands,
     add_completion=False,
@@ -117,7 +124,7 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Compile even if it is there.")] = False,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Stop the compilers after this time.")
-    ] = 600.0,
+    ] = 1800.0,
 ) -> None:
     """Compile the C++ extension for this Python, where the installation could not."""
     from xlnet_fast.builder.build import build_extension
@@ -138,6 +145,7 @@ def build(
     print(f"{built.path}: {how}")
     print(f"compiler: {facts['compiler']}, flags: {' '.join(facts['flags'])}")
     print(f"CPU variants: {', '.join(facts['isa_compiled'])}; this CPU runs {facts['isa_used']}")
+    print(f"CUDA kernels: {', '.join(f'sm_{arch}' for arch in facts['cuda_archs']) or 'none'}")
 
 
 @app.command()
@@ -205,18 +213,25 @@ def kernels_report(
             show_default=False,
         ),
     ] = None,
+    backend: Annotated[
+        GpuKernels | None,
+        typer.Option(
+            help="These kernels alone; default: all that can be compiled.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Compile the GPU kernels without a GPU; exit 1 on a spill or too much shared memory."""
     if json_path is not None:
         _check_writable(json_path)
     from xlnet_fast.kernels import report
 
-    known = report.known_archs()
+    backends = () if backend is None else (backend.value,)
+    known = report.known_archs(backends)
     for number in arch or ():
         if number not in known:
             names = ", ".join(map(str, known))
             raise ArgumentError(f"--arch {number} is unknown here, expected one of: {names}")
-    raise typer.Exit(report.run_report(json_path, tuple(dict.fromkeys(arch or ()))))
+    raise typer.Exit(report.run_report(json_path, tuple(dict.fromkeys(arch or ())), backends))
 
 
 def _check_writable(path: Path) -> None:

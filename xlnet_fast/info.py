@@ -18,8 +18,10 @@ from rich.text import Text
 
 from xlnet_fast import _extension
 from xlnet_fast._version import __version__
+from xlnet_fast.builder import recipe
 from xlnet_fast.errors import BackendUnavailable
-from xlnet_fast.kernels import report, triton
+from xlnet_fast.kernels import cuda, triton
+from xlnet_fast.kernels.triton import report
 from xlnet_fast.ops._dispatch import CAPABILITIES, MEASURED_GPUS, OPS, Request, choose
 
 SCHEMA = 1
@@ -29,6 +31,8 @@ PACKAGES = ("torch", "triton", "transformers", "numpy", "sentencepiece", "matplo
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Instructions that decide how fast matrix products and dropout masks are on a CPU.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16", "asimd", "bf16")
+# What was done with GPU kernels that no GPU has run.
+_TRIED = {"triton": "compiled and interpreted", "cuda": "emulated on the CPU"}
 _EXTRAS = {
     "matplotlib": "the plots of `xlnet-fast bench`",
     "sentencepiece": "tokenizers, so `xlnet-fast bench` uses bytes in place of word pieces",
@@ -141,21 +145,28 @@ def _built() -> dict[str, Any]:
 
 def _kernels() -> list[dict[str, Any]]:
     """GPU kernels, the chips they are compiled for, and whether anybody has run them."""
+    built = _extension.build_info()
+    archs = {
+        "triton": [str(arch) for arch in report.ARCHS],
+        "cuda": [] if built is None else built["cuda_archs"],
+    }
+    modules = {"triton": triton, "cuda": cuda}
+    names = dict.fromkeys(capability.name for capability in CAPABILITIES if capability.gpu_kernel)
+    if recipe.cuda_sources():
+        names["cuda"] = None
     rows = []
-    for capability in CAPABILITIES:
-        if not capability.gpu_kernel:
-            continue
-        measured = MEASURED_GPUS[capability.name]
-        status = "compiled and interpreted, never run on a GPU"
+    for name in names:
+        measured = MEASURED_GPUS.get(name, ())
+        status = f"{_TRIED[name]}, never run on a GPU"
         if measured:
             status = f"run and measured on compute capability {', '.join(measured)}"
         rows.append(
             {
-                "kernel": f"{capability.name} rel_attention",
+                "kernel": f"{name} rel_attention",
                 "status": status,
-                "architectures": [f"sm_{arch}" for arch in report.ARCHS],
+                "architectures": [f"sm_{arch}" for arch in archs[name]],
                 "measured_on": list(measured),
-                "unavailable_here": triton.why_unavailable(_any_gpu()),
+                "unavailable_here": modules[name].why_unavailable(_any_gpu()),
             }
         )
     return rows
@@ -264,12 +275,20 @@ def _extension_text(built: dict[str, Any]) -> dict[str, str]:
         "dropout variants": f"{', '.join(built['isa_compiled'])}; here {built['isa_used']}",
         "attention variants": f"{', '.join(built['attention_isa'])}, on threads of "
         f"{built['thread_runtime']}. amx_bf16 was tested by emulation only: by name alone",
-        "CUDA archs": ", ".join(built["cuda_archs"]) or "none: this version has no CUDA C++ kernel",
+        "CUDA archs": _cuda_text(built),
     }
 
 
+def _cuda_text(built: dict[str, Any]) -> str:
+    if not built["cuda_archs"]:
+        return "none: built without CUDA C++ kernels; `xlnet-fast build` adds them where nvcc is"
+    archs = ", ".join(f"sm_{arch}" for arch in built["cuda_archs"])
+    return f"{archs}, by nvcc {built['cuda_compiler']}"
+
+
 def _kernel_text(row: dict[str, Any]) -> str:
-    text = f"{row['status']}; compiles for {', '.join(row['architectures'])}"
+    archs = ", ".join(row["architectures"])
+    text = f"{row['status']}; {f'compiles for {archs}' if archs else 'not compiled here'}"
     here = row["unavailable_here"]
     return text if here is None else f"{text}. Not here: {here}"
 

@@ -1,402 +1,96 @@
-"""Compile every configuration of the Triton kernels for real chips, on any machine, without a GPU.
-
-`triton.compile` needs a target, not a device. Registers and local memory are read from the cubin
-with the `cuobjdump` that ships with Triton: these are the bits that would run, assembled with
-Triton's own flags. Local memory in a Triton kernel is spilled registers, nothing else.
-
-Each kernel's module lists its own `Compilation`s, with the optional arguments that cost it the most
-registers; this module knows no kernel.
-"""
+"""The report on the GPU kernels, Triton's and those of CUDA C++, compiled without a GPU."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import multiprocessing
 import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console, Group
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
-from xlnet_fast.kernels.triton import IMPORT_ERROR, INTERPRETED, triton
-from xlnet_fast.kernels.triton.compilation import Compilation
+from xlnet_fast.kernels.cuda import report as cuda_report
+from xlnet_fast.kernels.triton import report as triton_report
 
-KIB = 1024
-SHARED_LIMITS = {
-    80: 163 * KIB, 86: 99 * KIB, 89: 99 * KIB, 90: 227 * KIB, 100: 227 * KIB, 120: 99 * KIB,
-}  # fmt: skip
-"""Shared memory that one block may use, bytes, by chip (CUDA C++ Programming Guide, table of
-compute capabilities)."""
+BACKENDS = {"triton": triton_report, "cuda": cuda_report}
+"""The modules that know how to compile, judge and show the kernels of a backend."""
 
-SPILL_LIMIT = 128
-"""Bytes of registers that a thread may spill, none of them in an innermost loop: ptxas parks a few
-scalars of the loops over tiles rather than narrow its schedule (docs/measured.md)."""
-
-ARCHS = (80, 86, 89, 90, 100)
-MODULES = ("rel_attention", "masked_softmax", "concat_memory")
-"""Modules of `kernels/triton` with a function `compilations(arch)`, in the order of the report."""
+_WIDTH = 170  # where the output is a file or a pipe, whose width nobody knows
 
 
-@dataclass(frozen=True)
-class Job:
-    """One compilation, by what another process can find it with: a jit function cannot travel."""
-
-    arch: int
-    module: str
-    number: int  # in what the module's `compilations(arch)` yields
+def known_archs(backends: Sequence[str] = ()) -> tuple[int, ...]:
+    """The chips that all of the backends can compile for; default as `run_report`."""
+    names, _ = _to_compile(backends)
+    return tuple(sorted(set.intersection(*(set(BACKENDS[name].known_archs()) for name in names))))
 
 
-def known_archs() -> tuple[int, ...]:
-    """The chips of `SHARED_LIMITS` that the installed assembler can build for."""
-    _require_compiler()
-    tool = triton.knobs.nvidia.ptxas_blackwell.path
-    listed = subprocess.run([tool, "--help"], capture_output=True, text=True, check=True).stdout
-    names = {int(number) for number in re.findall(r"sm_(\d+)", listed)}
-    return tuple(arch for arch in SHARED_LIMITS if arch in names)
-
-
-def compile_report(
-    archs: Sequence[int] = ARCHS,
-    *,
-    kernels: Sequence[str] | None = None,
-    dtypes: Sequence[str] | None = None,
-    head_dims: Sequence[int] | None = None,
-    features: Sequence[str] | None = None,
-    modules: Sequence[str] = MODULES,
-    workers: int = 2,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Compile the kernels in every configuration for every chip.
-
-    Args:
-        archs: chips, 90 for sm_90.
-        kernels: names of kernels, "masked_softmax_forward"; default all.
-        dtypes: of "fp16", "bf16", "fp32"; default all.
-        head_dims: default all. A kernel without a head dim takes part whatever is asked for.
-        features: labels of sets of optional arguments; default all.
-        modules: of `MODULES`.
-        workers: processes; 1 compiles in this one.
-        on_progress: called with (done, total) after each compilation.
-
-    Returns:
-        One dict per compilation: kernel, variant, features, arch, dtype, head_dim (or None),
-        block_m and block_n (as many as the tile has), num_warps, num_stages, registers (per
-        thread), spill_bytes (per thread),
-        loop_spills (accesses to those in innermost loops), shared_bytes (per block), gemm_units
-        (matrix products per
-        score tile, or None). By chip, in the order of the modules.
-
-    Raises:
-        BackendUnavailable: Triton is missing or runs as an interpreter; a process was killed.
-        ArgumentError: a name or number that no compilation has; a failing compilation.
-    """
-    _require_compiler()
-    _expect_known("arch", archs, known_archs())
-    _expect_known("module", modules, MODULES)
-    wanted = {"kernel": kernels, "dtype": dtypes, "head_dim": head_dims, "features": features}
-    everything = {
-        Job(arch, module, number): compilation
-        for arch in archs
-        for module in modules
-        for number, compilation in enumerate(_compilations(module, arch))
-    }
-    for name, values in wanted.items():
-        known = {getattr(compilation, name) for compilation in everything.values()} - {None}
-        _expect_known(name, values or (), sorted(known))
-    jobs = [job for job, compilation in everything.items() if _matches(compilation, wanted)]
-    rows: dict[Job, dict[str, Any]] = {}
-    for job, row in _run(jobs, workers):
-        rows[job] = row
-        if on_progress is not None:
-            on_progress(len(rows), len(jobs))
-    return [rows[job] for job in jobs]
-
-
-def _expect_known(name: str, values: Sequence[Any], known: Sequence[Any]) -> None:
-    for value in values:
-        if value not in known:
-            raise ArgumentError(f"{name} {value!r} is not one of {', '.join(map(str, known))}")
-
-
-def _matches(compilation: Compilation, wanted: Mapping[str, Sequence[Any] | None]) -> bool:
-    """Whether each attribute is one of those wanted; None wants all, an attribute None is all."""
-    given = ((getattr(compilation, name), values) for name, values in wanted.items())
-    return all(values is None or value is None or value in values for value, values in given)
-
-
-@cache
-def _compilations(module: str, arch: int) -> tuple[Compilation, ...]:
-    """What a module wants compiled for a chip."""
-    source = importlib.import_module(f"xlnet_fast.kernels.triton.{module}")
-    return tuple(source.compilations(arch))
-
-
-def check(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What is wrong with a report: a sentence per spill and per excess of shared memory."""
-    problems = []
-    for row in rows:
-        head_dim = "" if row["head_dim"] is None else f" head_dim {row['head_dim']}"
-        tile = f" tile {_tile(row)}" if "block_m" in row else ""
-        name = (
-            f"{row['kernel']} ({row['variant']}, {row.get('features', '-')}) "
-            f"{row['dtype']}{head_dim}{tile} on sm_{row['arch']}"
-        )
-        if row["loop_spills"] > 0:
-            problems.append(f"{name} spills registers in {row['loop_spills']} places of a loop")
-        if row["spill_bytes"] > SPILL_LIMIT:
-            problems.append(
-                f"{name} spills {row['spill_bytes']} bytes of registers per thread, more than "
-                f"{SPILL_LIMIT}"
-            )
-        limit = SHARED_LIMITS[row["arch"]]
-        if row["shared_bytes"] > limit:
-            problems.append(
-                f"{name} needs {row['shared_bytes']} bytes of shared memory, the chip has {limit}"
-            )
-    return problems
-
-
-def render(rows: Sequence[dict[str, Any]]) -> Group:
-    """The report as one table per kernel and variant, a line per compilation; problems in red.
-
-    Columns: chip, dtype, head dim D, features, tile with its warps and pipeline stages, registers
-    and spilled bytes per thread, spills in innermost loops, shared memory per block.
-    """
-    tables: dict[tuple[str, str], Table] = {}
-    for row in rows:
-        kernel, variant = row["kernel"], row["variant"]
-        if (kernel, variant) not in tables:
-            table = tables[kernel, variant] = Table(
-                title=_title(kernel, variant, row["gemm_units"]),
-                box=SIMPLE,
-                pad_edge=False,
-            )
-            for heading in ("chip", "dtype", "D", "features", "tile"):
-                table.add_column(heading, no_wrap=True)
-            for heading in ("regs", "spill B", "in loops", "KiB"):
-                table.add_column(heading, justify="right", no_wrap=True)
-        head_dim = "-" if row["head_dim"] is None else str(row["head_dim"])
-        tables[kernel, variant].add_row(
-            f"sm_{row['arch']}", row["dtype"], head_dim, row.get("features", "-"),
-            f"{_tile(row)}, {row.get('num_warps', '-')}, {row.get('num_stages', '-')}",
-            str(row["registers"]),
-            str(row["spill_bytes"]), str(row["loop_spills"]),
-            f"{row['shared_bytes'] / KIB:.1f}",
-            style="bold red" if check([row]) else None,
-        )  # fmt: skip
-    return Group(*tables.values())
-
-
-def _title(kernel: str, variant: str, gemm_units: float | None) -> str:
-    title = kernel if variant == "-" else f"{kernel}, variant {variant}"
-    if gemm_units is None:
-        return title
-    return f"{title}: {gemm_units:g} matrix products per tile"
-
-
-def _tile(row: Mapping[str, Any]) -> str:
-    return "x".join(str(row[key]) for key in ("block_m", "block_n") if key in row) or "-"
-
-
-def run_report(json_path: Path | None, archs: Sequence[int] | None = None) -> int:
+def run_report(
+    json_path: Path | None, archs: Sequence[int] | None = None, backends: Sequence[str] = ()
+) -> int:
     """Print the report with its verdict; optionally write it as JSON.
 
     Args:
-        json_path: file for the list of rows, or None.
-        archs: chips; default `ARCHS`.
+        json_path: file for the list of rows, each with its "backend", or None.
+        archs: chips; default each backend's `ARCHS`.
+        backends: of `BACKENDS`; default all, but those of CUDA C++ only where there is an nvcc.
 
     Returns:
-        0 when all is well, 1 on a spill or too much shared memory, 2 when nothing could be compiled
-        or written.
+        0 when all is well, 1 when a kernel is not as it should be, 2 when something asked for could
+        not be compiled or written.
     """
     console = Console()
-    columns = (TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    if not console.is_terminal:
+        console = Console(width=max(console.width, _WIDTH))
     try:
         if json_path is not None and not json_path.resolve().parent.is_dir():
             raise ArgumentError(f"no folder {json_path.parent} to write {json_path.name} to")
-        if not archs:
-            archs = ARCHS
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("compiling", total=None)
-            rows = compile_report(
-                archs,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        names, left_out = _to_compile(backends)
+        if left_out is not None:
+            console.print(f"the CUDA C++ kernels are left out: {left_out}", markup=False)
+        rows = {name: _compile(name, archs, console) for name in names}
         if json_path is not None:
-            _write_json(json_path, rows)
+            named = [{"backend": name, **row} for name, own in rows.items() for row in own]
+            _write_json(json_path, named)
     except (XLNetFastError, OSError) as error:
         console.print(f"kernels-report: {error}", style="bold red", markup=False)
         return 2
-    console.print(render(rows))
-    problems = check(rows)
+    problems = []
+    for name, own in rows.items():
+        module = BACKENDS[name]
+        console.print(module.render(own))
+        problems += module.check(own)
+        if not module.check(own):
+            console.print(f"{name}: {len(own)} {module.PRAISE}.", markup=False)
     for problem in problems:
         console.print(problem, style="bold red", markup=False)
-    if not problems:
-        console.print(
-            f"{len(rows)} compilations: no spill in a loop, shared memory within each chip's limit."
-        )
     return 1 if problems else 0
 
 
-def _require_compiler() -> None:
-    if triton is None:
-        raise BackendUnavailable(
-            f"Triton cannot be imported ({IMPORT_ERROR}); `pip install triton` on Linux, with or "
-            "without a GPU"
-        )
-    if INTERPRETED:
-        raise BackendUnavailable(
-            "TRITON_INTERPRET is set: unset it, an interpreter compiles nothing"
-        )
-
-
-def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Compile the jobs, yielding each as it is done."""
-    if workers <= 1:
-        yield from ((job, _compile(job)) for job in jobs)
-        return
-    # Fork would copy the locks of torch's and LLVM's threads in whatever state they are.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_compile, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise BackendUnavailable(
-                "a compiling process ended: it was killed, or the program that called for the "
-                "report does so outside of `if __name__ == '__main__':`; workers=1 needs neither"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _compile(job: Job) -> dict[str, Any]:
-    """One row of the report."""
-    from triton.backends.compiler import GPUTarget
-
-    compilation = _compilations(job.module, job.arch)[job.number]
-    target = GPUTarget("cuda", job.arch, 32)
+def _to_compile(backends: Sequence[str]) -> tuple[list[str], str | None]:
+    """(the backends to compile, why that of CUDA C++ is not among those of the default)."""
+    if backends:
+        return list(backends), None
     try:
-        compiled = triton.compile(
-            _source(compilation), target=target, options=dict(compilation.options)
+        cuda_report.find_nvcc()
+    except BackendUnavailable as error:
+        return ["triton"], str(error)
+    return list(BACKENDS), None
+
+
+def _compile(backend: str, archs: Sequence[int] | None, console: Console) -> list[dict[str, Any]]:
+    module = BACKENDS[backend]
+    words = TextColumn(f"compiling {backend}")
+    columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("compiling", total=None)
+        rows: list[dict[str, Any]] = module.compile_report(
+            archs or module.ARCHS,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    except Exception as error:  # Triton raises its own and C++ exceptions of many types
-        name = f"{compilation.kernel} ({compilation.variant}, {compilation.features})"
-        where = f"{compilation.dtype} head_dim {compilation.head_dim} on sm_{job.arch}"
-        raise ArgumentError(
-            f"{name} {where} does not compile: {type(error).__name__}: {error}"
-        ) from error
-    registers, spilled, in_loops = _resources(compiled.asm["cubin"])
-    return {
-        "kernel": compilation.kernel,
-        "variant": compilation.variant,
-        "features": compilation.features,
-        "arch": job.arch,
-        "dtype": compilation.dtype,
-        "head_dim": compilation.head_dim,
-        **dict(zip(("block_m", "block_n"), compilation.tile, strict=False)),
-        "num_warps": compilation.options["num_warps"],
-        "num_stages": compilation.options["num_stages"],
-        "registers": registers,
-        "spill_bytes": spilled,
-        "loop_spills": in_loops,
-        "shared_bytes": compiled.metadata.shared,
-        "gemm_units": compilation.gemm_units,
-    }
-
-
-def _resources(cubin: bytes) -> tuple[int, int, int]:
-    """Registers and bytes of local memory per thread, and accesses to it in innermost loops."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-
-        def ask(tool: str, *flags: str) -> str:
-            done = subprocess.run([tool, *flags, str(path)], capture_output=True, text=True)
-            return str(done.stdout + done.stderr)
-
-        usage = ask(triton.knobs.nvidia.cuobjdump.path, "-res-usage")
-        found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-        if found is None:
-            raise ArgumentError(f"cuobjdump says nothing of registers: {usage}")
-        registers, stack, local = map(int, found.groups())
-        spilled = stack + local
-        assembly = ask(triton.knobs.nvidia.nvdisasm.path) if spilled else ""
-    return registers, spilled, loop_spills(assembly)
-
-
-def loop_spills(assembly: str) -> int:
-    """Loads and stores of local memory in the innermost loops of a disassembled kernel.
-
-    A loop is what a backward branch spans. Tiles and stretches of keys are outer loops: what they
-    keep in local memory is read once per hundreds of keys.
-    """
-    labels: dict[str, int] = {}
-    code: list[str] = []
-    for line in assembly.splitlines():
-        if label := re.match(r"\.(L_x_\d+):", line.strip()):
-            labels[label[1]] = len(code)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
-            code.append(instruction[1])
-    loops = []
-    for end, text in enumerate(code):
-        target = re.search(r"BRA.*`\(\.(L_x_\d+)\)", text)
-        if target and labels.get(target[1], end + 1) <= end:
-            loops.append((labels[target[1]], end))
-    innermost = [
-        (begin, end)
-        for begin, end in loops
-        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops)
-    ]
-    return sum(
-        bool(re.search(r"\b(LDL|STL)\b", text))
-        for begin, end in innermost
-        for text in code[begin : end + 1]
-    )
-
-
-def _source(compilation: Compilation) -> Any:
-    """The kernel with argument types as the launcher passes them; absent arguments are None."""
-    from triton.compiler import ASTSource
-
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-
-    def walk(path: tuple[int, ...], kind: Any, specialised: bool) -> Any:
-        """Turn absent arguments into constants, and mark what the launcher aligns as aligned."""
-        if isinstance(kind, tuple):
-            return tuple(walk((*path, index), part, specialised) for index, part in enumerate(kind))
-        if kind is None:
-            constants[path] = None
-            return "constexpr"
-        if kind.startswith("*") or (specialised and kind.startswith("i")):
-            attributes[path] = [["tt.divisibility", 16]]
-        return kind
-
-    signature = {}
-    for index, parameter in enumerate(compilation.function.params):
-        name = parameter.name
-        if name in compilation.constants:
-            constants[index,] = compilation.constants[name]
-            signature[name] = "constexpr"
-        else:
-            specialised = compilation.aligned and not parameter.do_not_specialize
-            signature[name] = walk((index,), compilation.types[name], specialised)
-    return ASTSource(compilation.function, signature, constants, attributes)
+    return rows
 
 
 def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
