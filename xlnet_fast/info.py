@@ -18,7 +18,6 @@ from rich.text import Text
 
 from xlnet_fast import _extension
 from xlnet_fast._version import __version__
-from xlnet_fast.builder import recipe
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels import cuda, triton
 from xlnet_fast.kernels.triton import report
@@ -152,8 +151,6 @@ def _kernels() -> list[dict[str, Any]]:
     }
     modules = {"triton": triton, "cuda": cuda}
     names = dict.fromkeys(capability.name for capability in CAPABILITIES if capability.gpu_kernel)
-    if recipe.cuda_sources():
-        names["cuda"] = None
     rows = []
     for name in names:
         measured = MEASURED_GPUS.get(name, ())

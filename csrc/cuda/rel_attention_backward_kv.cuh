@@ -26,6 +26,8 @@ struct KeyShape {
   static constexpr bool kAhead = D <= 64;  // the next rows are copied while these are computed
   static constexpr int kStages = kAhead ? 2 : 1;
   static constexpr int kWindow = kColumns + kTileRows;
+  // The window, and the rows that the next one adds where they are copied ahead; at least 32 rows a
+  // warp, which rows at positions of their own need.
   static constexpr int kRing = greatest_of(kWindow + (kStages - 1) * kTileRows, 32 * kOwnerWarps);
 
   static constexpr uint32_t kTileBytes = Tile<D>::kRowBytes * kColumns;
@@ -37,7 +39,6 @@ struct KeyShape {
   static constexpr uint32_t kExchangeBytes = Tile<kColumns>::kRowBytes * kTileRows;
   static constexpr uint32_t kFacts = kExchange + 2 * kExchangeBytes;
   static constexpr uint32_t kSharedBytes = kFacts + KeyFacts<kColumns>::kBytes;
-  static_assert(kRing >= 32 * kOwnerWarps, "rows at positions of their own need 32 rows a warp");
 };
 
 template <class Shape>

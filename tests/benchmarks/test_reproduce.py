@@ -1,6 +1,7 @@
 """One command for a GPU machine: stages that fail are reported and do not stop the others."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def rows_into(out, only):
 def stubbed(monkeypatch):
     """Stages that take no time; each may be replaced by a test."""
 
-    def build(out, timeout_s):
+    def build(out, timeout_s, has_gpu):
         (out / "build.txt").write_text("built\n")
         return "built"
 
@@ -115,7 +116,7 @@ def test_without_a_gpu_it_says_so_and_times_the_cpu(tmp_path, stubbed, capsys):
 
 
 def test_failing_stages_are_reported_and_the_rest_is_written(tmp_path, stubbed, capsys):
-    def build(out, timeout_s):
+    def build(out, timeout_s, has_gpu):
         raise reproduce.StageFailed("no compiler")
 
     def bench(out, part, device, minutes):
@@ -151,8 +152,8 @@ def test_on_a_gpu_what_matters_most_comes_first(tmp_path, stubbed):
         begun.append((part.name, part.preset, device))
         rows_into(out, part.only)
 
-    def build(out, timeout_s):
-        begun.append("build")
+    def build(out, timeout_s, has_gpu):
+        begun.append(("build", has_gpu))
 
     stubbed.setattr(reproduce, "_bench", bench)
     stubbed.setattr(reproduce, "_build", build)
@@ -161,12 +162,34 @@ def test_on_a_gpu_what_matters_most_comes_first(tmp_path, stubbed):
     stubbed.setattr(reproduce.torch.cuda, "is_available", lambda: True)
     assert reproduce.reproduce(5, tmp_path) == 0
     assert begun == [
+        ("build", True),
         ("headline kernels", "headline", "cuda"), ("headline models", "headline", "cuda"),
-        ("latency", "headline", "cuda"), ("small kernels", "headline", "cuda"), "build", "tests",
+        ("latency", "headline", "cuda"), ("small kernels", "headline", "cuda"), "tests",
         ("kernels", "full", "cuda"), ("models", "full", "cuda"),
     ]  # fmt: skip
     assert reproduce.GPU_FIRST[0].only[0] == "ceiling"
     assert all(part.share < 0.5 for part in reproduce.GPU_FIRST)  # others get their time too
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"), [((8, 0), "80"), ((8, 9), "89"), ((9, 0), "90a"), ((10, 0), "100")]
+)
+def test_on_a_gpu_the_kernels_are_built_for_it_alone(capability, arch, tmp_path, monkeypatch):
+    built = []
+
+    def run(command, timeout_s, log=None):
+        built.append(os.environ.get("XLNET_FAST_CUDA_ARCHS"))
+        return "built"
+
+    monkeypatch.delenv("XLNET_FAST_CUDA_ARCHS", raising=False)
+    monkeypatch.setattr(reproduce, "run_command", run)
+    monkeypatch.setattr(reproduce.torch.cuda, "get_device_capability", lambda: capability)
+    with monkeypatch.context() as scope:
+        scope.setattr(os, "environ", dict(os.environ))
+        reproduce._build(tmp_path, 60.0, has_gpu=False)
+        reproduce._build(tmp_path, 60.0, has_gpu=True)
+    assert built[0] is None
+    assert built[-1] == arch
 
 
 def test_parts_that_have_no_time_left_are_skipped_and_said_so(tmp_path, stubbed):

@@ -71,10 +71,11 @@ def test_what_a_tool_found_decides_the_exit_code(monkeypatch, capsys, code, mess
     monkeypatch.setattr(sanitize.subprocess, "run", run)
     assert sanitize.main(["--tool", "memcheck"]) == (1 if code else 0)
     assert message in capsys.readouterr().out
-    ((command, caching),) = calls
-    assert command[:3] == ["/tools/compute-sanitizer", "--tool", "memcheck"]
-    assert command[-1] == "benchmarks.micro.gpu_kernels"
-    assert caching == "1"
+    assert [command[-1] for command, _ in calls] == ["triton", "cuda"]
+    for command, caching in calls:
+        assert command[:3] == ["/tools/compute-sanitizer", "--tool", "memcheck"]
+        assert command[-3:-1] == ["benchmarks.micro.gpu_kernels", "--backend"]
+        assert caching == "1"
 
 
 def test_a_tool_that_does_not_finish_is_an_error(monkeypatch):
@@ -82,4 +83,5 @@ def test_a_tool_that_does_not_finish_is_an_error(monkeypatch):
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(sanitize.subprocess, "run", run)
-    assert sanitize.run_tool("tool", "racecheck", 60.0) == "racecheck was not done after 60 s"
+    found = sanitize.run_tool("tool", "racecheck", "cuda", 60.0)
+    assert found == "racecheck was not done after 60 s"

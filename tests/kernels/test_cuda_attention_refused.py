@@ -208,7 +208,7 @@ def test_a_wrong_stream_is_refused_by_the_compiled_entry(stream, emulation):
 @pytest.mark.usefixtures("emulation")
 @pytest.mark.parametrize("name", ["q", "k", "v", "k_memory", "v_memory", "r", "r_w_bias"])
 def test_an_address_that_is_no_multiple_is_copied(name):
-    """Strides are refused; an address only the public op refuses, as torch.compile cannot see it."""
+    """Strides are refused; an address by the public op alone: torch.compile cannot see it."""
     keys, queries = call()
 
     def forward(keys: Keys, queries: Queries) -> Tensor:
