@@ -17,10 +17,6 @@ enum KeyState : int { kSeen = 0, kPadded = 1, kNoKey = 2 };
 XLNET_FAST_DEVICE const char* address(const View& view, int64_t i0, int64_t i1, int64_t i2) {
   return view.data + 2 * (i0 * view.stride[0] + i1 * view.stride[1] + i2 * view.stride[2]);
 }
-template <class T>
-XLNET_FAST_DEVICE const T* row_of_table(const T* table, int64_t row, int64_t width) {
-  return table == nullptr ? nullptr : table + row * width;
-}
 
 // One batch element and head of a call. Addresses are computed where they are used, from the call's
 // parameters, which lie in constant memory: kept in registers they would crowd out the tiles.
