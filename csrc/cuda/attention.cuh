@@ -1,4 +1,4 @@
-// What the four attention kernels share: the head, rows and keys of a block, and the mask.
+// What the four attention kernels share: the head, the rows and the keys of a block, and dropout.
 //
 // Letters as in docs/maths.md. A block has a tile of query rows, of which each warp has 16, and
 // meets tiles of keys. Scores are in units of log2.

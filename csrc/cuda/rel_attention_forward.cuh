@@ -5,8 +5,8 @@
 //
 // Rows that see no key are uniform over all J keys, as HF's -1e30 makes them: a second loop, which
 // only the few blocks that have such rows enter. Their statistic is +inf. k and v of padded keys
-// are not loaded, but where a row's own position makes one visible; NaN and infinity in these count
-// as zero.
+// are zero and not loaded, but in these blocks and where rows see their own key, padded or not; NaN
+// and infinity in them then count as zero.
 #pragma once
 
 #include "rel_attention.h"

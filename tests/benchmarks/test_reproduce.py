@@ -178,18 +178,20 @@ def test_on_a_gpu_the_kernels_are_built_for_it_alone(capability, arch, tmp_path,
     built = []
 
     def run(command, timeout_s, log=None):
-        built.append(os.environ.get("XLNET_FAST_CUDA_ARCHS"))
+        names = ("XLNET_FAST_CUDA_ARCHS", "XLNET_FAST_REQUIRE_EXT")
+        built.append(tuple(map(os.environ.get, names)))
         return "built"
 
-    monkeypatch.delenv("XLNET_FAST_CUDA_ARCHS", raising=False)
+    for name in ("XLNET_FAST_CUDA_ARCHS", "XLNET_FAST_REQUIRE_EXT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(reproduce, "run_command", run)
     monkeypatch.setattr(reproduce.torch.cuda, "get_device_capability", lambda: capability)
     with monkeypatch.context() as scope:
         scope.setattr(os, "environ", dict(os.environ))
         reproduce._build(tmp_path, 60.0, has_gpu=False)
         reproduce._build(tmp_path, 60.0, has_gpu=True)
-    assert built[0] is None
-    assert built[-1] == arch
+    assert built[0] == (None, None)
+    assert built[-1] == (arch, "1")
 
 
 def test_parts_that_have_no_time_left_are_skipped_and_said_so(tmp_path, stubbed):

@@ -282,6 +282,26 @@ def test_matrices_are_read_without_bank_conflicts(dim, positions, dtype, emulati
     assert 0 < loads[0] < min(loads[1:])
 
 
+@pytest.mark.parametrize(
+    ("dim", "units"), [(64, [3.25, 5.5, 5.25, 5.55]), (128, [3.5, 6.0, 5.5, 6.17])]
+)
+def test_the_cost_of_a_tile(dim, units, emulation):
+    """Matrix products of 64 x 64 scores, in units of the product of their rows with their keys."""
+    case = Case(batch=1, rows=512, heads=1, head_dim=dim)
+    x = make_inputs(case, torch.bfloat16, seed=0)
+    products = []
+    for only in (None, 0, 1, 5):  # forward alone, then gradients of q, k and r
+        emulation.take_counters()
+        if only is None:
+            launch(x, case, rel_attention, "cpu")
+        else:
+            gradients(x, case, torch.zeros_like(x.q), rel_attention, "cpu", only=only)
+        products.append(emulation.take_counters()["products"] / (8 * 8 * 4 * 8 * dim / 16))
+    forward, with_q, with_k, with_r = products  # each with those of all kernels it needs
+    parts = [forward, with_q - forward, with_k - with_q, with_r - with_q]
+    assert [round(part, 2) for part in parts] == units  # docs/design.md, section 5
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("check", attention_on_gpu.CHECKS)
 def test_gpu_public_op(check):
