@@ -169,22 +169,6 @@ struct KeyTile {
     }
   }
 
-  // Calls use(window, shift) with the warp's window of r.
-  template <bool kInOrder, class Use>
-  XLNET_FAST_DEVICE void with_window(const Rows<kInOrder>& rows, int step, const Use& use) const {
-    const auto shift = [&](int upper) { return rows.top - rows.position(upper); };
-    if constexpr (kInOrder) {
-      const int mine = kTileRows - 16 * (at.warp + 1);  // window row of the warp's first
-      use(WindowInOrder<D, Shape::kRing>{{Shape::kTable}, ring_row(step) + mine}, shift);
-    } else {
-      const Tile<D> stage{Shape::kTable + static_cast<uint32_t>(at.warp * 32 * Tile<D>::kRowBytes)};
-      const Head here = head.anew();
-      const int p0 = j0 + head.current() - rows.top;
-      const auto row_of = [&](int w) { return here.row_of_r(p0 + w); };
-      use(WindowAnywhere{stage, here.r(), head.head_dim(), rows.top - rows.low, row_of}, shift);
-    }
-  }
-
   // P with dropout and dS of the warp's rows, to where all warps can read them.
   template <bool kInOrder>
   XLNET_FAST_DEVICE void exchange_scores(const AttentionStream& stream, int tile, int step) {
@@ -199,12 +183,15 @@ struct KeyTile {
         in_registers(Biased{q(step), mine, head.bias(keys.r_r_bias), head.head_dim(), at});
     const Biased q_w{q(step), mine, head.bias(keys.r_w_bias), head.head_dim(), at};
     const Biased d_o{d_out(step), mine, nullptr, head.head_dim(), at};
-    with_window<kInOrder>(own.rows, step, [&](const auto& window, const auto& shift) {
-      const Strip<kColumns> strip{Shape::kStrips +
-                                  static_cast<uint32_t>(at.warp * Strip<kColumns>::kBytes)};
-      moved_products<Element, D, kColumns>(scores, q_r, window, strip, shift, at,
-                                           [](const Result<2>&, int) {});
-    });
+    const int first = ring_row(step) + kTileRows - 16 * (at.warp + 1);  // of the warp's window
+    with_window_of_r<D, Shape::kRing>(
+        head, own.rows, j0, Tile<D>{Shape::kTable}, first, at,
+        [&](const auto& window, const auto& shift) {
+          const Strip<kColumns> strip{Shape::kStrips +
+                                      static_cast<uint32_t>(at.warp * Strip<kColumns>::kBytes)};
+          moved_products<Element, D, kColumns>(scores, q_r, window, strip, shift, at,
+                                               [](const Result<2>&, int) {});
+        });
     add_product_transposed<Element, D, kColumns / 8>(scores, q_w, k(), 0, at.lane);
     clear<kColumns / 8>(d_p);
     add_product_transposed<Element, D, kColumns / 8>(d_p, d_o, v(), 0, at.lane);

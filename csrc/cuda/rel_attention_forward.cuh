@@ -131,14 +131,7 @@ struct ForwardTile : RowTile<Shape, kInOrder> {
 template <class Shape, int kSharedBytes>
 XLNET_FAST_KERNEL(Shape::kThreads, 1)
 rel_attention_forward_kernel(XLNET_FAST_PARAMETER RowCall row_call) {
-  with_row_tile(row_call, [&](const AttentionStream& stream, int b, int n, int tile) {
-    const auto run = [](auto&& rows) { rows.attend(), rows.finish(); };
-    if (stream.positions == nullptr) {
-      run(ForwardTile<Shape, true>(row_call.call, stream, b, n, tile));
-    } else {
-      run(ForwardTile<Shape, false>(row_call.call, stream, b, n, tile));
-    }
-  });
+  run_row_tile<Shape, ForwardTile>(row_call);
 }
 
 template <class Element, int D>

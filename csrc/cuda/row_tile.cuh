@@ -135,17 +135,9 @@ struct RowTile {
   // Calls use(window, shift) with the warp's window of r.
   template <class Use>
   XLNET_FAST_DEVICE void with_window(int j0, int step, const Use& use) const {
-    const auto shift = [&](int upper) { return rows.top - rows.position(upper); };
-    if constexpr (kInOrder) {
-      const int mine = Shape::kRows - 16 * (at.warp + 1);  // window row of the warp's first
-      use(WindowInOrder<D, Shape::kRing>{{Shape::kTable}, step * Keys + mine}, shift);
-    } else {
-      const Tile<D> stage{Shape::kTable + static_cast<uint32_t>(at.warp * 32 * Tile<D>::kRowBytes)};
-      const Head here = head.anew();
-      const int p0 = j0 + head.current() - rows.top;
-      const auto row_of = [&](int w) { return here.row_of_r(p0 + w); };
-      use(WindowAnywhere{stage, here.r(), head.head_dim(), rows.top - rows.low, row_of}, shift);
-    }
+    const int mine = Shape::kRows - 16 * (at.warp + 1);  // window row of the warp's first
+    with_window_of_r<D, Shape::kRing>(head, rows, j0, Tile<D>{Shape::kTable}, step * Keys + mine,
+                                      at, use);
   }
 
   // Goes over tiles begin .. end - 1 and calls compute(scores, sight, kept, step, j0) with the
@@ -207,15 +199,22 @@ struct RowTile {
   }
 };
 
-// Calls run(stream, b, n, tile) for a block's tile of rows.
-template <class Run>
-XLNET_FAST_DEVICE void with_row_tile(const RowCall& row_call, const Run& run) {
+// Does what a kernel of row tiles does with the block's: attend() and finish().
+template <class Shape, template <class, bool> class TheTile>
+XLNET_FAST_DEVICE void run_row_tile(const RowCall& row_call) {
   const AttentionCall& call = row_call.call;
   const int tiles = row_call.tiles[0] + row_call.tiles[1];
   const int head_flat = block_index() / tiles, heads = static_cast<int>(call.keys.heads);
   const int tile = block_index() % tiles, b = head_flat / heads, n = head_flat % heads;
   const bool second = tile >= row_call.tiles[0];
-  run(call.stream[second], b, n, second ? tile - row_call.tiles[0] : tile);
+  const AttentionStream& stream = call.stream[second];
+  const int mine = second ? tile - row_call.tiles[0] : tile;
+  const auto run = [](auto&& rows) { rows.attend(), rows.finish(); };
+  if (stream.positions == nullptr) {
+    run(TheTile<Shape, true>(call, stream, b, n, mine));
+  } else {
+    run(TheTile<Shape, false>(call, stream, b, n, mine));
+  }
 }
 
 // One block for each tile of rows, of both streams, of each head.

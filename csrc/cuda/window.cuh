@@ -136,6 +136,25 @@ struct WindowAnywhere {
 template <int D, class RowOf>
 WindowAnywhere(Tile<D>, Source, int, int, RowOf) -> WindowAnywhere<D, RowOf>;
 
+// Calls use(window, shift) with a warp's window of r for keys from j0 on. `table` is the block's
+// ring, in which the warp's window begins at row `first`, or, for rows at positions of their own,
+// 32 rows a warp.
+template <int D, int Ring, bool kInOrder, class Use>
+XLNET_FAST_DEVICE void with_window_of_r(const Head& head, const Rows<kInOrder>& rows, int j0,
+                                        const Tile<D>& table, int first, const Place& place,
+                                        const Use& use) {
+  const auto shift = [&](int upper) { return rows.top - rows.position(upper); };
+  if constexpr (kInOrder) {
+    use(WindowInOrder<D, Ring>{table, first}, shift);
+  } else {
+    const Tile<D> stage{table.base + static_cast<uint32_t>(place.warp * 32 * Tile<D>::kRowBytes)};
+    const Head here = head.anew();
+    const int p0 = j0 + head.current() - rows.top;
+    const auto row_of = [&](int w) { return here.row_of_r(p0 + w); };
+    use(WindowAnywhere{stage, here.r(), head.head_dim(), rows.top - rows.low, row_of}, shift);
+  }
+}
+
 // x = products with the window, moved. change(products, chunk) may alter them before.
 template <class Element, int D, int Columns, class Side, class Window, class Shift, class Change>
 XLNET_FAST_DEVICE void moved_products(Result<Columns / 8>& x, const Side& left,
