@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Installed first and by itself, so that no other package's requirement picks another torch.
 TORCH ?= torch==2.13.0
-EXTRAS ?= bench,dev
+EXTRAS ?= bench,train,dev
 
 BENCH_OUT ?= bench_out
 BENCH_FLAGS ?= --preset quick

@@ -249,7 +249,7 @@ def _benchmarks() -> ModuleType:
     """The module with ``run_bench``: installed with the package, or beside it in a checkout."""
     if importlib.util.find_spec("xlnet_fast.benchmarks") is not None:
         return importlib.import_module("xlnet_fast.benchmarks.run")
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / "benchmarks" / "run.py").is_file():
         raise XLNetFastError(
             "the benchmarks are not part of this installation: reinstall the package, or run "

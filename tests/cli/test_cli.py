@@ -25,7 +25,7 @@ from xlnet_fast.kernels import report
 from xlnet_fast.kernels.triton import report as triton_report
 from xlnet_fast.ops import _dispatch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 60, "d_model": 128, "n_layer": 1, "n_head": 8, "d_inner": 32}
 
 
@@ -513,7 +513,7 @@ def test_bench_passes_arguments_and_the_exit_code_on(code, monkeypatch):
 
 def test_bench_without_the_benchmarks(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "xlnet_fast" / "cli.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "xlnet_fast" / "cli" / "__init__.py"))
     assert "benchmarks are not part of this installation" in refused(run("bench"))
 
 

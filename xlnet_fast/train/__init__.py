@@ -1,0 +1,1 @@
+"""Training XLNet on the accelerated modules: pretraining, fine-tuning, one process or several."""
