@@ -9,7 +9,13 @@ from transformers import XLNetTokenizer
 
 from xlnet_fast import text as text_module
 from xlnet_fast.errors import ArgumentError, XLNetFastError
-from xlnet_fast.text import SPECIAL_TOKENS, builtin_text, load_text, train_tokenizer
+from xlnet_fast.text import (
+    SPECIAL_TOKENS,
+    builtin_articles,
+    builtin_text,
+    load_text,
+    train_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,7 @@ def test_builtin_text_is_long_and_english():
 def test_a_python_without_pydoc_data_is_told_what_to_do(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydoc_data.topics", None)
     with pytest.raises(XLNetFastError, match="give a text file instead"):
-        builtin_text.__wrapped__()
+        builtin_articles.__wrapped__()
 
 
 def test_ids_stand_in_xlnet_order(tokenizer_folder):

@@ -30,11 +30,12 @@ CLASSES = (
 DEFAULT_CLASS = "XLNetLMHeadModel"
 
 
-def load_model(name: str | None) -> tuple[nn.Module, str]:
+def load_model(name: str | None, architecture: str | None = None) -> tuple[nn.Module, str]:
     """A model in fp32, and what to call it.
 
     Args:
         name: one of ``CLASSES`` for a small random model, a checkpoint folder, a Hub id, or None.
+        architecture: the class to load a checkpoint as; by default the one it names.
 
     Raises:
         ArgumentError: the model does not exist, cannot be read or is no XLNet.
@@ -50,7 +51,8 @@ def load_model(name: str | None) -> tuple[nn.Module, str]:
             torch.manual_seed(0)
             return cls(config), f"{cls.__name__}, small, random weights"
     config = load_config(name)
-    architecture = next((a for a in config.architectures or () if a in CLASSES), "XLNetModel")
+    if architecture is None:
+        architecture = next((a for a in config.architectures or () if a in CLASSES), "XLNetModel")
     with _quiet():
         try:
             model, found = getattr(transformers, architecture).from_pretrained(

@@ -29,9 +29,17 @@ _RECORD_FILE = "training.json"
 _MAX_SENTENCE_CHARACTERS = 1000
 
 
-@functools.cache
 def builtin_text() -> str:
     """Return about 0.45 MB of English: CPython's language reference, one paragraph a line.
+
+    Raises `XLNetFastError` where the interpreter was packaged without `pydoc_data`.
+    """
+    return "\n".join(paragraph for article in builtin_articles().values() for paragraph in article)
+
+
+@functools.cache
+def builtin_articles() -> dict[str, tuple[str, ...]]:
+    """Return the paragraphs of the built-in text's articles, by title in alphabetical order.
 
     Raises `XLNetFastError` where the interpreter was packaged without `pydoc_data`.
     """
@@ -42,19 +50,16 @@ def builtin_text() -> str:
             "this Python was packaged without pydoc_data, the built-in text; "
             "give a text file instead"
         ) from error
-    return "\n".join(_paragraphs(topics[name] for name in sorted(topics)))
+    return {name: tuple(_paragraphs(topics[name])) for name in sorted(topics)}
 
 
-def _paragraphs(articles: Iterator[str]) -> Iterator[str]:
-    for article in articles:
-        for block in re.split(r"\n\s*\n", article):
-            # Rows of ***, === or --- under a heading are markup, not language.
-            lines = [line.strip() for line in block.splitlines()]
-            words = " ".join(
-                line for line in lines if line and not re.fullmatch(r"[*=~^.\-]+", line)
-            )
-            if words:
-                yield words
+def _paragraphs(article: str) -> Iterator[str]:
+    for block in re.split(r"\n\s*\n", article):
+        # Rows of ***, === or --- under a heading are markup, not language.
+        lines = [line.strip() for line in block.splitlines()]
+        words = " ".join(line for line in lines if line and not re.fullmatch(r"[*=~^.\-]+", line))
+        if words:
+            yield words
 
 
 def load_text(path: str | os.PathLike[str], *, min_characters: int = 1000) -> str:

@@ -1,0 +1,155 @@
+"""`xlnet-fast pretrain`: options from flags and a YAML file, exit codes, a stop by signal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_pretraining import write_text
+from typer.testing import CliRunner
+
+from xlnet_fast import cli
+from xlnet_fast.train.options import PretrainOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str | Path):
+    return CliRunner().invoke(cli.app, ["pretrain", *map(str, arguments)])
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """The options that a command line came to, without a run."""
+    found: list[PretrainOptions] = []
+
+    def catch(options: PretrainOptions):
+        found.append(options)
+        return command_result
+
+    command_result = type("Result", (), {"stopped_by": None, "metrics": {}, "model": "here"})()
+    from xlnet_fast.train import pretrain as module
+
+    monkeypatch.setattr(module, "pretrain", catch)
+    return found
+
+
+def refused(result) -> str:
+    assert result.exit_code == cli.BAD_INPUT, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_defaults_are_those_of_the_options(given, tmp_path):
+    assert run("--output", tmp_path).exit_code == 0
+    assert given == [PretrainOptions(output=tmp_path)]
+
+
+def test_every_field_is_an_option_with_help(given):
+    help_text = run("--help").stdout
+    for field in dataclasses.fields(PretrainOptions):
+        assert field.metadata["help"]
+        assert f"--{field.name.replace('_', '-')}"[:14] in help_text
+
+
+def test_flags_of_every_kind(given, tmp_path):
+    result = run(
+        "--output", tmp_path, "--text", "a.txt", "--text", "b.txt", "--seq-len", "64", "--bi-data",
+        "--no-accelerate", "--learning-rate", "1e-3", "--size", "tiny", "--warmup", "100",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert given == [
+        PretrainOptions(
+            output=tmp_path, text=("a.txt", "b.txt"), seq_len=64, bi_data=True, accelerate=False,
+            learning_rate=1e-3, size="tiny", warmup=100.0,
+        )
+    ]  # fmt: skip
+
+
+def test_a_yaml_file_and_flags_over_it(given, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("output: out\ntext: [a.txt]\nseq-len: 64\nbi_data: true\nlearning_rate: 1e-3")
+    assert run("--config", config, "--seq-len", "32").exit_code == 0
+    assert given == [
+        PretrainOptions(
+            output=Path("out"), text=("a.txt",), seq_len=32, bi_data=True, learning_rate=1e-3
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        ("seqlen: 3", "sets seqlen, which is no option; they are: accelerate,"),
+        ("a: [1", "is no valid YAML"),
+        ("- 1", "must hold 'option: value' lines"),
+        ("seq_len: [1, 2]", "expected a single value"),
+        ("text: a.txt", "expected a list"),
+        ("seq_len:", "expected a value"),
+        ("seq_len: {a: 1}", "expected a value"),
+        ("seq_len: many", "unable to parse string as an integer"),
+    ],
+    ids=str,
+)
+def test_config_files_that_are_refused(given, tmp_path, content, words):
+    config = tmp_path / "run.yaml"
+    if content is not None:
+        config.write_text(content)
+    assert words in refused(run("--output", tmp_path, "--config", config))
+    assert given == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--seq-len", "many"], "unable to parse string as an integer"),
+        (["--size", "huge"], "size must be one of"),
+        (["--text", "/nowhere.txt"], "does not exist"),
+        (["--precision", "fp16"], "fp16 needs a GPU"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_told_in_a_sentence(tmp_path, arguments, words):
+    assert words in refused(run("--output", tmp_path / "run", *arguments))
+
+
+def test_the_output_is_required():
+    assert "output" in refused(run())
+
+
+def test_a_signal_stops_it_with_a_checkpoint_and_its_code(tmp_path):
+    """The whole command: SIGTERM, a checkpoint, 143, and a resume to the end."""
+    text = write_text(tmp_path / "articles.txt")
+    line = [
+        sys.executable, "-m", "xlnet_fast", "pretrain", "--output", tmp_path / "run", "--text",
+        text, "--vocab-size", "300", "--d-model", "16", "--n-layer", "1", "--n-head", "2",
+        "--d-inner", "16", "--seq-len", "32", "--batch-size", "4", "--log-every", "1",
+        "--eval-share", "0.2",
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }  # fmt: skip
+    endless = [*map(str, line), "--steps", "100000"]
+    process = subprocess.Popen(
+        endless, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for message in process.stderr:
+        if message.startswith("step 3/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "go on from" in output
+    assert "--resume" in output
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["global_step"] >= 3
