@@ -53,7 +53,7 @@ def load_model(name: str | None, architecture: str | None = None) -> tuple[nn.Mo
     config = load_config(name)
     if architecture is None:
         architecture = next((a for a in config.architectures or () if a in CLASSES), "XLNetModel")
-    with _quiet():
+    with quiet():
         try:
             model, found = getattr(transformers, architecture).from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True
@@ -61,7 +61,7 @@ def load_model(name: str | None, architecture: str | None = None) -> tuple[nn.Mo
         except Exception as error:
             raise ArgumentError(
                 f"the weights of {name} cannot be read, the files may be damaged or cut short: "
-                f"{type(error).__name__}: {_first_line(error)}"
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
     missing = sorted(found["missing_keys"])
     if missing:
@@ -92,12 +92,12 @@ def load_config(name: str) -> Any:
         raise ArgumentError(f"{name} is no class of XLNet; they are {', '.join(CLASSES)}")
     elif not _is_cached(name):
         _check_network(name)
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(name)
         except Exception as error:
             raise ArgumentError(
-                f"no config can be read from {name}: {_first_line(error)}"
+                f"no config can be read from {name}: {first_line(error)}"
             ) from error
     if config.model_type != "xlnet":
         raise ArgumentError(f"{name} is a {config.model_type} model, expected an XLNet")
@@ -105,7 +105,7 @@ def load_config(name: str) -> Any:
 
 
 def _is_cached(name: str) -> bool:
-    with _quiet():
+    with quiet():
         try:
             AutoConfig.from_pretrained(name, local_files_only=True)
         except Exception:
@@ -133,7 +133,7 @@ def _check_network(name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the warnings and progress bars of transformers and its Hub client."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
@@ -151,6 +151,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -55,15 +55,15 @@ def folder(tmp_path):
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def test_the_commands_are_these_five():
+def test_the_commands_are_these_seven():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-    assert names == ["info", "build", "check", "bench", "kernels-report"]
+    assert names == ["info", "build", "check", "bench", "kernels-report", "pretrain", "finetune"]
 
 
 def test_no_command_prints_the_help():
     result = run()
     assert result.exit_code == 0
-    for name in ("info", "build", "check", "bench", "kernels-report"):
+    for name in ("info", "build", "check", "bench", "kernels-report", "pretrain", "finetune"):
         assert name in result.stdout
 
 

@@ -215,6 +215,21 @@ def test_resume_of_another_run_is_refused(tmp_path, whole):
         pretrain(changed)
 
 
+def test_a_resume_goes_by_what_the_text_says_not_by_where_it_lies(tmp_path, whole, text):
+    options, _ = whole
+    part_of(options.output, tmp_path / "run", 20)
+    moved = shutil.copy(text, tmp_path / "moved.txt")
+    resumed = replace(options, output=tmp_path / "run", resume=True, text=(str(moved),))
+    tokenizer = replace(resumed, tokenizer=str(options.output / "model"))
+    with pytest.raises(ArgumentError, match="tokenizer was None"):
+        pretrain(tokenizer)
+    pretrain(resumed)
+    with open(moved, "a") as file:
+        file.write("\n\nOne more article.")
+    with pytest.raises(ArgumentError, match="eval_text_sha256 was"):
+        pretrain(resumed)
+
+
 def test_a_folder_of_another_run_is_not_touched(tmp_path, text):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(ArgumentError, match="is not empty"):

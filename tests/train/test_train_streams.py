@@ -321,20 +321,6 @@ def test_items_have_the_types_that_models_take():
     assert perm_mask.shape == (1, 24, 24)
 
 
-def test_what_decides_the_items_is_described():
-    data = small_streams(4, seed=3)
-    assert data.describe() == small_streams(4, seed=3).describe()
-    assert data.describe() == {
-        **SMALL,
-        "bi_data": False,
-        "spans": {"mask_alpha": 6, "mask_beta": 1, "max_span": 5, "whole_words": False},
-        "tokens": len(data.corpus),
-        "vocabulary": 40,
-        "streams": 4,
-        "seed": 3,
-        "shuffle": True,
-    }
-
 
 def test_items_that_are_not_there():
     data = small_streams(4)

@@ -274,3 +274,14 @@ def test_precisions_that_the_machine_lacks(
     monkeypatch.setattr(trainer_module.torch.cuda, "is_bf16_supported", lambda: False)
     with pytest.raises(ArgumentError, match=message):
         training_arguments(tmp_path, precision=precision)
+
+
+def test_several_gpus_without_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is used, and that is said: DataParallel would divide the loss of a batch differently."""
+    gpus = property(lambda self: 1 if self.__dict__["_n_gpu"] == 1 else 4)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", gpus)
+    arguments = training_arguments(tmp_path, precision="fp32")
+    assert arguments.n_gpu == 1
+    assert "1 of 4 GPUs is used; torchrun uses all of them" in capsys.readouterr().err

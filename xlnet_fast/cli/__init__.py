@@ -1,4 +1,4 @@
-"""The command line: ``xlnet-fast info | build | check | bench | kernels-report``.
+"""The command line: ``xlnet-fast COMMAND``; see ``xlnet-fast --help`` for the commands.
 
 A wrong argument, a file or checkpoint that cannot be used, a missing network: one sentence on
 stderr and exit code 2. A failed check, benchmark or build: exit code 1. Torch is imported by the
@@ -22,6 +22,8 @@ import typer
 from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
+from xlnet_fast.cli.finetune import finetune_command
+from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
 BAD_INPUT = 2
@@ -232,6 +234,10 @@ def kernels_report(
             names = ", ".join(map(str, known))
             raise ArgumentError(f"--arch {number} is unknown here, expected one of: {names}")
     raise typer.Exit(report.run_report(json_path, tuple(dict.fromkeys(arch or ())), backends))
+
+
+app.command("pretrain")(pretrain_command)
+app.command("finetune")(finetune_command)
 
 
 def _check_writable(path: Path) -> None:

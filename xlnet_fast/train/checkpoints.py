@@ -65,7 +65,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         try:
             check_checkpoint(folder)
         except ArgumentError as error:
-            _warn(f"skipping a damaged checkpoint: {error}")
+            warn(f"skipping a damaged checkpoint: {error}")
         else:
             return folder
     return None
@@ -316,7 +316,7 @@ def _failed_save(what: str, reason: str, run: Path) -> str:
     return f"{what} could not be saved: {reason}; {free} is free on the disk of {run}, and {last}"
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """In the log, and on stderr in the main process only."""
     logger.warning(message)
     if os.environ.get("RANK", "0") == "0":

@@ -6,6 +6,7 @@ with <eod>, which belongs to its last sentence.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -96,6 +97,14 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def digest(self) -> str:
+        """SHA-256 of the token ids and of where sentences and documents begin."""
+        digest = hashlib.sha256()
+        for array in (self.tokens, self.sentences, self.documents):
+            for start in range(0, len(array), 1 << 24):
+                digest.update(np.ascontiguousarray(array[start : start + (1 << 24)]).tobytes())
+        return digest.hexdigest()
 
     def split(self, share: float) -> tuple[Corpus, Corpus]:
         """Whole documents from the end as a second corpus, about ``share`` of all tokens.

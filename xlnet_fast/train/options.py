@@ -24,8 +24,8 @@ SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 
 # What a resumed run may change: how it runs and what it reports, not what it computes.
 FREE_ON_RESUME = (
-    "output", "resume", "overwrite", "workers", "eval_every", "save_every",
-    "log_every", "keep", "backend",
+    "output", "resume", "overwrite", "workers", "eval_every", "save_every", "log_every", "keep",
+    "backend", "text", "eval_text",
 )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from xlnet_fast.train.options import FREE_ON_RESUME, SIZES, PretrainOptions
 from xlnet_fast.train.permutation import IGNORED, SpanSampling
 from xlnet_fast.train.plots import plot_losses
 from xlnet_fast.train.pretraining import PretrainingTrainer
-from xlnet_fast.train.run_folder import prepare_folder, write_json
+from xlnet_fast.train.run_folder import check_same_run, prepare_folder, write_json
 from xlnet_fast.train.sources import TextSource, encoded
 from xlnet_fast.train.streams import PermutationStreams, SequenceShape
 from xlnet_fast.train.tokenizers import check_vocabulary, load_tokenizer, train_on
@@ -59,14 +58,20 @@ def pretrain(options: PretrainOptions) -> PretrainResult:
     set_seed(options.seed)
     with arguments.main_process_first(local=False, desc="run folder"):
         if arguments.process_index == 0:
-            prepare_folder(options.output, options.resume, options.overwrite)
-            remove_leftovers(options.output)
+            prepare_folder(options.output, options.resume or options.overwrite, overwrite=False)
     with arguments.main_process_first(local=True, desc="text"):
         tokenizer, model, (train_text, eval_text) = _prepare(options)
     vocabulary = Vocabulary.of(tokenizer)
     train_data, eval_data = _streams(options, vocabulary, train_text, eval_text, arguments)
     arguments.per_device_eval_batch_size = eval_data.streams // arguments.world_size
-    _check_record(options, train_data, model, arguments)
+    record = _record(options, (train_text, eval_text), model, arguments)
+    with arguments.main_process_first(local=False, desc="run folder"):
+        if options.resume:
+            check_same_run(options.output / RECORD, record)
+        if arguments.process_index == 0:  # all input is known to be good
+            prepare_folder(options.output, options.resume, options.overwrite)
+            remove_leftovers(options.output)
+            write_json(options.output / RECORD, record)
 
     trainer = PretrainingTrainer(
         model=model,
@@ -261,39 +266,22 @@ def _streams(
     return train, evaluation
 
 
-def _check_record(
-    options: PretrainOptions, data: PermutationStreams, model: Any, arguments: TrainingArguments
-) -> None:
-    """Write what decides the run's results, or compare it with that of the run to resume.
-
-    Raises:
-        ArgumentError: the resumed run differs; says in what.
-    """
-    fixed = {k: v for k, v in options.record().items() if k not in FREE_ON_RESUME}
-    record = {
-        **fixed,
+def _record(
+    options: PretrainOptions,
+    texts: tuple[Corpus, Corpus],
+    model: Any,
+    arguments: TrainingArguments,
+) -> dict[str, Any]:
+    """What decides the results of a run, which a resumed one must share."""
+    deciding = {k: v for k, v in options.record().items() if k not in FREE_ON_RESUME}
+    return {
+        **deciding,
         "processes": arguments.world_size,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": len(data.corpus),
-        "vocabulary": data.vocabulary.size,
+        # What was read, wherever it lies now.
+        "train_text_sha256": texts[0].digest(),
+        "eval_text_sha256": texts[1].digest(),
     }
-    path = options.output / RECORD
-    if options.resume and path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"{path} cannot be read: {error}") from error
-        changed = [
-            f"{name} was {before.get(name)!r} and is {record.get(name)!r}"
-            for name in {**before, **record}
-            if before.get(name) != record.get(name)
-        ]
-        if changed:
-            raise ArgumentError(
-                f"the run in {options.output} cannot go on differently: {'; '.join(changed)}"
-            )
-    elif arguments.process_index == 0:
-        write_json(path, record)
 
 
 def unigram_perplexity(text: Corpus, data: PermutationStreams) -> float:

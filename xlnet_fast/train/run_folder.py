@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +36,51 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise ArgumentError(f"the folder {folder} cannot be written to")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, then rename.
+def check_same_run(record: Path, now: Mapping[str, Any]) -> None:
+    """Compare what decides a run's results with the record of the run that is to go on.
+
+    Nothing is compared where the folder is empty: the run begins.
 
     Raises:
-        XLNetFastError: it cannot be written.
+        ArgumentError: the record is missing or damaged, or differs; says in what.
     """
-    temporary = None
+    if not any(record.parent.iterdir()):
+        return
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"{record.parent} holds no run of this command that could be resumed: {record.name} is "
+            "missing or damaged"
+        ) from error
+    changed = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ArgumentError(
+            f"the run in {record.parent} cannot go on differently: {'; '.join(changed)}; give its "
+            "own options, or start anew with --overwrite"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a kill leaves the old file or the new one.
+
+    Raises:
+        XLNetFastError: it cannot be written, such as on a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise XLNetFastError(f"{path} cannot be written: {error.strerror}") from error
+        raise XLNetFastError(f"{path} could not be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as :func:`write_text` does, and raise as it does."""
+    write_text(path, json.dumps(content, indent=1) + "\n")

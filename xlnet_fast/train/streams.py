@@ -14,7 +14,7 @@ Letters: B rows of a batch, L tokens of a sequence, I' targets, T tokens of a st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -206,17 +206,6 @@ class PermutationStreams(Dataset[dict[str, Any]]):
             bits.state = place
             generator.random(out=numbers)
         return drawn
-
-    def describe(self) -> dict[str, Any]:
-        """Everything that decides what the items are, for a checkpoint to compare."""
-        return {
-            **asdict(self.shape),
-            "tokens": len(self.corpus),
-            "vocabulary": self.vocabulary.size,
-            "streams": self.streams,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-        }
 
 
 class _Reordered:

@@ -20,6 +20,7 @@ from xlnet_fast.train.checkpoints import (
     check_checkpoint,
     newest_checkpoint,
     remove_leftovers,
+    warn,
 )
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -228,6 +229,10 @@ def training_arguments(
         arguments = TrainingArguments(**values)
     except ValueError as error:
         raise ArgumentError(f"wrong training arguments: {error}") from error
+    if arguments.n_gpu > 1:
+        # Trainer would use DataParallel, which divides the loss of a global batch differently.
+        warn(f"1 of {arguments.n_gpu} GPUs is used; torchrun uses all of them")
+        arguments._n_gpu = 1
     if fsdp and arguments.world_size == 1:
         raise ArgumentError("FSDP needs several processes; start the command with torchrun")
     return arguments

@@ -1,0 +1,21 @@
+"""Fine-tuning XLNet: text and token classification, question answering, multiple choice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xlnet_fast.train.finetune.options import FinetuneOptions
+
+if TYPE_CHECKING:
+    from xlnet_fast.train.finetune.run import FinetuneResult, finetune
+
+__all__ = ["FinetuneOptions", "FinetuneResult", "finetune"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch on first use: the command line reads the options for ``--help``."""
+    if name in ("FinetuneResult", "finetune"):
+        from xlnet_fast.train.finetune import run
+
+        return getattr(run, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

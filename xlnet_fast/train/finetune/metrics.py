@@ -1,0 +1,156 @@
+"""Metrics: labels by scikit-learn, entities by exact span and type, answers as SQuAD counts them.
+
+All values lie between 0 and 1.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+_TAG = re.compile(r"O|[BIESLU]-.+")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+Entity = tuple[str, int, int]
+
+
+def classification_metrics(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Accuracy, and precision, recall and F1 as the mean over labels and weighted by their rows.
+
+    gold, predicted: label ids, [n]. The mean is over the labels that are in one of both.
+    """
+    metrics = {"accuracy": float(accuracy_score(gold, predicted))}
+    present = np.union1d(gold, predicted)
+    for average in ("macro", "weighted"):
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            gold, predicted, labels=present, average=average, zero_division=0
+        )
+        metrics[f"precision_{average}"] = float(precision)
+        metrics[f"recall_{average}"] = float(recall)
+        metrics[f"f1_{average}"] = float(f1)
+    return metrics
+
+
+def per_label(
+    gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and number of rows of each label."""
+    columns = precision_recall_fscore_support(
+        gold, predicted, labels=range(len(labels)), average=None, zero_division=0
+    )
+    rows = zip(labels, *columns, strict=True)
+    return {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for label, p, r, f, n in rows
+    }
+
+
+def confusion(gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Rows by their label (first axis) and by the prediction (second), [labels, labels]."""
+    return np.asarray(confusion_matrix(gold, predicted, labels=range(len(labels))))
+
+
+def has_entities(labels: Sequence[str]) -> bool:
+    """Whether the labels are chunk tags: O, and B-, I-, E-, S-, L- or U- with a type."""
+    return all(_TAG.fullmatch(label) for label in labels) and any(label != "O" for label in labels)
+
+
+def entities(tags: Sequence[str]) -> set[Entity]:
+    """The entities of one sequence as (type, first token, last token).
+
+    IOB1, IOB2, BIOES and BILOU alike, by the rules of CoNLL's conlleval: an entity begins at B, S
+    and U, and at any other tag where none of its type is open; it ends before the next beginning,
+    O or other type, and at E, L, S and U.
+    """
+    found: set[Entity] = set()
+    kind, begin = "", -1
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, this = tag.partition("-")
+        if begin >= 0 and (prefix in "OBSU" or this != kind):
+            found.add((kind, begin, i - 1))
+            begin = -1
+        if prefix == "O":
+            continue
+        if begin < 0:
+            kind, begin = this, i
+        if prefix in "ELSU":
+            found.add((kind, begin, i))
+            begin = -1
+    return found
+
+
+def entity_scores(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Precision, recall, F1 and number of entities of each type, and of all under ``""``.
+
+    An entity counts if type, first and last token agree.
+    """
+    counts: dict[str, Counter[str]] = {"": Counter()}
+    for gold_tags, predicted_tags in zip(gold, predicted, strict=True):
+        true, guess = entities(gold_tags), entities(predicted_tags)
+        for name, group in (("gold", true), ("predicted", guess), ("right", true & guess)):
+            for kind, _, _ in group:
+                counts[""][name] += 1
+                counts.setdefault(kind, Counter())[name] += 1
+    return {kind: _scores(counts[kind]) for kind in sorted(counts)}
+
+
+def _scores(count: Counter[str]) -> dict[str, float]:
+    precision = count["right"] / count["predicted"] if count["predicted"] else 0.0
+    recall = count["right"] / count["gold"] if count["gold"] else 0.0
+    both = precision + recall
+    f1 = 2 * precision * recall / both if both else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "support": count["gold"]}
+
+
+def normalized_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and double spaces (SQuAD's evaluation script)."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(predicted: str, gold: str) -> float:
+    """1 if both answers are the same after normalisation, else 0."""
+    return float(normalized_answer(predicted) == normalized_answer(gold))
+
+
+def answer_f1(predicted: str, gold: str) -> float:
+    """F1 of the words that both answers share; without words in one, 1 if both have none."""
+    words, gold_words = normalized_answer(predicted).split(), normalized_answer(gold).split()
+    if not words or not gold_words:
+        return float(words == gold_words)
+    shared = sum((Counter(words) & Counter(gold_words)).values())
+    if shared == 0:
+        return 0.0
+    precision, recall = shared / len(words), shared / len(gold_words)
+    return 2 * precision * recall / (precision + recall)
+
+
+def answer_metrics(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Exact match and F1, the best over each question's gold answers; no gold answer counts as "".
+
+    Where some questions have an answer and some have none, also of the two kinds alone.
+    """
+    scores: dict[str, list[tuple[float, float]]] = {"": [], "_has_answer": [], "_no_answer": []}
+    for guess, answers in zip(predicted, gold, strict=True):
+        # As SQuAD's script: answers that are nothing but articles and punctuation do not count.
+        real = [answer for answer in answers if normalized_answer(answer)] or [""]
+        score = (
+            max(exact_match(guess, answer) for answer in real),
+            max(answer_f1(guess, answer) for answer in real),
+        )
+        scores[""].append(score)
+        scores["_has_answer" if real != [""] else "_no_answer"].append(score)
+    both_kinds = bool(scores["_has_answer"]) and bool(scores["_no_answer"])
+    metrics: dict[str, Any] = {}
+    for suffix, values in scores.items():
+        if values and (suffix == "" or both_kinds):
+            metrics[f"exact_match{suffix}"] = float(np.mean([exact for exact, _ in values]))
+            metrics[f"f1{suffix}"] = float(np.mean([f1 for _, f1 in values]))
+    return metrics

@@ -1,0 +1,102 @@
+"""The tokenizer and the model of a fine-tuning run, and whether they fit each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from transformers import XLNetConfig
+
+from xlnet_fast.checkpoint import first_line, load_config, quiet
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf import accelerate
+from xlnet_fast.train.finetune.options import FinetuneOptions
+from xlnet_fast.train.finetune.task import Task
+from xlnet_fast.train.tokenizers import check_vocabulary, load_tokenizer
+
+BEAM_HEAD = "XLNetForQuestionAnswering"
+
+
+def run_tokenizer(options: FinetuneOptions) -> Any:
+    """The tokenizer of the options, which also gives segments.
+
+    HF's leaves them out unless asked, and XLNet then computes something else. The saved one has
+    them asked for, so that whoever loads the model gets what was trained.
+    """
+    tokenizer = load_tokenizer(options.tokenizer or options.model)
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
+    return tokenizer
+
+
+def run_config(options: FinetuneOptions, tokenizer: Any) -> Any:
+    """The model's config, with the dropout of the options.
+
+    Raises:
+        ArgumentError: there is none, or its vocabulary is smaller than the tokenizer's.
+    """
+    config = load_config(options.model)
+    check_vocabulary(tokenizer, config.vocab_size, options.model)
+    if options.dropout is not None:
+        config.dropout = config.summary_last_dropout = options.dropout
+    return config
+
+
+def adopt_labels(config: Any, task: Task) -> bool:
+    """Write the task's labels into the config; whether the checkpoint's head is for these labels.
+
+    A checkpoint that was fine-tuned on the same labels keeps their order, so its head fits.
+    """
+    fits = task.architecture in (config.architectures or ())
+    if task.architecture == "XLNetForQuestionAnsweringSimple":
+        config.num_labels = 2  # its head has this many outputs: start and end
+    if task.labels:
+        former = [config.id2label[i] for i in sorted(config.id2label)]
+        fits = fits and sorted(former) == sorted(task.labels)
+        if fits:
+            task.labels = former
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: i for i, label in enumerate(task.labels)}
+    return fits
+
+
+def load_model(options: FinetuneOptions, config: XLNetConfig, task: Task, keep_head: bool) -> Any:
+    """The task's model in fp32, accelerated if the options say so.
+
+    The weights of the checkpoint, those of its head only if ``keep_head``; new ones are drawn from
+    torch's generator. ``mask_emb``, which only pretraining uses, is frozen: it gets no gradient,
+    and DDP would wait for it.
+
+    Raises:
+        ArgumentError: the weights cannot be read, or some of the trunk are missing.
+    """
+    architecture = getattr(transformers, task.architecture)
+    model = architecture(config)
+    if not options.from_scratch:
+        with quiet():
+            loaded = _pretrained(options.model, config, architecture if keep_head else None)
+        part = model if keep_head else model.transformer
+        part.load_state_dict(loaded.state_dict())
+    model.transformer.mask_emb.requires_grad_(False)
+    return accelerate(model, options.backend) if options.accelerate else model
+
+
+def _pretrained(name: str, config: XLNetConfig, architecture: Any) -> Any:
+    """The checkpoint as the given class, or its trunk alone."""
+    kind = architecture or transformers.XLNetModel
+    try:
+        model, found = kind.from_pretrained(
+            name, config=config, dtype="float32", output_loading_info=True
+        )
+    except Exception as error:  # of the Hub, the files, the parsers
+        raise ArgumentError(
+            f"the weights of {name} cannot be read, the files may be damaged or cut short: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ArgumentError(
+            f"{name} lacks {len(missing)} of the {len(model.state_dict())} weights of "
+            f"{kind.__name__}, for example {missing[0]}: it is incomplete, or of another model"
+        )
+    return model

@@ -1,0 +1,93 @@
+"""The output folder of a fine-tuning run: what is in it, and whether a run may use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from xlnet_fast.train.finetune.options import FREE_ON_RESUME, FinetuneOptions
+from xlnet_fast.train.finetune.task import Report, Split, Task
+from xlnet_fast.train.plots import plot_confusion, plot_losses
+from xlnet_fast.train.run_folder import (
+    check_same_run,
+    prepare_folder,
+    write_json,
+    write_text,
+)
+
+RUN_FILE = "finetune.json"
+_SHOWN_INPUTS = ("text", "text_pair", "tokens", "question", "stem")
+_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "preparation_time")
+
+
+def check_output(options: FinetuneOptions) -> None:
+    """Make the folder, or check that it holds a run to go on with; nothing is deleted.
+
+    Raises:
+        ArgumentError: it is in use and neither ``resume`` nor ``overwrite`` is set, it is no run of
+            this command, its run had other options, or it cannot be written to.
+    """
+    prepare_folder(options.output, options.resume or options.overwrite, overwrite=False)
+    if options.resume:
+        check_same_run(options.output / RUN_FILE, _deciding(options))
+
+
+def begin_output(options: FinetuneOptions) -> None:
+    """Delete an earlier run if ``overwrite`` is set, and note the options of this one.
+
+    Called when all input is known to be good.
+    """
+    prepare_folder(options.output, options.resume, options.overwrite)
+    write_json(options.output / RUN_FILE, _deciding(options))
+
+
+def _deciding(options: FinetuneOptions) -> dict[str, Any]:
+    """The options that decide the results."""
+    return {name: v for name, v in options.record().items() if name not in FREE_ON_RESUME}
+
+
+def write_predictions(path: Path, split: Split, report: Report) -> None:
+    """One JSON object a line, in the order of the data: what was asked, predicted, and right."""
+    shown = {
+        role: split.rows[split.columns[role]] for role in _SHOWN_INPUTS if role in split.columns
+    }
+    lines = [
+        json.dumps(
+            {**{role: values[i] for role, values in shown.items()}, **row}, ensure_ascii=False
+        )
+        for i, row in enumerate(report.rows)
+    ]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def write_plots(
+    folder: Path, task: Task, history: list[dict[str, Any]], report: Report, title: str
+) -> None:
+    """``loss.png``, and ``confusion.png`` where the task has labels."""
+    plot_losses(history, folder / "loss.png", title)
+    if report.confusion is not None:
+        plot_confusion(report.confusion, task.labels, folder / "confusion.png", title)
+
+
+def plain_metrics(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Without Trainer's prefix and its timings."""
+    plain = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
+    return {name: value for name, value in plain.items() if not name.endswith(_TIMINGS)}
+
+
+def print_results(console: Console, results: Mapping[str, Mapping[str, float]]) -> None:
+    """A table with a column for each split."""
+    console.print("results of the best checkpoint:")
+    table = Table()
+    table.add_column("metric")
+    for name in results:
+        table.add_column(name, justify="right")
+    for metric in dict.fromkeys(metric for values in results.values() for metric in values):
+        cells = (values.get(metric) for values in results.values())
+        table.add_row(metric, *("" if value is None else f"{value:.4f}" for value in cells))
+    console.print(table)
