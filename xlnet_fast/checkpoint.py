@@ -30,12 +30,11 @@ CLASSES = (
 DEFAULT_CLASS = "XLNetLMHeadModel"
 
 
-def load_model(name: str | None, architecture: str | None = None) -> tuple[nn.Module, str]:
+def load_model(name: str | None) -> tuple[nn.Module, str]:
     """A model in fp32, and what to call it.
 
     Args:
         name: one of ``CLASSES`` for a small random model, a checkpoint folder, a Hub id, or None.
-        architecture: the class to load a checkpoint as; by default the one it names.
 
     Raises:
         ArgumentError: the model does not exist, cannot be read or is no XLNet.
@@ -51,26 +50,38 @@ def load_model(name: str | None, architecture: str | None = None) -> tuple[nn.Mo
             torch.manual_seed(0)
             return cls(config), f"{cls.__name__}, small, random weights"
     config = load_config(name)
-    if architecture is None:
-        architecture = next((a for a in config.architectures or () if a in CLASSES), "XLNetModel")
+    architecture = next((a for a in config.architectures or () if a in CLASSES), "XLNetModel")
+    return load_weights(name, architecture), f"{architecture} from {name}"
+
+
+def load_weights(name: str, architecture: str, config: Any = None) -> Any:
+    """A checkpoint's weights, all of them, in fp32 as the given class.
+
+    Args:
+        config: instead of the checkpoint's own.
+
+    Raises:
+        ArgumentError: they cannot be read, or some are missing.
+    """
+    own = {} if config is None else {"config": config}
     with quiet():
         try:
             model, found = getattr(transformers, architecture).from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True
+                name, dtype=torch.float32, output_loading_info=True, **own
             )
-        except Exception as error:
+        except Exception as error:  # of the Hub, the files, the parsers
             raise ArgumentError(
                 f"the weights of {name} cannot be read, the files may be damaged or cut short: "
                 f"{type(error).__name__}: {first_line(error)}"
             ) from error
     missing = sorted(found["missing_keys"])
     if missing:
-        total = len(model.state_dict())
         raise ArgumentError(
-            f"{name} lacks {len(missing)} of the {total} weights of {architecture}, for example "
-            f"{missing[0]}: it is incomplete, or a checkpoint of another model"
+            f"{name} lacks {len(missing)} of the {len(model.state_dict())} weights of "
+            f"{architecture}, for example {missing[0]}: it is incomplete, or a checkpoint of "
+            "another model"
         )
-    return model, f"{architecture} from {name}"
+    return model
 
 
 def load_config(name: str) -> Any:

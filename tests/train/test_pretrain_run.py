@@ -259,7 +259,7 @@ def test_a_folder_of_another_run_is_not_touched(tmp_path, text):
         ({"warmup": 2.5}, "warmup is 2.5"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": 1.0}, "dropout is 1.0, expected 0 to 0.9"),
         ({"steps": 0}, "steps is 0"),
         ({"d_model": 15}, "expected a multiple"),
         ({"model": "nowhere/at/all"}, "d_model, n_layer, n_head and d_inner"),

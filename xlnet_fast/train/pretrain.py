@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from transformers import TrainingArguments, XLNetConfig, XLNetLMHeadModel, set_seed
 
-from xlnet_fast.checkpoint import load_config, load_model
+from xlnet_fast.checkpoint import load_config, load_weights
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf import accelerate
 from xlnet_fast.train.checkpoints import newest_checkpoint, remove_leftovers
 from xlnet_fast.train.corpus import Corpus, Vocabulary
+from xlnet_fast.train.option_fields import warmup_arguments
 from xlnet_fast.train.options import FREE_ON_RESUME, SIZES, PretrainOptions
 from xlnet_fast.train.permutation import IGNORED, SpanSampling
 from xlnet_fast.train.plots import plot_losses
@@ -120,11 +121,6 @@ def _say(arguments: TrainingArguments, line: str) -> None:
 
 
 def _arguments(options: PretrainOptions) -> TrainingArguments:
-    warmup = (
-        {"warmup_ratio": options.warmup}
-        if options.warmup < 1
-        else {"warmup_steps": int(options.warmup)}
-    )
     return training_arguments(
         options.output,
         precision=options.precision,  # type: ignore[arg-type]
@@ -148,7 +144,7 @@ def _arguments(options: PretrainOptions) -> TrainingArguments:
         include_num_input_tokens_seen="all",
         prediction_loss_only=True,
         remove_unused_columns=False,
-        **warmup,
+        **warmup_arguments(options.warmup),
     )
 
 
@@ -190,7 +186,7 @@ def _model(options: PretrainOptions, tokenizer: Any) -> Any:
         model: Any = XLNetLMHeadModel(config)
     else:
         load_config(options.model)
-        model, _ = load_model(options.model, "XLNetLMHeadModel")
+        model = load_weights(options.model, "XLNetLMHeadModel")
         check_vocabulary(tokenizer, model.config.vocab_size, options.model)
         if options.dropout is not None:
             model.config.dropout = options.dropout

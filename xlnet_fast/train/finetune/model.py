@@ -7,8 +7,7 @@ from typing import Any
 import transformers
 from transformers import XLNetConfig
 
-from xlnet_fast.checkpoint import first_line, load_config, quiet
-from xlnet_fast.errors import ArgumentError
+from xlnet_fast.checkpoint import load_config, load_weights
 from xlnet_fast.hf import accelerate
 from xlnet_fast.train.finetune.options import FinetuneOptions
 from xlnet_fast.train.finetune.task import Task
@@ -73,30 +72,9 @@ def load_model(options: FinetuneOptions, config: XLNetConfig, task: Task, keep_h
     architecture = getattr(transformers, task.architecture)
     model = architecture(config)
     if not options.from_scratch:
-        with quiet():
-            loaded = _pretrained(options.model, config, architecture if keep_head else None)
+        kind = task.architecture if keep_head else "XLNetModel"
+        loaded = load_weights(options.model, kind, config)
         part = model if keep_head else model.transformer
         part.load_state_dict(loaded.state_dict())
     model.transformer.mask_emb.requires_grad_(False)
     return accelerate(model, options.backend) if options.accelerate else model
-
-
-def _pretrained(name: str, config: XLNetConfig, architecture: Any) -> Any:
-    """The checkpoint as the given class, or its trunk alone."""
-    kind = architecture or transformers.XLNetModel
-    try:
-        model, found = kind.from_pretrained(
-            name, config=config, dtype="float32", output_loading_info=True
-        )
-    except Exception as error:  # of the Hub, the files, the parsers
-        raise ArgumentError(
-            f"the weights of {name} cannot be read, the files may be damaged or cut short: "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise ArgumentError(
-            f"{name} lacks {len(missing)} of the {len(model.state_dict())} weights of "
-            f"{kind.__name__}, for example {missing[0]}: it is incomplete, or of another model"
-        )
-    return model

@@ -31,6 +31,7 @@ from xlnet_fast.train.finetune.task import Split, Task
 from xlnet_fast.train.finetune.text_classification import TextClassification
 from xlnet_fast.train.finetune.token_classification import TokenClassification
 from xlnet_fast.train.finetune.trainer import FinetuneTrainer
+from xlnet_fast.train.option_fields import warmup_arguments
 from xlnet_fast.train.run_folder import write_json
 from xlnet_fast.train.trainer import training_arguments
 
@@ -110,7 +111,7 @@ def _arguments(options: FinetuneOptions) -> TrainingArguments:
         eval_steps=options.eval_every or 1,  # `_plan` sets an epoch, once the data are read
         save_steps=options.eval_every or 1,
         save_total_limit=options.keep,
-        **_warmup(options.warmup),
+        **warmup_arguments(options.warmup),
         gradient_checkpointing=options.gradient_checkpointing,
         fsdp=options.fsdp,
         per_device_train_batch_size=options.batch_size,
@@ -130,10 +131,6 @@ def _arguments(options: FinetuneOptions) -> TrainingArguments:
         metric_for_best_model="loss",  # `_plan` sets the task's own
         greater_is_better=True,
     )
-
-
-def _warmup(warmup: float) -> dict[str, Any]:
-    return {"warmup_ratio": warmup} if warmup < 1 else {"warmup_steps": int(warmup)}
 
 
 def _task(options: FinetuneOptions, config: Any, tokenizer: Any) -> Task:
