@@ -69,16 +69,21 @@ class Source:
     corpus: Corpus
 
 
-def load_source(geometry: Geometry, model: str | None = None, text: str | None = None) -> Source:
+def load_source(
+    geometry: Geometry,
+    model: str | None = None,
+    text: str | None = None,
+    architecture: str = "XLNetModel",
+) -> Source:
     """Make the random model of a geometry, or load the user's; tokenise the text.
 
+    architecture: the name of the model's class in transformers.
     Raises `ArgumentError` for a model or text that cannot be used.
     """
     if model is None:
-        return Source(
-            random_model(geometry), geometry, load_corpus(text, vocab_size=geometry.vocab_size)
-        )
-    loaded = load_model(model)
+        made = random_model(geometry, architecture)
+        return Source(made, geometry, load_corpus(text, vocab_size=geometry.vocab_size))
+    loaded = load_model(model, architecture)
     own = geometry_of(loaded, "user model")
     return Source(loaded, own, load_corpus(text, vocab_size=own.vocab_size, tokenizer_folder=model))
 
@@ -259,6 +264,7 @@ def _result(
     """
     trunk = getattr(model, "_orig_mod", model)
     trunk.eval()
+    trunk.zero_grad(set_to_none=True)  # shared; one that ran out of memory may have left some
     outputs = []
     compared = compared_parameters(trunk).values() if case.pass_name == TRAINING_STEP else ()
     gradients = [torch.zeros_like(p, dtype=torch.float64) for p in compared]

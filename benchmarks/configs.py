@@ -41,6 +41,22 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class PretrainingShape:
+    """A batch of a pretraining step, by default that of the paper, and the model's size.
+
+    length: tokens of a sequence. reuse_len: those that its memory keeps. targets: those that are
+    predicted. memory: tokens of the memory that the step gets.
+    """
+
+    geometry: Geometry
+    batch: int
+    length: int = 512
+    reuse_len: int = 256
+    targets: int = 85
+    memory: int = 384
+
+
+@dataclass(frozen=True)
 class AttentionShape:
     """Sizes and features of an attention case, and the passes to time on it."""
 
@@ -64,7 +80,8 @@ class Preset:
     compile_budget_s: compiled providers are begun only while the run spent fewer seconds on them.
     compiled_memory: also measure the peak memory of compiled providers (each compiles once more).
     model_memory: measure the peak memory of the whole model.
-    small_ops: also time concat_memory, masked_softmax, the two-stream layer and latency.
+    small_ops: also time concat_memory, masked_softmax, the two-stream layer, latency and the
+        pretraining step.
     large_ops: these at the sizes of a GPU.
     """
 
@@ -74,6 +91,7 @@ class Preset:
     dtypes: tuple[str, ...]
     model_shapes: tuple[ModelShape, ...]
     attention_shapes: tuple[AttentionShape, ...]
+    pretraining_shapes: tuple[PretrainingShape, ...]
     geometry: Geometry = BASE
     dtype_first: bool = False
     compile_budget_s: float = float("inf")
@@ -87,6 +105,11 @@ _Shape = TypeVar("_Shape", ModelShape, AttentionShape)
 _BOTH = (FORWARD, FORWARD_BACKWARD)
 _STEP = (FORWARD, TRAINING_STEP)
 
+# A CPU takes minutes for twelve layers of this.
+_CPU_PRETRAINING = (PretrainingShape(BASE_4, 4, 128, 64, 22, 96), PretrainingShape(BASE_4, 2))
+# What does not fit for Hugging Face comes last.
+_CUDA_PRETRAINING = tuple(PretrainingShape(g, batch) for batch in (8, 32) for g in (BASE, LARGE))
+
 _CPU_QUICK = Preset(
     name="quick",
     plan=Plan(min_rounds=3, max_rounds=15, budget_s=4.0),
@@ -97,6 +120,7 @@ _CPU_QUICK = Preset(
         for batch, length in ((1, 128), (8, 128), (1, 512), (4, 512), (1, 2048))
     ),
     attention_shapes=(AttentionShape(1, 512), AttentionShape(1, 2048)),
+    pretraining_shapes=_CPU_PRETRAINING,
     # Compiling twelve layers takes half a minute and more: enough for the smallest shape.
     compile_budget_s=45.0,
     compiled_memory=False,
@@ -125,6 +149,7 @@ _CPU_FULL = Preset(
         AttentionShape(1, 512, 384, passes=_BOTH),
         AttentionShape(1, 2048, passes=_BOTH),
     ),
+    pretraining_shapes=_CPU_PRETRAINING,
 )
 
 
@@ -149,6 +174,7 @@ _CUDA_HEADLINE = Preset(
         *_long(512, 2048, 8192, passes=_BOTH, **_PLAIN),
         *_long(1024, 4096, passes=_BOTH, **_PLAIN),
     ),
+    pretraining_shapes=_CUDA_PRETRAINING,
     compile_budget_s=0.0,
     large_ops=True,
 )
@@ -178,6 +204,7 @@ _CUDA_FULL = Preset(
         AttentionShape(32, 512, 384, heads=16, passes=_BOTH, dropout=0.1),
         *_long(512, 2048, passes=_BOTH, head_dim=128),
     ),
+    pretraining_shapes=_CUDA_PRETRAINING,
     large_ops=True,
 )
 _CUDA_QUICK = replace(
@@ -214,6 +241,7 @@ _CPU_TARGETS = Preset(
         AttentionShape(1, 2048, passes=_BOTH),
         *(AttentionShape(1, length) for length in (128, 256, 512, 1024, 4096, 8192)),
     ),
+    pretraining_shapes=_CPU_PRETRAINING,
     geometry=BASE_4,
     compiled_memory=False,
     model_memory=False,

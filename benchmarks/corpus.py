@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +11,26 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import builtin_text, load_text, train_tokenizer
+from xlnet_fast.train.corpus import begins_word
 
 _BYTE_OFFSET = 9  # after XLNet's nine special ids
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A long run of token ids (1-d int64) with the special ids, and how they were made."""
+    """A long run of token ids (1-d int64) with the special ids, and how they were made.
+
+    lines: (S,) int64, where the lines of the text that hold tokens begin; the first is 0.
+    word_starts: (V,) bool, True for ids that begin a word.
+    """
 
     ids: Tensor
     sep_id: int
     cls_id: int
     pad_id: int
     description: str
+    lines: Tensor
+    word_starts: Tensor
 
 
 def load_corpus(
@@ -50,15 +58,37 @@ def load_corpus(
             raise ArgumentError(
                 f"vocab_size is {vocab_size}; at least {_BYTE_OFFSET + 256} are needed"
             ) from None
-        ids = torch.tensor(list(words.encode()), dtype=torch.int64) + _BYTE_OFFSET
-        return Corpus(
-            ids, 4, 3, 5, f"{source}, UTF-8 bytes as ids (sentencepiece is not installed)"
-        )
+        return _bytes_as_ids(words, source)
     folder = train_tokenizer(words, min(vocab_size, 8000))
     model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    ids = torch.tensor([i for line in model.encode(words.splitlines()) for i in line])
-    description = f"{source}, SentencePiece unigram with {model.get_piece_size()} pieces"
-    return Corpus(ids.long(), 4, 3, 5, description)
+    ids, lines = _joined(model.encode(words.splitlines()))
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    description = f"{source}, SentencePiece unigram with {len(pieces)} pieces"
+    return Corpus(ids, 4, 3, 5, description, lines, _word_starts(pieces))
+
+
+def _joined(lines: Iterable[list[int]]) -> tuple[Tensor, Tensor]:
+    """Return the ids of all lines as one run, and where those begin that hold any."""
+    ids: list[int] = []
+    starts = []
+    for line in lines:
+        if line:
+            starts.append(len(ids))
+            ids += line
+    return torch.tensor(ids, dtype=torch.int64), torch.tensor(starts, dtype=torch.int64)
+
+
+def _word_starts(pieces: Iterable[str]) -> Tensor:
+    return torch.tensor([begins_word(piece) for piece in pieces])
+
+
+def _bytes_as_ids(words: str, source: str) -> Corpus:
+    ids, lines = _joined(list(line.encode()) for line in words.splitlines(keepends=True))
+    # A space begins the word behind it, as SentencePiece's mark for it does.
+    pieces = ["<special>"] * _BYTE_OFFSET + [chr(b) for b in range(256)]
+    pieces[_BYTE_OFFSET + ord(" ")] = "\N{LOWER ONE EIGHTH BLOCK}"
+    description = f"{source}, UTF-8 bytes as ids (sentencepiece is not installed)"
+    return Corpus(ids + _BYTE_OFFSET, 4, 3, 5, description, lines, _word_starts(pieces))
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -74,8 +104,8 @@ def _with_own_tokenizer(words: str, source: str, folder: str | Path, vocab_size:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, TypeError) as error:
         raise ArgumentError(f"no tokenizer could be loaded from {folder}: {error}") from error
-    lines = tokenizer(words.splitlines(), add_special_tokens=False, verbose=False)["input_ids"]
-    ids = torch.tensor([i for line in lines for i in line], dtype=torch.int64)
+    encoded = tokenizer(words.splitlines(), add_special_tokens=False, verbose=False)
+    ids, lines = _joined(encoded["input_ids"])
     if not len(ids) or int(ids.max()) >= vocab_size:
         raise ArgumentError(
             f"the tokenizer in {folder} gives ids up to {int(ids.max()) if len(ids) else 'none'}, "
@@ -84,7 +114,8 @@ def _with_own_tokenizer(words: str, source: str, folder: str | Path, vocab_size:
     special = (tokenizer.sep_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
     if None in special:
         raise ArgumentError(f"the tokenizer in {folder} lacks a <sep>, <cls> or <pad> token")
-    return Corpus(ids, *special, f"{source}, tokenizer of the checkpoint")
+    starts = _word_starts(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    return Corpus(ids, *special, f"{source}, tokenizer of the checkpoint", lines, starts)
 
 
 def make_batch(corpus: Corpus, batch: int, length: int) -> dict[str, Tensor]:

@@ -37,46 +37,50 @@ class ModelCase:
         return f"{self.batch}x{self.length} {self.dtype} {self.pass_name}"
 
 
-def random_model(geometry: Geometry) -> nn.Module:
-    """Return an `XLNetModel` in fp32 with random weights that bf16 represents exactly.
+def random_model(geometry: Geometry, architecture: str = "XLNetModel") -> nn.Module:
+    """Return a model of Hugging Face in fp32 with random weights that bf16 represents exactly.
 
+    architecture: the name of its class.
     So the bf16, fp32 and float64 models are the same function and one float64 result judges all.
     The spread 0.04 gives attention scores that differ by more than one from key to key; HF's 0.02
     gives almost uniform attention, on which a wrong position term would hardly show.
     """
-    from transformers import XLNetConfig, XLNetModel
+    import transformers
 
-    config = XLNetConfig(
+    config = transformers.XLNetConfig(
         n_layer=geometry.n_layer, d_model=geometry.d_model, n_head=geometry.n_head,
         d_inner=geometry.d_inner, vocab_size=geometry.vocab_size, initializer_range=0.04,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = XLNetModel(config)
+        model = getattr(transformers, architecture)(config)
     return round_weights(model)
 
 
-def load_model(path_or_id: str) -> nn.Module:
-    """Load the XLNet trunk of a checkpoint folder or Hub id in fp32, rounded to bf16.
+def load_model(path_or_id: str, architecture: str = "XLNetModel") -> nn.Module:
+    """Load the XLNet of a checkpoint folder or Hub id in fp32, rounded to bf16.
 
+    architecture: the name of its class, by default the trunk without a head.
     Raises `ArgumentError` in one sentence when it does not exist, cannot be read or is no XLNet.
     """
-    from transformers import AutoConfig, XLNetModel
+    import transformers
     from transformers.utils import logging
 
     folder = Path(path_or_id)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ArgumentError(f"{folder} holds no config.json, so it is no checkpoint folder")
     try:
-        config = AutoConfig.from_pretrained(path_or_id)
+        config = transformers.AutoConfig.from_pretrained(path_or_id)
         if config.model_type != "xlnet":
             raise ArgumentError(
                 f"{path_or_id} is a {config.model_type} model; only XLNet models can be benchmarked"
             )
         level = logging.get_verbosity()
-        logging.set_verbosity_error()  # heads that the trunk does not have are no news
+        logging.set_verbosity_error()  # heads that one of the two does not have are no news
         try:
-            model = XLNetModel.from_pretrained(path_or_id, dtype=torch.float32)
+            model = getattr(transformers, architecture).from_pretrained(
+                path_or_id, dtype=torch.float32
+            )
         finally:
             logging.set_verbosity(level)
     except ArgumentError:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .record import Row, cases, read_results, write_atomically
-from .table import speedup_text, time_text
+from .table import best_ours, shape_label, speedup_text, time_text, tokens_text
 
 START = "<!-- benchmark:start -->"
 END = "<!-- benchmark:end -->"
@@ -20,7 +20,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def markdown(files: Sequence[Path]) -> str:
-    """Return the tables of the model benchmark of each CSV, one heading per device.
+    """Return the tables of the model benchmarks of each CSV, one heading per device.
+
+    A table of pretraining steps follows where the CSV has any.
 
     Raises ValueError when a file has no timed model rows, or when there is no file.
     """
@@ -30,11 +32,8 @@ def markdown(files: Sequence[Path]) -> str:
 
 
 def _file_markdown(path: Path) -> str:
-    groups = [
-        case
-        for case in cases(read_results(path))
-        if case[0].kernel == "model" and any(row.p50_us for row in case)
-    ]
+    timed = [case for case in cases(read_results(path)) if any(row.p50_us for row in case)]
+    groups = [case for case in timed if case[0].kernel == "model"]
     if not groups:
         raise ValueError(f"{path.name} holds no timed rows of the model benchmark")
     first = groups[0][0]
@@ -50,30 +49,73 @@ def _file_markdown(path: Path) -> str:
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [_line({row.provider: row for row in case}) for case in groups]
-    return "\n".join(lines)
+    steps = [case for case in timed if case[0].kernel == "pretraining"]
+    return "\n".join(lines + (_pretraining(steps) if steps else []))
+
+
+def _pretraining(groups: Sequence[list[Row]]) -> list[str]:
+    first = groups[0][0]
+    return [
+        "",
+        "A pretraining step with two streams, memory, targets and dropout, in half precision by "
+        f"autocast, on {first.device}; milliseconds, tokens per second without those of the "
+        "memory, and the peak memory of a step in MiB. Tokens per second count whichever of ours "
+        "has the lower median.",
+        "",
+        "| batch x length + memory | layers | dtype | HF eager | HF compiled | ours "
+        "| ours compiled | over HF eager | over HF compiled | tokens/s (HF's) | memory (HF's) |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        *(_step_line({row.provider: row for row in case}) for case in groups),
+    ]
 
 
 def _line(by_name: dict[str, Row]) -> str:
+    any_row = next(iter(by_name.values()))
+    cells = [
+        f"{any_row.batch}x{any_row.length}",
+        any_row.dtype,
+        any_row.pass_name.replace("_", " ").replace("forward", "inference"),
+        *_times_and_speedups(by_name),
+        _errors(by_name.get("ours"), by_name.get("hf_eager")),
+    ]
+    return _joined(cells)
+
+
+def _step_line(by_name: dict[str, Row]) -> str:
+    any_row = next(iter(by_name.values()))
+    ours, eager = by_name.get("ours"), by_name.get("hf_eager")
+    memories = [
+        f"{row.peak_memory_mib:,.0f}" if row and row.peak_memory_mib is not None else "-"
+        for row in (ours, eager)
+    ]
+    cells = [
+        shape_label(any_row),
+        str(any_row.layers),
+        any_row.dtype,
+        *_times_and_speedups(by_name),
+        f"{tokens_text(best_ours(by_name)) or '-'} ({tokens_text(eager) or '-'})",
+        f"{memories[0]} ({memories[1]})",
+    ]
+    return _joined(cells)
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell or "-" for cell in cells) + " |"
+
+
+def _times_and_speedups(by_name: dict[str, Row]) -> list[str]:
     def time(name: str) -> str:
         row = by_name.get(name)
         if row is None:
             return "-"
         return time_text(row.p50_us) if row.status == "ok" else row.status.replace("_", " ")
 
-    ours, compiled, eager = (by_name.get(n) for n in ("ours", "ours_compile", "hf_eager"))
-    timed = [row for row in (ours, compiled) if row is not None and row.p50_us]
-    best = min(timed, key=lambda row: row.p50_us or 0.0, default=None)
-    any_row = next(iter(by_name.values()))
-    cells = [
-        f"{any_row.batch}x{any_row.length}",
-        any_row.dtype,
-        any_row.pass_name.replace("_", " ").replace("forward", "inference"),
+    ours, best = by_name.get("ours"), best_ours(by_name)
+    return [
         *(time(name) for name in ("hf_eager", "hf_compile", "ours", "ours_compile")),
         speedup_text(ours.speedup_over_hf_eager) if ours else "",
         speedup_text(best.speedup_over_hf_compile) if best else "",
-        _errors(ours, eager),
     ]
-    return "| " + " | ".join(cell or "-" for cell in cells) + " |"
 
 
 def _errors(ours: Row | None, eager: Row | None) -> str:

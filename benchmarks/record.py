@@ -71,6 +71,11 @@ class Row:
             raise ValueError(f"a row with status {self.status} cannot carry a speed-up")
 
     @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens of the batch per second, those of the memory left out; None if not timed."""
+        return self.batch * self.length / self.p50_us * 1e6 if self.p50_us else None
+
+    @property
     def case_key(self) -> tuple[Any, ...]:
         """What two rows share that were measured in the same rounds."""
         return (

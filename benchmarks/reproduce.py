@@ -5,10 +5,10 @@
 Needs torch, triton, transformers, numpy, pytest, matplotlib, rich and typer, and the repository as
 the working directory; nothing is installed. The extension is built first, on a GPU machine for that
 GPU alone. On a GPU the rows of the design's goals come next (our kernels beside content-only flash
-attention, the large model, latency), then the GPU tests, then everything else, compiled rivals
-included, as far as the time goes. On a machine without a GPU it says so and times the CPU. Every
-stage runs in its own process, so one that crashes (or poisons its CUDA context) does not stop the
-others; results are on disk as they come.
+attention, the large model, the pretraining step, latency), then the GPU tests, then everything
+else, compiled rivals included, as far as the time goes. On a machine without a GPU it says so and
+times the CPU. Every stage runs in its own process, so one that crashes (or poisons its CUDA
+context) does not stop the others; results are on disk as they come.
 The exit code is 1 when a stage failed.
 """
 
@@ -69,6 +69,7 @@ class Part:
 GPU_FIRST = (
     Part("headline kernels", ("ceiling", "rel_attention"), "headline", 0.4),
     Part("headline models", ("model",), "headline", 0.35),
+    Part("headline pretraining", ("pretraining",), "headline", 0.4),
     Part("latency", ("latency",), "headline", 0.35),
     Part("small kernels", SMALL_BENCHMARKS, "headline", 0.35),
 )
@@ -76,12 +77,15 @@ GPU_FIRST = (
 
 def parts_after(preset: str, gpu: bool) -> tuple[Part, ...]:
     """Return the parts that follow the build and the tests."""
+    pretraining = Part("pretraining", ("pretraining",), preset, 1.0)
     if gpu:
         kernels = Part("kernels", ("rel_attention", *SMALL_BENCHMARKS), preset, 0.5)
-        return kernels, Part("models", ("model",), preset, 1.0)
+        return kernels, Part("models", ("model",), preset, 0.6), pretraining
     small = SMALL_BENCHMARKS if preset == "full" else ()
     kernels = Part("kernels", ("ceiling", "rel_attention", *small), preset, 0.2)
-    return kernels, Part("models", ("model",), preset, 1.0)
+    if preset != "full":
+        return kernels, Part("models", ("model",), preset, 1.0)
+    return kernels, Part("models", ("model",), preset, 0.8), pretraining
 
 
 @dataclass

@@ -23,6 +23,7 @@ from . import (
     bench_latency,
     bench_masked_softmax,
     bench_model,
+    bench_pretraining,
     bench_rel_attention,
     bench_two_stream,
     configs,
@@ -53,7 +54,7 @@ _SMALL: dict[str, Any] = {
     module.KERNEL: module
     for module in (bench_two_stream, bench_masked_softmax, bench_concat_memory, bench_latency)
 }
-KERNELS = ("ceiling", "rel_attention", *_SMALL, "model")
+KERNELS = ("ceiling", "rel_attention", *_SMALL, "model", bench_pretraining.KERNEL)
 INTERRUPTED = 130
 
 
@@ -94,12 +95,16 @@ def run_bench(
     folder = _folder(out)
     file = None if text is None else str(text)
     # Before anything is overwritten: a wrong model or text must not cost the earlier results.
-    source = _source(chosen, model, file) if "model" in only else None
+    only = _chosen(chosen, only)
+    source = _source(chosen, model, file, only)
     if file is not None and source is None:
         bench_model.load_corpus(file)
     extra = {"preset": chosen.name, "text": "none", "model": "none"}
     if source is not None:
-        extra |= {"text": source.corpus.description, "model": _model_text(chosen, model, source)}
+        extra |= {
+            "text": source.corpus.description,
+            "model": _model_text(chosen, model, source, only),
+        }
     info = environment(where, extra)
     record = info
     if append:
@@ -133,6 +138,17 @@ def _exit_code(context: Context, rows: Sequence[Row], interrupted: bool) -> int:
     return 1 if context.red or context.failed or not timed else 0
 
 
+def _chosen(preset: Preset, only: Collection[str]) -> tuple[str, ...]:
+    """Return which benchmarks to run, without those that the preset leaves out.
+
+    A preset that leaves the small ones out still runs them when they are asked for.
+    """
+    optional = {*_SMALL, bench_pretraining.KERNEL}
+    if preset.small_ops or "rel_attention" not in only:
+        optional = set()
+    return tuple(name for name in KERNELS if name in only and name not in optional)
+
+
 def _run_all(
     session: Session,
     only: Collection[str],
@@ -142,17 +158,20 @@ def _run_all(
     display: Display,
 ) -> bool:
     """Run the chosen benchmarks; return whether the user interrupted them."""
-    # A preset that leaves the small ones out still runs them when they are asked for.
-    small = session.preset.small_ops or "rel_attention" not in only
     parts: list[tuple[int, Any]] = []
     if "ceiling" in only:
         parts.append((bench_ceilings.steps(session), bench_ceilings.run))
     if "rel_attention" in only:
         parts.append((len(bench_rel_attention.cases(session)), bench_rel_attention.run))
-    parts += [(m.steps(session), m.run) for name, m in _SMALL.items() if name in only and small]
-    if "model" in only:
+    parts += [(m.steps(session), m.run) for name, m in _SMALL.items() if name in only]
+    if source is not None and "model" in only:
+        trunk = source
         count = len(bench_model.cases(session))
-        parts.append((count, lambda s: bench_model.run(s, model, text, source)))
+        parts.append((count, lambda s: bench_model.run(s, model, text, trunk)))
+        source = None  # the pretraining step needs a model with its head
+    if bench_pretraining.KERNEL in only:
+        count = bench_pretraining.steps(session, model)
+        parts.append((count, lambda s: bench_pretraining.run(s, model, text, source)))
     display.set_total(sum(count for count, _ in parts))
     try:
         for _, part in parts:
@@ -237,16 +256,29 @@ def _folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _source(preset: Preset, model: str | None, text: str | None) -> bench_model.Source:
-    first = preset.model_shapes[0].geometry if preset.model_shapes else None
-    return bench_model.load_source(first or preset.geometry, model, text)
+def _source(
+    preset: Preset, model: str | None, text: str | None, only: Collection[str]
+) -> bench_model.Source | None:
+    """Return what the first benchmark of whole models needs, None where there is none."""
+    if "model" in only:
+        first = preset.model_shapes[0].geometry if preset.model_shapes else None
+        return bench_model.load_source(first or preset.geometry, model, text)
+    if bench_pretraining.KERNEL in only and preset.pretraining_shapes:
+        return bench_pretraining.load(preset.pretraining_shapes[0].geometry, model, text)
+    return None
 
 
-def _model_text(preset: Preset, model: str | None, source: bench_model.Source) -> str:
+def _model_text(
+    preset: Preset, model: str | None, source: bench_model.Source, only: Collection[str]
+) -> str:
     if model is not None:
         g = source.geometry
         return f"the user's: {g.n_layer} layers, width {g.d_model}, {g.n_head} heads"
-    names = {(shape.geometry or preset.geometry).name for shape in preset.model_shapes}
+    names = set()
+    if "model" in only:
+        names |= {(shape.geometry or preset.geometry).name for shape in preset.model_shapes}
+    if bench_pretraining.KERNEL in only:
+        names |= {shape.geometry.name for shape in preset.pretraining_shapes}
     return f"{' and '.join(sorted(names))} geometry, random weights"
 
 

@@ -26,6 +26,7 @@ KERNEL_TITLES = {
     "latency": "Latency of one sequence",
     "rel_attention": "Relative attention, one layer",
     "two_stream": "Two-stream layer of a pretraining step",
+    "pretraining": "Whole model with two streams and memory",
     "masked_softmax": "Masked softmax",
     "concat_memory": "Memory update of all layers",
 }
@@ -79,6 +80,12 @@ def speedup_text(ratio: float | None) -> str:
     return f"{ratio:.2f}x" if ratio >= 1 else f"{ratio:.2f}x slower"
 
 
+def tokens_text(row: Row | None) -> str:
+    """Return tokens per second, whole."""
+    rate = None if row is None else row.tokens_per_s
+    return "" if rate is None else f"{rate:,.0f}"
+
+
 @dataclass(frozen=True)
 class Table:
     """A title, a header and rows of text; `notes` explain empty cells."""
@@ -94,7 +101,8 @@ def tables(rows: Sequence[Row], *, named_backends: bool = True) -> list[Table]:
 
     named_backends: also show our backends by name, beside `ours` as the dispatcher chooses.
     The speed-up over compiled HF is that of the faster of `ours` and `ours compiled`; the ratio to
-    the floor, which leaves out work, that of our fastest backend, with its name.
+    the floor, which leaves out work, that of our fastest backend, with its name. Tokens per second
+    are those of the faster of `ours` and `ours compiled` too.
     """
     ceilings = [row for row in rows if row.kernel == "ceiling"]
     rows = [row for row in rows if row.kernel != "ceiling"]
@@ -124,24 +132,28 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
     shown = [
         p for p in providers if any(r.p50_us for case in group for r in case if r.provider == p)
     ]
+    layers = len({case[0].layers for case in group}) > 1
     features = len({case[0].features for case in group}) > 1
     floors = any(row.time_over_floor is not None for case in group for row in case)
     bandwidth = any(row.bandwidth_gb_s is not None for case in group for row in case)
     memory = any(row.peak_memory_mib is not None for case in group for row in case)
-    header = ["batch x\nlength", "dtype"] + ["with"] * features
+    tokens = kernel == "pretraining"  # elsewhere some of the tokens are padding
+    header = ["batch x\nlength", "dtype"] + ["layers"] * layers + ["with"] * features
     header += [provider_label(p).replace(" ", "\n", 1) + ",\nms" for p in shown]
     header += ["speed-up\nover\nHF eager", "speed-up\nover HF\ncompiled"]
     header += ["ours /\nfloor", "TFLOP/s\nours"] if floors else []
     header += ["GB/s\nours"] if bandwidth else []
+    header += ["tokens/s\nours", "tokens/s\nHF"] if tokens else []
     header += ["error\nours", "error\nHF"]
     header += ["memory\nours,\nMiB", "memory\nHF,\nMiB"] if memory else []
     lines = []
     for case in group:
         by_name = {row.provider: row for row in case}
-        line = [shape_label(case[0]), case[0].dtype] + [_short(case[0].features)] * features
+        line = [shape_label(case[0]), case[0].dtype] + [str(case[0].layers)] * layers
+        line += [_short(case[0].features)] * features
         line += [_time_cell(by_name.get(p)) for p in shown]
         ours, eager = by_name.get("ours"), by_name.get("hf_eager")
-        best = _best_ours(by_name)
+        best = best_ours(by_name)
         line.append(speedup_text(ours.speedup_over_hf_eager) if ours else "")
         line.append(speedup_text(best.speedup_over_hf_compile) if best else "")
         fastest = _fastest_ours(case)
@@ -149,6 +161,8 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
             line += [_floor_cell(fastest), _figure(fastest, "tflop_per_s")]
         if bandwidth:
             line.append(_figure(fastest, "bandwidth_gb_s"))
+        if tokens:
+            line += [tokens_text(best), tokens_text(eager)]
         line.append(_error_cell(ours))
         line.append(f"{eager.error:.1e}" if eager and eager.error is not None else "")
         if memory:
@@ -158,14 +172,15 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
     return Table(title, header, lines, _notes(group))
 
 
-def _best_ours(by_name: dict[str, Row]) -> Row | None:
+def best_ours(by_name: dict[str, Row]) -> Row | None:
+    """Return the faster of `ours` and `ours compiled`, None where neither was timed."""
     timed = [by_name[n] for n in ("ours", "ours_compile") if n in by_name and by_name[n].p50_us]
     return min(timed, key=lambda row: row.p50_us or 0.0, default=None)
 
 
 def _short(features: str) -> str:
-    for word in ("padding", "segments", "dropout"):
-        features = features.replace(word, word[: 4 if word == "dropout" else 3])
+    for word in ("padding", "segments", "dropout", "permutation"):
+        features = features.replace(word, word[: 3 if word in ("padding", "segments") else 4])
     return features
 
 

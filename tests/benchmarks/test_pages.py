@@ -91,6 +91,23 @@ def test_features_floors_and_ceilings_have_their_columns():
     assert not {"with", "ours /\nfloor", "GB/s\nours"} & set(plainer.header)
 
 
+def test_pretraining_steps_have_tokens_per_second_and_layers():
+    rows = make_rows("pretraining", (512,), pass_name="training_step")
+    large = make_rows("pretraining", (512,), {"hf_eager": 8000.0}, "training_step")
+    for row in large:
+        row.layers, row.p50_us, row.status = 24, None, "failed"
+        row.speedup_over_hf_eager = row.speedup_over_hf_compile = None
+    (table,) = tables(rows + large)
+    lines = [dict(zip(table.header, line, strict=True)) for line in table.rows]
+    assert table.title == "Whole model with two streams and memory, training step"
+    assert [line["layers"] for line in lines] == ["12", "12", "24", "24"]
+    assert lines[0]["tokens/s\nours"] == "512,000"  # 2 x 512 in the compiled one's 2 ms
+    assert lines[0]["tokens/s\nHF"] == "128,000"
+    assert lines[2]["tokens/s\nours"] == ""
+    (other,) = tables(make_rows(pass_name="training_step"))
+    assert not {"tokens/s\nours", "layers"} & set(other.header)
+
+
 def test_a_plot_shows_one_set_of_features():
     rows = make_rows("rel_attention", (128, 512)) + make_rows("rel_attention", (128,))
     for row in rows[16:]:
@@ -195,6 +212,23 @@ def test_the_readme_table_comes_from_the_csv(tmp_path, results, capsys):
     assert readme_table.main([*arguments, "--check"]) == 0
     results.write_text(results.read_text().replace(",4000,", ",4400,"))
     assert readme_table.main([*arguments, "--check"]) == 1
+
+
+def test_the_readme_has_a_table_of_pretraining_steps_where_there_are_any(results):
+    assert "pretraining" not in readme_table.markdown([results])
+    rows = make_rows("pretraining", (512,), TIMES, "training_step")
+    with ResultsWriter(results, environment("cpu"), "full", append=True) as writer:
+        for row in rows:
+            row.memory_length = 384
+            if row.provider == "hf_eager":
+                row.peak_memory_mib = None
+            writer.add(row)
+    text = readme_table.markdown([results])
+    line = "| 2x512+384 | 12 | fp32 | 8 | 6 | 4 | 2 | 2.00x | 3.00x | 512,000 (128,000) | 40 (-) |"
+    assert line in text
+    header, rule = text.splitlines()[-4:-2]
+    assert header.count("|") == rule.count("|") == line.count("|")
+    assert "| 2x128 | fp32 | inference |" in text
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,9 @@ def test_on_a_gpu_what_matters_most_comes_first(tmp_path, stubbed):
     assert begun == [
         ("build", True),
         ("headline kernels", "headline", "cuda"), ("headline models", "headline", "cuda"),
+        ("headline pretraining", "headline", "cuda"),
         ("latency", "headline", "cuda"), ("small kernels", "headline", "cuda"), "tests",
-        ("kernels", "full", "cuda"), ("models", "full", "cuda"),
+        ("kernels", "full", "cuda"), ("models", "full", "cuda"), ("pretraining", "full", "cuda"),
     ]  # fmt: skip
     assert reproduce.GPU_FIRST[0].only[0] == "ceiling"
     assert all(part.share < 0.5 for part in reproduce.GPU_FIRST)  # others get their time too

@@ -21,6 +21,7 @@ TINY = configs.Preset(
     dtypes=("fp32",),
     model_shapes=(configs.ModelShape(2, 24, ("forward", "training_step")),),
     attention_shapes=(configs.AttentionShape(1, 24, 8, 2, ("forward", "forward_backward")),),
+    pretraining_shapes=(),
     geometry=configs.Geometry("tiny", 2, 32, 2, 48, 600),
     compile_budget_s=0.0,
     model_memory=False,

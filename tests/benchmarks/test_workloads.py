@@ -11,6 +11,7 @@ from benchmarks import rel_attention_providers as providers
 from benchmarks.corpus import Corpus, load_corpus, make_batch
 from benchmarks.floor import GemmFloor
 from benchmarks.model_case import ModelCase, flops, load_model, random_model, share
+from benchmarks.pretraining_case import PretrainingCase
 from benchmarks.rel_attention_case import PASSES, RelAttentionCase, make_inputs
 from benchmarks.rel_attention_exact import hf_result
 from benchmarks.rel_attention_providers import (
@@ -30,7 +31,8 @@ TINY = configs.Geometry("tiny", 2, 64, 4, 96, 600)
 
 
 def test_batches_are_pairs_of_text_padded_on_the_left():
-    corpus = Corpus(torch.arange(100, 150), 4, 3, 5, "numbers")
+    lines, starts = torch.tensor([0]), torch.ones(150, dtype=torch.bool)
+    corpus = Corpus(torch.arange(100, 150), 4, 3, 5, "numbers", lines, starts)
     batch = make_batch(corpus, 3, 40)
     ids, mask, kinds = batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]
     assert mask.sum(1).tolist() == [38, 36, 34]
@@ -52,6 +54,12 @@ def test_the_built_in_corpus_is_real_text(tmp_path, monkeypatch):
     assert int(corpus.ids.min()) >= 0
     assert int(corpus.ids.max()) < 600
     assert "SentencePiece unigram with 600 pieces" in corpus.description
+    assert len(corpus.word_starts) == 600
+    assert 0 < int(corpus.word_starts.sum()) < 600
+    # A line begins with a word, and the text has hundreds of them.
+    assert corpus.lines[0] == 0
+    assert len(corpus.lines) > 500
+    assert corpus.word_starts[corpus.ids[corpus.lines]].float().mean() > 0.9
 
 
 def test_without_sentencepiece_the_ids_are_bytes_and_the_record_says_so(monkeypatch):
@@ -60,6 +68,9 @@ def test_without_sentencepiece_the_ids_are_bytes_and_the_record_says_so(monkeypa
     assert int(corpus.ids.max()) < 265
     assert bytes((corpus.ids[:10] - 9).tolist()).decode().isascii()
     assert "bytes" in corpus.description
+    newline, letter, space = (9 + ord(c) for c in "\na ")
+    assert (corpus.ids[corpus.lines[1:] - 1] == newline).all()
+    assert corpus.word_starts[[letter, space]].tolist() == [False, True]
     with pytest.raises(ArgumentError, match="at least 265"):
         load_corpus(vocab_size=100)
 
@@ -262,6 +273,8 @@ def test_presets_name_only_what_exists(name, device):
         ModelCase(shape.batch, shape.length, dtype, pass_name)
     for shape, dtype, pass_name in configs.ordered(preset.attention_shapes, preset):
         RelAttentionCase(shape.batch, shape.queries, dtype=dtype, pass_name=pass_name)
+    for shape in preset.pretraining_shapes:
+        PretrainingCase(shape.batch, memory=shape.memory)
     assert configs.preset(name, device, "bf16").dtypes == ("bf16",)
 
 

@@ -321,7 +321,6 @@ def test_items_have_the_types_that_models_take():
     assert perm_mask.shape == (1, 24, 24)
 
 
-
 def test_items_that_are_not_there():
     data = small_streams(4)
     for index in (len(data), -len(data) - 1):

@@ -1,0 +1,263 @@
+"""Does training on the accelerated modules learn what it should? Three questions, one command.
+
+1. Curves: the same data and the same initial weights, Hugging Face's modules and ours, 200 steps.
+   The yardstick is Hugging Face's own curve from weights that moved by one rounding.
+2. Pretraining: a tiny model on the built-in text, against the unigram frequencies of that text.
+3. Fine-tuning: which article is a passage from? From the pretrained weights, and from scratch with
+   the same steps; of each the better of two learning rates, chosen by the evaluation passages.
+   Test passages are no part of the pretraining text.
+
+    python -m benchmarks.prove_training --out DIR [--steps 3000] [--seeds 3]
+
+Leaves training_curves.csv, training_curves.png, training_proof.json and the runs in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import XLNetConfig, XLNetLMHeadModel
+
+from xlnet_fast.text import builtin_articles
+from xlnet_fast.train.corpus import sentences_of
+from xlnet_fast.train.finetune import FinetuneOptions, finetune
+from xlnet_fast.train.options import SIZES, PretrainOptions
+from xlnet_fast.train.pretrain import pretrain
+from xlnet_fast.train.sources import TextSource
+from xlnet_fast.train.tokenizers import train_on
+
+from .record import environment, write_atomically
+
+VOCABULARY = 4000
+CURVE_STEPS = 200
+MOVED = (1, 2, 3)  # seeds of the runs whose weights moved by one rounding
+CLASSES = 12
+WORDS = 40  # of a passage, about
+LABELLED = 8  # training passages of each class
+LEARNING_RATES = (3e-4, 1e-3)
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def initial_model(folder: Path, tokenizer: Any, moved: int | None) -> None:
+    """A model, perhaps with each weight moved to a neighbouring fp32 number.
+
+    The weights are wide: from HF's 0.02 so small a model attends to all keys alike for long, and a
+    wrong score would hardly show in the loss.
+    """
+    torch.manual_seed(0)
+    d_model, n_layer, n_head, d_inner = SIZES["tiny"]
+    config = XLNetConfig(
+        vocab_size=len(tokenizer), d_model=d_model, n_layer=n_layer, n_head=n_head,
+        d_inner=d_inner, mem_len=None, initializer_range=0.1,
+    )  # fmt: skip
+    model = XLNetLMHeadModel(config)
+    if moved is not None:
+        generator = torch.Generator().manual_seed(moved)
+        with torch.no_grad():
+            for weight in model.parameters():
+                up = torch.rand(weight.shape, generator=generator) < 0.5
+                toward = torch.where(up, torch.inf, -torch.inf)
+                weight.copy_(torch.nextafter(weight, toward))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def curve(out: Path, name: str, moved: int | None, accelerate: bool) -> list[float]:
+    """Training loss of each step."""
+    tokenizer = train_on(TextSource().open(), VOCABULARY)
+    start = out / "curves" / f"start-{moved}"
+    initial_model(start, tokenizer, moved)
+    options = PretrainOptions(
+        output=out / "curves" / name, model=str(start), seq_len=128, batch_size=4,
+        steps=CURVE_STEPS, learning_rate=1e-3, dropout=0.0, log_every=1, eval_every=CURVE_STEPS,
+        save_every=CURVE_STEPS, accelerate=accelerate, overwrite=True,
+    )  # fmt: skip
+    pretrain(options)
+    state = options.output / f"checkpoint-{CURVE_STEPS}" / "trainer_state.json"
+    history = json.loads(state.read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def compare_curves(out: Path) -> dict[str, Any]:
+    """All curves, their plot, and how far ours and the moved ones are from Hugging Face's."""
+    curves = {"hf": curve(out, "hf", None, False), "ours": curve(out, "ours", None, True)}
+    curves |= {f"hf_moved_{seed}": curve(out, f"moved-{seed}", seed, False) for seed in MOVED}
+    with open(out / "training_curves.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", *curves])
+        writer.writerows(zip(range(1, CURVE_STEPS + 1), *curves.values(), strict=True))
+    draw_curves(curves, out / "training_curves.png")
+    distance = {name: largest_distance(values, curves["hf"]) for name, values in curves.items()}
+    noise = max(distance[f"hf_moved_{seed}"] for seed in MOVED)
+    return {
+        "steps": CURVE_STEPS,
+        "first_loss": curves["hf"][0],
+        "last_loss": curves["hf"][-1],
+        "largest_distance_ours": distance["ours"],
+        "largest_distance_of_one_rounding": noise,
+        "within_noise": distance["ours"] <= 2 * noise,
+    }
+
+
+def largest_distance(curve: list[float], other: list[float]) -> float:
+    """Of two losses at the same step."""
+    return max(abs(a - b) for a, b in zip(curve, other, strict=True))
+
+
+def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
+    """Above the losses of Hugging Face and ours, below the distances from Hugging Face's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    steps = range(1, len(curves["hf"]) + 1)
+    above.plot(steps, curves["hf"], color="#E69F00", linewidth=4, label="Hugging Face")
+    above.plot(steps, curves["ours"], color="#0072B2", linewidth=1.2, label="xlnet_fast")
+    above.set_ylabel("training loss (nats)")
+    above.legend()
+    above.set_title("Pretraining, same data and initial weights, fp32, no dropout")
+    for name, values in curves.items():
+        if name == "hf":
+            continue
+        gaps = [abs(a - b) or 1e-8 for a, b in zip(values, curves["hf"], strict=True)]
+        ours = name == "ours"
+        below.semilogy(
+            steps, gaps, color="#0072B2" if ours else "#999999", linewidth=1.6 if ours else 0.8,
+            zorder=2 if ours else 1,
+            label="xlnet_fast"
+            if ours
+            else "Hugging Face from weights moved by one rounding"
+            if name == f"hf_moved_{MOVED[0]}"
+            else None,
+        )  # fmt: skip
+    below.set_ylabel("distance from Hugging Face's loss")
+    below.set_xlabel("step")
+    below.legend()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+# --- pretraining and fine-tuning -----------------------------------------------------------------
+
+
+def passages(article: tuple[str, ...]) -> Iterator[str]:
+    """The article in pieces of whole sentences, about as many words each."""
+    words: list[str] = []
+    for paragraph in article:
+        for sentence in sentences_of(paragraph):
+            words += sentence.split()
+            if len(words) >= WORDS:
+                yield " ".join(words)
+                words = []
+
+
+def make_task(out: Path) -> Path:
+    """train, eval and test JSONL files, and ``text.txt`` without the test passages."""
+    cut = {name: list(passages(article)) for name, article in builtin_articles().items()}
+    classes = sorted(cut, key=lambda name: -len(cut[name]))[:CLASSES]
+    folder = out / "task"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "eval": [], "test": []}
+    text = []
+    for name, pieces in cut.items():
+        test = set(range(0, len(pieces), 2)) if name in classes else set()
+        rest = [piece for number, piece in enumerate(pieces) if number not in test]
+        text.append("\n".join(rest))
+        if name in classes:
+            rows["test"] += [{"text": pieces[number], "label": name} for number in sorted(test)]
+            rows["train"] += [{"text": piece, "label": name} for piece in rest[:LABELLED]]
+            more = rest[LABELLED : 2 * LABELLED]
+            rows["eval"] += [{"text": piece, "label": name} for piece in more]
+    for split, lines in rows.items():
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(folder / f"{split}.jsonl", content)
+    write_atomically(folder / "text.txt", "\n\n".join(part for part in text if part))
+    return folder
+
+
+def prove_pretraining(out: Path, task: Path, steps: int) -> dict[str, Any]:
+    """Perplexity after ``steps`` updates, and that of the unigram frequencies."""
+    options = PretrainOptions(
+        output=out / "pretrained", text=(str(task / "text.txt"),), vocab_size=VOCABULARY,
+        size="tiny", seq_len=128, batch_size=8, steps=steps, learning_rate=1e-3, log_every=50,
+        eval_every=max(1, steps // 10), save_every=steps, overwrite=True,
+    )  # fmt: skip
+    begin = time.monotonic()
+    result = pretrain(options)
+    return {**result.metrics, "minutes": (time.monotonic() - begin) / 60}
+
+
+def prove_finetuning(out: Path, task: Path, seeds: int) -> dict[str, Any]:
+    """Test accuracies of both starts, one per seed, at the learning rate that evaluates better."""
+    found: dict[str, Any] = {"chance": 1 / CLASSES}
+    for name, scratch in (("pretrained", False), ("from_scratch", True)):
+        runs: dict[float, list[dict[str, dict[str, float]]]] = {}
+        for rate in LEARNING_RATES:
+            options = FinetuneOptions(
+                task="text-classification", model=str(out / "pretrained" / "model"),
+                train=str(task / "train.jsonl"), eval=str(task / "eval.jsonl"),
+                test=str(task / "test.jsonl"), output=out / "finetuned", from_scratch=scratch,
+                max_length=128, batch_size=16, steps=180, eval_every=30, learning_rate=rate,
+                overwrite=True, keep=1,
+            )  # fmt: skip
+            runs[rate] = [finetune(replace(options, seed=seed)).metrics for seed in range(seeds)]
+        best = max(runs, key=lambda rate: mean(runs[rate], "eval"))
+        found[name] = {
+            "learning_rate": best,
+            "test_accuracy": [metrics["test"]["accuracy"] for metrics in runs[best]],
+            "mean_test_accuracy": mean(runs[best], "test"),
+        }
+    return found
+
+
+def mean(runs: list[dict[str, dict[str, float]]], split: str) -> float:
+    """Of the accuracies of several runs."""
+    return statistics.fmean(metrics[split]["accuracy"] for metrics in runs)
+
+
+def main() -> int:
+    """Run all three; 0 if the answers are yes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000, help="of pretraining")
+    parser.add_argument("--seeds", type=int, default=3, help="fine-tunings of each kind")
+    arguments = parser.parse_args()
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    task = make_task(out)
+    proof = {
+        "environment": environment("cpu"),
+        "curves": compare_curves(out),
+        "pretraining": prove_pretraining(out, task, arguments.steps),
+        "finetuning": prove_finetuning(out, task, arguments.seeds),
+    }
+    write_atomically(out / "training_proof.json", json.dumps(proof, indent=1) + "\n")
+    print(json.dumps({name: proof[name] for name in proof if name != "environment"}, indent=1))
+    pretraining, finetuning = proof["pretraining"], proof["finetuning"]
+    answers = {
+        "same curve within noise": proof["curves"]["within_noise"],
+        "below half of the unigram perplexity": pretraining["eval_perplexity"]
+        < pretraining["unigram_perplexity"] / 2,
+        "better than from scratch": min(finetuning["pretrained"]["test_accuracy"])
+        > max(finetuning["from_scratch"]["test_accuracy"]),
+    }
+    for question, answer in answers.items():
+        print(f"{question}: {'yes' if answer else 'NO'}")
+    return 0 if all(answers.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
