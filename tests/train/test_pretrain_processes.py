@@ -21,6 +21,7 @@ from xlnet_fast.train.options import PretrainOptions
 from xlnet_fast.train.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
+RESUMED, LAST = 9, 11  # steps; an epoch has 8 updates
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def assert_alike(one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.allclose(tensor, theirs[name], atol=1e-6), name
-    for entry, expected in zip(history(one, 6), history(other, 6), strict=True):
+    for entry, expected in zip(history(one, LAST), history(other, LAST), strict=True):
         assert entry["step"] == expected["step"]
         for name in ("loss", "grad_norm", "eval_loss"):
             wanted = expected.get(name, math.nan)
@@ -82,10 +83,10 @@ def assert_alike(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """One process with 4 rows in both directions, two batches an update."""
+    """One process with 16 rows in both directions, two batches an update."""
     options = tiny_options(
         place / "alone", place / "articles.txt", dropout=0.0, bi_data=True,
-        gradient_accumulation=2, eval_share=0.3,
+        gradient_accumulation=2, eval_share=0.3, steps=LAST, save_every=RESUMED, eval_every=4,
     )  # fmt: skip
     pretrain(options)
     return options
@@ -100,25 +101,32 @@ def test_two_processes_compute_what_one_does(place, alone, changes):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("eval perplexity") == 1, "one process prints"
     assert_alike(options.output, alone.output)
-    memories = sorted(path.name for path in (options.output / "checkpoint-3").glob("memory-*"))
+    memories = sorted(
+        path.name for path in (options.output / f"checkpoint-{RESUMED}").glob("memory-*")
+    )
     assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
     found = XLNetLMHeadModel.from_pretrained(options.output / "model", output_loading_info=True)[1]
     assert not any(found.values())
 
+    # In the middle of the second epoch: its documents stand in another order.
+    epoch = history(options.output, RESUMED)[-1]["epoch"]
+    assert epoch > 1
+    assert epoch % 1 > 0
     resumed = replace(options, output=place / f"{name}-resumed", resume=True)
     resumed.output.mkdir()
     shutil.copy(options.output / "pretrain.json", resumed.output)
-    shutil.copytree(options.output / "checkpoint-3", resumed.output / "checkpoint-3")
+    name = f"checkpoint-{RESUMED}"
+    shutil.copytree(options.output / name, resumed.output / name)
     done = torchrun(resumed)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_alike(resumed.output, options.output)
 
 
 def test_another_number_of_processes_cannot_resume(place, alone):
-    options = replace(alone, batch_size=2, resume=True)
+    options = replace(alone, batch_size=8, resume=True)
     done = torchrun(options)
     assert done.returncode != 0
-    assert "batch_size was 4 and is 2; processes was 1 and is 2" in done.stderr
+    assert "batch_size was 16 and is 8; processes was 1 and is 2" in done.stderr
 
 
 def test_rows_that_two_processes_cannot_share(place, alone):

@@ -162,8 +162,11 @@ def part_of(run: Path, target: Path, step: int) -> None:
 
 @pytest.mark.parametrize("step", [5, 15])
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, whole, step):
-    """With dropout, memory and two batches an update, before and behind the end of an epoch."""
+    """With dropout, memory and two batches an update, in the second and the fifth epoch."""
     options, result = whole
+    state = json.loads((options.output / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    assert state["epoch"] > 1
+    assert state["epoch"] % 1 > 0
     part_of(options.output, tmp_path / "run", step)
 
     resumed = replace(options, output=tmp_path / "run", resume=True)

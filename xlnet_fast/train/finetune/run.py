@@ -265,7 +265,7 @@ def _finish(
             results[name] = outputs.plain_metrics(found.metrics, name)
             record[name] = {**results[name], **report.details}
         if name == "eval":
-            title = f"{options.task}, {Path(options.model).name}"
+            title = f"{options.task}, evaluation"
             outputs.write_plots(options.output, task, trainer.state.log_history, report, title)
     if trainer.args.process_index == 0:
         write_json(options.output / "metrics.json", record)
