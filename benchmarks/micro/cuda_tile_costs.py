@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from xlnet_fast.builder import nvcc, recipe
-from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import sass
-from xlnet_fast.kernels.cuda.report import find_nvcc
+from xlnet_fast.kernels.cuda.report import find_nvcc, known_archs
 
 KERNELS = ("forward", "backward_q", "backward_kv", "backward_r")
 PRODUCT = "HMMA"
@@ -58,7 +58,11 @@ VARIANTS: dict[str, tuple[Edit, ...]] = {
 
 
 def edit(csrc: Path, edits: Sequence[Edit]) -> None:
-    """Change the headers of a copy of csrc; every text must be there."""
+    """Change the headers of a copy of csrc, every place where a text is.
+
+    Raises:
+        ValueError: a text is nowhere in its header.
+    """
     for name, text, instead in edits:
         header = csrc / "cuda" / name
         source = header.read_text(encoding="utf-8")
@@ -72,6 +76,9 @@ def tile_loop(code: sass.Function) -> list[str]:
 
     It has the most products of the loops that hold no other with products: rows at positions of
     their own have loops over chunks of their window.
+
+    Raises:
+        ValueError: no loop has products.
     """
 
     def products(span: tuple[int, int]) -> int:
@@ -84,6 +91,8 @@ def tile_loop(code: sass.Function) -> list[str]:
         for begin, end in spans
         if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
     ]
+    if not alone:
+        raise ValueError(f"no loop has an {PRODUCT}, so none goes over tiles")
     begin, end = max(alone, key=products)
     return code.instructions[begin : end + 1]
 
@@ -119,10 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arch = {90: "90a"}.get(options.arch, str(options.arch))
     jobs = [(kernel, variant) for kernel in options.kernel for variant in VARIANTS]
     try:
-        find_nvcc()
+        if options.arch not in (known := known_archs()):
+            parser.error(f"--arch {options.arch} is not one of {', '.join(map(str, known))}")
+        sass.nvdisasm()  # or its lack would show only when the first kernel is compiled
         with ThreadPoolExecutor(recipe.jobs()) as pool:
             counts = list(pool.map(lambda job: count(*job, arch, options.head_dim), jobs))
-    except BackendUnavailable as error:
+    except (ArgumentError, BackendUnavailable) as error:
         parser.error(str(error))
     table = Table(title=f"sm_{arch}, D = {options.head_dim}: one warp, one tile")
     for heading in ("kernel", PRODUCT, *VARIANTS):

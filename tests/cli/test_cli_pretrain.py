@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny_pretraining import write_text
 from typer.testing import CliRunner
 
 from xlnet_fast import cli
+from xlnet_fast.train import requirements
 from xlnet_fast.train.options import PretrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +121,29 @@ def test_config_files_that_are_refused(given, tmp_path, content, words):
 )
 def test_wrong_options_are_told_in_a_sentence(tmp_path, arguments, words):
     assert words in refused(run("--output", tmp_path / "run", *arguments))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["pretrain"], ["finetune", "--task", "multiple-choice", "--model", "m", "--train", "t"]],
+)
+def test_without_the_packages_of_training(monkeypatch, tmp_path, command):
+    found = requirements.find_spec
+    monkeypatch.setattr(
+        requirements,
+        "find_spec",
+        lambda name: None if name in ("sklearn", "datasets") else found(name),
+    )
+    result = CliRunner().invoke(cli.app, [*command, "--output", str(tmp_path / "run")])
+    message = "training needs datasets, scikit-learn: pip install 'xlnet-fast[train]'"
+    assert message in refused(result)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_extra_names_all_packages_of_training():
+    project = (ROOT / "pyproject.toml").read_text()
+    (extra,) = re.findall(r"^train = \[(.*)\]$", project, flags=re.MULTILINE)
+    assert set(requirements.PACKAGES.values()) <= set(re.findall(r'"([^"]+)"', extra))
 
 
 def test_the_output_is_required():

@@ -6,11 +6,13 @@ import typer
 
 from xlnet_fast.cli.options import command_of
 from xlnet_fast.train.finetune.options import FinetuneOptions
+from xlnet_fast.train.requirements import require_packages
 
 
 def run_finetune(options: FinetuneOptions) -> None:
     """Fine-tune; exit with 128 + signal where one ended it."""
     options.check()
+    require_packages()
     from xlnet_fast.train.finetune import finetune
 
     result = finetune(options)

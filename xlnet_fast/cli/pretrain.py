@@ -8,6 +8,7 @@ import typer
 
 from xlnet_fast.cli.options import command_of
 from xlnet_fast.train.options import PretrainOptions
+from xlnet_fast.train.requirements import require_packages
 
 if TYPE_CHECKING:
     from xlnet_fast.train.pretrain import PretrainResult
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 def run_pretrain(options: PretrainOptions) -> None:
     """Pretrain, print what came of it, and exit with 128 + signal where one ended it."""
     options.check()
+    require_packages()
     from xlnet_fast.train.pretrain import pretrain
 
     result = pretrain(options)
