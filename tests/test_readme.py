@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import XLNetConfig, XLNetForSequenceClassification
+from transformers import XLNetConfig, XLNetForSequenceClassification, XLNetTokenizer
 
 import xlnet_fast
 from benchmarks import readme_table
@@ -38,6 +38,18 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert "sdpa" in printed
     assert type(names["model"]) is XLNetForSequenceClassification
     assert not xlnet_fast.is_accelerated(names["model"])
+
+
+def test_the_training_example_runs(tmp_path):
+    (source,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), flags=re.DOTALL
+    )
+    folder = train_tokenizer(builtin_text()[:40_000], 300, tmp_path)
+    names = {"tokenizer": XLNetTokenizer.from_pretrained(folder)}
+    exec(source, names)
+    assert names["compact"]["target_positions"].shape == (8, 21)
+    assert names["dense"]["perm_mask"].shape == (8, 128, 128)
+    assert names["batch"]["input_ids"].shape == (1, 5)
 
 
 def test_the_benchmark_table_is_the_generators():
