@@ -174,8 +174,8 @@ def pids_in(file: Path, count: int) -> list[int]:
 
 
 def all_gone(pids: list[int]) -> bool:
-    """Whether they end within twenty seconds: on a busy machine a killed process takes a moment."""
-    deadline = time.monotonic() + 20
+    """Whether they end within two seconds: a killed process may take a moment."""
+    deadline = time.monotonic() + 2
     while any(map(is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not any(map(is_alive, pids))

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -130,6 +131,32 @@ def test_an_interrupt_kills_the_compilers(checkout, sleeper, number):
     assert process.returncode == 130
     assert all_gone(pids)
     assert checkout.leftovers() == []
+
+
+@posix
+@proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_a_compiler_starts_kills_it_too(sleeper, tmp_path, monkeypatch, number):
+    """The signal comes when the compiler runs and its starter has not returned."""
+    cxx, file = sleeper
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            if options.get("start_new_session"):
+                pids_in(file, 2)
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(compiler.subprocess, "Popen", Interrupted)
+    before = signal.signal(number, signal.default_int_handler)
+    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run([compiler.Step("x", (str(cxx),))], jobs=1)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+    assert all_gone(pids_in(file, 2))
 
 
 @posix

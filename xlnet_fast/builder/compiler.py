@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,7 +181,8 @@ class Runner:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     step = waiting.pop(0)
-                    running[step] = self._start(step)
+                    with _interrupts_deferred():  # else it could run and be in no list yet
+                        running[step] = self._start(step)
                 for step in [step for step in running if running[step].poll() is not None]:
                     failed = self._finish(step, running.pop(step).returncode)
                     failure = failure or failed
@@ -240,6 +243,24 @@ class Runner:
         if step.optional:
             return error
         raise error
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """SIGINT and SIGTERM take effect behind the block, if Python handles them here at all."""
+    arrived: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda sent, frame: arrived.append(sent))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
