@@ -9,18 +9,15 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
 from xlnet_fast.train.finetune.data import find_columns
 from xlnet_fast.train.finetune.task import (
     Batch,
+    OneLabelTask,
     Report,
     Split,
-    Task,
-    class_loss,
     known_names,
     mean_class_loss,
     probabilities,
@@ -31,7 +28,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NUMBERED = re.compile(r"(?:ending|choice|option)_?(\d+)")
 
 
-class MultipleChoice(Task):
+class MultipleChoice(OneLabelTask):
     """Each choice is one sequence: passage <sep> question and choice <sep> <cls>.
 
     As in the original run_race.py, a choice takes the place of "_" in the question, or follows it.
@@ -103,17 +100,7 @@ class MultipleChoice(Task):
         ]
         shape = (len(features), len(features[0]["input_ids"]), -1)
         batch = {name: values.view(shape) for name, values in self.pad(flat).items()}
-        if "label" in features[0]:
-            batch["labels"] = torch.tensor([feature["label"] for feature in features])
-        return batch
-
-    def loss(self, outputs: Any, batch: Batch, number_of_labels: Tensor | int) -> Tensor:
-        """Cross entropy over the choices."""
-        return class_loss(outputs.logits, batch["labels"], number_of_labels)
-
-    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """Logits, [B, choices]."""
-        return (outputs.logits.float(),)
+        return self.with_labels(batch, features)
 
     def metrics(self, split: Split, predictions: Any, labels: np.ndarray) -> dict[str, float]:
         """Loss and accuracy."""

@@ -164,6 +164,25 @@ class Task(abc.ABC):
         return dict(self.tokenizer.pad(rows, padding=True, return_tensors="pt"))
 
 
+class OneLabelTask(Task):
+    """A task with one label a row: ``labels`` [B], logits [B, classes]."""
+
+    @staticmethod
+    def with_labels(batch: Batch, features: Sequence[Mapping[str, Any]]) -> Batch:
+        """The batch and the labels of its rows, if they have any."""
+        if "label" in features[0]:
+            batch["labels"] = torch.tensor([feature["label"] for feature in features])
+        return batch
+
+    def loss(self, outputs: Any, batch: Batch, number_of_labels: Tensor | int) -> Tensor:
+        """Cross entropy over the classes."""
+        return class_loss(outputs.logits, batch["labels"], number_of_labels)
+
+    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """Logits, [B, classes]."""
+        return (outputs.logits.float(),)
+
+
 def text_of(value: Any, role: str, where: str) -> str:
     """A text that is there and not empty; raises ``ArgumentError``."""
     if value is None or not str(value).strip():

@@ -7,17 +7,14 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
 from xlnet_fast.train.finetune.task import (
     Batch,
+    OneLabelTask,
     Report,
     Split,
-    Task,
-    class_loss,
     known_names,
     label_id,
     mean_class_loss,
@@ -28,7 +25,7 @@ from xlnet_fast.train.finetune.task import (
 )
 
 
-class TextClassification(Task):
+class TextClassification(OneLabelTask):
     """Longer texts are cut at the end, the longer one of a pair first."""
 
     architecture = "XLNetForSequenceClassification"
@@ -84,18 +81,7 @@ class TextClassification(Task):
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         """``labels``: [B]."""
-        batch = self.pad(features)
-        if "label" in features[0]:
-            batch["labels"] = torch.tensor([feature["label"] for feature in features])
-        return batch
-
-    def loss(self, outputs: Any, batch: Batch, number_of_labels: Tensor | int) -> Tensor:
-        """Cross entropy."""
-        return class_loss(outputs.logits, batch["labels"], number_of_labels)
-
-    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """Logits, [B, labels]."""
-        return (outputs.logits.float(),)
+        return self.with_labels(self.pad(features), features)
 
     def metrics(self, split: Split, predictions: Any, labels: np.ndarray) -> dict[str, float]:
         """Loss, accuracy, precision, recall and F1."""
