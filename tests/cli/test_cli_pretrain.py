@@ -135,7 +135,7 @@ def test_without_the_packages_of_training(monkeypatch, tmp_path, command):
         lambda name: None if name in ("sklearn", "datasets") else found(name),
     )
     result = CliRunner().invoke(cli.app, [*command, "--output", str(tmp_path / "run")])
-    message = "training needs datasets, scikit-learn: pip install 'xlnet-fast[train]'"
+    message = "training needs datasets, scikit-learn: pip install datasets scikit-learn"
     assert message in refused(result)
     assert not (tmp_path / "run").exists()
 

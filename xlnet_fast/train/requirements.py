@@ -1,4 +1,4 @@
-"""The packages that training needs beyond those of the model; they are an extra of this one."""
+"""The packages that training needs beyond those of the model: the extra ``train`` in setup.py."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def require_packages() -> None:
     missing = [name for module, name in PACKAGES.items() if find_spec(module) is None]
     if missing:
         raise XLNetFastError(
-            f"training needs {', '.join(missing)}: pip install 'xlnet-fast[train]'"
+            f"training needs {', '.join(missing)}: pip install {' '.join(missing)}"
         )
