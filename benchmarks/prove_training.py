@@ -31,6 +31,7 @@ import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
 from xlnet_fast.text import builtin_articles
+from xlnet_fast.tolerance import move_by_one_rounding
 from xlnet_fast.train.corpus import sentences_of
 from xlnet_fast.train.finetune import FinetuneOptions, finetune
 from xlnet_fast.train.options import SIZES, PretrainOptions
@@ -66,12 +67,7 @@ def initial_model(folder: Path, tokenizer: Any, moved: int | None) -> None:
     )  # fmt: skip
     model = XLNetLMHeadModel(config)
     if moved is not None:
-        generator = torch.Generator().manual_seed(moved)
-        with torch.no_grad():
-            for weight in model.parameters():
-                up = torch.rand(weight.shape, generator=generator) < 0.5
-                toward = torch.where(up, torch.inf, -torch.inf)
-                weight.copy_(torch.nextafter(weight, toward))
+        move_by_one_rounding(model, moved)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.tolerance import assert_within, error_and_bound
+from xlnet_fast.tolerance import assert_within, error_and_bound, move_by_one_rounding
 
 F64 = torch.float64
 NAN, INF = float("nan"), float("inf")
@@ -110,3 +110,20 @@ def test_uninitialised_memory_is_poisoned_in_tests():
         assert x.isnan().all()
     assert torch.empty(2, dtype=torch.int64).dtype == torch.int64
     assert torch.empty(2, requires_grad=True).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_move_to_a_neighbouring_number_up_or_down(dtype):
+    def moved(seed):
+        layer = torch.nn.Linear(8, 64).to(dtype)
+        with torch.no_grad():
+            for weight in layer.parameters():
+                weight.fill_(1.5)
+        move_by_one_rounding(layer, seed)
+        return torch.cat([weight.detach().flatten() for weight in layer.parameters()])
+
+    steps = (moved(0) - 1.5) / torch.finfo(dtype).eps
+    assert steps.unique().tolist() == [-1, 1]
+    assert abs(steps.sum()) < steps.numel() / 4
+    assert torch.equal(moved(0), moved(0))
+    assert not torch.equal(moved(0), moved(1))

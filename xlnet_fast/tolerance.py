@@ -12,7 +12,7 @@ where eager happens to be exact. Each tensor is held to it on its own.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 
@@ -75,6 +75,20 @@ def assert_within(actual: Tensor, eager: Tensor, exact: Tensor, name: str = "") 
         f"{float(oracle[where]):.9g}, HF eager {float(eager[where]):.9g}; "
         f"{int((errors > bound).sum())} of {errors.numel()} elements are outside"
     )
+
+
+def move_by_one_rounding(model: nn.Module, seed: int) -> None:
+    """Each weight to its next floating-point number, up or down at random: a yardstick of training.
+
+    Two runs whose losses differ by no more than those of a model and of one so moved differ by
+    rounding alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            up = torch.rand(weight.shape, generator=generator) < 0.5
+            toward = torch.where(up, torch.inf, -torch.inf).to(weight)
+            weight.copy_(torch.nextafter(weight, toward))
 
 
 def _errors(value: Tensor, exact: Tensor, rounded: Tensor) -> Tensor:

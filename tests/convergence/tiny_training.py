@@ -20,6 +20,7 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 
 from xlnet_fast import accelerate
 from xlnet_fast.text import MODEL_FILE, builtin_text, train_tokenizer
+from xlnet_fast.tolerance import move_by_one_rounding
 
 VOCABULARY = 300
 CHARACTERS = 60_000  # of the text, about 26 000 pieces
@@ -57,16 +58,6 @@ def make_model(task: Task) -> XLNetLMHeadModel:
         mem_len=task.memory, initializer_range=0.2,
     )  # fmt: skip
     return XLNetLMHeadModel(config).train()
-
-
-def move_by_one_rounding(model: torch.nn.Module, seed: int) -> None:
-    """Each weight to its next floating-point number, up or down at random."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            up = torch.rand(parameter.shape, generator=generator) < 0.5
-            toward = torch.where(up, torch.inf, -torch.inf)
-            parameter.copy_(torch.nextafter(parameter, toward))
 
 
 def batches(tokens: Tensor, task: Task) -> Iterator[dict[str, Tensor]]:
