@@ -111,9 +111,10 @@ def test_an_evaluation_has_a_memory_of_its_own(tmp_path, monkeypatch):
     run.train()
     assert len(calls) == 2 + 2 * STEPS_AN_EPOCH
     training = [calls[0], calls[1 + STEPS_AN_EPOCH]]
-    evaluation = calls[1 : 1 + STEPS_AN_EPOCH]
-    assert evaluation[0][0] is None
-    assert same(evaluation[1][0], evaluation[0][1])
+    evaluations = calls[1 : 1 + STEPS_AN_EPOCH], calls[2 + STEPS_AN_EPOCH :]
+    for evaluation in evaluations:
+        assert evaluation[0][0] is None
+        assert same(evaluation[1][0], evaluation[0][1])
     assert same(training[1][0], training[0][1])
 
 

@@ -85,6 +85,8 @@ class PretrainingTrainer(XLNetTrainer):
                     f"the {name} streams have {data.streams} rows for {data.processes} process(es);"
                     f" expected {size * world} rows for {world}, as the batch size says"
                 )
+        # Its own counting gathers from all processes; `get_batch_samples` counts, once.
+        self.model_accepts_loss_kwargs = False
         self.carry_memory = carry_memory
         self._memory: Memory | None = None
         self._memory_epoch = -1
