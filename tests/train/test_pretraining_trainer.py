@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from xlnet_fast import accelerate
+from xlnet_fast import accelerate, restore
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.collator import collate
 from xlnet_fast.train.corpus import Corpus, Vocabulary
@@ -44,7 +44,8 @@ def model(memory: int = 12) -> XLNetLMHeadModel:
 
 def trainer(folder: Path, **changes: Any) -> PretrainingTrainer:
     """Plain SGD, so that a step of the weights is the gradient."""
-    own = {name: changes.pop(name) for name in ("carry_memory", "eval_dataset") if name in changes}
+    names = ("model", "carry_memory", "eval_dataset")
+    own = {name: changes.pop(name) for name in names if name in changes}
     arguments = training_arguments(
         folder, precision="fp32", logging_steps=1, save_steps=None,
         **{
@@ -54,7 +55,8 @@ def trainer(folder: Path, **changes: Any) -> PretrainingTrainer:
             "remove_unused_columns": False, "prediction_loss_only": True, **changes,
         },
     )  # fmt: skip
-    return PretrainingTrainer(model=model(), args=arguments, train_dataset=streams(), **own)
+    own.setdefault("model", model())
+    return PretrainingTrainer(args=arguments, train_dataset=streams(), **own)
 
 
 def watch(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
@@ -116,6 +118,15 @@ def test_an_evaluation_has_a_memory_of_its_own(tmp_path, monkeypatch):
         assert evaluation[0][0] is None
         assert same(evaluation[1][0], evaluation[0][1])
     assert same(training[1][0], training[0][1])
+
+
+def test_accelerated_models_get_the_compact_form_and_others_hugging_faces(tmp_path):
+    accelerated = trainer(tmp_path)
+    plain = trainer(tmp_path, model=restore(model()))
+    items = streams().__getitems__([0, 1])
+    compact, dense = accelerated.data_collator(items), plain.data_collator(items)
+    assert compact.keys() - dense.keys() == {"permutation_ranks", "target_positions"}
+    assert dense.keys() - compact.keys() == {"perm_mask", "target_mapping"}
 
 
 def sums(module: Any, batch: dict[str, Any], memory: Any = None) -> tuple[Tensor, Tensor, Any]:
