@@ -21,6 +21,7 @@ from xlnet_fast.train.collator import collate
 from xlnet_fast.train.corpus import Corpus, Vocabulary
 from xlnet_fast.train.permutation import IGNORED
 from xlnet_fast.train.pretrain import pretrain, unigram_perplexity
+from xlnet_fast.train.pretraining import PretrainingTrainer
 from xlnet_fast.train.streams import PermutationStreams, SequenceShape
 
 
@@ -111,6 +112,31 @@ def test_odd_lengths_both_directions_and_whole_words(tmp_path, text):
     assert math.isfinite(result.metrics["eval_loss"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (24, 16, False)),
+        ({"reuse_len": 10, "mem_len": 7, "bi_data": True}, (7, 10, True)),
+    ],
+    ids=["defaults", "given"],
+)
+def test_the_model_remembers_what_the_data_continue(tmp_path, text, monkeypatch, changes, expected):
+    """And only while it trains: who loads it says how much memory it keeps."""
+    found = []
+    train = PretrainingTrainer.train
+
+    def watched(self, *arguments):
+        transformer = self.model.transformer
+        found.append((transformer.mem_len, transformer.reuse_len, transformer.bi_data))
+        return train(self, *arguments)
+
+    monkeypatch.setattr(PretrainingTrainer, "train", watched)
+    result = pretrain(tiny_options(tmp_path / "run", text, steps=1, **changes))
+    assert found == [expected]
+    config = XLNetConfig.from_pretrained(result.model)
+    assert (config.mem_len, config.reuse_len, config.bi_data) == (None, None, False)
+
+
 def test_bf16(tmp_path, text):
     result = pretrain(tiny_options(tmp_path / "run", text, precision="bf16", steps=3))
     assert math.isfinite(result.metrics["eval_loss"])
@@ -194,8 +220,16 @@ def test_the_memory_is_part_of_a_resume(tmp_path, whole):
         pretrain(resumed)
 
 
-def test_a_damaged_memory_is_told(tmp_path, whole):
+def test_a_run_without_memory_resumes_without_any(tmp_path, text):
+    options = tiny_options(tmp_path / "whole", text, mem_len=0)
+    pretrain(options)
+    assert not list(options.output.rglob("memory-*"))
+    part_of(options.output, tmp_path / "run", 3)
+    pretrain(replace(options, output=tmp_path / "run", resume=True))
+    assert_same_weights(tmp_path / "run", options.output)
 
+
+def test_a_damaged_memory_is_told(tmp_path, whole):
     options, _ = whole
     part_of(options.output, tmp_path / "run", 15)
     path = tmp_path / "run" / "checkpoint-15" / "memory-0.safetensors"
@@ -210,7 +244,6 @@ def test_resume_with_nothing_there_begins(tmp_path, text):
 
 
 def test_resume_of_another_run_is_refused(tmp_path, whole):
-
     options, _ = whole
     part_of(options.output, tmp_path / "run", 5)
     changed = replace(options, output=tmp_path / "run", resume=True, seq_len=48, seed=3)
