@@ -85,8 +85,6 @@ class PretrainingTrainer(XLNetTrainer):
                     f"the {name} streams have {data.streams} rows for {data.processes} process(es);"
                     f" expected {size * world} rows for {world}, as the batch size says"
                 )
-        # Its own counting gathers from all processes; `get_batch_samples` counts, once.
-        self.model_accepts_loss_kwargs = False
         self.carry_memory = carry_memory
         self._memory: Memory | None = None
         self._memory_epoch = -1
@@ -130,7 +128,8 @@ class PretrainingTrainer(XLNetTrainer):
         loss = total / items * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
-    # Trainer must not divide by the number of accumulated batches again.
+    # Trainer must not divide by the number of accumulated batches again. transformers before 5.19
+    # go by `model_accepts_loss_kwargs` instead, which XLNet's `**kwargs` make true.
     loss_is_scaled_for_ga = True
 
     def _predict(
