@@ -128,6 +128,8 @@ def test_the_model_remembers_what_the_data_continue(tmp_path, text, monkeypatch,
     def watched(self, *arguments):
         transformer = self.model.transformer
         found.append((transformer.mem_len, transformer.reuse_len, transformer.bi_data))
+        assert self.train_dataset.shuffle
+        assert not self.eval_dataset.shuffle  # its text is read as it stands
         return train(self, *arguments)
 
     monkeypatch.setattr(PretrainingTrainer, "train", watched)
