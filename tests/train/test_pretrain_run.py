@@ -152,6 +152,25 @@ def test_hugging_faces_own_modules_give_the_same_losses(tmp_path, text):
     assert np.allclose(*curves, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.1), (0.5, 0.5)])
+def test_a_checkpoint_trains_with_the_dropout_given_or_its_own(
+    tmp_path, text, whole, monkeypatch, given, expected
+):
+    found = []
+
+    def watched(self, *_):
+        drops = [m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)]
+        found.append({*drops, self.model.config.dropout})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PretrainingTrainer, "train", watched)
+    model = {"model": str(whole[1].model), "d_model": None, "n_layer": None, "n_head": None}
+    options = tiny_options(tmp_path / "run", text, **model, d_inner=None, dropout=given)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(options)
+    assert found == [{expected}]
+
+
 def test_going_on_from_a_checkpoint_of_another_run(tmp_path, text, whole):
     options, _ = whole
     start = options.output / "model"
