@@ -76,10 +76,6 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     options.check()
     arguments = _arguments(options)
     console = Console(stderr=True, quiet=arguments.process_index != 0)
-    if arguments.n_gpu > 1:
-        # Trainer would use DataParallel, which divides the loss of a global batch differently.
-        _say(console, f"warning: 1 of {arguments.n_gpu} GPUs is used; torchrun uses all of them")
-        arguments._n_gpu = 1
     with _quiet_datasets(), arguments.main_process_first(desc="data"):
         if arguments.process_index == 0:
             outputs.check_output(options)
