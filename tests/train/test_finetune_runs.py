@@ -25,6 +25,7 @@ from tiny_finetuning import (
 from transformers import AutoConfig, TrainerCallback, XLNetTokenizer
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.checkpoints import SAVING
 from xlnet_fast.train.finetune import finetune, run
 
 CLASSES = {
@@ -232,11 +233,14 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
 
     with pytest.raises(ArgumentError, match="--resume"):
         finetune(settings)
+    half_saved = settings.output / f"{SAVING}checkpoint-12"
+    half_saved.mkdir()
     changed = dataclasses.replace(settings, resume=True, learning_rate=1.0)
     with pytest.raises(ArgumentError, match=r"learning_rate was 0\.003 and is 1\.0"):
         finetune(changed)
     result = finetune(dataclasses.replace(settings, resume=True, log_every=2))
     assert result.stopped_by is None
+    assert not half_saved.exists()
     one, two = (load_file(r.model / "model.safetensors") for r in (whole, result))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert result.metrics == whole.metrics

@@ -17,6 +17,7 @@ from transformers import XLNetConfig, XLNetLMHeadModel, XLNetModel, XLNetTokeniz
 
 from xlnet_fast import accelerate
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.checkpoints import SAVING
 from xlnet_fast.train.collator import collate
 from xlnet_fast.train.corpus import Corpus, Vocabulary
 from xlnet_fast.train.permutation import IGNORED
@@ -215,9 +216,12 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, whole, step):
     assert state["epoch"] > 1
     assert state["epoch"] % 1 > 0
     part_of(options.output, tmp_path / "run", step)
+    half_saved = tmp_path / "run" / f"{SAVING}checkpoint-{step + 5}"
+    half_saved.mkdir()
 
     resumed = replace(options, output=tmp_path / "run", resume=True)
     again = pretrain(resumed)
+    assert not half_saved.exists()
     assert_same_weights(resumed.output, options.output)
     assert losses(resumed.output, 20) == losses(options.output, 20)
     assert again.metrics == result.metrics
