@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from pathlib import Path
 
 import datasets
 import pytest
@@ -238,7 +239,17 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     changed = dataclasses.replace(settings, resume=True, learning_rate=1.0)
     with pytest.raises(ArgumentError, match=r"learning_rate was 0\.003 and is 1\.0"):
         finetune(changed)
-    result = finetune(dataclasses.replace(settings, resume=True, log_every=2))
+    # What the rows are decides, not where they lie.
+    rows, moved = Path(settings.train).read_text(), tmp_path / "moved.jsonl"
+    moved.write_text(rows.replace("good", "fine"))
+    resumed = dataclasses.replace(settings, resume=True, train=str(moved))
+    with pytest.raises(ArgumentError, match="has the label 'good'; the training data have: bad, f"):
+        finetune(resumed)
+    moved.write_text(rows.replace("yield", "break"))
+    with pytest.raises(ArgumentError, match="cannot go on differently: train_sha256 was"):
+        finetune(resumed)
+    moved.write_text(rows)
+    result = finetune(resumed)
     assert result.stopped_by is None
     assert not half_saved.exists()
     one, two = (load_file(r.model / "model.safetensors") for r in (whole, result))

@@ -16,8 +16,8 @@ TASKS = ("text-classification", "token-classification", "question-answering", "m
 
 # What a resumed run may change: how it runs and what it reports, not what it computes.
 FREE_ON_RESUME = (
-    "output", "resume", "overwrite", "test", "eval_batch_size", "eval_every", "log_every", "keep",
-    "patience", "n_best", "max_answer_length", "null_threshold", "backend",
+    "output", "resume", "overwrite", "train", "eval", "test", "eval_batch_size", "eval_every",
+    "log_every", "keep", "patience", "n_best", "max_answer_length", "null_threshold", "backend",
 )  # fmt: skip
 
 _DATA = (

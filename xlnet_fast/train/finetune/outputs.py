@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,29 +27,38 @@ _TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "preparation_ti
 
 
 def check_output(options: FinetuneOptions) -> None:
-    """Make the folder, or check that it holds a run to go on with; nothing is deleted.
+    """Make the folder; nothing is deleted.
 
     Raises:
-        ArgumentError: it is in use and neither ``resume`` nor ``overwrite`` is set, it is no run of
-            this command, its run had other options, or it cannot be written to.
+        ArgumentError: it is in use and neither ``resume`` nor ``overwrite`` is set, or it cannot be
+            written to.
     """
     prepare_folder(options.output, options.resume or options.overwrite, overwrite=False)
-    if options.resume:
-        check_same_run(options.output / RUN_FILE, _deciding(options))
 
 
-def begin_output(options: FinetuneOptions) -> None:
-    """Delete an earlier run if ``overwrite`` is set, and note the options of this one.
+def begin_output(options: FinetuneOptions, splits: Mapping[str, Split]) -> None:
+    """Delete an earlier run if ``overwrite`` is set, and note what decides the results of this one.
 
     Called when all input is known to be good.
+
+    Raises:
+        ArgumentError: the run to go on with had other options or data, or is none of this command.
     """
+    record = {name: v for name, v in options.record().items() if name not in FREE_ON_RESUME}
+    record |= {f"{name}_sha256": _digest(splits[name]) for name in ("train", "eval")}
+    if options.resume:
+        check_same_run(options.output / RUN_FILE, record)
     prepare_folder(options.output, options.resume, options.overwrite)
-    write_json(options.output / RUN_FILE, _deciding(options))
+    write_json(options.output / RUN_FILE, record)
 
 
-def _deciding(options: FinetuneOptions) -> dict[str, Any]:
-    """The options that decide the results."""
-    return {name: v for name, v in options.record().items() if name not in FREE_ON_RESUME}
+def _digest(split: Split) -> str:
+    """Of the rows as the model sees them, labels included."""
+    assert split.features is not None, "rows are encoded before a run begins"
+    digest = hashlib.sha256()
+    for batch in split.features.iter(1000):
+        digest.update(json.dumps(batch, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def write_predictions(path: Path, split: Split, report: Report) -> None:

@@ -91,7 +91,7 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     model = load_model(options, config, task, keeps_head)
     with arguments.main_process_first(desc="output"):
         if arguments.process_index == 0:
-            outputs.begin_output(options)
+            outputs.begin_output(options, splits)
     trainer = _trainer(task, options, arguments, model, splits, tokenizer)
     trainer.train(_checkpoint(options, console))
     if trainer.stopped_by is not None:
