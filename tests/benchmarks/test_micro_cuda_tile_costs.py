@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cuda_tools import needs_nvcc
 
 from benchmarks.micro import cuda_tile_costs
 from xlnet_fast.builder import nvcc, recipe
@@ -275,17 +276,7 @@ def test_a_missing_tool_is_told_before_anything_is_compiled(
 # --- for real -------------------------------------------------------------------------------------
 
 
-def has_tools() -> bool:
-    try:
-        sass.nvdisasm()
-    except BackendUnavailable:
-        return False
-    return shutil.which("nvcc") is not None
-
-
-@pytest.mark.skipif(
-    not has_tools(), reason="needs nvcc on the path, and nvdisasm there or in Triton"
-)
+@needs_nvcc
 def test_a_real_kernel_has_the_products_of_one_tile(monkeypatch):
     """One product is 16 x 8 x 16, so of 16 rows, 64 keys and D = 32 there are, by hand,
 

@@ -7,11 +7,11 @@ import json
 import shutil
 
 import pytest
+from cuda_tools import needs_nvcc
 from rich.console import Console
 
 from xlnet_fast.builder import recipe
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels import sass
 from xlnet_fast.kernels.chips import SHARED_LIMITS
 from xlnet_fast.kernels.cuda import ptxas, report
 
@@ -204,17 +204,6 @@ def sources(tmp_path, monkeypatch):
     for name in ("XLNET_FAST_NO_CUDA", "XLNET_FAST_CUDA_ARCHS", "CUDACXX"):
         monkeypatch.delenv(name, raising=False)
     return folder
-
-
-def has_tools() -> bool:
-    try:
-        sass.nvdisasm()
-    except BackendUnavailable:
-        return False
-    return shutil.which("nvcc") is not None
-
-
-needs_nvcc = pytest.mark.skipif(not has_tools(), reason="needs nvcc and nvdisasm")
 
 
 @needs_nvcc
