@@ -250,11 +250,13 @@ def _interrupts_deferred() -> Iterator[None]:
     """SIGINT and SIGTERM take effect behind the block, if Python handles them here at all."""
     arrived: list[int] = []
     handlers = {}
-    if threading.current_thread() is threading.main_thread():  # no other may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, lambda sent, frame: arrived.append(sent))
     try:
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    handlers[number] = handler
+                    signal.signal(number, lambda sent, frame: arrived.append(sent))
         yield
     finally:
         for number, handler in handlers.items():
