@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,11 @@ class PretrainingTrainer(XLNetTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | None]:
-        """As Trainer, and the number of targets in all of them, over all processes."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """The next batches, and the number of targets in all of them, over all processes.
+
+        Trainer's own would count, too, and otherwise.
+        """
+        samples = list(islice(epoch_iterator, num_batches))
         if not samples:
             return samples, None
         count = sum((batch["labels"] != IGNORED).sum() for batch in samples)

@@ -1,4 +1,4 @@
-"""The packages that training needs beyond those of the model: the extra ``train`` in setup.py."""
+"""The packages that training needs beyond those of the model: the extra ``train``."""
 
 from __future__ import annotations
 
