@@ -25,7 +25,6 @@ WORDS = 40  # of a passage, about
 PASSAGES = 8  # labelled, of each article
 SENTENCES = 600  # labelled, half of them out of order
 SENTENCE_WORDS = range(8, 41)  # of a sentence whose words may be moved
-TASKS = ("order", "article")
 Passage = list[str]  # sentences
 Row = dict[str, str]
 
@@ -120,6 +119,9 @@ def out_of_order(sentence: str, generator: random.Random) -> str:
     return " ".join([first, *moved, last])
 
 
+TASKS = {"order": order_rows, "article": article_rows}
+
+
 def make_tasks(folder: Path) -> None:
     """Write ``text.txt``, ``held_out.txt``, and of each task train, eval and test JSONL files."""
     division = divide()
@@ -132,8 +134,8 @@ def make_tasks(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "text.txt", "\n\n".join(part for part in text if part))
     write_atomically(folder / "held_out.txt", "\n\n".join(map("\n".join, held_out)))
-    for task, splits in (("order", order_rows(division)), ("article", article_rows(division))):
+    for task, rows_of in TASKS.items():
         (folder / task).mkdir(exist_ok=True)
-        for split, rows in splits.items():
+        for split, rows in rows_of(division).items():
             content = "".join(json.dumps(row) + "\n" for row in rows)
             write_atomically(folder / task / f"{split}.jsonl", content)

@@ -124,14 +124,16 @@ def draw_curves(curves: dict[str, list[float]], path: Path) -> None:
     above.legend()
     above.set_title("Pretraining, same data and initial weights, fp32, no dropout")
     moved = [name for name in curves if name.startswith("hf_moved")]
+    top = 1e-4
     for name in (*moved, "ours"):
+        top = max(top, 2 * largest_distance(curves[name], curves["hf"]))
         gaps = [abs(a - b) or None for a, b in zip(curves[name], curves["hf"], strict=True)]
         label = "xlnet_fast" if name == "ours" else None
         if name == moved[0]:
             label = f"Hugging Face, {len(moved)} times from weights moved by one rounding"
         colour, size = ("#0072B2", 4.0) if name == "ours" else ("#AAAAAA", 2.5)
         below.semilogy(steps, gaps, "o", color=colour, markersize=size, label=label)
-    below.set_ylim(1e-7, 1e-4)
+    below.set_ylim(1e-7, top)
     below.set_ylabel("distance from Hugging Face's loss, if any")
     below.set_xlabel("step")
     below.legend()

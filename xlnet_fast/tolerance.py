@@ -80,8 +80,8 @@ def assert_within(actual: Tensor, eager: Tensor, exact: Tensor, name: str = "") 
 def move_by_one_rounding(model: nn.Module, seed: int) -> None:
     """Each weight to its next floating-point number, up or down at random: a yardstick of training.
 
-    Two runs whose losses differ by no more than those of a model and of one so moved differ by
-    rounding alone.
+    How far the losses of a model so moved stray is what rounding alone may do; a run that strays
+    no farther cannot be told from it.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -29,7 +29,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     for name, value in {"CLASSES": 2, "PASSAGES": 2, "SENTENCES": 8}.items():
         monkeypatch.setattr(proof_tasks, name, value)
     for name, value in {
-        "VOCABULARY": 300, "CURVE_STEPS": 3, "MOVED": (1,), "LEARNING_RATES": (1e-9, 1e-3),
+        "VOCABULARY": 300, "CURVE_STEPS": 3, "MOVED": (1, 2, 3), "LEARNING_RATES": (1e-9, 1e-3),
         "FINETUNING_STEPS": {"order": 2, "article": 1},
     }.items():  # fmt: skip
         monkeypatch.setattr(prove_training, name, value)
@@ -44,11 +44,12 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     assert proof["environment"]["device_type"] == "cpu"
     with open(out / "training_curves.csv", newline="") as file:
         header, *lines = csv.reader(file)
-    assert header == ["step", "hf", "ours", "hf_moved_1"]
+    assert header == ["step", "hf", "ours", "hf_moved_1", "hf_moved_2", "hf_moved_3"]
     assert [line[0] for line in lines] == ["1", "2", "3"]
     ours = [abs(float(line[2]) - float(line[1])) for line in lines]
     assert proof["curves"]["largest_distance_ours"] == max(ours) < 1e-4
-    assert proof["curves"]["first_loss"] > proof["curves"]["last_loss"]
+    assert proof["curves"]["first_loss"] == float(lines[0][1])
+    assert proof["curves"]["last_loss"] == float(lines[2][1])
     assert proof["curves"]["largest_distance_of_one_rounding"] > 0
     assert (out / "training_curves.png").stat().st_size > 10_000
 
@@ -98,3 +99,11 @@ def test_the_plot_shows_every_curve(tmp_path):
         distance = abs(image - [part / 255 for part in colour]).max(-1)
         assert (distance < 0.02).sum() > 20
     assert largest_distance(curves["ours"], curves["hf"]) == pytest.approx(1e-6)
+
+
+def test_the_plot_hides_no_large_distance(tmp_path):
+    curves = {"hf": [3.0, 2.0], "ours": [3.0, 2.5], "hf_moved_1": [3.0 + 2e-6, 2.0]}
+    draw_curves(curves, tmp_path / "a.png")
+    image = imread(tmp_path / "a.png")[..., :3]
+    below = image[image.shape[0] // 2 :, image.shape[1] * 9 // 10 :]  # step 2
+    assert (abs(below - [0, 0x72 / 255, 0xB2 / 255]).max(-1) < 0.02).sum() > 20
