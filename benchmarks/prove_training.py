@@ -37,7 +37,7 @@ from xlnet_fast.train.pretrain import pretrain
 from xlnet_fast.train.sources import TextSource
 from xlnet_fast.train.tokenizers import train_on
 
-from .proof_tasks import TASKS, make_tasks
+from .proof_tasks import TASKS, make_tasks, repeated_share
 from .record import environment, write_atomically
 
 VOCABULARY = 4000
@@ -216,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     make_tasks(out / "tasks")
     proof = {
         "environment": environment("cpu"),
+        "repeated_share_of_text": repeated_share(),
         "curves": compare_curves(out),
         "pretraining": prove_pretraining(out, given.steps),
         "finetuning": {task: prove_finetuning(out, task, given.seeds) for task in TASKS},

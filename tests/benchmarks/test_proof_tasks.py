@@ -29,6 +29,13 @@ def sentences(path):
     return set(path.read_text(encoding="utf-8").split("\n")) - {""}
 
 
+def test_the_share_that_stands_in_several_articles(monkeypatch):
+    texts = {"a": ("Two. Four. Two.", "Once."), "b": ("Four.",), "c": ("Unique.",)}
+    monkeypatch.setattr(proof_tasks, "builtin_articles", lambda: texts)
+    # "Two." stands twice, but in one article.
+    assert proof_tasks.repeated_share() == 2 * len("Four.") / len("Two.Four.Two.Once.Four.Unique.")
+
+
 def test_no_sentence_that_was_held_out_stands_in_the_text(folder):
     text, held_out = sentences(folder / "text.txt"), sentences(folder / "held_out.txt")
     assert len(held_out) > 500

@@ -42,6 +42,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
 
     proof = json.loads((out / "training_proof.json").read_text())
     assert proof["environment"]["device_type"] == "cpu"
+    assert proof["repeated_share_of_text"] == proof_tasks.repeated_share()
     with open(out / "training_curves.csv", newline="") as file:
         header, *lines = csv.reader(file)
     assert header == ["step", "hf", "ours", "hf_moved_1", "hf_moved_2", "hf_moved_3"]
