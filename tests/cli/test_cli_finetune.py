@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from command_line import refused
 from transformers import (
     XLNetConfig,
     XLNetForSequenceClassification,
@@ -37,15 +38,6 @@ def run(*arguments: str | Path, **options: object):
     """The command with its required options, those given, and more arguments."""
     flags = [str(x) for name, value in options.items() for x in (f"--{name}", value)]
     return CliRunner().invoke(app, ["finetune", *flags, *map(str, arguments)])
-
-
-def refused(result) -> str:
-    """The sentence of a command that refused its input."""
-    assert result.exit_code == cli.BAD_INPUT, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 class Runs:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import refused
 from tiny_pretraining import write_text
 from typer.testing import CliRunner
 
@@ -40,13 +41,6 @@ def given(monkeypatch):
 
     monkeypatch.setattr(module, "pretrain", catch)
     return found
-
-
-def refused(result) -> str:
-    assert result.exit_code == cli.BAD_INPUT, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_the_defaults_are_those_of_the_options(given, tmp_path):

@@ -1,4 +1,4 @@
-"""A SageMaker job: what its variables come to, real runs of some steps, and how it fails."""
+"""A SageMaker job: how it ends, what it leaves behind, its processes, real runs of some steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from sagemaker_container import channel, container, environment
 from transformers import AutoTokenizer, XLNetLMHeadModel
 
-from xlnet_fast.cli import sagemaker, sagemaker_contract
+from xlnet_fast.cli import sagemaker
 from xlnet_fast.cli.sagemaker import SHUTDOWN_TIMEOUT_S, deliver, launcher_of, run
-from xlnet_fast.cli.sagemaker_contract import Job, job_of
+from xlnet_fast.cli.sagemaker_contract import Job
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.text import builtin_text
 
+__all__ = ["container"]  # a fixture
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 TINY = {
@@ -27,56 +29,6 @@ TINY = {
     "batch_size": 2, "vocab_size": 300, "steps": STEPS, "save_every": 100, "eval_every": 100,
     "log_every": 1, "eval_share": 0.2,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def container(tmp_path, monkeypatch):
-    """Folders as SageMaker mounts them, below the test's own, and no variable from outside."""
-    base = tmp_path / "ml"
-    for name in ("input/config", "model", "output/data", "checkpoints"):
-        (base / name).mkdir(parents=True)
-    for name in list(os.environ):
-        if name.startswith("SM_") or name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(sagemaker, "BASE", base)
-    monkeypatch.setattr(sagemaker_contract, "BASE", base)
-    # A broken guard against launching twice would start processes without end.
-    monkeypatch.setattr(sagemaker.os, "execve", lambda *_: pytest.fail("launched"))
-    return base
-
-
-def environment(base: Path, hyperparameters: dict | str | None = None, **more: object):
-    """Variables of a job on one host, the hyperparameters as JSON."""
-    variables = {
-        "SM_MODEL_DIR": base / "model",
-        "SM_OUTPUT_DIR": base / "output",
-        "SM_OUTPUT_DATA_DIR": base / "output" / "data",
-        "SM_NUM_GPUS": 0,
-        "SM_HOSTS": '["algo-1"]',
-        "SM_CURRENT_HOST": "algo-1",
-        **more,
-    }
-    text = json.dumps(hyperparameters) if isinstance(hyperparameters, dict) else hyperparameters
-    if text is not None:
-        variables["SM_HPS"] = text
-    return {name: str(value) for name, value in variables.items()}
-
-
-def arguments(base: Path, hyperparameters: dict, **more: object) -> list[str]:
-    """The command line, less what every job has."""
-    found = job_of(environment(base, hyperparameters, **more)).arguments
-    return [word for word in found if word not in (f"--output={base / 'checkpoints'}", "--resume")]
-
-
-def channel(base: Path, name: str, *files: str) -> Path:
-    """A channel's folder with files that are not empty."""
-    folder = base / "input" / "data" / name
-    folder.mkdir(parents=True)
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text("text\n")
-    return folder
 
 
 @pytest.fixture
@@ -101,240 +53,6 @@ def command(monkeypatch):
     replacement = Command()
     monkeypatch.setattr(sagemaker, "app", replacement)
     return replacement
-
-
-# --- hyperparameters -----------------------------------------------------------------------------
-
-
-def test_hyperparameters_become_options(container):
-    given = {
-        "steps": "10", "learning-rate": "1e-4", "weight_decay": 0.1, "precision": '"bf16"',
-        "size": "tiny", "bi_data": True, "whole-words": "true", "accelerate": "false",
-        "split_sentences": "False", "text": '["a.txt", "b.txt"]', "eval_text": ["c.txt"],
-        "model": None, "tokenizer": "null",
-    }  # fmt: skip
-    assert arguments(container, given) == [
-        "pretrain", "--steps=10", "--learning-rate=1e-4", "--weight-decay=0.1", "--precision=bf16",
-        "--size=tiny", "--bi-data", "--whole-words", "--no-accelerate", "--no-split-sentences",
-        "--text=a.txt", "--text=b.txt", "--eval-text=c.txt",
-    ]  # fmt: skip
-
-
-def test_a_mapping_is_given_role_by_role(container):
-    given = {"command": "finetune", "train": "t.csv", "column": '{"text": "review", "label": "y"}'}
-    assert arguments(container, given) == [
-        "finetune", "--train=t.csv", "--column=text=review", "--column=label=y",
-    ]  # fmt: skip
-
-
-def test_the_file_of_hyperparameters_is_read_without_the_variable(container, tmp_path):
-    raw = {
-        "steps": "5", "size": '"tiny"', "sagemaker_program": '"train.py"',
-        "sagemaker_job_name": '"job"', "_tuning_objective_metric": "eval_loss",
-    }  # fmt: skip
-    (container / "input" / "config" / "hyperparameters.json").write_text(json.dumps(raw))
-    assert job_of(environment(container)).arguments[:3] == ["pretrain", "--steps=5", "--size=tiny"]
-
-    (tmp_path / "hyperparameters.json").write_text('{"steps": "7"}')
-    elsewhere = environment(container, SM_INPUT_CONFIG_DIR=tmp_path)
-    assert job_of(elsewhere).arguments[:2] == ["pretrain", "--steps=7"]
-
-
-@pytest.mark.parametrize(
-    ("hyperparameters", "words"),
-    [
-        (None, r"no hyperparameters: SM_HPS is not set, and .*hyperparameters\.json cannot be"),
-        ("{", "SM_HPS is no valid JSON"),
-        ("[1]", r"SM_HPS is '\[1\]', expected a JSON dict"),
-        ({"command": "bench"}, "command is 'bench', expected one of: pretrain, finetune"),
-        ({"steps": [1, 2]}, r"the hyperparameter steps is \[1, 2\], expected a single value"),
-        ({"size": {"a": 1}}, "the hyperparameter size is .* expected a single value"),
-    ],
-)
-def test_wrong_hyperparameters(container, hyperparameters, words):
-    with pytest.raises(ArgumentError, match=words):
-        job_of(environment(container, hyperparameters))
-
-
-@pytest.mark.parametrize(
-    ("hyperparameters", "words"),
-    [
-        ({"nonsense": 1}, "no such option: --nonsense"),
-        ({"nonsense": True}, "no such option: --nonsense"),
-        ({"bi_data": 3}, "'--bi-data' does not take a value"),
-        ({"steps": True}, "invalid value for '--steps'"),
-        ({"steps": "many"}, "invalid value for '--steps'"),
-        ({"steps": 0}, "steps is 0, expected at least 1"),
-        ({"resume": True, "overwrite": True}, "resume goes on with an earlier run"),
-    ],
-)
-def test_the_command_refuses_in_its_own_words(container, hyperparameters, words, capsys):
-    assert run(environment(container, hyperparameters)) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert words in told
-    assert (container / "output" / "failure").read_text() == told.removeprefix("error: ").strip()
-
-
-# --- channels ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "option"),
-    [
-        ("TRAIN", "text"),
-        ("TRAINING", "text"),
-        ("TEXT", "text"),
-        ("EVAL", "eval-text"),
-        ("VALIDATION", "eval-text"),
-        ("TEST", "eval-text"),
-        ("MODEL", "model"),
-        ("TOKENIZER", "tokenizer"),
-    ],
-)
-def test_channels_of_pretraining(container, name, option):
-    assert arguments(container, {}, **{f"SM_CHANNEL_{name}": "/data"}) == [
-        "pretrain",
-        f"--{option}=/data",
-    ]
-
-
-def test_channels_of_the_same_kind_are_all_read(container):
-    channels = {"SM_CHANNEL_TRAIN": "/a", "SM_CHANNEL_TEXT": "/b"}
-    assert arguments(container, {}, **channels) == ["pretrain", "--text=/a", "--text=/b"]
-
-
-def test_hyperparameters_win_over_channels(container):
-    train, model = channel(container, "train", "a.txt", "b.txt"), channel(container, "model", "x/c")
-    channels = {"SM_CHANNEL_TRAIN": train, "SM_CHANNEL_MODEL": model}
-    given = {"text": ["a.txt", "/elsewhere.txt"], "model": "x"}
-    assert arguments(container, given, **channels) == [
-        "pretrain", f"--text={train / 'a.txt'}", "--text=/elsewhere.txt", f"--model={model / 'x'}",
-    ]  # fmt: skip
-    given = {"dataset": "wikitext", "model": "org/name"}
-    assert arguments(container, given, **channels) == [
-        "pretrain", "--dataset=wikitext", "--model=org/name",
-    ]  # fmt: skip
-
-
-def test_notes_on_what_is_used(container):
-    job = job_of(environment(container, {}, SM_CHANNEL_CODE="/code"))
-    assert job.notes == [
-        "pretrain does not use the channel CODE",
-        "there is no channel named train or text: pretraining on the built-in text",
-    ]
-    assert job_of(environment(container, {}, SM_CHANNEL_TEXT="/text")).notes == []
-
-
-def test_channels_of_finetuning(container):
-    train = channel(container, "training", "data.jsonl", ".hidden.csv", "README.md")
-    evaluation, test = (
-        channel(container, "validation", "e.csv"),
-        channel(container, "test", "t.tsv"),
-    )
-    channels = {
-        "SM_CHANNEL_TRAINING": train,
-        "SM_CHANNEL_VALIDATION": evaluation,
-        "SM_CHANNEL_TEST": test,
-        "SM_CHANNEL_MODEL": "/model",
-        "SM_CHANNEL_TOKENIZER": "/tokenizer",
-    }
-    given = {"command": "finetune", "task": "text-classification"}
-    assert arguments(container, given, **channels) == [
-        "finetune", "--task=text-classification", f"--train={train / 'data.jsonl'}",
-        f"--eval={evaluation / 'e.csv'}", f"--test={test / 't.tsv'}", "--model=/model",
-        "--tokenizer=/tokenizer",
-    ]  # fmt: skip
-
-
-def test_a_hyperparameter_names_the_file_in_a_channel(container):
-    train = channel(container, "train", "a.csv", "b.csv")
-    given = {"command": "finetune", "train": "b.csv"}
-    assert arguments(container, given, SM_CHANNEL_TRAIN=train) == [
-        "finetune",
-        f"--train={train / 'b.csv'}",
-    ]
-
-
-@pytest.mark.parametrize("file", ["state.json", "dataset_dict.json"])
-def test_a_channel_may_be_a_saved_data_set(container, file):
-    train = channel(container, "train", file, "dataset_info.json", "data-00000.arrow")
-    found = arguments(container, {"command": "finetune"}, SM_CHANNEL_TRAIN=train)
-    assert found == ["finetune", f"--train={train}"]
-
-
-@pytest.mark.parametrize(
-    ("files", "words"),
-    [
-        (["b.csv", "a.json"], "holds a.json, b.csv; expected one data file"),
-        (["notes.txt"], r"holds no \.csv, .* file; expected one data file"),
-        ([], r"holds no \.csv"),
-    ],
-)
-def test_not_one_data_file(container, files, words):
-    train = channel(container, "train", *files)
-    with pytest.raises(ArgumentError, match=words):
-        job_of(environment(container, {"command": "finetune"}, SM_CHANNEL_TRAIN=train))
-
-
-def test_finetuning_without_training_data(container):
-    with pytest.raises(ArgumentError, match="no training data: give a channel named train"):
-        job_of(environment(container, {"command": "finetune"}, SM_CHANNEL_TEXT="/text"))
-
-
-def test_two_channels_for_one_file(container):
-    channels = {"SM_CHANNEL_TRAIN": "/a", "SM_CHANNEL_TRAINING": "/b"}
-    with pytest.raises(ArgumentError, match="the channels TRAIN and TRAINING mean the same"):
-        job_of(environment(container, {"command": "finetune"}, **channels))
-
-
-def test_data_files_are_those_of_finetuning():
-    from xlnet_fast.train.finetune.data import SUFFIXES
-
-    assert sorted(sagemaker_contract.DATA_SUFFIXES) == sorted(SUFFIXES)
-
-
-# --- folders -------------------------------------------------------------------------------------
-
-
-def test_the_folder_of_the_run(container, tmp_path):
-    elsewhere = {"XLNET_FAST_SM_CHECKPOINTS": tmp_path / "new"}
-    assert job_of(environment(container, {"output": "/run"}, **elsewhere)).output == Path("/run")
-    assert job_of(environment(container, {}, **elsewhere)).output == tmp_path / "new"
-    plain = environment(container, {})
-    assert job_of(plain).output == container / "checkpoints"
-    (container / "checkpoints").rmdir()
-    assert job_of(plain).output == container / "output" / "data"
-    del plain["SM_OUTPUT_DATA_DIR"]
-    with pytest.raises(ArgumentError, match="no folder for the run: give the hyperparameter out"):
-        job_of(plain)
-
-
-def test_a_run_is_resumed_unless_told_otherwise(container):
-    def words(given: dict) -> list[str]:
-        return [w for w in job_of(environment(container, given)).arguments if "--o" not in w][1:]
-
-    assert words({}) == ["--resume"]
-    assert words({"overwrite": False}) == ["--no-overwrite", "--resume"]
-    assert words({"resume": False}) == ["--no-resume"]
-    assert "--resume" not in words({"overwrite": True})
-
-
-def test_the_folder_of_the_model(container):
-    variables = environment(container, {})
-    del variables["SM_MODEL_DIR"]
-    assert job_of(variables).model_folder == container / "model"
-    (container / "model").rmdir()
-    with pytest.raises(ArgumentError, match=r"SM_MODEL_DIR is not set and .*model does not exist"):
-        job_of(variables)
-
-
-def test_several_hosts_need_a_folder_that_they_share(container):
-    hosts = {"SM_HOSTS": '["algo-1", "algo-2"]'}
-    with pytest.raises(ArgumentError, match="a job on 2 hosts needs the hyperparameter output"):
-        job_of(environment(container, {}, **hosts))
-    assert job_of(environment(container, {"output": "/fsx/run"}, **hosts)).output.name == "run"
 
 
 # --- what is left behind -------------------------------------------------------------------------
@@ -429,6 +147,27 @@ def test_a_file_of_failures_that_cannot_be_written(container, capsys, monkeypatc
     monkeypatch.setattr("builtins.open", full)
     assert run(environment(container, {"command": "bench"})) == 2
     assert "failure cannot be written: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "words"),
+    [
+        ({"nonsense": 1}, "no such option: --nonsense"),
+        ({"nonsense": True}, "no such option: --nonsense"),
+        ({"bi_data": 3}, "'--bi-data' does not take a value"),
+        ({"steps": True}, "invalid value for '--steps'"),
+        ({"steps": "many"}, "invalid value for '--steps'"),
+        ({"steps": 0}, "steps is 0, expected at least 1"),
+        ({"resume": True, "overwrite": True}, "resume goes on with an earlier run"),
+    ],
+)
+def test_the_command_refuses_in_its_own_words(container, hyperparameters, words, capsys):
+    assert run(environment(container, hyperparameters)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert words in told
+    assert (container / "output" / "failure").read_text() == told.removeprefix("error: ").strip()
 
 
 # --- several processes ---------------------------------------------------------------------------

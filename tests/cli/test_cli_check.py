@@ -1,0 +1,211 @@
+"""`xlnet-fast check`: what passes, what fails, and checkpoints that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+from command_line import refused, run
+from transformers import BertConfig, XLNetConfig, XLNetForSequenceClassification, XLNetModel
+
+from xlnet_fast import check, checkpoint
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.ops import _dispatch
+
+TINY = {"vocab_size": 60, "d_model": 128, "n_layer": 1, "n_head": 8, "d_inner": 32}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint of a tiny XLNet."""
+    path = tmp_path / "checkpoint"
+    XLNetForSequenceClassification(XLNetConfig(**TINY)).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def one_computation(monkeypatch):
+    """Only the quickest computation, in fp32."""
+    monkeypatch.setattr(check, "COMPUTATIONS", {"memory and padding": check._inference})
+    monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32})
+
+
+def backends_here() -> list[str]:
+    """The backends that can run on this machine's CPU; `cpu` where the extension is built."""
+    names = []
+    for name in _dispatch.BACKENDS:
+        with suppress(BackendUnavailable):
+            request = _dispatch.Request("rel_attention", "cpu", torch.float32)
+            names.append(_dispatch.choose(request, name).backend)
+    assert {"sdpa", "reference"} <= set(names)
+    return names
+
+
+def test_check_passes_on_a_checkpoint(folder):
+    result = run("check", folder)
+    assert result.exit_code == 0, result.output
+    assert "XLNetForSequenceClassification" in result.stdout
+    for word in ("memory and padding", "two streams", "training step", "bf16", "sdpa"):
+        assert word in result.stdout
+    # Three computations in two dtypes.
+    assert f"{6 * len(backends_here())} passed, 0 failed" in result.stdout
+    assert "triton on cpu was not run: it runs on cuda" in result.stdout
+
+
+def test_check_fails_on_a_wrong_backend(folder, monkeypatch, one_computation):
+    """A bias that is off in one backend is seen, told and answered with 1."""
+    right = check.accelerate
+
+    def wrong(model, backend):
+        if backend == "sdpa":
+            with torch.no_grad():
+                check._trunk(model).layer[0].rel_attn.r_r_bias.add_(0.3)
+        return right(model, backend)
+
+    monkeypatch.setattr(check, "accelerate", wrong)
+    result = run("check", folder)
+    assert result.exit_code == 1
+    assert "FAILED: memory and padding, cpu, fp32, sdpa" in result.stdout
+    assert f"{len(backends_here()) - 1} passed, 1 failed" in result.stdout
+
+
+def test_check_fails_on_a_backend_that_raises(folder, monkeypatch, one_computation):
+    def raising(model, backend):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(check, "accelerate", raising)
+    result = run("check", folder)
+    assert result.exit_code == 1
+    assert "raised RuntimeError: out of luck" in result.stdout
+
+
+def test_check_fails_on_missing_tensors(monkeypatch):
+    model = XLNetModel(XLNetConfig(**TINY))
+    trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+    one = torch.ones(2)
+    trial.run(lambda *_: {}, model, 0, {"x": one}, {"x": one.double()})
+    assert trial.verdict().status == "FAILED"
+    assert "['x']" in trial.verdict().reason
+
+
+def test_check_keeps_the_worst_batch():
+    model = XLNetModel(XLNetConfig(**TINY))
+    trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+    exact = torch.ones(2, dtype=torch.float64)
+    for error in (0.0, 0.5, 0.0):
+        eager, actual = {"x": exact.float()}, {"x": exact.float() + error}
+        trial.run(lambda *_, given=actual: given, model, 0, eager, {"x": exact})
+    verdict = trial.verdict()
+    assert (verdict.status, verdict.worst, verdict.error) == ("FAILED", "x", 0.5)
+
+
+@pytest.mark.parametrize("name", checkpoint.CLASSES)
+def test_every_class_has_a_loss_to_train_on(name):
+    model = getattr(__import__("transformers"), name)(XLNetConfig(**TINY, dropout=0.0))
+    results = check._training(model, 0)
+    assert "d layer.0.rel_attn.r" in results
+    assert all(bool(torch.isfinite(x).all()) for x in results.values())
+    assert float(results["d layer.0.rel_attn.r"].abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_type": "uni"},
+        {"bi_data": True},
+        {"mem_len": 8, "reuse_len": 16, "clamp_len": 5},
+        {"num_labels": 1},
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+    ],
+    ids=str,
+)
+def test_check_takes_every_kind_of_model(options, monkeypatch):
+    monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32})
+    monkeypatch.setattr(check, "BACKENDS", ("sdpa",))
+    model = XLNetForSequenceClassification(
+        XLNetConfig(**TINY, **options, initializer_range=0.1, dropout=0.1)
+    )
+    verdicts = list(check.check_model(model))
+    assert [v.status for v in verdicts] == ["ok"] * 3, verdicts
+
+
+# --- models that cannot be used ------------------------------------------------------------------
+
+
+def damage_weights(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def damage_header(folder):
+    (folder / "model.safetensors").write_bytes(b"not weights")
+
+
+def remove_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def remove_config(folder):
+    (folder / "config.json").unlink()
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def empty_config(folder):
+    (folder / "config.json").write_text("{}")
+
+
+def other_model(folder):
+    BertConfig(hidden_size=8, num_attention_heads=2).save_pretrained(folder)
+
+
+def more_layers(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (damage_weights, "damaged or cut short"),
+        (damage_header, "damaged or cut short"),
+        (remove_weights, "no file named model.safetensors"),
+        (remove_config, "holds no config.json"),
+        (damage_config, "not a valid JSON"),
+        (empty_config, "model_type"),
+        (other_model, "is a bert model, expected an XLNet"),
+        (more_layers, "lacks 17 of the"),
+    ],
+)
+def test_unreadable_checkpoints(folder, harm, words):
+    harm(folder)
+    assert words in refused(run("check", folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./no-such-folder", "does not exist"),
+        ("/no/such/folder", "does not exist"),
+        (__file__, "is a file; give the checkpoint folder"),
+        ("XLNetForEverything", "is no class of XLNet; they are XLNetModel"),
+        ("nobody/no-such-xlnet", "HF_HUB_OFFLINE forbids to fetch it"),
+    ],
+)
+@pytest.mark.parametrize("command", [["check"], ["bench", "--model"]], ids=["check", "bench"])
+def test_models_that_are_not_there(command, name, words, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert words in refused(run(*command, name))
+
+
+def test_a_hub_id_without_network(monkeypatch):
+    """The address is one that nobody listens at; the client's own retries are not waited for."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    with pytest.raises(ArgumentError, match=r"the Hub cannot be reached \(.+\)"):
+        checkpoint._check_network("nobody/no-such-xlnet")

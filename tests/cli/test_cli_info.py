@@ -1,0 +1,125 @@
+"""`xlnet-fast info`: what is here, what it would do, and what is missing."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import torch
+from command_line import run
+from rich.console import Console
+
+import xlnet_fast
+from xlnet_fast import _extension, info
+from xlnet_fast.kernels.triton import report as triton_report
+from xlnet_fast.ops import _dispatch
+
+
+def test_info_json_has_the_schema():
+    result = run("info", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert list(facts) == [
+        "schema", "versions", "devices", "extension", "kernels", "missing", "backends",
+    ]  # fmt: skip
+    assert facts["schema"] == 1
+    assert facts["versions"]["xlnet_fast"] == xlnet_fast.__version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"].keys() >= {"python", "triton", "transformers"}
+    assert facts["devices"][0].keys() == {"device", "name", "cores", "threads", "features"}
+    assert facts["devices"][0]["threads"] == torch.get_num_threads()
+    for row in facts["missing"]:
+        assert row.keys() == {"what", "effect", "remedy"}
+        assert all(row.values())
+    for row in facts["backends"]:
+        assert row.keys() == {"op", "device", "dtype", "mode", "backend", "reason"}
+    ops = {(row["op"], row["mode"]) for row in facts["backends"]}
+    assert ops == {(op, m) for op in _dispatch.OPS for m in ("inference", "training")} - {
+        ("concat_memory", "training")
+    }
+
+
+def test_info_tells_what_the_dispatcher_would_do():
+    for row in info.gather()["backends"]:
+        if row["device"] != "cpu":
+            continue
+        dtype = getattr(torch, row["dtype"])
+        request = _dispatch.Request(row["op"], "cpu", dtype, needs_grad=row["mode"] == "training")
+        choice = _dispatch.choose(request)
+        assert (row["backend"], row["reason"]) == (choice.backend, choice.reason)
+
+
+def test_info_never_claims_a_gpu_run_that_is_not_recorded(monkeypatch):
+    def row_of(kernel):
+        (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == kernel)
+        return row
+
+    row = row_of("triton rel_attention")
+    assert row["architectures"] == [f"sm_{arch}" for arch in triton_report.ARCHS]
+    never = {"triton": "compiled and interpreted", "cuda": "emulated on the CPU"}
+    for backend, instead in never.items():
+        monkeypatch.setitem(_dispatch.MEASURED_GPUS, backend, ())
+        kernel = f"{backend} rel_attention"
+        assert row_of(kernel)["status"] == f"{instead}, never run on a GPU"
+        monkeypatch.setitem(_dispatch.MEASURED_GPUS, backend, ("9.0",))
+        assert row_of(kernel)["status"] == "run and measured on compute capability 9.0"
+
+
+def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
+    facts = {name: [] for name in _extension.BuildInfo.__annotations__}
+    facts |= {"cuda_archs": ["80", "90a"], "cuda_compiler": "12.4.131"}
+    monkeypatch.setattr(_extension, "build_info", lambda: facts)
+    (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == "cuda rel_attention")
+    assert row["architectures"] == ["sm_80", "sm_90a"]
+    assert row["measured_on"] == [] or "cuda" in _dispatch.MEASURED_GPUS
+    text = info._kernel_text(row)
+    assert text.startswith("emulated on the CPU, never run on a GPU; compiles for sm_80, sm_90a")
+    text = info._extension_text(info.gather()["extension"])["CUDA archs"]
+    assert text == "sm_80, sm_90a, by nvcc 12.4.131"
+    facts["cuda_archs"] = []
+    (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == "cuda rel_attention")
+    assert "never run on a GPU; not compiled here" in info._kernel_text(row)
+    text = info._extension_text(info.gather()["extension"])["CUDA archs"]
+    assert text.startswith("none: built without CUDA C++ kernels; `xlnet-fast build`")
+
+
+def test_info_says_how_to_get_a_missing_extension(monkeypatch):
+    monkeypatch.setattr(_extension, "build_info", lambda: None)
+    monkeypatch.setattr(_extension, "why_missing", lambda: "it was not built; run `make ext`")
+    result = run("info")
+    assert "run `make ext`" in result.stdout
+    facts = info.gather()
+    assert facts["extension"] == {"built": False, "reason": "it was not built; run `make ext`"}
+    assert "C++ extension" in [row["what"] for row in facts["missing"]]
+
+
+def test_info_says_where_the_extension_is_from(monkeypatch):
+    info_of_build = {name: [] for name in _extension.BuildInfo.__annotations__}
+    monkeypatch.setattr(_extension, "build_info", lambda: info_of_build)
+    monkeypatch.setattr(_extension, "path", lambda: "/cache/_C.so")
+    facts = info.gather()["extension"]
+    assert facts["path"] == "/cache/_C.so"
+    assert info._extension_text(facts)["loaded from"] == "/cache/_C.so"
+
+
+def test_info_for_people():
+    result = run("info")
+    assert result.exit_code == 0
+    wanted = ("Versions", "Devices", "C++ extension", "GPU kernels", "Missing", "sdpa")
+    for word in (*wanted, torch.__version__):
+        assert word in result.stdout
+
+
+def test_alike_rows_become_one_line_and_others_do_not():
+    def row(dtype, mode, backend):
+        return {
+            "op": "x", "device": "cpu", "dtype": dtype, "mode": mode, "backend": backend,
+            "reason": "r",
+        }  # fmt: skip
+
+    rows = [row("a", "inference", "p"), row("a", "training", "q"), row("b", "training", "q")]
+    table = info._backend_table([*rows, row("b", "inference", "q")])
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    assert table.row_count == 2
+    assert "a training, b training, b inference" in console.file.getvalue()
