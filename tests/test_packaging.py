@@ -247,7 +247,7 @@ def test_editable_install_finds_the_benchmarks(checkout, tmp_path):
         "print(u.find_spec('xlnet_fast._C').origin)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-S", "-c", program], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-SE", "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     package, benchmarks, extension = map(Path, done.stdout.splitlines())

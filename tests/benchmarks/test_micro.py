@@ -49,6 +49,7 @@ def test_linear_layers_refuse(arguments, message, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+@needs_kernels
 def test_operators_of_a_model(monkeypatch):
     monkeypatch.setattr(model_operators, "BASE", Geometry("tiny", 1, 32, 2, 64, 4200))
     case = ModelCase(1, 16, "fp32")
