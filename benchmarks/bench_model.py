@@ -42,12 +42,12 @@ def providers(device: torch.device) -> tuple[str, ...]:
 
     On a GPU the kernels that `auto` does not choose are timed by name too.
     """
-    from xlnet_fast.ops._dispatch import Request, choose
+    from xlnet_fast.ops._dispatch import choose, request_on
 
     ours: tuple[str, ...] = ("ours",)
     if device.type == "cuda":
-        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
-        request = Request("rel_attention", "cuda", torch.bfloat16, needs_grad=True, gpu=capability)
+        features = ("padding", "segments")
+        request = request_on("rel_attention", device, torch.bfloat16, features=features)
         chosen = choose(request).backend
         ours += tuple(f"ours_{name}" for name in ("cuda", "triton") if name != chosen)
     compiled = tuple(f"{name}_compile" for name in ours)

@@ -24,7 +24,7 @@ from transformers import XLNetModel
 from xlnet_fast.checkpoint import load_model
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.hf import accelerate
-from xlnet_fast.ops._dispatch import BACKENDS, Request, choose
+from xlnet_fast.ops._dispatch import BACKENDS, choose, request_on
 from xlnet_fast.tolerance import error_and_bound
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -174,12 +174,12 @@ def _cannot_run(
     name: str, device: str, dtype: torch.dtype, backend: str, model: nn.Module
 ) -> str | None:
     op = "two_stream_attention" if name == TWO_STREAMS else "rel_attention"
-    gpu = None
-    if device == "cuda":
-        gpu = "{}.{}".format(*torch.cuda.get_device_capability())
+    where = torch.device(device)
     head_dim = _trunk(model).config.d_head
     try:
-        choose(Request(op, device, dtype, head_dim, name == TRAINING, gpu), backend)
+        choose(
+            request_on(op, where, dtype, head_dim=head_dim, needs_grad=name == TRAINING), backend
+        )
     except BackendUnavailable as error:
         return str(error).partition(": ")[2]
     return None

@@ -21,7 +21,10 @@ from xlnet_fast._version import __version__
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels import cuda, triton
 from xlnet_fast.kernels.triton import report
-from xlnet_fast.ops._dispatch import CAPABILITIES, MEASURED_GPUS, OPS, Request, choose
+from xlnet_fast.ops._dispatch import GPU_KERNELS, OPS, choose, request_on, usual_features
+from xlnet_fast.ops.qualification import files, proof
+from xlnet_fast.ops.qualification.identity import cpu_name
+from xlnet_fast.ops.qualification.record import PASSED
 
 SCHEMA = 1
 """Raised when a key of the JSON changes its meaning or goes."""
@@ -44,7 +47,8 @@ def gather() -> dict[str, Any]:
     Returns:
         schema (int), versions {name: version or None}, devices [{device, name, ...}],
         extension {built, reason, path, compiler, ...}, kernels [{kernel, status, architectures}],
-        missing [{what, effect, remedy}], backends [{op, device, dtype, mode, backend, reason}].
+        qualification [{device, source, created, passed, not_passed, reason}], missing [{what,
+        effect, remedy}], backends [{op, device, dtype, mode, backend, reason}].
     """
     devices = _devices()
     return {
@@ -52,7 +56,8 @@ def gather() -> dict[str, Any]:
         "versions": _versions(),
         "devices": devices,
         "extension": _built(),
-        "kernels": _kernels(),
+        "kernels": _kernels(devices),
+        "qualification": [_qualification(device) for device in devices],
         "missing": _missing(),
         "backends": [row for device in devices for row in _choices(device)],
     }
@@ -72,6 +77,8 @@ def render(facts: dict[str, Any], console: Console | None = None) -> None:
     _print_pairs(console, "C++ extension", _extension_text(facts["extension"]))
     kernels = {row["kernel"]: _kernel_text(row) for row in facts["kernels"]}
     _print_pairs(console, "GPU kernels", kernels)
+    proofs = {row["device"]: _proof_text(row) for row in facts["qualification"]}
+    _print_pairs(console, "Qualification", proofs)
     missing = {row["what"]: f"{row['effect']}; {row['remedy']}" for row in facts["missing"]}
     _print_pairs(console, "Missing", missing or {"nothing": "everything this version has is here"})
     console.print(_backend_table(facts["backends"]))
@@ -95,7 +102,7 @@ def _versions() -> dict[str, str | None]:
 def _devices() -> list[dict[str, Any]]:
     cpu: dict[str, Any] = {
         "device": "cpu",
-        "name": _cpu_name(),
+        "name": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "features": _cpu_features(),
@@ -124,11 +131,6 @@ def _cpu_lines(field: str) -> list[str]:
     return [line.partition(":")[2].strip() for line in lines if line.startswith(field)]
 
 
-def _cpu_name() -> str:
-    names = _cpu_lines("model name")
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _cpu_features() -> list[str]:
     lines = _cpu_lines("flags") or _cpu_lines("Features")
     flags = set(lines[0].split()) if lines else set()
@@ -142,31 +144,68 @@ def _built() -> dict[str, Any]:
     return {"built": True, "reason": None, "path": _extension.path(), **built}
 
 
-def _kernels() -> list[dict[str, Any]]:
-    """GPU kernels, the chips they are compiled for, and whether anybody has run them."""
+def _kernels(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """GPU kernels, the chips they are compiled for, and the GPUs that they were proved on."""
     built = _extension.build_info()
     archs = {
         "triton": [str(arch) for arch in report.ARCHS],
         "cuda": [] if built is None else built["cuda_archs"],
     }
     modules = {"triton": triton, "cuda": cuda}
-    names = dict.fromkeys(capability.name for capability in CAPABILITIES if capability.gpu_kernel)
+    records = [found.record for found in map(_found, devices) if found.record is not None]
+    records += files.shipped()
     rows = []
-    for name in names:
-        measured = MEASURED_GPUS.get(name, ())
+    for name in GPU_KERNELS:
+        proved = {
+            record.identity.name: None
+            for record in records
+            for row in record.rows
+            if row.backend == name and row.status == PASSED
+        }
         status = f"{_TRIED[name]}, never run on a GPU"
-        if measured:
-            status = f"run and measured on compute capability {', '.join(measured)}"
+        if proved:
+            status = f"run and proved on {', '.join(proved)}"
         rows.append(
             {
                 "kernel": f"{name} rel_attention",
                 "status": status,
                 "architectures": [f"sm_{arch}" for arch in archs[name]],
-                "measured_on": list(measured),
+                "measured_on": list(proved),
                 "unavailable_here": modules[name].why_unavailable(_any_gpu()),
             }
         )
     return rows
+
+
+def _found(device: dict[str, Any]) -> files.Found:
+    kind, _, index = device["device"].partition(":")
+    return proof.found_for(kind, int(index) if index else None)
+
+
+def _qualification(device: dict[str, Any]) -> dict[str, Any]:
+    """The record that counts for a device: what it proved, or why there is none."""
+    found = _found(device)
+    record = found.record
+    statuses = [] if record is None else [row.status for row in record.rows]
+    return {
+        "device": device["device"],
+        "source": found.source or None,
+        "created": None if record is None else record.created,
+        "passed": statuses.count(PASSED),
+        "not_passed": len(statuses) - statuses.count(PASSED),
+        "reason": found.reason or None,
+    }
+
+
+def _proof_text(row: dict[str, Any]) -> str:
+    if row["created"] is None:
+        what = "fixed rules decide" if row["device"] == "cpu" else "no GPU kernel is used"
+        device = "" if row["device"] == "cpu" else f" --device {row['device']}"
+        return f"{row['reason']}: {what}; `{proof.COMMAND}{device or ' --device cpu'}` makes one"
+    return (
+        f"{row['passed']} classes passed, {row['not_passed']} did not; {row['source']}, "
+        f"{row['created']}"
+    )
 
 
 def _any_gpu() -> str:
@@ -210,14 +249,15 @@ def _lack(what: str, effect: str, remedy: str) -> dict[str, str]:
 def _choices(device: dict[str, Any]) -> list[dict[str, Any]]:
     """What `backend="auto"` takes on a device, for every op, dtype and mode."""
     rows = []
-    kind = device["device"].partition(":")[0]
+    where = torch.device(device["device"])
     for op in OPS:
         for dtype in DTYPES:
             for mode in ("inference", "training"):
                 if (op, mode) == ("concat_memory", "training"):
                     continue  # the memory carries no gradient
-                gpu = device.get("capability")
-                request = Request(op, kind, dtype, needs_grad=mode == "training", gpu=gpu)
+                training = mode == "training"
+                features = usual_features(op, training)
+                request = request_on(op, where, dtype, needs_grad=training, features=features)
                 try:
                     choice = choose(request)
                     backend, reason = choice.backend, choice.reason

@@ -14,7 +14,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
-from xlnet_fast.ops._dispatch import OPS, Request, choose, named_or_auto
+from xlnet_fast.ops._dispatch import OPS, choose, named_or_auto, request_on, usual_features
 from xlnet_fast.ops.linear import library_of
 
 
@@ -89,12 +89,13 @@ def explain(model: nn.Module) -> Explanation:
 def _row(
     op: str, mode: str, backend: str, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> Row:
-    gpu = None
-    if device.type == "cuda":
-        gpu = "{}.{}".format(*torch.cuda.get_device_capability(device))
-    request = Request(op, device.type, dtype, head_dim, mode == "training", gpu)
+    backend, training = named_or_auto(op, backend), mode == "training"
+    request = request_on(
+        op, device, dtype, head_dim=head_dim, needs_grad=training,
+        features=usual_features(op, training), proved=backend == "auto",
+    )  # fmt: skip
     try:
-        choice = choose(request, named_or_auto(op, backend))
+        choice = choose(request, backend)
     except BackendUnavailable as error:
         return Row(op, mode, "none: raises", str(error))
     return Row(op, mode, choice.backend, choice.reason)

@@ -1,14 +1,17 @@
-"""Which backend runs an op: a capability table and one pure function.
+"""Which backend runs an op: a capability table, what was proved here, and one pure function.
 
 ``choose`` never touches a tensor or a GPU; it maps a :class:`Request` to a :class:`Choice`, so that
 it can be traced, tested and explained. An explicit backend that cannot run raises. What a request
-says of a tensor's GPU, its caller asks of ``gpu_of``.
+says of a device and of what was proved on it, :func:`request_for` asks.
+
+``auto`` takes, of the backends that can run a request, the fastest that a record of
+:mod:`xlnet_fast.ops.qualification` calls right; a GPU kernel that no record speaks for, never.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -18,6 +21,8 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import cpu as cpu_kernels
 from xlnet_fast.kernels import cuda as cuda_kernels
 from xlnet_fast.kernels.cuda.memory import why_misaligned
+from xlnet_fast.ops.qualification import proof
+from xlnet_fast.ops.qualification.record import covering
 
 OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
 """What backends are chosen for. ``concat_memories`` is ``concat_memory`` of several layers: it asks
@@ -29,10 +34,8 @@ ATTENTION = ("rel_attention", "two_stream_attention")
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
 
-MEASURED_GPUS: dict[str, tuple[str, ...]] = {"cuda": (), "triton": ()}
-"""GPU kernels and the compute capabilities ("9.0") on which ``benchmarks/results`` holds a green
-record, of "cuda" one that is faster than that of "triton". ``auto`` takes a GPU kernel only where
-it is listed here."""
+_BASELINE = 1.0
+"""Speed of what runs where nothing is proved, which is what the speeds of a record are over."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,39 @@ CAPABILITIES = (
     Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS),
 )
 BACKENDS = tuple(capability.name for capability in CAPABILITIES)
+GPU_KERNELS = tuple(capability.name for capability in CAPABILITIES if capability.gpu_kernel)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What decides a choice: no tensors, only their properties."""
+    """What decides a choice: no tensors, only their properties.
+
+    Attributes:
+        device: its type. head_dim: of attention. needs_grad: whether a backward pass will come.
+        gpu: compute capability, as "9.0"; None where there is none or nobody knows.
+        misaligned: which operand's rows are not whole pieces of 16 bytes, and why.
+        features: of the call, as in ``qualification.record.CLASSES``, sorted.
+        proved: what this device's record says of the backends for such a call.
+        unproved: why there is no record of this device; "" where there is one.
+    """
 
     op: str
     device: str
     dtype: torch.dtype
     head_dim: int = 64
     needs_grad: bool = False
-    gpu: str | None = None  # compute capability, as "9.0"
-    misaligned: str | None = None  # which operand's rows are not whole pieces of 16 bytes, and why
+    gpu: str | None = None
+    misaligned: str | None = None
+    features: tuple[str, ...] = ()
+    proved: tuple[proof.Verdict, ...] = ()
+    unproved: str = ""
+
+    def verdict(self, backend: str) -> proof.Verdict | None:
+        """What was proved of a backend; None where nothing was."""
+        for found in self.proved:
+            if found[0] == backend:
+                return found
+        return None
 
 
 @dataclass(frozen=True)
@@ -131,13 +154,39 @@ def choose(request: Request, backend: str = "auto") -> Choice:
                 return Choice(backend, "asked for by name")
         known = ", ".join(("auto", *BACKENDS))
         raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
+    return _choose_best(request)
+
+
+def _choose_best(request: Request) -> Choice:
+    """The fastest backend that may run a request; of equals, the first of the table."""
+    best: Choice | None = None
+    fastest = -1.0
     passed_over: list[str] = []
     for capability in CAPABILITIES:
-        obstacle = why_not(capability, request) or _not_measured(capability, request)
-        if obstacle is None:
-            return Choice(capability.name, "; ".join(passed_over) or "first choice here")
-        passed_over.append(f"{capability.name}: {obstacle}")
-    raise BackendUnavailable(f"no backend can run {request.op}: " + "; ".join(passed_over))
+        name = capability.name
+        obstacle = why_not(capability, request) or _why_unproved(capability, request)
+        speed = 0.0 if obstacle is not None else _speed(capability, request)
+        if obstacle is None and speed > fastest:
+            if best is not None:
+                passed_over.append(f"{best.backend}: slower here ({best.reason})")
+            verdict = request.verdict(name)
+            best, fastest = Choice(name, "" if verdict is None else verdict[3]), speed
+        elif obstacle is not None and best is None:
+            passed_over.append(f"{name}: {obstacle}")
+    if best is None:
+        raise BackendUnavailable(f"no backend can run {request.op}: " + "; ".join(passed_over))
+    reasons = [best.reason] if best.reason else []
+    return Choice(best.backend, "; ".join([*reasons, *passed_over]) or "first choice here")
+
+
+def _speed(capability: Capability, request: Request) -> float:
+    """Over the baseline: what was measured, or else the order of the table."""
+    verdict = request.verdict(capability.name)
+    if verdict is not None and verdict[2] is not None and capability.name != "sdpa":
+        return verdict[2]
+    if capability.name == "reference":
+        return 0.0
+    return _BASELINE if capability.name == "sdpa" else float("inf")
 
 
 def why_not(capability: Capability, request: Request) -> str | None:
@@ -182,29 +231,107 @@ def named_or_auto(op: str, backend: str) -> str:
     return backend
 
 
-def _not_measured(capability: Capability, request: Request) -> str | None:
-    if not capability.gpu_kernel or request.gpu in MEASURED_GPUS[capability.name]:
-        return None
-    where = "this GPU" if request.gpu is None else f"compute capability {request.gpu}"
-    return f"no measurement on {where} yet; ask for it with backend={capability.name!r}"
+def _why_unproved(capability: Capability, request: Request) -> str | None:
+    """Why ``auto`` must not take a backend that could run a request; None where it may.
 
-
-def gpu_of(x: torch.Tensor) -> str | None:
-    """The compute capability of a CUDA tensor's device, as ``Request.gpu`` wants it, else None."""
-    if x.device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    return "{}.{}".format(*torch.cuda.get_device_capability(x.device))
-
-
-def misalignment_of(operands: Mapping[str, torch.Tensor | None], backend: str) -> str | None:
-    """Which operand backend cuda cannot read and why, as ``Request.misaligned`` wants it.
-
-    None without looking where that backend will not be chosen.
+    A GPU kernel needs a proof, any other backend only no disproof; the reference is what proofs are
+    made with.
     """
-    first = next(x for x in operands.values() if x is not None)
-    measured = MEASURED_GPUS["cuda"]
-    if backend != "cuda" and (backend != "auto" or not measured or gpu_of(first) not in measured):
+    revoked = proof.REVOKED.get(capability.name)
+    if revoked is not None:
+        return f"it {revoked}"
+    verdict = request.verdict(capability.name)
+    if verdict is not None:
+        _, right, speed, words = verdict
+        return None if right and (speed is not None or not capability.gpu_kernel) else words
+    if not capability.gpu_kernel:
         return None
+    if request.unproved:
+        return f"{request.unproved}; `{proof.COMMAND}` makes one"
+    if covering(request.op, request.features) is None:
+        return f"no class of the qualification has {' and '.join(request.features)} together"
+    return "this machine's record does not cover such a call; `xlnet-fast qualify --full` may"
+
+
+def request_for(
+    op: str,
+    x: torch.Tensor,
+    *,
+    head_dim: int = 64,
+    needs_grad: bool = False,
+    features: Iterable[str] = (),
+    rows: Mapping[str, torch.Tensor | None] | None = None,
+    backend: str = "auto",
+) -> Request:
+    """The request of a call.
+
+    Args:
+        x: its first operand. features: of the call, in any order.
+        rows: operands with a row for each query, key or position, by name, whose layout the CUDA
+            kernels must be able to read; looked at where those may be chosen.
+        backend: that the call asks for.
+
+    Warns:
+        PerformanceWarning: once a process, where ``auto`` is on a GPU without a record.
+    """
+    request = request_on(
+        op, x.device, x.dtype, head_dim=head_dim, needs_grad=needs_grad, features=features,
+        proved=backend == "auto",
+    )  # fmt: skip
+    wanted = backend == "cuda" or request.verdict("cuda") is not None
+    if rows is None or not wanted:
+        return request
+    return replace(request, misaligned=misalignment_of(rows))
+
+
+def request_on(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    head_dim: int = 64,
+    needs_grad: bool = False,
+    features: Iterable[str] = (),
+    proved: bool = True,
+) -> Request:
+    """The request of a call on a device, without its tensors; arguments as :func:`request_for`.
+
+    Args:
+        device: one without an index is the current one of its type.
+        proved: whether to ask what was proved there, which only ``auto`` needs.
+    """
+    features = tuple(sorted(features))
+    index: int | None = device.index  # whose annotation says int
+    if device.type == "cuda" and index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    request = Request(op, device.type, dtype, head_dim, needs_grad, gpu_on(device), None, features)
+    if not proved:
+        return request
+    name = str(dtype).removeprefix("torch.")
+    verdicts = proof.verdicts(device.type, index, op, name, head_dim, needs_grad, features)
+    unproved = proof.why_none(device.type, index) if device.type == "cuda" else ""
+    return replace(request, proved=verdicts, unproved=unproved)
+
+
+def usual_features(op: str, training: bool) -> tuple[str, ...]:
+    """The features of an op's calls in a model that is trained or not, for those who explain it."""
+    if op == "concat_memory":
+        return ("memory",)
+    features = {"padding", "segments"}
+    if op == "two_stream_attention":
+        features |= {"ranks", "positions"}
+    return tuple(sorted(features | {"dropout"} if training else features))
+
+
+def gpu_on(device: torch.device) -> str | None:
+    """The compute capability of a CUDA device, as ``Request.gpu`` wants it, else None."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return "{}.{}".format(*torch.cuda.get_device_capability(device))
+
+
+def misalignment_of(operands: Mapping[str, torch.Tensor | None]) -> str | None:
+    """Which operand backend cuda cannot read and why, as ``Request.misaligned`` wants it."""
     for name, x in operands.items():
         reason = None if x is None or x.numel() == 0 else why_misaligned(x)
         if reason is not None:
@@ -212,6 +339,17 @@ def misalignment_of(operands: Mapping[str, torch.Tensor | None], backend: str) -
     return None
 
 
+def spelled(choice: Choice, backend: str) -> str:
+    """How a registered op is told its backend: a name, which runs or raises, or two.
+
+    "triton|sdpa" is what ``auto`` chose and what takes over if that raises at its launch.
+    """
+    if backend == "auto" and choice.backend in GPU_KERNELS:
+        return f"{choice.backend}|sdpa"
+    return choice.backend
+
+
+@torch.compiler.assume_constant_result  # a traced graph must not look for modules
 @cache
 def _importable(module: str) -> bool:
     return importlib.util.find_spec(module) is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 from xlnet_fast import reference
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import Request, choose, gpu_of
+from xlnet_fast.ops._dispatch import choose, request_for, spelled
 from xlnet_fast.ops._validation import check_device, check_float, check_shape, check_tensor
 
 
@@ -97,8 +97,10 @@ def _new_memories(
         if value is not None and value < 0:
             raise ArgumentError(f"{name} is {value}, expected None or a number of rows >= 0")
     first = hidden[0]
-    request = Request("concat_memory", first.device.type, first.dtype, gpu=gpu_of(first))
-    choice = choose(request, backend)
+    features = () if memory is None else ("memory",)
+    choice = choose(
+        request_for("concat_memory", first, features=features, backend=backend), backend
+    )
     if choice.backend == "reference":
         return [
             reference.concat_memory(
@@ -111,7 +113,7 @@ def _new_memories(
     start = max(0, total - mem_len) if mem_len else 0
     with torch.no_grad():
         stacked: Tensor = torch.ops.xlnet_fast.concat_memories(
-            hidden, memory or [], start, kept, choice.backend
+            hidden, memory or [], start, kept, spelled(choice, backend)
         )
         return [stacked[number] for number in range(len(hidden))]
 

@@ -4,8 +4,9 @@ In fp32 ``F.linear`` multiplies with MKL wherever PyTorch was built with it, whi
 there our kernels take 0.7 to 0.95 of its time, round no worse, and apply GELU or add the residual
 while the product is at hand (docs/measured.md).
 
-The choice is made from properties, never from a measurement at run time: :func:`library_for`. All
-that is not surely understood is ``F.linear``.
+The choice is made from properties, and from what a qualification of this CPU found where they do
+not decide, never from a measurement at run time: :func:`library_for`. All that is not surely
+understood is ``F.linear``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from xlnet_fast.kernels import cpu
 from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.ops._contracts._registry import LIBRARY
 from xlnet_fast.ops._dispatch import Choice
+from xlnet_fast.ops.qualification import proof
 
 VARIABLE = "XLNET_FAST_CPU_LINEAR"
 """Environment variable, read at the first call: "cpu" or "aten" overrules the machine's library."""
@@ -51,15 +53,22 @@ def cpu_vendor() -> str:
     return platform.processor().rpartition(",")[2].strip()  # Windows ends it with the vendor
 
 
-def choose_library(environment: Mapping[str, str], vendor: str, missing: str | None) -> Choice:
+def choose_library(
+    environment: Mapping[str, str],
+    vendor: str,
+    missing: str | None,
+    proved: proof.Verdict | None = None,
+) -> Choice:
     """Which library this machine's linear layers take: "cpu", our kernels, or "aten"; and why.
 
-    Ours on an AMD processor with AVX-512, where they were measured to be the faster; ``F.linear``
-    on any other. ``XLNET_FAST_CPU_LINEAR`` overrules that.
+    Ours on an AMD processor with AVX-512, where they were measured to be the faster; on any other
+    the faster by this CPU's record of a qualification, ``F.linear`` without one. Never ours where
+    the record calls them wrong. ``XLNET_FAST_CPU_LINEAR`` overrules all that.
 
     Args:
         environment: of the process. vendor: as :func:`cpu_vendor`.
         missing: why our kernels cannot run, or None where they can.
+        proved: what the record says of our kernels in fp32, or None.
 
     Raises:
         ArgumentError: the variable names neither. BackendUnavailable: it names our kernels, and
@@ -74,9 +83,14 @@ def choose_library(environment: Mapping[str, str], vendor: str, missing: str | N
         return Choice(wanted, f"asked for by {VARIABLE}")
     if missing is not None:
         return Choice("aten", missing)
-    if vendor not in _SLOW_MKL or not _has_avx512() or not _atens_is_mkl():
-        return Choice("aten", "measured to be the slower only with MKL on AMD with AVX-512")
-    return Choice("cpu", "an AMD CPU with AVX-512, where MKL is slower")
+    _, right, speed, words = proved or ("cpu", True, None, "")
+    if not right:
+        return Choice("aten", f"cpu: {words}")
+    if vendor in _SLOW_MKL and _has_avx512() and _atens_is_mkl():
+        return Choice("cpu", "an AMD CPU with AVX-512, where MKL is slower")
+    if speed is not None:
+        return Choice("cpu" if speed > 1.0 else "aten", f"cpu: {words}")
+    return Choice("aten", "measured to be the slower only with MKL on AMD with AVX-512")
 
 
 def _has_avx512() -> bool:
@@ -94,7 +108,9 @@ def machine_library() -> Choice:
     """:func:`choose_library` for this process, decided once; raises the same."""
     global _chosen
     if _chosen is None:
-        _chosen = choose_library(os.environ, cpu_vendor(), cpu.why_unavailable())
+        verdicts = proof.verdicts("cpu", None, "linear", "float32", 0, False, ())
+        proved = next((verdict for verdict in verdicts if verdict[0] == "cpu"), None)
+        _chosen = choose_library(os.environ, cpu_vendor(), cpu.why_unavailable(), proved)
     return _chosen
 
 

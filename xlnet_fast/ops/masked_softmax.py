@@ -9,7 +9,7 @@ from xlnet_fast import reference
 from xlnet_fast.errors import ShapeError
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import Request, choose, gpu_of
+from xlnet_fast.ops._dispatch import choose, request_for, spelled
 from xlnet_fast.ops._validation import (
     check_device,
     check_dropout,
@@ -95,12 +95,18 @@ def masked_softmax(
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in operands
     )
-    request = Request(
-        "masked_softmax",
-        scores.device.type,
-        scores.dtype,
-        needs_grad=needs_grad,
-        gpu=gpu_of(scores),
+    has = {
+        "padding": mask.key_padding is not None,
+        "segments": segment_scores is not None,
+        "dropout": dropout_p > 0.0,
+        "causal": mask.causal,
+        "ranks": mask.rank_q is not None,
+        "bits": mask.bits is not None,
+        "positions": positions is not None,
+    }
+    features = [name for name, there in has.items() if there]
+    request = request_for(
+        "masked_softmax", scores, needs_grad=needs_grad, features=features, backend=backend
     )
     choice = choose(request, backend)
     if choice.backend == "reference":
@@ -121,6 +127,6 @@ def masked_softmax(
     result: Tensor = torch.ops.xlnet_fast.masked_softmax(
         scores, position_scores, segment_scores, segments_q, segments_k,
         *mask.tensors, positions, seed, *mask.flags, memory_length, scale, dropout_p,
-        choice.backend,
+        spelled(choice, backend),
     )  # fmt: skip
     return result

@@ -10,14 +10,7 @@ from torch import Tensor
 from xlnet_fast import _extension, reference
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import _contracts as _contracts  # registers the ops
-from xlnet_fast.ops._dispatch import (
-    Choice,
-    Request,
-    choose,
-    gpu_of,
-    lacks_extension,
-    misalignment_of,
-)
+from xlnet_fast.ops._dispatch import Choice, choose, lacks_extension, request_for, spelled
 from xlnet_fast.ops._validation import (
     check_dropout,
     check_integers,
@@ -112,7 +105,8 @@ def rel_attention(
     check_dropout(dropout_p, seed)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     rows = {"q": q, "k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory, "r": r}
-    choice = _choose("rel_attention", operands, rows, backend)
+    features = _features(mask, segments_q, k_memory, positions, dropout_p, r)
+    choice = _choose("rel_attention", operands, rows, features, backend)
     if choice.backend == "reference":
         check_positions(positions, keys - memory_length)
         return reference.rel_attention(
@@ -123,7 +117,7 @@ def rel_attention(
         )  # fmt: skip
     out, _ = torch.ops.xlnet_fast.rel_attention(
         *operands, segments_q, segments_k, *mask.tensors, positions, seed, *mask.flags,
-        memory_length, scale, dropout_p, choice.backend,
+        memory_length, scale, dropout_p, spelled(choice, backend),
     )  # fmt: skip
     result: Tensor = out
     return result
@@ -196,7 +190,10 @@ def two_stream_attention(
     check_dropout(dropout_p, seed)
     scale = dim**-0.5 if scale is None else scale
     rows = {"q_h": q_h, "q_g": q_g, "k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory}
-    choice = _choose("two_stream_attention", (q_h, q_g, *shared), rows | {"r": r}, backend)
+    features = _features(mask, segments, k_memory, positions, dropout_p, r)
+    choice = _choose(
+        "two_stream_attention", (q_h, q_g, *shared), rows | {"r": r}, features, backend
+    )
     if choice.backend == "reference":
         check_positions(positions, keys - memory_length)
         return reference.two_stream_attention(
@@ -206,7 +203,7 @@ def two_stream_attention(
         )  # fmt: skip
     out_h, out_g, *_ = torch.ops.xlnet_fast.two_stream_attention(
         q_h, q_g, *shared, content_segments, segments, *mask.tensors, positions, seed,
-        *mask.flags, memory_length, scale, dropout_p, choice.backend,
+        *mask.flags, memory_length, scale, dropout_p, spelled(choice, backend),
     )  # fmt: skip
     return out_h, out_g
 
@@ -225,21 +222,51 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
     )
 
 
+def _features(
+    mask: AttentionMask,
+    segments: Tensor | None,
+    k_memory: Tensor | None,
+    positions: Tensor | None,
+    dropout_p: float,
+    r: Tensor,
+) -> list[str]:
+    """Which features of ``qualification.record.CLASSES`` a call has."""
+    has = {
+        "padding": mask.key_padding is not None,
+        "segments": segments is not None,
+        "dropout": dropout_p > 0.0,
+        "memory": k_memory is not None,
+        "causal": mask.causal,
+        "ranks": mask.rank_q is not None,
+        "bits": mask.bits is not None,
+        "positions": positions is not None,
+        "groups": r.shape[0] > 1,
+    }
+    return [name for name, there in has.items() if there]
+
+
 def _choose(
-    op: str, operands: tuple[Any, ...], rows: dict[str, Tensor | None], backend: str
+    op: str,
+    operands: tuple[Any, ...],
+    rows: dict[str, Tensor | None],
+    features: list[str],
+    backend: str,
 ) -> Choice:
     """Ask the dispatcher.
 
     Args:
         operands: the arguments that may need a gradient, q first.
         rows: those of them that have a row for each query, key or position, by name.
+        features: as :func:`_features`.
     """
     q = operands[0]
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in operands
     )
-    misaligned = misalignment_of(rows, backend)
-    request = Request(op, q.device.type, q.dtype, q.shape[3], needs_grad, gpu_of(q), misaligned)
+    request = request_for(
+        op, q, head_dim=q.shape[3], needs_grad=needs_grad, features=features, rows=rows,
+        backend=backend,
+    )  # fmt: skip
     choice = choose(request, backend)
     if backend == "auto" and not torch.compiler.is_compiling() and lacks_extension(request):
         _extension.tell_once()

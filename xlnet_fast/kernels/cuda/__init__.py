@@ -13,6 +13,7 @@ from xlnet_fast.kernels.cuda import entries
 MIN_CAPABILITY = (8, 0)
 
 
+@torch.compiler.assume_constant_result  # a traced graph must not import a module
 def why_missing() -> str | None:
     """Why this machine's extension has no CUDA kernels, with the remedy; None where it has them."""
     if entries.emulated():

@@ -1,20 +1,23 @@
 """The library all ops are registered in, and how an op is attached to its schema.
 
 Registered with ``define``/``impl``/``register_fake`` (less overhead per call than ``custom_op``).
-Each op takes its backend by name, already chosen by :mod:`xlnet_fast.ops._dispatch`; an
-:class:`AttentionMask` travels as its parts. The reference backend is not here: it is plain ATen and
-is called directly, so that exported graphs lower anywhere.
+Each op takes its backend by name, already chosen by :mod:`xlnet_fast.ops._dispatch`, or by two, as
+its ``spelled`` says; an :class:`AttentionMask` travels as its parts. The reference backend is not
+here: it is plain ATen and is called directly, so that exported graphs lower anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.ops.qualification import proof
+
+_T = TypeVar("_T")
 
 LIBRARY = torch.library.Library("xlnet_fast", "FRAGMENT")
 
@@ -23,6 +26,31 @@ PARTS = (  # of an AttentionMask, and what belongs to every attention op
     "Tensor? seed, bool causal, bool same_length, bool see_self, SymInt memory_length, "
     "float scale, float dropout_p"
 )
+
+
+def names(backend: str) -> tuple[str, str]:
+    """The backend that an op is told to run, and the one that takes over if it raises, or ""."""
+    first, _, second = backend.partition("|")
+    return first, second
+
+
+def launch(backend: str, run: Callable[[str], _T]) -> _T:
+    """What ``run`` gives with the backend's name; with the second's, once the first has raised.
+
+    Outputs are filled anew by the second. Memory that ran out and arguments that no kernel takes
+    are not a kernel's fault: they are raised.
+    """
+    first, second = names(backend)
+    if not second:
+        return run(first)
+    if first not in proof.REVOKED:
+        try:
+            return run(first)
+        except (torch.OutOfMemoryError, ArgumentError):
+            raise
+        except Exception as error:
+            proof.revoke(first, error)
+    return run(second)
 
 
 def empty_grads(likes: Sequence[Tensor | None], first: Tensor) -> tuple[Tensor, ...]:

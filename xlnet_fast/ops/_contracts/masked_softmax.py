@@ -15,7 +15,7 @@ from xlnet_fast.kernels.cuda import masked_softmax as cuda_softmax
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import SoftmaxInputs
-from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, register
+from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, launch, register
 from xlnet_fast.ops._validation import check_positions
 
 _SOFTMAX = (
@@ -57,7 +57,7 @@ def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
     inputs = _inputs(scores, args)
     check_positions(inputs.positions, inputs.current)
     if scores.numel():
-        _kernels(args[16]).masked_softmax_forward(inputs, out)
+        launch(args[16], lambda name: _kernels(name).masked_softmax_forward(inputs, out))
     return out
 
 
@@ -73,7 +73,8 @@ def _masked_softmax_backward(
     grads = _contiguous_grads(inputs)
     if scores.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
-    _kernels(args[16]).masked_softmax_backward(inputs, out, grad_out, grads)
+    arguments = (inputs, out, grad_out, grads)
+    launch(args[16], lambda name: _kernels(name).masked_softmax_backward(*arguments))
     return grads
 
 

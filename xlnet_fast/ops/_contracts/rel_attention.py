@@ -19,7 +19,14 @@ from xlnet_fast.kernels.cuda import rel_attention as cuda_attention
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import Keys, Queries
-from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, empty_grads, register
+from xlnet_fast.ops._contracts._registry import (
+    LIBRARY,
+    PARTS,
+    empty_grads,
+    launch,
+    names,
+    register,
+)
 from xlnet_fast.ops._validation import check_positions
 
 _ATTENTION = (
@@ -127,7 +134,7 @@ def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, .
     """Outputs and statistics of each stream; also the fakes."""
     call = _Call(*args)
     outs = [torch.empty_like(q) for q in queries]
-    if call.backend in ("cpu", "sdpa"):  # they recompute
+    if names(call.backend)[0] in ("cpu", "sdpa"):  # they recompute
         return *outs, *(q.new_empty(0, dtype=torch.float32) for q in queries)
     shapes = [(q.shape[0], q.shape[2], q.shape[1]) for q in queries]
     stats = (
@@ -143,12 +150,13 @@ def _forward(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ..
     live = [s for s, q in enumerate(queries) if q.numel()]
     if live:
         streams, count = call.streams(*queries), len(queries)
-        _kernels(call.backend).rel_attention_forward(
+        arguments = (
             call.keys,
             [streams[s] for s in live],
             [results[s] for s in live],
             [results[count + s] for s in live],
         )
+        launch(call.backend, lambda name: _kernels(name).rel_attention_forward(*arguments))
     return results
 
 
@@ -168,7 +176,7 @@ def _backward(
     if not live:
         return tuple(grad.zero_() for grad in grads)
     streams = call.streams(*queries)
-    _kernels(call.backend).rel_attention_backward(
+    arguments = (
         call.keys,
         [streams[s] for s in live],
         [outs[s] for s in live],
@@ -177,6 +185,7 @@ def _backward(
         [*(asked[s] for s in live), *asked[len(queries) :]],
         torch.are_deterministic_algorithms_enabled(),
     )
+    launch(call.backend, lambda name: _kernels(name).rel_attention_backward(*arguments))
     return grads
 
 

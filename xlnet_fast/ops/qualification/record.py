@@ -217,7 +217,9 @@ def parse(text: str, source: str) -> Record:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise ArgumentError(f"{source} is no JSON ({error}); `xlnet-fast qualify` renews it") from None
+        raise ArgumentError(
+            f"{source} is no JSON ({error}); `xlnet-fast qualify` renews it"
+        ) from None
     try:
         return _record(data)
     except _Damaged as error:
@@ -247,7 +249,9 @@ def write(record: Record, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise ArgumentError(f"{path} cannot be written ({error}); --out FILE writes elsewhere") from None
+        raise ArgumentError(
+            f"{path} cannot be written ({error}); --out FILE writes elsewhere"
+        ) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(record.to_json())
@@ -255,7 +259,9 @@ def write(record: Record, path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise ArgumentError(f"{path} cannot be written ({error}); --out FILE writes elsewhere") from None
+        raise ArgumentError(
+            f"{path} cannot be written ({error}); --out FILE writes elsewhere"
+        ) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -273,7 +279,9 @@ def _record(data: object) -> Record:
     schema = content.pop("schema", None)
     if schema != SCHEMA:
         raise _Damaged(f"has schema {schema!r}, and this version reads {SCHEMA}")
-    identity = Identity(**_checked(Identity, _mapping(content.get("identity"), "identity"), "identity"))
+    identity = Identity(
+        **_checked(Identity, _mapping(content.get("identity"), "identity"), "identity")
+    )
     rows = tuple(_row(row, number) for number, row in enumerate(_list(content.get("rows"), "rows")))
     seen: set[tuple[str, ...]] = set()
     for number, row in enumerate(rows):
@@ -300,10 +308,13 @@ def _row(data: object, number: int) -> Row:
     ):  # fmt: skip
         if value not in known:
             raise _Damaged(f"has {name} {value!r} in {where}, expected one of: {', '.join(known)}")
-    if row.status == PASSED and row.op != "concat_memory":
-        if row.error is None or row.bound is None or not row.error <= row.bound:
-            raise _Damaged(f"calls {where} passed, with error {row.error} and bound {row.bound}")
+    if row.status == PASSED and not _within(row):
+        raise _Damaged(f"calls {where} passed, with error {row.error} and bound {row.bound}")
     return row
+
+
+def _within(row: Row) -> bool:
+    return row.error is not None and row.bound is not None and row.error <= row.bound
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

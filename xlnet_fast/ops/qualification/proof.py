@@ -1,0 +1,181 @@
+"""Which record counts for a device of this process, and what it says of each backend.
+
+Looked for in this order: the file that ``XLNET_FAST_QUALIFICATION`` names, the user's cache, the
+records that ship with the package. A record counts where its identity is the device's; any other is
+stale and counts as none. What was found stays for the process (:func:`forget` drops it).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+
+import torch
+
+from xlnet_fast.ops.qualification.files import SWITCHED_OFF, Found, look
+from xlnet_fast.ops.qualification.identity import identity_of
+from xlnet_fast.ops.qualification.jobs import is_job, pinned
+from xlnet_fast.ops.qualification.record import (
+    BACKWARD,
+    FORWARD,
+    PASSED,
+    Identity,
+    covering,
+    head_dim_class,
+)
+from xlnet_fast.ops.qualification.telling import warn_once
+
+AUTO_VARIABLE = "XLNET_FAST_QUALIFY"
+"""Environment variable: "auto" qualifies a GPU that has no record at first use, by a child."""
+COMMAND = "xlnet-fast qualify"
+_HEADLESS = ("concat_memory", "masked_softmax", "linear")
+_AUTO_TIMEOUT_S = 900.0
+_NOBODY = "no GPU is at hand to ask"
+
+
+Verdict = tuple[str, bool, float | None, str]
+"""A backend, whether it is right, its speed over the baseline where it was timed, and words."""
+
+
+@functools.cache
+def _cached_verdicts(
+    device: str, index: int | None, op: str, dtype: str, head_dim: int, needs_grad: bool,
+    features: tuple[str, ...],
+) -> tuple[Verdict, ...]:  # fmt: skip
+    found = found_for(device, index)
+    if found.record is None:
+        return ()
+    operands = covering(op, features)
+    if operands is None:
+        return ()
+    width = "" if op in _HEADLESS else head_dim_class(head_dim)
+    rows = found.record.rows_of(
+        (op, operands, dtype, width, BACKWARD if needs_grad else FORWARD)
+    ).values()
+    verdicts: list[Verdict] = []
+    for row in rows:
+        if row.status != PASSED:
+            words = f"{row.status} its qualification here: {row.reason or 'no reason'}"
+            verdicts.append((row.backend, False, None, words))
+            continue
+        speed = row.speedup("baseline")
+        if speed is None:
+            words = "right, but was not timed"
+        else:
+            words = f"{speed:.2f} times the plain path's speed on {operands!r}"
+        verdicts.append((row.backend, True, speed, words))
+    return tuple(verdicts)
+
+
+@torch.compiler.assume_constant_result  # a traced graph must not read files
+def verdicts(
+    device: str,
+    index: int | None,
+    op: str,
+    dtype: str,
+    head_dim: int,
+    needs_grad: bool,
+    features: tuple[str, ...],
+) -> tuple[Verdict, ...]:
+    """What the record of a device says of the backends for a class of calls; () without one.
+
+    Args:
+        device: "cpu" or "cuda"; on any other nothing is proved. index: of a GPU.
+        features: of the call, as in ``record.CLASSES``, sorted.
+
+    Warns:
+        PerformanceWarning: once a process, on a GPU without a record.
+    """
+    if device not in ("cpu", "cuda"):
+        return ()
+    if device == "cuda" and found_for(device, index).record is None:
+        _tell_once(found_for(device, index))
+    return _cached_verdicts(device, index, op, dtype, head_dim, needs_grad, features)
+
+
+@torch.compiler.assume_constant_result
+def why_none(device: str, index: int | None) -> str:
+    """Why no record counts for a device; "" where one does."""
+    return found_for(device, index).reason
+
+
+@functools.cache
+def found_for(device: str, index: int | None) -> Found:
+    """The record that counts for a device of this process, looked for once.
+
+    Args:
+        device: "cpu" or "cuda". index: of a GPU; None means that nobody knows which.
+    """
+    if device == "cuda" and (index is None or not torch.cuda.is_available()):
+        return Found(None, reason=_NOBODY)
+    identity = identity_of(torch.device(device if index is None else f"{device}:{index}"))
+    if is_job():
+        return pinned(identity)
+    found = look(identity)
+    automatic = device == "cuda" and os.environ.get(AUTO_VARIABLE) == "auto"
+    if automatic and found.record is None and found.reason != SWITCHED_OFF:
+        return _qualify_now(index or 0, identity, found)
+    return found
+
+
+def forget() -> None:
+    """Look for records anew at the next call."""
+    found_for.cache_clear()
+    _cached_verdicts.cache_clear()
+
+
+def _qualify_now(index: int, identity: Identity, before: Found) -> Found:
+    """Qualify a GPU in a child process, which makes its own context, and look again."""
+    command = [sys.executable, "-m", "xlnet_fast", "qualify", "--device", f"cuda:{index}"]
+    environment = {name: text for name, text in os.environ.items() if name != AUTO_VARIABLE}
+    warn_once(
+        f"{AUTO_VARIABLE}=auto: {identity.name} has no record, so its kernels are proved and timed "
+        f"now, which takes about two minutes"
+    )
+    try:
+        done = subprocess.run(
+            command, env=environment, timeout=_AUTO_TIMEOUT_S, capture_output=True, text=True
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        warn_once(f"`{COMMAND}` could not be run: {error}")
+        return before
+    found = look(identity)
+    if found.record is None:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        warn_once(f"`{COMMAND}` left no record (exit code {done.returncode}): {lines[-1]}")
+    return found
+
+
+# ---- telling ----
+
+
+def _tell_once(found: Found) -> None:
+    if found.reason in (_NOBODY, SWITCHED_OFF):
+        return
+    warn_once(
+        f"attention on this GPU runs on plain PyTorch: {found.reason}. `{COMMAND}` proves the "
+        f"fused kernels on this very GPU and times them, in about two minutes"
+    )
+
+
+# ---- kernels that failed in this process ----
+
+REVOKED: dict[str, str] = {}
+"""Backends that raised at a launch in this process, and what they said: ``auto`` passes them by."""
+
+
+def revoke(backend: str, error: BaseException) -> None:
+    """Take a backend from ``auto`` for the rest of this process.
+
+    Warns:
+        PerformanceWarning: once for each backend.
+    """
+    if backend not in REVOKED:
+        first = str(error).strip().splitlines() or [""]
+        REVOKED[backend] = f"raised {type(error).__name__}: {first[0]}"
+        warn_once(
+            f"backend {backend!r} {REVOKED[backend]}; this process goes on without it. "
+            f"`{COMMAND}` tells whether it runs here at all"
+        )
