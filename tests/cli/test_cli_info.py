@@ -7,12 +7,15 @@ import json
 
 import torch
 from command_line import run
+from records import a_record, a_row
 from rich.console import Console
 
 import xlnet_fast
 from xlnet_fast import _extension, info
 from xlnet_fast.kernels.triton import report as triton_report
 from xlnet_fast.ops import _dispatch
+from xlnet_fast.ops.qualification import files
+from xlnet_fast.ops.qualification.record import STATUSES
 
 
 def test_info_json_has_the_schema():
@@ -20,7 +23,8 @@ def test_info_json_has_the_schema():
     assert result.exit_code == 0
     facts = json.loads(result.stdout)
     assert list(facts) == [
-        "schema", "versions", "devices", "extension", "kernels", "missing", "backends",
+        "schema", "versions", "devices", "extension", "kernels", "qualification", "missing",
+        "backends",
     ]  # fmt: skip
     assert facts["schema"] == 1
     assert facts["versions"]["xlnet_fast"] == xlnet_fast.__version__
@@ -44,7 +48,11 @@ def test_info_tells_what_the_dispatcher_would_do():
         if row["device"] != "cpu":
             continue
         dtype = getattr(torch, row["dtype"])
-        request = _dispatch.Request(row["op"], "cpu", dtype, needs_grad=row["mode"] == "training")
+        training = row["mode"] == "training"
+        features = _dispatch.usual_features(row["op"], training)
+        request = _dispatch.request_on(
+            row["op"], torch.device("cpu"), dtype, needs_grad=training, features=features
+        )
         choice = _dispatch.choose(request)
         assert (row["backend"], row["reason"]) == (choice.backend, choice.reason)
 
@@ -58,11 +66,13 @@ def test_info_never_claims_a_gpu_run_that_is_not_recorded(monkeypatch):
     assert row["architectures"] == [f"sm_{arch}" for arch in triton_report.ARCHS]
     never = {"triton": "compiled and interpreted", "cuda": "emulated on the CPU"}
     for backend, instead in never.items():
-        monkeypatch.setitem(_dispatch.MEASURED_GPUS, backend, ())
         kernel = f"{backend} rel_attention"
-        assert row_of(kernel)["status"] == f"{instead}, never run on a GPU"
-        monkeypatch.setitem(_dispatch.MEASURED_GPUS, backend, ("9.0",))
-        assert row_of(kernel)["status"] == "run and measured on compute capability 9.0"
+        for status in STATUSES:
+            found = [a_record(name="A GPU", rows=(a_row(backend=backend, status=status),))]
+            monkeypatch.setattr(files, "shipped", lambda found=found: found)
+            proved = "run and proved on A GPU"
+            expected = proved if status == "passed" else f"{instead}, never run on a GPU"
+            assert row_of(kernel)["status"] == expected
 
 
 def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
@@ -71,7 +81,7 @@ def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
     monkeypatch.setattr(_extension, "build_info", lambda: facts)
     (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == "cuda rel_attention")
     assert row["architectures"] == ["sm_80", "sm_90a"]
-    assert row["measured_on"] == [] or "cuda" in _dispatch.MEASURED_GPUS
+    assert row["measured_on"] == []
     text = info._kernel_text(row)
     assert text.startswith("emulated on the CPU, never run on a GPU; compiles for sm_80, sm_90a")
     text = info._extension_text(info.gather()["extension"])["CUDA archs"]
@@ -105,7 +115,15 @@ def test_info_says_where_the_extension_is_from(monkeypatch):
 def test_info_for_people():
     result = run("info")
     assert result.exit_code == 0
-    wanted = ("Versions", "Devices", "C++ extension", "GPU kernels", "Missing", "sdpa")
+    wanted = (
+        "Versions",
+        "Devices",
+        "C++ extension",
+        "GPU kernels",
+        "Qualification",
+        "Missing",
+        "sdpa",
+    )
     for word in (*wanted, torch.__version__):
         assert word in result.stdout
 

@@ -236,8 +236,10 @@ UNFIT: dict[str, tuple[dict[str, Any], torch.dtype, str]] = {
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[_dispatch.Choice]:
-    """What ``auto`` chooses in a world where ``cuda`` is measured on the GPU, which is a CPU."""
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "cuda", (None,))
+    """What ``auto`` chooses in a world where ``cuda`` is proved on the GPU, which is a CPU."""
+    row = ("cuda", True, float("inf"), "proved")
+    monkeypatch.setattr(_dispatch.proof, "why_none", lambda *device: "")
+    monkeypatch.setattr(_dispatch.proof, "verdicts", lambda *key: (row,))
     choices: list[_dispatch.Choice] = []
     choose = _dispatch.choose
 
@@ -253,7 +255,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[_dispatch.Choice]:
 def test_auto_takes_what_is_measured(chosen):
     problem = halves()
     auto = run(ops.rel_attention, problem)
-    assert {(choice.backend, choice.reason) for choice in chosen} == {("cuda", "first choice here")}
+    assert {(choice.backend, choice.reason) for choice in chosen} == {("cuda", "proved")}
     assert_same(auto, run(attend, problem), 0.0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +16,9 @@ from xlnet_fast.ops._dispatch import (
     OPS,
     Request,
     choose,
-    gpu_of,
+    gpu_on,
     named_or_auto,
+    spelled,
 )
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -26,10 +26,14 @@ F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float6
 
 @pytest.fixture
 def measured(monkeypatch):
-    """A world where triton is installed and has a green record on compute capability 9.0."""
+    """A world where triton is installed."""
     monkeypatch.setattr(_dispatch, "_importable", lambda module: True)
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "cuda", ())
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("9.0",))
+
+
+def proved(op, dtype, *arguments, words="3.00 times", **speeds):
+    """A request on a GPU whose record calls triton, or others, right and so many times as fast."""
+    rows = tuple((name, True, speed, words) for name, speed in (speeds or {"triton": 3.0}).items())
+    return replace(Request(op, "cuda", dtype, *arguments, gpu="9.0"), proved=rows)
 
 
 @pytest.fixture
@@ -120,47 +124,94 @@ def test_auto_on_any_other_device(op, dtype, device, needs_grad):
 
 @pytest.mark.parametrize("gpu", ["7.5", "8.0", "9.0", "10.0", "12.0", None])
 @pytest.mark.parametrize("op", OPS)
-def test_auto_never_takes_a_gpu_kernel_without_a_record(op, gpu, monkeypatch):
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ())
+def test_auto_never_takes_a_gpu_kernel_without_a_record(op, gpu):
     choice = choose(Request(op, "cuda", BF16, gpu=gpu))
     assert choice.backend == "sdpa"
 
 
-def test_the_missing_record_is_the_reason(monkeypatch):
-    monkeypatch.setattr(_dispatch, "_importable", lambda module: True)
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "triton", ("8.0",))
-    reason = choose(Request("rel_attention", "cuda", BF16, gpu="9.0")).reason
-    assert "triton: no measurement on compute capability 9.0 yet" in reason
-    assert "this GPU" in choose(Request("rel_attention", "cuda", BF16)).reason
+@pytest.mark.usefixtures("measured")
+def test_the_missing_record_is_the_reason():
+    request = Request("rel_attention", "cuda", BF16, gpu="9.0", unproved="no record of this GPU")
+    message = "triton: no record of this GPU; `xlnet-fast qualify` makes one"
+    assert message in choose(request).reason
+    covered = proved("rel_attention", BF16, sdpa=1.0)
+    assert "triton: this machine's record does not cover such a call" in choose(covered).reason
+    request = replace(request, unproved="", features=("bits", "ranks"))
+    assert "no class of the qualification has bits and ranks together" in choose(request).reason
 
 
 @pytest.mark.parametrize(
     ("request_", "expected", "reason"),
     [
-        (Request("rel_attention", "cuda", BF16, 64, False, "9.0"), "triton", "cuda: no measure"),
-        (Request("two_stream_attention", "cuda", F16, 16, False, "9.0"), "triton", "cuda: no"),
-        (
-            Request("rel_attention", "cuda", F32, 128, False, "9.0"),
-            "triton",
-            "cuda: it takes float",
-        ),
-        (Request("rel_attention", "cuda", BF16, 64, False, "8.0"), "sdpa", "no measurement"),
-        (Request("rel_attention", "cuda", BF16, 64, True, "9.0"), "triton", "cuda: no measure"),
-        (Request("rel_attention", "cuda", BF16, 8, False, "9.0"), "sdpa", "head dims 16 to 128"),
-        (Request("rel_attention", "cuda", BF16, 256, False, "9.0"), "sdpa", "not 256"),
-        (Request("rel_attention", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
-        (Request("masked_softmax", "cuda", BF16, 64, True, "9.0"), "triton", "cuda: no measure"),
-        (Request("masked_softmax", "cuda", BF16, 64, False, "8.9"), "sdpa", "no measurement"),
-        (Request("concat_memory", "cuda", BF16, 64, False, "9.0"), "triton", "cuda: no measure"),
-        (Request("concat_memory", "cuda", F64, 64, False, "9.0"), "sdpa", "not float64"),
-        (Request("rel_attention", "cpu", BF16, 64, False), "cpu", "runs on cuda, not on cpu"),
+        (proved("rel_attention", BF16), "triton", "3.00 times; cuda: "),
+        (proved("two_stream_attention", F16, 16), "triton", "3.00 times"),
+        (proved("rel_attention", F32, 128), "triton", "cuda: it takes float"),
+        (Request("rel_attention", "cuda", BF16, gpu="8.0"), "sdpa", "record does not cover"),
+        (proved("rel_attention", BF16, 64, True), "triton", "3.00 times"),
+        (proved("rel_attention", BF16, 8), "sdpa", "head dims 16 to 128"),
+        (proved("rel_attention", BF16, 256), "sdpa", "not 256"),
+        (proved("rel_attention", F64), "sdpa", "not float64"),
+        (proved("masked_softmax", BF16, 64, True), "triton", "3.00 times"),
+        (proved("concat_memory", BF16), "triton", "3.00 times"),
+        (proved("concat_memory", F64), "sdpa", "not float64"),
+        (proved("rel_attention", BF16, triton=0.9), "sdpa", "triton: slower here (3.00 times)"),
+        (proved("rel_attention", BF16, triton=2.0, cuda=1.9), "triton", "cuda: slower here"),
+        (proved("rel_attention", BF16, triton=1.9, cuda=2.0), "cuda", "3.00 times"),
+        (proved("rel_attention", BF16, triton=None, words="not timed"), "sdpa", "not timed"),
+        (proved("rel_attention", BF16, sdpa=1.02), "sdpa", "3.00 times"),
+        (Request("rel_attention", "cpu", BF16), "cpu", "runs on cuda, not on cpu"),
     ],
 )
 @pytest.mark.usefixtures("measured", "extension")
-def test_auto_where_a_record_exists(request_, expected, reason):
+def test_auto_takes_the_fastest_that_was_proved(request_, expected, reason):
     choice = choose(request_)
     assert choice.backend == expected
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "sdpa"])
+@pytest.mark.usefixtures("measured", "extension")
+def test_auto_never_takes_what_failed(name):
+    speeds = {"cuda": 4.0, "triton": 3.0, "sdpa": 1.0}
+    rows = [(other, True, speed, "") for other, speed in speeds.items() if other != name]
+    failed = (name, False, None, "failed its qualification here: dk is wrong")
+    request = replace(Request("rel_attention", "cuda", BF16), proved=(*rows, failed))
+    assert choose(request).backend != name
+    if name == "cuda":
+        assert f"{name}: failed its qualification here: dk is wrong" in choose(request).reason
+    without = replace(request, proved=(failed, *((n, False, None, "no") for n in speeds)))
+    assert choose(without).backend == "reference"
+
+
+@pytest.mark.usefixtures("extension")
+def test_a_cpus_record_overrules_the_order_of_the_table():
+    request = Request("rel_attention", "cpu", F32)
+    assert choose(request).backend == "cpu"
+    slower = replace(request, proved=(("cpu", True, 0.8, "0.80 times"),))
+    assert choose(slower).backend == "sdpa"
+    assert "cpu: slower here (0.80 times)" in choose(slower).reason
+    wrong = replace(request, proved=(("cpu", False, None, "failed: q is wrong"),))
+    assert choose(wrong).backend == "sdpa"
+    assert "cpu: failed: q is wrong" in choose(wrong).reason
+    untimed = replace(request, proved=(("cpu", True, None, "not timed"),))
+    assert choose(untimed).backend == "cpu"
+
+
+@pytest.mark.usefixtures("measured", "extension")
+def test_auto_passes_by_what_was_revoked(monkeypatch):
+    monkeypatch.setitem(_dispatch.proof.REVOKED, "triton", "raised RuntimeError: no room")
+    request = proved("rel_attention", BF16)
+    assert choose(request).backend == "sdpa"
+    assert "triton: it raised RuntimeError: no room" in choose(request).reason
+    assert choose(request, "triton").backend == "triton"  # asked for by name
+
+
+def test_an_op_is_told_what_takes_over():
+    for name in BACKENDS:
+        choice = _dispatch.Choice(name, "")
+        assert spelled(choice, name) == name
+        second = "|sdpa" if name in ("cuda", "triton") else ""
+        assert spelled(choice, "auto") == name + second
 
 
 def test_a_module_that_is_not_installed_is_an_obstacle(monkeypatch):
@@ -239,13 +290,13 @@ def test_gpu_kernels_have_every_op_with_its_backward_pass(name):
     assert kernels.ops == dict.fromkeys(OPS, True)
 
 
-def test_only_the_gpu_of_a_cuda_tensor_is_asked_for(monkeypatch):
+def test_only_a_cuda_device_is_asked_for_its_capability(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    assert gpu_of(torch.zeros(1)) is None
-    assert gpu_of(SimpleNamespace(device=torch.device("cuda", 0))) == "8.6"
+    assert gpu_on(torch.device("cpu")) is None
+    assert gpu_on(torch.device("cuda", 0)) == "8.6"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # fake tensors of a compiler
-    assert gpu_of(SimpleNamespace(device=torch.device("cuda", 0))) is None
+    assert gpu_on(torch.device("cuda", 0)) is None
 
 
 @pytest.mark.parametrize("backend", ["", "cudnn", "SDPA", "Auto"])
@@ -268,8 +319,3 @@ def test_the_reference_is_last_and_takes_everything(op):
     assert last.devices is None
     for dtype in (F16, BF16, F32, F64):
         assert choose(Request(op, "any device", dtype, 3, True), "reference").backend == "reference"
-
-
-def test_every_gpu_kernel_has_a_list_of_records():
-    kernels = {capability.name for capability in CAPABILITIES if capability.gpu_kernel}
-    assert kernels == set(_dispatch.MEASURED_GPUS)

@@ -22,7 +22,7 @@ from xlnet_fast.kernels import cpu as cpu_kernels
 from xlnet_fast.kernels import cuda as cuda_kernels
 from xlnet_fast.kernels.cuda.memory import why_misaligned
 from xlnet_fast.ops.qualification import proof
-from xlnet_fast.ops.qualification.record import covering
+from xlnet_fast.ops.qualification.record import covering, head_dim_class
 
 OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
 """What backends are chosen for. ``concat_memories`` is ``concat_memory`` of several layers: it asks
@@ -305,12 +305,16 @@ def request_on(
     if device.type == "cuda" and index is None and torch.cuda.is_available():
         index = torch.cuda.current_device()
     request = Request(op, device.type, dtype, head_dim, needs_grad, gpu_on(device), None, features)
-    if not proved:
+    if not proved or device.type not in ("cpu", "cuda"):
         return request
+    unproved = proof.why_none(device.type, index)
+    if unproved:
+        return replace(request, unproved=unproved)
+    # Only with a record at hand: a traced graph becomes one of a class of head dims.
+    width = head_dim_class(head_dim) if op in ATTENTION else ""
     name = str(dtype).removeprefix("torch.")
-    verdicts = proof.verdicts(device.type, index, op, name, head_dim, needs_grad, features)
-    unproved = proof.why_none(device.type, index) if device.type == "cuda" else ""
-    return replace(request, proved=verdicts, unproved=unproved)
+    verdicts = proof.verdicts(device.type, index, op, name, width, needs_grad, features)
+    return replace(request, proved=verdicts)
 
 
 def usual_features(op: str, training: bool) -> tuple[str, ...]:
@@ -350,6 +354,10 @@ def spelled(choice: Choice, backend: str) -> str:
 
 
 @torch.compiler.assume_constant_result  # a traced graph must not look for modules
-@cache
 def _importable(module: str) -> bool:
+    return _is_found(module)
+
+
+@cache
+def _is_found(module: str) -> bool:
     return importlib.util.find_spec(module) is not None

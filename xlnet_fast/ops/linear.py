@@ -108,7 +108,7 @@ def machine_library() -> Choice:
     """:func:`choose_library` for this process, decided once; raises the same."""
     global _chosen
     if _chosen is None:
-        verdicts = proof.verdicts("cpu", None, "linear", "float32", 0, False, ())
+        verdicts = proof.verdicts("cpu", None, "linear", "float32", "", False, ())
         proved = next((verdict for verdict in verdicts if verdict[0] == "cpu"), None)
         _chosen = choose_library(os.environ, cpu_vendor(), cpu.why_unavailable(), proved)
     return _chosen

@@ -22,15 +22,14 @@ from xlnet_fast.ops.qualification.record import (
     FORWARD,
     PASSED,
     Identity,
+    Row,
     covering,
-    head_dim_class,
 )
 from xlnet_fast.ops.qualification.telling import warn_once
 
 AUTO_VARIABLE = "XLNET_FAST_QUALIFY"
 """Environment variable: "auto" qualifies a GPU that has no record at first use, by a child."""
 COMMAND = "xlnet-fast qualify"
-_HEADLESS = ("concat_memory", "masked_softmax", "linear")
 _AUTO_TIMEOUT_S = 900.0
 _NOBODY = "no GPU is at hand to ask"
 
@@ -39,66 +38,68 @@ Verdict = tuple[str, bool, float | None, str]
 """A backend, whether it is right, its speed over the baseline where it was timed, and words."""
 
 
-@functools.cache
-def _cached_verdicts(
-    device: str, index: int | None, op: str, dtype: str, head_dim: int, needs_grad: bool,
-    features: tuple[str, ...],
-) -> tuple[Verdict, ...]:  # fmt: skip
-    found = found_for(device, index)
-    if found.record is None:
-        return ()
-    operands = covering(op, features)
-    if operands is None:
-        return ()
-    width = "" if op in _HEADLESS else head_dim_class(head_dim)
-    rows = found.record.rows_of(
-        (op, operands, dtype, width, BACKWARD if needs_grad else FORWARD)
-    ).values()
-    verdicts: list[Verdict] = []
-    for row in rows:
-        if row.status != PASSED:
-            words = f"{row.status} its qualification here: {row.reason or 'no reason'}"
-            verdicts.append((row.backend, False, None, words))
-            continue
-        speed = row.speedup("baseline")
-        if speed is None:
-            words = "right, but was not timed"
-        else:
-            words = f"{speed:.2f} times the plain path's speed on {operands!r}"
-        verdicts.append((row.backend, True, speed, words))
-    return tuple(verdicts)
-
-
 @torch.compiler.assume_constant_result  # a traced graph must not read files
+def why_none(device: str, index: int | None) -> str:
+    """Why no record counts for a device, "cpu" or "cuda"; "" where one does.
+
+    Warns:
+        PerformanceWarning: once a process, where a GPU has none.
+    """
+    reason = found_for(device, index).reason
+    if device == "cuda" and reason not in ("", _NOBODY, SWITCHED_OFF):
+        warn_once(
+            f"attention on this GPU runs on plain PyTorch: {reason}. `{COMMAND}` proves the fused "
+            f"kernels on this very GPU and times them, in about two minutes"
+        )
+    return reason
+
+
+@torch.compiler.assume_constant_result
 def verdicts(
     device: str,
     index: int | None,
     op: str,
     dtype: str,
-    head_dim: int,
+    head_dim: str,
     needs_grad: bool,
     features: tuple[str, ...],
 ) -> tuple[Verdict, ...]:
     """What the record of a device says of the backends for a class of calls; () without one.
 
     Args:
-        device: "cpu" or "cuda"; on any other nothing is proved. index: of a GPU.
-        features: of the call, as in ``record.CLASSES``, sorted.
-
-    Warns:
-        PerformanceWarning: once a process, on a GPU without a record.
+        device: "cpu" or "cuda". index: of a GPU. head_dim: as ``record.head_dim_class``; "" for ops
+            without heads. features: of the call, as in ``record.CLASSES``, sorted.
     """
-    if device not in ("cpu", "cuda"):
-        return ()
-    if device == "cuda" and found_for(device, index).record is None:
-        _tell_once(found_for(device, index))
     return _cached_verdicts(device, index, op, dtype, head_dim, needs_grad, features)
 
 
-@torch.compiler.assume_constant_result
-def why_none(device: str, index: int | None) -> str:
-    """Why no record counts for a device; "" where one does."""
-    return found_for(device, index).reason
+@functools.cache
+def _cached_verdicts(
+    device: str,
+    index: int | None,
+    op: str,
+    dtype: str,
+    head_dim: str,
+    needs_grad: bool,
+    features: tuple[str, ...],
+) -> tuple[Verdict, ...]:
+    record, operands = found_for(device, index).record, covering(op, features)
+    if record is None or operands is None:
+        return ()
+    direction = BACKWARD if needs_grad else FORWARD
+    rows = record.rows_of((op, operands, dtype, head_dim, direction)).values()
+    return tuple(_verdict(row) for row in rows)
+
+
+def _verdict(row: Row) -> Verdict:
+    if row.status != PASSED:
+        words = f"{row.status} its qualification here: {row.reason or 'nobody wrote why'}"
+        return row.backend, False, None, words
+    speed = row.speedup("baseline")
+    if speed is None:
+        return row.backend, True, None, "right, but it was not timed here"
+    words = f"{speed:.2f} times the plain path's speed on {row.operands!r} operands here"
+    return row.backend, True, speed, words
 
 
 @functools.cache
@@ -146,18 +147,6 @@ def _qualify_now(index: int, identity: Identity, before: Found) -> Found:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         warn_once(f"`{COMMAND}` left no record (exit code {done.returncode}): {lines[-1]}")
     return found
-
-
-# ---- telling ----
-
-
-def _tell_once(found: Found) -> None:
-    if found.reason in (_NOBODY, SWITCHED_OFF):
-        return
-    warn_once(
-        f"attention on this GPU runs on plain PyTorch: {found.reason}. `{COMMAND}` proves the "
-        f"fused kernels on this very GPU and times them, in about two minutes"
-    )
 
 
 # ---- kernels that failed in this process ----
