@@ -8,6 +8,7 @@ import pytest
 import torch
 from cpu_kernels import ON_CPU, REASON, needs_kernels
 from hf_parity import accelerated, random_ids, tiny_model
+from records import a_record, a_row
 from torch import nn
 from transformers import XLNetForSequenceClassification, XLNetLMHeadModel, XLNetModel
 
@@ -15,8 +16,11 @@ import xlnet_fast
 from xlnet_fast import _extension
 from xlnet_fast.ops import rel_attention as rel_attention_module
 from xlnet_fast.ops._dispatch import OPS, Choice
+from xlnet_fast.ops.qualification import proof
+from xlnet_fast.ops.qualification.files import Found
 
 linear_module = importlib.import_module("xlnet_fast.ops.linear")
+explanation_module = importlib.import_module("xlnet_fast.hf.explanation")
 
 
 def rows_of(model):
@@ -115,6 +119,27 @@ def test_the_table_tells_what_runs(backend, monkeypatch):
     model(random_ids(2, 5))
     expected = rows_of(model)["rel_attention", "inference"]
     assert {(c.backend, c.reason) for c in chosen} == {(expected.backend, expected.reason)}
+
+
+def test_the_record_that_decided_is_named(monkeypatch, request):
+    record = a_record(
+        [a_row(0.5, backend="cpu", operands="padded", dtype="float32", head_dim="<32")]
+    )
+    found = Found(record, "/a/file.json")
+    monkeypatch.setattr(proof, "found_for", lambda device, index: found)
+    proof._cached_verdicts.cache_clear()
+    request.addfinalizer(proof._cached_verdicts.cache_clear)
+    explanation = xlnet_fast.explain(accelerated(tiny_model(XLNetModel)))
+    assert explanation.notes[0] == f"decided by the record /a/file.json of {record.created}"
+    row = explanation.rows[0]
+    assert (row.op, row.mode, row.backend) == ("rel_attention", "inference", "sdpa")
+    assert "cpu: slower here (0.50 times the plain path's speed" in row.reason
+    assert explanation_module._proofs(torch.device("meta")) == []
+    missing = Found(None, reason="no record of it")
+    monkeypatch.setattr(proof, "found_for", lambda device, index: missing)
+    assert explanation_module._proofs(torch.device("cpu")) == []
+    (note,) = explanation_module._proofs(torch.device("cuda", 0))
+    assert note.startswith("no record of it: no GPU kernel is taken; `xlnet-fast qualify`")
 
 
 def test_printed_form():

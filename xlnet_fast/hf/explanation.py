@@ -16,6 +16,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
 from xlnet_fast.ops._dispatch import OPS, choose, named_or_auto, request_on, usual_features
 from xlnet_fast.ops.linear import library_of
+from xlnet_fast.ops.qualification import proof
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def explain(model: nn.Module) -> Explanation:
     if parameter.device.type == "cpu":
         library = library_of(dtype)
         rows += tuple(Row("linear", mode, *astuple(library)) for mode in ("inference", "training"))
-    return Explanation(title, rows, tuple(_notes(transformer)))
+    notes = [*_proofs(parameter.device), *_notes(transformer)]
+    return Explanation(title, rows, tuple(notes))
 
 
 def _row(
@@ -99,6 +101,18 @@ def _row(
     except BackendUnavailable as error:
         return Row(op, mode, "none: raises", str(error))
     return Row(op, mode, choice.backend, choice.reason)
+
+
+def _proofs(device: torch.device) -> list[str]:
+    """Which record of a qualification decided, or that a GPU has none."""
+    if device.type not in ("cpu", "cuda"):
+        return []
+    found = proof.found_for(device.type, device.index)
+    if found.record is not None:
+        return [f"decided by the record {found.source} of {found.record.created}"]
+    if device.type == "cpu":
+        return []
+    return [f"{found.reason}: no GPU kernel is taken; `{proof.COMMAND}` proves them here"]
 
 
 def _notes(transformer: FastModel) -> list[str]:

@@ -115,7 +115,7 @@ def _new_memories(
         stacked: Tensor = torch.ops.xlnet_fast.concat_memories(
             hidden, memory or [], start, kept, spelled(choice, backend)
         )
-        return [stacked[number] for number in range(len(hidden))]
+        return [stacked.select(0, number) for number in range(len(hidden))]
 
 
 def _checked_list(name: str, layers: object) -> list[Tensor]:
