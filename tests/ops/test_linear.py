@@ -399,6 +399,42 @@ def test_library_of_a_machine(vendor, avx512, mkl, library, monkeypatch):
         assert choose_library({module.VARIABLE: wanted}, vendor, None).backend == wanted
 
 
+@pytest.mark.parametrize(
+    ("vendor", "right", "speed", "library"),
+    [
+        ("GenuineIntel", True, 1.3, "cpu"),
+        ("GenuineIntel", True, 0.9, "aten"),
+        ("GenuineIntel", True, None, "aten"),
+        ("AuthenticAMD", True, 0.9, "cpu"),  # the fixed rule, measured with more care
+        ("AuthenticAMD", False, None, "aten"),
+    ],
+)
+def test_a_record_decides_where_no_fixed_rule_does(vendor, right, speed, library, monkeypatch):
+    monkeypatch.setattr(module, "_atens_is_mkl", lambda: True)
+    monkeypatch.setattr(module, "_has_avx512", lambda: True)
+    proved = ("cpu", right, speed, "as measured")
+    assert choose_library({}, vendor, None, proved).backend == library
+    for wanted in ("cpu", "aten"):
+        assert choose_library({module.VARIABLE: wanted}, vendor, None, proved).backend == wanted
+
+
+def test_the_record_of_this_cpu_is_asked(monkeypatch):
+    verdict = ("cpu", False, None, "failed its qualification here: out is wrong")
+    asked = []
+
+    def verdicts(*key):
+        asked.append(key)
+        return (("aten", True, 1.0, ""), verdict)
+
+    monkeypatch.setattr(module, "_chosen", None)
+    monkeypatch.setattr(module.proof, "verdicts", verdicts)
+    monkeypatch.delenv(module.VARIABLE, raising=False)
+    assert module.machine_library() == Choice("aten", f"cpu: {verdict[3]}")
+    assert asked == [("cpu", None, "linear", "float32", "", False, ())]
+    assert module.machine_library().backend == "aten"
+    assert len(asked) == 1
+
+
 def test_a_variable_that_names_nothing_or_what_is_missing():
     with pytest.raises(ArgumentError, match="is 'mkl', expected one of: cpu, aten"):
         choose_library({module.VARIABLE: "mkl"}, "AuthenticAMD", None)
