@@ -222,21 +222,27 @@ class BackwardWorker {
     for (int64_t j = 0; j < width; j += kLanes) {
       store(dp + j, load(p + j) * (load(dp + j) - mean) * scale);
     }
-    dc_[i] = tile_.has_segments() ? sum_where_segments_differ(i, dp, width) : 0.0f;
+    dc_[i] = tile_.has_segments() ? sum_where_segments_differ(i, p, dp, width) : 0.0f;
     if (drops) {
       for (int64_t j = 0; j < width; ++j) p[j] *= factor_[j];
     }
     keep_factors(i, p, dp, width);
   }
 
-  float sum_where_segments_differ(int64_t i, const float* dp, int64_t width) const {
+  // The sum of dS over all keys is zero but for D's rounding, which is taken out again in
+  // proportion to P: terms that nearly cancel would carry it into the gradient of r_s_bias.
+  float sum_where_segments_differ(int64_t i, const float* p, const float* dp, int64_t width) const {
     const int32_t* segments = head_.segments() + tile_.columns.begin;
     const VecInt own = splat_int(tile_.segment(i));
-    BlockSum sum;
-    for (int64_t j = 0; j < width; j += kLanes) {  // dp is zero beyond the last key
-      sum.add(select(load_int(segments + j) != own, load(dp + j), splat(0.0f)));
+    BlockSum differing, share, all;
+    for (int64_t j = 0; j < width; j += kLanes) {  // p and dp are zero beyond the last key
+      const VecInt differs = load_int(segments + j) != own;
+      const Vec gradient = load(dp + j);
+      all.add(gradient);
+      differing.add(select(differs, gradient, splat(0.0f)));
+      share.add(select(differs, load(p + j), splat(0.0f)));
     }
-    return sum.value();
+    return differing.value() - all.value() * share.value();
   }
 
   void keep_factors(int64_t i, const float* p, const float* dp, int64_t width) {
