@@ -4,6 +4,7 @@
 
 #include "bindings_attention.h"
 #include "bindings_masked_softmax.h"
+#include "cuda/device.h"
 #include "cuda/kernels.h"
 
 namespace xlnet_fast {
@@ -71,6 +72,23 @@ inline void define_cuda(pybind11::module_& m) {
         cuda::concat_memory_forward(params, stream);
       },
       py::arg("arguments"), py::arg("stream"));
+  m.def("cuda_attention_shapes", [] {
+    py::list all;
+    for (const cuda::AttentionShape& shape : cuda::attention_shapes()) {
+      py::dict one;
+      one["kernel"] = shape.kernel;
+      one["backward"] = shape.backward;
+      one["head_dim"] = shape.head_dim;
+      one["ample"] = shape.ample;
+      one["scarce"] = shape.scarce;
+      all.append(one);
+    }
+    return all;
+  });
+  m.def("cuda_versions", [] {
+    const cuda::Versions versions = cuda::versions();
+    return py::make_tuple(versions.driver, versions.runtime);
+  });
 }
 
 }  // namespace xlnet_fast

@@ -7,20 +7,9 @@
 // columns only, two warps share 16 columns, each with half of their sums.
 #pragma once
 
-#include "window.cuh"
+#include "shapes.cuh"
 
 namespace xlnet_fast::cuda {
-
-constexpr int kOwnerWarps = 4;  // each with 16 rows of a tile
-constexpr int kOwnerThreads = kOwnerWarps * kWarpSize;
-constexpr int kTileRows = 16 * kOwnerWarps;
-
-// Columns of a block.
-template <int D>
-constexpr int kOwned = D <= 64 ? 64 : 32;
-// Warps that share 16 columns.
-template <int D>
-constexpr int kShares = kOwnerWarps * 16 / kOwned<D>;
 
 // 16 rows of a tile plus a bias, rounded, as the left side of products: a LeftSide that is made
 // when it is asked for. The bias is a row in global memory or null.

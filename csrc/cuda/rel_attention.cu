@@ -1,9 +1,11 @@
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
+#include "device.h"
 #include "kernels.h"
-#include "primitives.cuh"
 #include "rel_attention.h"
+#include "shapes.cuh"
 
 namespace xlnet_fast::cuda {
 namespace {
@@ -52,12 +54,48 @@ void with_kernels(const AttentionKeys& keys, const Run& run) {
   }
 }
 
+// Calls run(shape) with the first of a kernel's two shapes that a block of the device has room for.
+// Whoever calls has asked `attention_shapes` before; that none fits is said here for all others.
+template <class Shapes, class Run>
+void with_room(const Run& run) {
+  using Ample = typename Shapes::Ample;
+  using Scarce = typename Shapes::Scarce;
+  if constexpr (Ample::kSharedBytes <= kSharedEverywhere) {
+    run(Ample{});
+  } else {
+    const auto limit = static_cast<uint32_t>(shared_limit());
+    if (Ample::kSharedBytes <= limit) return run(Ample{});
+    if constexpr (!std::is_same_v<Ample, Scarce>) {
+      if (Scarce::kSharedBytes <= limit) return run(Scarce{});
+    }
+    throw std::runtime_error("a block of this GPU may have " + std::to_string(limit) +
+                             " bytes of shared memory, and the kernel needs " +
+                             std::to_string(Scarce::kSharedBytes) + " for head dims up to " +
+                             std::to_string(Ample::D));
+  }
+}
+
+// Both half precisions have the same shapes.
+template <int D>
+void add_shapes(std::vector<AttentionShape>& all) {
+  const auto add = [&](const char* kernel, bool backward, auto shapes) {
+    using Shapes = decltype(shapes);
+    all.push_back({kernel, backward, D, Shapes::Ample::kSharedBytes, Shapes::Scarce::kSharedBytes});
+  };
+  add("forward", false, ForwardShapes<BFloat16, D>{});
+  add("backward_q", true, BackwardQShapes<BFloat16, D>{});
+  add("backward_kv", true, BackwardKvShapes<BFloat16, D>{});
+  add("backward_r", true, BackwardRShapes<BFloat16, D>{});
+}
+
 }  // namespace
 
 void rel_attention_forward(const AttentionCall& call, Stream stream) {
   check(call);
   with_kernels(call.keys, [&](auto element, auto d) {
-    launch_rel_attention_forward<decltype(element), decltype(d)::value>(call, stream);
+    with_room<ForwardShapes<decltype(element), decltype(d)::value>>([&](auto shape) {
+      launch_rel_attention_forward<decltype(shape)>(call, stream);
+    });
   });
 }
 
@@ -67,12 +105,26 @@ void rel_attention_backward(const AttentionCall& call, Stream stream) {
   with_kernels(call.keys, [&](auto element, auto d) {
     using Element = decltype(element);
     constexpr int D = decltype(d)::value;
-    launch_rel_attention_backward_q<Element, D>(call, stream);
+    with_room<BackwardQShapes<Element, D>>([&](auto shape) {
+      launch_rel_attention_backward_q<decltype(shape)>(call, stream);
+    });
     if (wanted.r_w_bias_parts != nullptr) {
-      launch_rel_attention_backward_kv<Element, D>(call, stream);
+      with_room<BackwardKvShapes<Element, D>>([&](auto shape) {
+        launch_rel_attention_backward_kv<decltype(shape)>(call, stream);
+      });
     }
-    if (wanted.r_parts != nullptr) launch_rel_attention_backward_r<Element, D>(call, stream);
+    if (wanted.r_parts != nullptr) {
+      with_room<BackwardRShapes<Element, D>>([&](auto shape) {
+        launch_rel_attention_backward_r<decltype(shape)>(call, stream);
+      });
+    }
   });
+}
+
+std::vector<AttentionShape> attention_shapes() {
+  std::vector<AttentionShape> all;
+  add_shapes<32>(all), add_shapes<64>(all), add_shapes<128>(all);
+  return all;
 }
 
 }  // namespace xlnet_fast::cuda

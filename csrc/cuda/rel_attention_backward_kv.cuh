@@ -19,28 +19,6 @@ struct KeyCall {
   int tiles;  // of keys
 };
 
-template <class Element_, int D_>
-struct KeyShape {
-  using Element = Element_;
-  static constexpr int D = D_, kColumns = kOwned<D>;
-  static constexpr bool kAhead = D <= 64;  // the next rows are copied while these are computed
-  static constexpr int kStages = kAhead ? 2 : 1;
-  static constexpr int kWindow = kColumns + kTileRows;
-  // The window, and the rows that the next one adds where they are copied ahead; at least 32 rows a
-  // warp, which rows at positions of their own need.
-  static constexpr int kRing = greatest_of(kWindow + (kStages - 1) * kTileRows, 32 * kOwnerWarps);
-
-  static constexpr uint32_t kTileBytes = Tile<D>::kRowBytes * kColumns;
-  static constexpr uint32_t kRowsAt = 2 * kTileBytes;  // q and d_out of each stage
-  static constexpr uint32_t kRowsBytes = Tile<D>::kRowBytes * kTileRows;
-  static constexpr uint32_t kTable = kRowsAt + 2 * kStages * kRowsBytes;
-  static constexpr uint32_t kStrips = kTable + Tile<D>::kRowBytes * kRing;
-  static constexpr uint32_t kExchange = kStrips + kOwnerWarps * Strip<kColumns>::kBytes;
-  static constexpr uint32_t kExchangeBytes = Tile<kColumns>::kRowBytes * kTileRows;
-  static constexpr uint32_t kFacts = kExchange + 2 * kExchangeBytes;
-  static constexpr uint32_t kSharedBytes = kFacts + KeyFacts<kColumns>::kBytes;
-};
-
 template <class Shape>
 struct KeyTile {
   using Element = typename Shape::Element;
@@ -286,9 +264,8 @@ rel_attention_backward_kv_kernel(XLNET_FAST_PARAMETER KeyCall key_call) {
   owner.finish(call.gradients, tile);
 }
 
-template <class Element, int D>
+template <class Shape>
 void launch_rel_attention_backward_kv(const AttentionCall& call, Stream stream) {
-  using Shape = KeyShape<Element, D>;
   const KeyCall key_call{
       call, static_cast<int>((call.keys.keys + Shape::kColumns - 1) / Shape::kColumns)};
   launch(&rel_attention_backward_kv_kernel<Shape, Shape::kSharedBytes>,

@@ -17,9 +17,6 @@
 
 namespace xlnet_fast::cuda {
 
-template <class Element, int D>
-using BackwardQShape = RowShape<Element, D, D <= 64 ? 64 : 32, 3, 3>;
-
 template <class Shape, bool kInOrder>
 struct BackwardQTile : RowTile<Shape, kInOrder> {
   using Base = RowTile<Shape, kInOrder>;
@@ -153,9 +150,8 @@ rel_attention_backward_q_kernel(XLNET_FAST_PARAMETER RowCall row_call) {
   run_row_tile<Shape, BackwardQTile>(row_call);
 }
 
-template <class Element, int D>
+template <class Shape>
 void launch_rel_attention_backward_q(const AttentionCall& call, Stream stream) {
-  using Shape = BackwardQShape<Element, D>;
   launch_row_tiles<Shape>(&rel_attention_backward_q_kernel<Shape, Shape::kSharedBytes>, call,
                           stream);
 }

@@ -23,25 +23,6 @@ struct TableCall {
   int first_p;  // of the first tile: 0, or below it
 };
 
-template <class Element_, int D_>
-struct TableShape {
-  using Element = Element_;
-  static constexpr int D = D_, kColumns = kOwned<D>;
-  static constexpr int kWindow = kColumns + kTileRows;  // keys that a tile of rows in order meets
-  static constexpr int kStaged = greatest_of(kWindow, 32 * kOwnerWarps);
-
-  static constexpr uint32_t kTileBytes = Tile<D>::kRowBytes * kColumns;
-  static constexpr uint32_t kRowsBytes = Tile<D>::kRowBytes * kTileRows;
-  static constexpr uint32_t kQ = kTileBytes;  // after the rows of r
-  static constexpr uint32_t kDOut = kQ + kRowsBytes;
-  static constexpr uint32_t kKeys = kDOut + kRowsBytes;  // a window, or 32 rows a warp
-  static constexpr uint32_t kValues = kKeys + Tile<D>::kRowBytes * kStaged;
-  static constexpr uint32_t kStrips = kValues + Tile<D>::kRowBytes * kStaged;
-  static constexpr uint32_t kExchange = kStrips + kOwnerWarps * Strip<kColumns>::kBytes;
-  static constexpr uint32_t kFacts = kExchange + Tile<kColumns>::kRowBytes * kTileRows;
-  static constexpr uint32_t kSharedBytes = kFacts + KeyFacts<kWindow>::kBytes;
-};
-
 template <class Shape>
 struct TableTile {
   using Element = typename Shape::Element;
@@ -270,9 +251,8 @@ rel_attention_backward_r_kernel(XLNET_FAST_PARAMETER TableCall table_call) {
   owner.finish(call.gradients, part, bias_part);
 }
 
-template <class Element, int D>
+template <class Shape>
 void launch_rel_attention_backward_r(const AttentionCall& call, Stream stream) {
-  using Shape = TableShape<Element, D>;
   const auto current = static_cast<int>(call.keys.keys - call.keys.memory);
   const int first_p =
       current % Shape::kColumns == 0 ? 0 : current % Shape::kColumns - Shape::kColumns;

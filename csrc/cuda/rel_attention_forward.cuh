@@ -14,9 +14,6 @@
 
 namespace xlnet_fast::cuda {
 
-template <class Element, int D>
-using ForwardShape = RowShape<Element, D, D <= 64 ? 64 : 32, 2, 1>;
-
 template <class Shape, bool kInOrder>
 struct ForwardTile : RowTile<Shape, kInOrder> {
   using Base = RowTile<Shape, kInOrder>;
@@ -134,9 +131,8 @@ rel_attention_forward_kernel(XLNET_FAST_PARAMETER RowCall row_call) {
   run_row_tile<Shape, ForwardTile>(row_call);
 }
 
-template <class Element, int D>
+template <class Shape>
 void launch_rel_attention_forward(const AttentionCall& call, Stream stream) {
-  using Shape = ForwardShape<Element, D>;
   launch_row_tiles<Shape>(&rel_attention_forward_kernel<Shape, Shape::kSharedBytes>, call, stream);
 }
 

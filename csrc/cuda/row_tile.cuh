@@ -7,35 +7,13 @@
 // window through the warp (window.cuh).
 #pragma once
 
-#include "window.cuh"
+#include "shapes.cuh"
 
 namespace xlnet_fast::cuda {
 
 struct RowCall {
   AttentionCall call;
   int tiles[2];  // of rows, of each stream
-};
-
-// `Sides` left sides of products a thread, parked where they would crowd out the tiles, and
-// `Numbers` floats a row, which always are.
-template <class Element_, int D_, int Keys_, int Sides, int Numbers>
-struct RowShape {
-  using Element = Element_;
-  static constexpr int D = D_, Keys = Keys_;
-  static constexpr int kWarps = 4, kThreads = kWarps * kWarpSize, kRows = 16 * kWarps;
-  static constexpr int kRing = kRows + 2 * Keys;  // a window, and what the next one adds
-  using Side = LeftSide<D, kThreads, (D > 64 || Sides > 2)>;
-
-  // Offsets in shared memory: k and v of two steps, r, and the rest.
-  static constexpr uint32_t kTileBytes = Tile<D>::kRowBytes * Keys;
-  static constexpr uint32_t kTable = 4 * kTileBytes;  // the ring, or 32 rows a warp
-  static constexpr uint32_t kStrips = kTable + Tile<D>::kRowBytes * kRing;
-  static constexpr uint32_t kFacts = kStrips + kWarps * Strip<Keys>::kBytes;
-  static constexpr uint32_t kSides = kFacts + 2 * KeyFacts<Keys>::kBytes;
-  static constexpr uint32_t kNumbers = kSides + Sides * Side::kBytes;
-  static constexpr uint32_t kScratch = kNumbers + 4 * Numbers * kRows;
-  static constexpr uint32_t kSharedBytes = kScratch + 8 * kWarps;
-  static_assert(kRing >= 32 * kWarps, "rows at positions of their own need 32 rows a warp");
 };
 
 template <class Shape, bool kInOrder>

@@ -10,11 +10,16 @@
 namespace xlnet_fast::cuda {
 
 // A set of columns of one row. A thread holds it shifted by the first of its own columns: column
-// 8 * n + 2 * t + e is bit 8 * (n % 4) + e of word n / 4.
+// 8 * n + 2 * t + e is bit 8 * (n % 4) + e of word n / 4. Sixteen columns fill half a word.
 template <int Tiles>
 struct Columns {
-  static constexpr int kWords = Tiles / 4;
+  static constexpr int kWords = (Tiles + 3) / 4;
   uint32_t word[kWords];
+
+  // The column that a lane looks at for the others; lanes beyond the columns look at one again.
+  XLNET_FAST_DEVICE static int of_lane(int w, int lane) {
+    return Tiles % 4 == 0 ? 32 * w + lane : lane % (8 * Tiles);
+  }
 
   XLNET_FAST_DEVICE bool has(int n, int e) const {
     return (word[n / 4] >> (8 * (n % 4) + e % 2) & 1) != 0;
@@ -57,7 +62,7 @@ XLNET_FAST_DEVICE Sight<Tiles> sight_of(const TheRows& rows, const Head& head, c
 #pragma unroll
   for (int w = 0; w < kWords; ++w) {
     uint32_t seen = 0xffffffffu;
-    if (some_missing) seen = ballot(facts.state(32 * w + at.lane) == kSeen);
+    if (some_missing) seen = ballot(facts.state(Columns<Tiles>::of_lane(w, at.lane)) == kSeen);
     sight.visible[0].word[w] = sight.visible[1].word[w] = seen;
     sight.differs[0].word[w] = sight.differs[1].word[w] = 0;
   }
@@ -89,7 +94,9 @@ XLNET_FAST_DEVICE Sight<Tiles> sight_of(const TheRows& rows, const Head& head, c
     int segment[2], of_key[kWords];
     numbers_of_rows(segment, rows, stream.segments);
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) of_key[w] = facts.segment(32 * w + at.lane);
+    for (int w = 0; w < kWords; ++w) {
+      of_key[w] = facts.segment(Columns<Tiles>::of_lane(w, at.lane));
+    }
     // The rows of a warp have few segments: one round for each.
     bool done[2] = {false, false};
     for (uint32_t waiting = 0xffffffffu; waiting != 0; waiting = ballot(!done[0] || !done[1])) {

@@ -23,6 +23,20 @@ PYBIND11_MODULE(_cuda_emulation, m) {
   });
   // Whether warps and blocks run from the last to the first.
   m.def("set_downwards", [](bool downwards) { session().downwards = downwards; });
+  // What the GPU and its driver answer from now on; what is not given, a large and new one.
+  m.def(
+      "set_device",
+      [](int shared_limit, int driver, int runtime) {
+        session().shared_limit = shared_limit;
+        session().driver = driver, session().runtime = runtime;
+      },
+      py::arg("shared_limit") = 227 * 1024, py::arg("driver") = 13000, py::arg("runtime") = 13000);
+  // The shared memory of a block of each launch since this was asked last.
+  m.def("take_shared_bytes", [] {
+    std::vector<int> taken;
+    taken.swap(session().shared_bytes);
+    return taken;
+  });
   // What the launches counted since this was asked last.
   m.def("take_counters", [] {
     const auto counted = session().counters;

@@ -14,6 +14,11 @@ void run_blocks(int64_t blocks, int threads, int shared_bytes, const std::functi
     throw std::runtime_error("a grid cannot have " + std::to_string(blocks) + " blocks");
   }
   Session& here = session();
+  if (shared_bytes > here.shared_limit) {
+    throw std::runtime_error("a block of this GPU may not have " + std::to_string(shared_bytes) +
+                             " bytes of shared memory");
+  }
+  here.shared_bytes.push_back(shared_bytes);
   Block block(threads, shared_bytes, here.regions, here.downwards);
   for (int64_t b = 0; b < blocks; ++b) block.run(here.downwards ? blocks - 1 - b : b, body);
   const Counters& counted = block.counters();
@@ -25,3 +30,11 @@ void run_blocks(int64_t blocks, int threads, int shared_bytes, const std::functi
 }
 
 }  // namespace xlnet_fast::cuda::emulation
+
+namespace xlnet_fast::cuda {
+
+int shared_limit() { return emulation::session().shared_limit; }
+
+Versions versions() { return {emulation::session().driver, emulation::session().runtime}; }
+
+}  // namespace xlnet_fast::cuda

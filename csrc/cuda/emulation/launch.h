@@ -1,6 +1,7 @@
 // Launching a kernel on the host: its blocks run one after the other.
 #pragma once
 
+#include "../device.h"
 #include "block.h"
 
 namespace xlnet_fast::cuda {
@@ -10,7 +11,10 @@ namespace emulation {
 struct Session {
   std::vector<Region> regions;
   bool downwards = false;
+  int shared_limit = 227 * 1024;  // of a block, as device.h has it
+  int driver = 13000, runtime = 13000;
   Counters counters;
+  std::vector<int> shared_bytes;  // of a block of each launch
 };
 
 Session& session();

@@ -2,6 +2,6 @@
 
 namespace xlnet_fast::cuda {
 
-template void launch_rel_attention_forward<BFloat16, 64>(const AttentionCall&, Stream);
+template void launch_rel_attention_forward<ForwardShapes<BFloat16, 64>::Ample>(const AttentionCall&, Stream);
 
 }  // namespace xlnet_fast::cuda

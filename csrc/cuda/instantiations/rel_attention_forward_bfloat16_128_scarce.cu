@@ -1,0 +1,7 @@
+#include "../rel_attention_forward.cuh"
+
+namespace xlnet_fast::cuda {
+
+template void launch_rel_attention_forward<ForwardShapes<BFloat16, 128>::Scarce>(const AttentionCall&, Stream);
+
+}  // namespace xlnet_fast::cuda
