@@ -85,6 +85,7 @@ inline void define_cuda(pybind11::module_& m) {
     }
     return all;
   });
+  m.def("cuda_shared_limit", &cuda::shared_limit);
   m.def("cuda_versions", [] {
     const cuda::Versions versions = cuda::versions();
     return py::make_tuple(versions.driver, versions.runtime);

@@ -172,9 +172,11 @@ def emulation_module() -> ModuleType:
 def emulation(emulation_module: ModuleType) -> Iterator[ModuleType]:
     """Within the test, the kernels of backend ``cuda`` run in the emulation, on CPU tensors."""
     emulation_module.take_counters()
+    emulation_module.take_shared_bytes()
     with entries.emulating(emulation_module):
         yield emulation_module
     emulation_module.set_downwards(False)
+    emulation_module.set_device()
 
 
 @pytest.fixture

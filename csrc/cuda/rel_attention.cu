@@ -93,9 +93,8 @@ void add_shapes(std::vector<AttentionShape>& all) {
 void rel_attention_forward(const AttentionCall& call, Stream stream) {
   check(call);
   with_kernels(call.keys, [&](auto element, auto d) {
-    with_room<ForwardShapes<decltype(element), decltype(d)::value>>([&](auto shape) {
-      launch_rel_attention_forward<decltype(shape)>(call, stream);
-    });
+    with_room<ForwardShapes<decltype(element), decltype(d)::value>>(
+        [&](auto shape) { launch_rel_attention_forward<decltype(shape)>(call, stream); });
   });
 }
 
@@ -105,18 +104,15 @@ void rel_attention_backward(const AttentionCall& call, Stream stream) {
   with_kernels(call.keys, [&](auto element, auto d) {
     using Element = decltype(element);
     constexpr int D = decltype(d)::value;
-    with_room<BackwardQShapes<Element, D>>([&](auto shape) {
-      launch_rel_attention_backward_q<decltype(shape)>(call, stream);
-    });
+    with_room<BackwardQShapes<Element, D>>(
+        [&](auto shape) { launch_rel_attention_backward_q<decltype(shape)>(call, stream); });
     if (wanted.r_w_bias_parts != nullptr) {
-      with_room<BackwardKvShapes<Element, D>>([&](auto shape) {
-        launch_rel_attention_backward_kv<decltype(shape)>(call, stream);
-      });
+      with_room<BackwardKvShapes<Element, D>>(
+          [&](auto shape) { launch_rel_attention_backward_kv<decltype(shape)>(call, stream); });
     }
     if (wanted.r_parts != nullptr) {
-      with_room<BackwardRShapes<Element, D>>([&](auto shape) {
-        launch_rel_attention_backward_r<decltype(shape)>(call, stream);
-      });
+      with_room<BackwardRShapes<Element, D>>(
+          [&](auto shape) { launch_rel_attention_backward_r<decltype(shape)>(call, stream); });
     }
   });
 }

@@ -1,10 +1,10 @@
-// The tiles of the attention kernels: what lies where in a block's shared memory, and so how much of
-// it a block needs.
+// The tiles of the attention kernels: what lies where in a block's shared memory, and so how much
+// of it a block needs.
 //
 // A kernel has two shapes. The scarce one is for GPUs whose blocks may not have what the ample one
 // needs (99 KiB in compute capability 8.6, 8.9 and 12.x); they are one type where there is none of
-// its own. rel_attention.cu chooses by what the device has, and tells Python what there is to choose
-// from.
+// its own. rel_attention.cu chooses by what the device has, and tells Python what there is to
+// choose from.
 #pragma once
 
 #include <type_traits>
@@ -118,5 +118,15 @@ struct BackwardRShapes {
   using Ample = TableShape<Element, D>;
   using Scarce = Ample;
 };
+
+// Head dims up to 64, those of XLNet, run everywhere, and larger ones forward. What their backward
+// pass lacks is in docs/measured.md.
+template <class Shapes>
+constexpr bool kRunsEverywhere = Shapes::Scarce::kSharedBytes <= kSharedEverywhere;
+static_assert(kRunsEverywhere<ForwardShapes<BFloat16, 64>> &&
+              kRunsEverywhere<BackwardQShapes<BFloat16, 64>> &&
+              kRunsEverywhere<BackwardKvShapes<BFloat16, 64>> &&
+              kRunsEverywhere<BackwardRShapes<BFloat16, 64>> &&
+              kRunsEverywhere<ForwardShapes<BFloat16, 128>>);
 
 }  // namespace xlnet_fast::cuda

@@ -11,7 +11,8 @@ PYBIND11_MODULE(_cuda_mutant, m) {
   m.def("cuda_rel_attention_forward",
         [](const py::dict& keys, const py::list& streams, cuda::Stream stream) {
           const AttentionCall call = attention_call(keys, streams, py::dict());
-          cuda::launch_rel_attention_forward<cuda::ForwardShapes<cuda::BFloat16, 32>::Ample>(call, stream);
+          cuda::launch_rel_attention_forward<cuda::ForwardShapes<cuda::BFloat16, 32>::Ample>(
+              call, stream);
         });
   m.def("set_regions", [](const std::vector<std::tuple<uintptr_t, uintptr_t, bool>>& regions) {
     cuda::emulation::session().regions.clear();

@@ -1,7 +1,8 @@
 """What the multiprocessors of each chip have room for, and how many blocks of a kernel fit.
 
 Figures from the CUDA C++ Programming Guide, table "Technical specifications per compute
-capability"; units of allocation from NVIDIA's occupancy calculator, alike from 8.0 on.
+capability", and from `arch_traits` of NVIDIA's CUDA C++ core libraries; units of allocation from
+NVIDIA's occupancy calculator, alike from 8.0 on.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ class Chip:
 CHIPS = {
     80: Chip(163 * KIB, 164 * KIB, 64, 32),
     86: Chip(99 * KIB, 100 * KIB, 48, 16),
+    87: Chip(163 * KIB, 164 * KIB, 48, 16),
+    88: Chip(99 * KIB, 100 * KIB, 48, 16),
     89: Chip(99 * KIB, 100 * KIB, 48, 24),
     90: Chip(227 * KIB, 228 * KIB, 64, 32),
     100: Chip(227 * KIB, 228 * KIB, 64, 32),
+    103: Chip(227 * KIB, 228 * KIB, 64, 32),
+    110: Chip(227 * KIB, 228 * KIB, 48, 24),
     120: Chip(99 * KIB, 100 * KIB, 48, 24),
+    121: Chip(99 * KIB, 100 * KIB, 48, 24),
 }
 """By compute capability without the dot: 90 is sm_90."""
 

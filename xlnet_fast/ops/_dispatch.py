@@ -53,6 +53,8 @@ class Capability:
     needs: str | None = None  # an importable module
     gpu_kernel: bool = False
     obstacle: Callable[[], str | None] | None = None  # why it cannot run on this machine
+    # Why it, which can run here, cannot run a call of (gpu, head dim or None, needs_grad).
+    unfit: Callable[[str | None, int | None, bool], str | None] | None = None
 
 
 # In the order in which ``auto`` prefers them.
@@ -68,6 +70,7 @@ CAPABILITIES = (
         aligned=True,
         gpu_kernel=True,
         obstacle=cuda_kernels.why_missing,
+        unfit=cuda_kernels.why_unfit,
     ),
     Capability(
         "triton",
@@ -212,7 +215,11 @@ def why_not(capability: Capability, request: Request) -> str | None:
         return "it has no backward pass yet, and a gradient is needed"
     if capability.needs is not None and not _importable(capability.needs):
         return f"the module {capability.needs!r} is not installed"
-    return None if capability.obstacle is None else capability.obstacle()
+    reason = None if capability.obstacle is None else capability.obstacle()
+    if reason is None and capability.unfit is not None:
+        head_dim = request.head_dim if request.op in ATTENTION else None
+        reason = capability.unfit(request.gpu, head_dim, request.needs_grad)
+    return reason
 
 
 def lacks_extension(request: Request) -> bool:

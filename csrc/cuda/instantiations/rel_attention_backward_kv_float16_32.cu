@@ -2,6 +2,7 @@
 
 namespace xlnet_fast::cuda {
 
-template void launch_rel_attention_backward_kv<BackwardKvShapes<Float16, 32>::Ample>(const AttentionCall&, Stream);
+template void launch_rel_attention_backward_kv<BackwardKvShapes<Float16, 32>::Ample>(
+    const AttentionCall&, Stream);
 
 }  // namespace xlnet_fast::cuda

@@ -2,6 +2,7 @@
 
 namespace xlnet_fast::cuda {
 
-template void launch_rel_attention_forward<ForwardShapes<Float16, 128>::Scarce>(const AttentionCall&, Stream);
+template void launch_rel_attention_forward<ForwardShapes<Float16, 128>::Scarce>(
+    const AttentionCall&, Stream);
 
 }  // namespace xlnet_fast::cuda

@@ -8,25 +8,59 @@ from __future__ import annotations
 import torch
 
 from xlnet_fast import _extension
-from xlnet_fast.kernels.cuda import entries
+from xlnet_fast.kernels.cuda import driver, entries, room
 
 MIN_CAPABILITY = (8, 0)
 
 
 @torch.compiler.assume_constant_result  # a traced graph must not import a module
 def why_missing() -> str | None:
-    """Why this machine's extension has no CUDA kernels, with the remedy; None where it has them."""
+    """Why this machine's extension has no CUDA kernels that its driver runs, with the remedy.
+
+    None where it has them, and where there is no driver at all. Makes no CUDA context.
+    """
+    if not entries.emulated():
+        reason = _extension.why_missing()
+        if reason is not None:
+            return reason
+        if not _built_for():
+            return (
+                "the extension was built without CUDA kernels; with nvcc on the path, "
+                "`xlnet-fast build --force` adds them"
+            )
+    return _why_too_old()
+
+
+def why_unfit(gpu: str | None, head_dim: int | None, needs_grad: bool) -> str | None:
+    """Why the kernels, which are there, do not run a call on a chip; None where they do.
+
+    Makes no CUDA context; traceable by torch.compile.
+
+    Args:
+        gpu: compute capability, "8.6"; None where it is not known.
+        head_dim: of attention; None for the other ops, which take little shared memory.
+        needs_grad: whether the backward pass is to run too.
+    """
+    reason = None if gpu is None else _why_no_code(gpu)
+    if reason is None and head_dim is not None:
+        reason = room.why_too_small(gpu, head_dim, needs_grad)
+    return reason
+
+
+@torch.compiler.assume_constant_result  # a traced graph must not call into the extension
+def _why_too_old() -> str | None:
+    return driver.why_too_old(*entries.ask("versions"))
+
+
+@torch.compiler.assume_constant_result
+def _why_no_code(gpu: str) -> str | None:
     if entries.emulated():
         return None
-    reason = _extension.why_missing()
-    if reason is not None:
-        return reason
-    if not _extension.require().build_info()["cuda_archs"]:
-        return (
-            "the extension was built without CUDA kernels; with nvcc on the path, "
-            "`xlnet-fast build --force` adds them"
-        )
-    return None
+    return driver.why_no_code(_built_for(), gpu, *entries.ask("versions"))
+
+
+def _built_for() -> list[str]:
+    return _extension.require().build_info()["cuda_archs"]
 
 
 def why_unavailable(device: torch.device | str = "cuda") -> str | None:
@@ -52,4 +86,5 @@ def why_unavailable(device: torch.device | str = "cuda") -> str | None:
                 f"the GPU has compute capability {capability[0]}.{capability[1]}, the CUDA "
                 f"kernels need {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or newer"
             )
+        reason = _why_no_code("{}.{}".format(*capability))
     return reason

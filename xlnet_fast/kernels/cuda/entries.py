@@ -34,6 +34,16 @@ def emulating(module: Any) -> Iterator[None]:
         _emulation = before
 
 
+def ask(name: str) -> Any:
+    """What ``cuda_<name>`` answers; it launches nothing and makes no CUDA context.
+
+    Raises:
+        BackendUnavailable: the extension is missing.
+    """
+    module = _extension.require() if _emulation is None else _emulation
+    return getattr(module, f"cuda_{name}")()
+
+
 def call(name: str, memory: Memory, device: torch.device, *arguments: Any) -> None:
     """Run ``cuda_<name>`` with the arguments on the device's current stream.
 

@@ -148,7 +148,8 @@ def _segment_gradients(
             total += of_rows.sum((0, 2))[:, None]
             # An absent row's q may hold anything, and 0 * NaN is NaN.
             q = queries.q.float().masked_fill((of_rows == 0).transpose(1, 2)[..., None], 0.0)
-            weighted += torch.einsum("bni,bind->nd", of_rows, q)
+            # No product of matrices: cuBLAS's raise where only deterministic algorithms may run.
+            weighted += q.mul_(of_rows.transpose(1, 2)[..., None]).sum((0, 1))
     if d_s_bias is not None:
         d_s_bias.copy_(total * (keys.seg_embed[1].float() - keys.seg_embed[0].float()))
     if d_embed is not None:

@@ -29,7 +29,7 @@ from xlnet_fast.builder.nvcc import Nvcc
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import sass
 from xlnet_fast.kernels.chips import CHIPS, KIB, SHARED_LIMITS, blocks_per_multiprocessor
-from xlnet_fast.kernels.cuda import ptxas
+from xlnet_fast.kernels.cuda import fit, ptxas
 
 ARCHS = (80, 90)
 PRODUCT = "HMMA"
@@ -37,7 +37,7 @@ COUNTED = (PRODUCT, "LDSM", "LDGSTS", "BAR", "MUFU")
 """Instructions shown: matrix product, load of its operands, asynchronous copy, barrier, exp2 and
 the like."""
 
-PRAISE = "kernels: no spill in a loop, tensor cores where they belong, shared memory within limits"
+PRAISE = "kernels: no spill in a loop, tensor cores where they belong, room as the last table says"
 _NAMES = {90: "90a"}  # as the extension is built
 _NEEDS_TENSOR_CORES = "rel_attention"
 
@@ -142,10 +142,10 @@ def _with_blocks(row: dict[str, Any]) -> dict[str, Any]:
     dynamic_bytes = int(told[2]) if told else None
     blocks = None
     if row["max_threads"] is not None:
-        shared = row["shared_bytes"] + (dynamic_bytes or 0)
         blocks = blocks_per_multiprocessor(
-            row["arch"], row["registers"], row["max_threads"], shared
-        )
+            row["arch"], row["registers"], row["max_threads"],
+            fit.needed_bytes(row | {"dynamic_bytes": dynamic_bytes}),
+        )  # fmt: skip
     kernel = f"{told[1]}>" if told else row["kernel"]
     return row | {"kernel": kernel, "dynamic_bytes": dynamic_bytes, "blocks": blocks}
 
@@ -270,9 +270,10 @@ def check(rows: Sequence[dict[str, Any]]) -> list[str]:
         if row["loop_spills"] > 0:
             problems.append(f"{name} spills registers in {row['loop_spills']} places of a loop")
         limit = SHARED_LIMITS[row["arch"]]
-        shared = row["shared_bytes"] + (row["dynamic_bytes"] or 0)
-        if shared > limit:
-            problems.append(f"{name} needs {shared} bytes of shared memory, the chip has {limit}")
+        if not fit.fits(row) and (limit >= fit.AMPLE or fit.tile_of(row) is None):
+            problems.append(
+                f"{name} needs {fit.needed_bytes(row)} bytes of shared memory, the chip has {limit}"
+            )
         if _NEEDS_TENSOR_CORES in row["kernel"] and row["instructions"][PRODUCT] == 0:
             problems.append(f"{name} does not use the tensor cores: it has no {PRODUCT}")
     return problems
@@ -284,7 +285,8 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
     Columns: template arguments, chip, threads of a block, registers and spilled bytes of a thread,
     spills in innermost loops / in loops with a product, KiB of shared memory, blocks that fit on a
     multiprocessor ("≥" and "≤" where the dynamic shared memory is unknown), instructions, each in
-    the loops with a product (without one: in innermost loops) / in all.
+    the loops with a product (without one: in innermost loops) / in all. What does not fit on a chip
+    that lacks room for every kernel is yellow. The last table has what runs on every chip.
     """
     tables: dict[str, Table] = {}
     for row in rows:
@@ -305,9 +307,9 @@ def render(rows: Sequence[dict[str, Any]]) -> Group:
             arguments.removesuffix(">") or "-", f"sm_{row['arch']}", _or_dash(row["max_threads"]),
             str(row["registers"]), str(row["spill_bytes"]),
             f"{row['loop_spills']}/{row['product_loop_spills']}", _shared(row), _blocks(row),
-            *counts, style="bold red" if check([row]) else None,
+            *counts, style="bold red" if check([row]) else None if fit.fits(row) else "yellow",
         )  # fmt: skip
-    return Group(*tables.values())
+    return Group(*tables.values(), *fit.what_runs(rows))
 
 
 def _or_dash(value: int | None) -> str:
@@ -315,10 +317,11 @@ def _or_dash(value: int | None) -> str:
 
 
 def _shared(row: Mapping[str, Any]) -> str:
-    dynamic = row["dynamic_bytes"]
-    return f"{'≥' if dynamic is None else ''}{(row['shared_bytes'] + (dynamic or 0)) / KIB:.1f}"
+    return f"{'≥' if row['dynamic_bytes'] is None else ''}{fit.needed_bytes(row) / KIB:.1f}"
 
 
 def _blocks(row: Mapping[str, Any]) -> str:
+    if not fit.fits(row):
+        return "does not fit"
     bound = "≤" if row["dynamic_bytes"] is None and row["blocks"] is not None else ""
     return bound + _or_dash(row["blocks"])
