@@ -12,8 +12,8 @@ from rich.console import Console
 
 from xlnet_fast.builder import recipe
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels.chips import SHARED_LIMITS
-from xlnet_fast.kernels.cuda import ptxas, report
+from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
+from xlnet_fast.kernels.cuda import fit, ptxas, report
 
 # Of nvcc 13.0; the second kernel with a function that was not inlined.
 SAID = """
@@ -125,6 +125,61 @@ def test_check_holds_each_chip_to_its_shared_memory(arch, limit):
     assert report.check([row(arch=arch, dynamic_bytes=limit - 1024)]) == []
     (problem,) = report.check([row(arch=arch, dynamic_bytes=limit - 1023)])
     assert f"needs {limit + 1} bytes of shared memory, the chip has {limit}" in problem
+
+
+def attention(arch: int, **needed: int):
+    """Rows of all four kernels with a tile for head dims up to 64, 9 KiB each unless said."""
+    kernels = {f"{name}_kernel": 9 * KIB for name in ("backward_q", "backward_kv", "backward_r")}
+    return [
+        row(arch=arch, kernel=f"rel_attention_{kernel}<Shape<Half, 64>>", dynamic_bytes=size)
+        for kernel, size in ({"forward_kernel": 9 * KIB} | kernels | needed).items()
+    ]
+
+
+@pytest.mark.parametrize("arch", SHARED_LIMITS)
+def test_what_a_chip_has_no_room_for_is_wrong_only_where_all_should_run(arch):
+    rows = attention(arch, backward_r_kernel=100 * KIB)
+    assert report.check(attention(arch)) == []
+    if SHARED_LIMITS[arch] == 99 * KIB:
+        assert report.check(rows) == []
+        return
+    assert report.check(rows) == []
+    (problem,) = report.check(attention(arch, backward_r_kernel=228 * KIB))
+    assert f"needs {229 * KIB} bytes of shared memory" in problem
+
+
+def test_render_says_what_runs_on_every_chip():
+    def lines_of(**needed: int) -> dict[str, str]:
+        text = text_of(report.render(attention(86, **needed))).partition("by chip and head dim")[2]
+        return {
+            words[0]: " ".join(words[1:]) for line in text.splitlines() if (words := line.split())
+        }
+
+    for needed, said in (
+        ({}, "forward, backward"),
+        ({"backward_kv_kernel": 99 * KIB}, "does not fit: forward only"),
+        ({"forward_kernel": 99 * KIB}, "does not fit"),
+    ):
+        lines = lines_of(**needed)
+        assert lines["chip"] == "KiB a block up to 64"
+        assert lines["sm_86"] == lines["sm_89"] == lines["sm_120"] == f"99 {said}"
+        assert lines["sm_80"] == "163 forward, backward"
+        assert lines["sm_90"] == "227 forward, backward"
+    assert {name for name in lines if name[0] == "s"} == {f"sm_{arch}" for arch in SHARED_LIMITS}
+
+
+def test_a_row_that_does_not_fit_says_so():
+    text = text_of(report.render(attention(86, backward_q_kernel=99 * KIB)))
+    (line,) = (line.split() for line in text.splitlines() if " 100.0 " in line)
+    assert line[line.index("100.0") + 1 :][:3] == ["does", "not", "fit"]
+    assert "by chip" not in text_of(report.render(attention(86)[:3])), "of all kernels, or none"
+
+
+def test_the_smaller_of_two_tiles_counts():
+    smaller = row(arch=86, kernel="rel_attention_forward_kernel<Shape<Half, 64, 16>>")
+    rows = [*attention(86, forward_kernel=99 * KIB), smaller | {"dynamic_bytes": KIB}]
+    assert "does not fit:" not in text_of(report.render(rows))
+    assert fit.shapes_of(rows)[0] == ("forward", False, 64, 100 * KIB, 2 * KIB)
 
 
 def test_a_kernel_tells_its_dynamic_shared_memory():

@@ -12,6 +12,7 @@ import torch
 from attention_cases import CASES, Case, make_inputs
 from attention_runs import check_case, check_gradients, gradients, launch
 from cuda_emulation import as_gpu, emulation, emulation_module
+from cuda_tools import needs_nvcc
 from hf_oracle import make_problem
 from two_stream_cases import CASES as STREAMS
 from two_stream_cases import check_streams
@@ -19,7 +20,7 @@ from two_stream_cases import check_streams
 from xlnet_fast import ops
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.chips import CHIPS, KIB
-from xlnet_fast.kernels.cuda import entries, rel_attention, room
+from xlnet_fast.kernels.cuda import entries, fit, rel_attention, report, room
 from xlnet_fast.ops import _dispatch
 from xlnet_fast.ops._dispatch import Request, choose
 
@@ -74,10 +75,21 @@ def test_a_smaller_tile_is_there_where_the_preferred_one_does_not_fit(emulation)
     assert all(shape.scarce <= shape.ample for shape in room.shapes())
 
 
+@needs_nvcc
+def test_compiled_kernels_tell_the_same_by_their_names(emulation, tmp_path, monkeypatch):
+    """Of one kernel in both tiles, for a chip that has no room for the larger one."""
+    monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path))
+    rows = report.compile_report((86,), sources="rel_attention_backward_kv_bfloat16_64*")
+    assert [fit.fits(row) for row in rows] == [False, True]
+    of_table = [s for s in room.shapes() if (s.kernel, s.head_dim) == ("backward_kv", 64)]
+    assert fit.shapes_of(rows) == of_table
+    assert report.check(rows) == []
+
+
 # --- the smaller tiles compute the same -----------------------------------------------------------
 
 SMALL = {
-    "plain": Case(batch=1, rows=200, memory=130, heads=1, head_dim=64),
+    "plain": Case(batch=1, rows=130, memory=70, heads=1, head_dim=64),
     "masks": replace(CASES["masks-all-self"], head_dim=64, pad=8, segments=True),
     "positions": replace(CASES["shapes-positions-absent"], head_dim=64, pad=8),
     "dropout": replace(CASES["dropout-masked"], head_dim=64, pad=8),
@@ -89,8 +101,10 @@ FORWARD = {
 }
 
 
-@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", SMALL)
+EACH = [(name, BF16) for name in SMALL] + [("masks", torch.float16)]
+
+
+@pytest.mark.parametrize(("name", "dtype"), EACH)
 def test_gradients_by_the_smaller_tiles(name, dtype, little):
     check_gradients(name, dtype, rel_attention, "cpu", SMALL[name])
     taken = set(little.take_shared_bytes())
@@ -98,8 +112,7 @@ def test_gradients_by_the_smaller_tiles(name, dtype, little):
     assert max(taken) <= LITTLE
 
 
-@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize(("name", "dtype"), EACH)
 def test_outputs_by_the_smaller_tiles(name, dtype, little):
     check_case(name, dtype, rel_attention, "cpu", FORWARD[name])
     assert little.take_shared_bytes() == [88736]
@@ -110,6 +123,22 @@ def test_two_streams_by_the_smaller_tiles(little):
     case = replace(case, content=replace(case.content, head_dim=64, pad=8))
     check_streams("streams-pretraining", BF16, rel_attention, "cpu", case)
     assert max(little.take_shared_bytes()) <= LITTLE
+
+
+def test_what_the_smaller_tiles_cost(little):
+    """Products in units of those of rows with keys, forward at 128, then dq and dk, dv at 64."""
+    units = []
+    for head_dim, only in ((128, None), (64, None), (64, 0), (64, 1)):
+        case = Case(batch=1, rows=512, heads=1, head_dim=head_dim)
+        x = make_inputs(case, BF16, seed=0)
+        little.take_counters()
+        if only is None:
+            launch(x, case, rel_attention, "cpu")
+        else:
+            gradients(x, case, torch.zeros_like(x.q), rel_attention, "cpu", only=only)
+        units.append(little.take_counters()["products"] / (8 * 8 * 4 * 8 * head_dim / 16))
+    wide, forward, with_q, with_kv = units
+    assert [wide, with_q - forward, with_kv - with_q] == [4.0, 6.0, 5.25]  # docs/design.md, 5
 
 
 @pytest.mark.parametrize("name", ["plain", "dropout"])

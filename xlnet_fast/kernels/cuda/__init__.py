@@ -32,15 +32,17 @@ def why_missing() -> str | None:
 
 
 def why_unfit(gpu: str | None, head_dim: int | None, needs_grad: bool) -> str | None:
-    """Why the kernels, which are there, do not run a call on a chip; None where they do.
+    """Why the kernels, if there are any, do not run a call on a chip; None where they do.
 
-    Makes no CUDA context; traceable by torch.compile.
+    That there are none, `why_missing` says. Makes no CUDA context; traceable by torch.compile.
 
     Args:
         gpu: compute capability, "8.6"; None where it is not known.
         head_dim: of attention; None for the other ops, which take little shared memory.
         needs_grad: whether the backward pass is to run too.
     """
+    if not _are_there():
+        return None
     reason = None if gpu is None else _why_no_code(gpu)
     if reason is None and head_dim is not None:
         reason = room.why_too_small(gpu, head_dim, needs_grad)
@@ -59,8 +61,14 @@ def _why_no_code(gpu: str) -> str | None:
     return driver.why_no_code(_built_for(), gpu, *entries.ask("versions"))
 
 
+@torch.compiler.assume_constant_result
+def _are_there() -> bool:
+    return entries.emulated() or bool(_built_for())
+
+
 def _built_for() -> list[str]:
-    return _extension.require().build_info()["cuda_archs"]
+    built = _extension.build_info()
+    return [] if built is None else built["cuda_archs"]
 
 
 def why_unavailable(device: torch.device | str = "cuda") -> str | None:
