@@ -45,7 +45,8 @@ FAULTS = {
         COPY,
     ),
     "a ring that is a tile too short": Fault(
-        "shapes.cuh", "greatest_of(kRows + 2 * Keys,", "greatest_of(kRows + Keys,", f"{RACE}|{COPY}",
+        "shapes.cuh", "greatest_of(kRows + 2 * Keys,", "greatest_of(kRows + Keys,",
+        f"{RACE}|{COPY}",
     ),
     "the wait for the last rows of a window": Fault(
         "window.cuh", "        wait_copies<0>();\n", "", COPY,
