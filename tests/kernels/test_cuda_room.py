@@ -259,6 +259,7 @@ def test_a_chip_that_the_table_lacks_is_asked(monkeypatch):
         "get_device_properties",
         lambda index: SimpleNamespace(shared_memory_per_block_optin=devices[index][1]),
     )
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     assert room.shared_limit("13.0") is None, "asking would start CUDA"
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert room.shared_limit("13.0") == 70000
