@@ -13,6 +13,7 @@ import pytest
 import torch
 from attention_cases import CASES, Case, make_inputs
 from attention_runs import SENTINEL, check_case, check_gradients, gradients, operands
+from shared_compilations import FULL, ONE_OF_EACH
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import INTERPRETED, rel_attention, tiles
@@ -34,7 +35,13 @@ FORWARD_CASES = [(name, dtype) for name, case in CASES.items() for dtype in case
 # One row with one key: its gradients are exactly zero, and so is the bound of the tolerance rule.
 GRADIENT_CASES = [(name, dtype) for name, dtype in FORWARD_CASES if name != "shapes-one"]
 FAMILIES = ("masks", "shapes", "apart", "dropout", "hostile")
-GROUPS = {"errors-": len(REFUSED), "strips": 12}
+# Sets of features that only the GPU's form of a case has; the interpreter has no bfloat16.
+DRESSED = [
+    run
+    for run in ONE_OF_EACH
+    if run.dtype == "bfloat16" and run.profile.features >= set(FULL.split())
+]
+GROUPS = {"errors-": len(REFUSED), "strips": 12, "dressed": len(DRESSED)}
 for _family in FAMILIES:
     for _test, _cases in (("interpreted", FORWARD_CASES), ("gradients", GRADIENT_CASES)):
         GROUPS[f"{_test} and {_family}-"] = sum(name.startswith(_family) for name, _ in _cases)
@@ -70,6 +77,15 @@ def test_interpreted(name, dtype, monkeypatch):
 def test_gradients(name, dtype, monkeypatch):
     monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
     check_gradients(name, getattr(torch, dtype), rel_attention, "cpu")
+
+
+@interpreted
+@pytest.mark.parametrize("run", DRESSED, ids=lambda run: run.profile.label)
+def test_dressed(run, monkeypatch):
+    monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
+    case = replace(run.case, heads=1)
+    check_case(run.name, torch.float16, rel_attention, "cpu", case)
+    check_gradients(run.name, torch.float16, rel_attention, "cpu", case, run.ordered)
 
 
 @interpreted

@@ -205,11 +205,16 @@ def _make_mask(case: Case, gen: torch.Generator) -> AttentionMask | None:
         padding[0, : j - 3] = True
     if "padding_all" in case.mask:
         padding[0] = True
+    # Of "padding_none", "ranks_open" and "bits_none" nothing is hidden: the code runs all the same.
     if any(name.startswith("padding") for name in case.mask):
         parts["key_padding"] = padding
     if "ranks" in case.mask:
         parts["rank_q"] = torch.randint(0, 8, (b, i), generator=gen)  # rank 0 sees nothing
         parts["rank_k"] = torch.randint(0, 8, (b, j), generator=gen)
+    if "ranks_open" in case.mask:
+        parts["rank_q"], parts["rank_k"] = torch.full((b, i), 7), torch.zeros(b, j).long()
+    if "bits_none" in case.mask:
+        parts["bits"] = pack_bits(torch.zeros(b, i, j, dtype=torch.bool))
     if "bits" in case.mask or "bits_all" in case.mask:
         rows = case.bits_batch or b
         hidden = torch.rand((rows, i, j), generator=gen) < (2.0 if "bits_all" in case.mask else 0.5)

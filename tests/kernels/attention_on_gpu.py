@@ -10,12 +10,13 @@ from torch import Tensor
 
 from xlnet_fast import ops
 
+CASE = Case(batch=2, rows=200, heads=4, head_dim=64, segments=True)
+
 
 def gpu_operands() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Leaves and keyword arguments of a public call on the GPU."""
-    case = Case(batch=2, rows=200, heads=4, head_dim=64, segments=True)
-    x = make_inputs(case, torch.bfloat16, 0)
-    keys, queries = operands(x, case)
+    x = make_inputs(CASE, torch.bfloat16, 0)
+    keys, queries = operands(x, CASE)
     names = ("k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
     leaves = {name: getattr(keys, name).cuda().requires_grad_() for name in names}
     leaves = {"q": x.q.cuda().requires_grad_(), **leaves}

@@ -18,9 +18,10 @@ pytest.importorskip("triton")
 
 import attention_on_gpu
 import two_stream_cases as two_streams
-from _interpreter_rel_attention import GRADIENT_CASES, GROUPS
-from attention_cases import CASES, Case, make_inputs
+from _interpreter_rel_attention import GROUPS
+from attention_cases import Case, make_inputs
 from attention_runs import check_case, check_gradients, operands
+from shared_compilations import RUNS, STREAM_RUNS, TILE_RUNS, TILE_STRETCH
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.triton import INTERPRETED, launch, rel_attention, tiles, triton
@@ -67,45 +68,57 @@ def test_interpreter(file, group, expected):
 on_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or INTERPRETED, reason="needs a CUDA device"
 )
-DTYPES = ("float32", "float16", "bfloat16")
+
+
+def in_groups(runs):
+    """What shares compilations is for one worker of xdist: two would make each of them twice."""
+    return [
+        pytest.param(
+            run,
+            id=f"{run.name}-{run.dtype}",
+            marks=pytest.mark.xdist_group(f"{run.dtype} {run.profile.label} {run.ordered}"),
+        )
+        for run in runs
+    ]
 
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", CASES)
-def test_gpu(name, dtype):
-    check_case(name, getattr(torch, dtype), rel_attention, "cuda")
+@pytest.mark.parametrize("run", in_groups(RUNS))
+def test_gpu(run):
+    check_case(run.name, getattr(torch, run.dtype), rel_attention, "cuda", run.case)
 
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in GRADIENT_CASES))
-def test_gpu_gradients(name, dtype):
-    check_gradients(name, getattr(torch, dtype), rel_attention, "cuda")
+@pytest.mark.parametrize("run", in_groups(run for run in RUNS if run.name != "shapes-one"))
+def test_gpu_gradients(run):
+    dtype = getattr(torch, run.dtype)
+    check_gradients(run.name, dtype, rel_attention, "cuda", run.case, run.ordered)
 
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", two_streams.CASES)
-def test_gpu_streams(name, dtype):
-    two_streams.check_streams(name, getattr(torch, dtype), rel_attention, "cuda")
+@pytest.mark.parametrize("run", in_groups(STREAM_RUNS))
+def test_gpu_streams(run):
+    dtype = getattr(torch, run.dtype)
+    two_streams.check_streams(run.name, dtype, rel_attention, "cuda", run.case, run.ordered)
 
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("stretch", [64, 512])
 @pytest.mark.parametrize("kernel", tiles.KERNELS)
-def test_gpu_every_candidate_tile(kernel, stretch, monkeypatch):
+@pytest.mark.parametrize("heavy", [
+    pytest.param(heavy, marks=pytest.mark.xdist_group(f"tiles {heavy}")) for heavy in TILE_RUNS
+])  # fmt: skip
+def test_gpu_every_candidate_tile(heavy, kernel, monkeypatch):
     """Whatever may be chosen on this chip launches, and is right with many stretches of keys."""
-    monkeypatch.setattr(launch, "STRIP_KEYS", stretch)
+    monkeypatch.setattr(launch, "STRIP_KEYS", TILE_STRETCH)
     arch = launch.arch(torch.device("cuda", 0))
-    for heavy, name in ((False, "masks-padding-self"), (True, "dropout-masked")):
-        for config in candidates(kernel, torch.bfloat16, CASES[name].head_dim, heavy, arch):
-            with tiles.using(kernel, config):
-                check_gradients(name, torch.bfloat16, rel_attention, "cuda")
+    run = TILE_RUNS[heavy]
+    for config in candidates(kernel, torch.bfloat16, run.case.head_dim, heavy, arch):
+        with tiles.using(kernel, config):
+            check_gradients(run.name, torch.bfloat16, rel_attention, "cuda", run.case, run.ordered)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,1 @@
+"""What needs a GPU, and is planned, recorded and tested without one."""
