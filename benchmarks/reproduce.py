@@ -1,196 +1,118 @@
-"""Everything in one command: build, kernel and model timings, GPU tests, within a time limit.
+"""Everything in one command: build, smoke, timings, counters, GPU tests, within a time limit.
 
-    python3 -m benchmarks.reproduce --minutes 10 --out DIR
+    python3 -m benchmarks.reproduce --minutes 9 --out DIR
 
 Needs torch, triton, transformers, numpy, pytest, matplotlib, rich and typer, and the repository as
-the working directory; nothing is installed. The extension is built first, on a GPU machine for that
-GPU alone. On a GPU the rows of the design's goals come next (our kernels beside content-only flash
-attention, the large model, the pretraining step, latency), then the GPU tests, then everything
-else, compiled rivals included, as far as the time goes. On a machine without a GPU it says so and
-times the CPU. Every stage runs in its own process, so one that crashes (or poisons its CUDA
-context) does not stop the others; results are on disk as they come.
-The exit code is 1 when a stage failed.
+the working directory; nothing is installed. On a GPU the extension is built for that GPU alone, the
+Triton kernels are compiled side by side, every op is checked against float64, the kernels qualify,
+and then come the rows of the design's goals, the profiler's counters where `ncu` is there, models,
+and the GPU tests, those of the kernels first; everything else, compiled rivals included, takes the
+time that is left. On a machine without a GPU it says so, checks and times the CPU.
+
+Every stage runs in processes of its own with a limit, so one that crashes, hangs or poisons its
+CUDA context does not stop the others. DIR/evidence.jsonl gets a line for each result as it happens,
+DIR/results.csv a row for each time. The exit code is 1 when a stage failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from . import configs
 from .console import Display
-from .harness import Deadline, describe
-from .record import (
-    CSV_FILE,
-    ENVIRONMENT_FILE,
-    environment,
-    read_results,
-    write_atomically,
-    write_environment,
-)
+from .gpu import counters, gpu_tests
+from .gpu.supervise import python_module
+from .harness import Deadline
+from .record import CSV_FILE, ENVIRONMENT_FILE, environment, read_results, write_environment
 from .run import finish
 from .runner import OUT_OF_TIME
+from .stages import (
+    EVIDENCE_FILE,
+    Evidence,
+    StageFailed,
+    StageRunner,
+    ended_like_an_interrupt,
+    run_command,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-SUMMARY_FILE = "reproduce.json"
-LOG_FILES = {"build": "build.txt", "GPU tests": "tests.txt"}
-# With the two logs, the CSV, two JSON files and the page: eight files.
+LOG_FILE = "log.txt"
+QUALIFICATION_FILE = "qualification.json"
+# With log, evidence, the qualification, the CSV, the environment and the page: eight files.
 KEPT_PLOTS = ("model_speedup.png", "rel_attention_speedup.png")
 SMALL_BENCHMARKS = ("two_stream", "masked_softmax", "concat_memory")
+# What cuBLAS needs to give the same bits twice: read when its library is loaded.
+CHILDREN = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 # A build is never given less: with the CUDA kernels for two chips it took 267 s on 2 cores
 # (docs/measured.md), and on a GPU machine it is for that GPU alone.
 _BUILD_S = 180.0
 # Left at the end for plots, page and table.
 _FINISH_S = 15.0
 # A benchmark begins no case after its deadline, but finishes the one it is in.
-_LAST_CASE_S = 120.0
+_LAST_CASE_S = {"cuda": 45.0, "cpu": 120.0}
+# What a stage that watches its own time may take beyond it.
+_MARGIN_S = 15.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time of a stage: so many seconds, or a share of what is left where that is more."""
+
+    seconds: float
+    share: float
+
+    def of(self, left_s: float) -> float:
+        """The seconds it gets, never more than there are."""
+        return min(max(self.seconds, self.share * left_s), left_s)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One process of benchmarks: which, by which preset, in what share of the time left."""
+    """One process of benchmarks: which, by which preset, and its time."""
 
     name: str
     only: tuple[str, ...]
     preset: str
-    share: float
+    budget: Budget
 
 
+COMPILE = Budget(60.0, 0.08)
+SMOKE = Budget(45.0, 0.08)
+QUALIFY = Budget(90.0, 0.12)
+COUNTERS = Budget(40.0, 0.06)
+TELLING_TESTS = Budget(90.0, 0.5)
+OTHER_TESTS = Budget(40.0, 0.4)
 # What matters most first: the time may run out anywhere.
-GPU_FIRST = (
-    Part("headline kernels", ("ceiling", "rel_attention"), "headline", 0.4),
-    Part("headline models", ("model",), "headline", 0.35),
-    Part("headline pretraining", ("pretraining",), "headline", 0.4),
-    Part("latency", ("latency",), "headline", 0.35),
-    Part("small kernels", SMALL_BENCHMARKS, "headline", 0.35),
+HEADLINE = Part("headline kernels", ("ceiling", "rel_attention"), "headline", Budget(70.0, 0.15))
+HEADLINE_MODELS = Part("headline models", ("model",), "headline", Budget(45.0, 0.2))
+AFTER_TESTS = (
+    Part("headline pretraining", ("pretraining",), "headline", Budget(30.0, 0.4)),
+    Part("latency", ("latency",), "headline", Budget(0.0, 0.35)),
+    Part("small kernels", SMALL_BENCHMARKS, "headline", Budget(0.0, 0.35)),
 )
 
 
 def parts_after(preset: str, gpu: bool) -> tuple[Part, ...]:
-    """Return the parts that follow the build and the tests."""
-    pretraining = Part("pretraining", ("pretraining",), preset, 1.0)
+    """Return the parts that come last: everything, as far as the time goes."""
+
+    def part(name: str, only: tuple[str, ...], share: float) -> Part:
+        return Part(name, only, preset, Budget(0.0, share))
+
+    pretraining = part("pretraining", ("pretraining",), 1.0)
     if gpu:
-        kernels = Part("kernels", ("rel_attention", *SMALL_BENCHMARKS), preset, 0.5)
-        return kernels, Part("models", ("model",), preset, 0.6), pretraining
+        kernels = part("kernels", ("rel_attention", *SMALL_BENCHMARKS), 0.5)
+        return kernels, part("models", ("model",), 0.6), pretraining
     small = SMALL_BENCHMARKS if preset == "full" else ()
-    kernels = Part("kernels", ("ceiling", "rel_attention", *small), preset, 0.2)
+    kernels = part("kernels", ("ceiling", "rel_attention", *small), 0.2)
     if preset != "full":
-        return kernels, Part("models", ("model",), preset, 1.0)
-    return kernels, Part("models", ("model",), preset, 0.8), pretraining
-
-
-@dataclass
-class StageResult:
-    """How a stage went: "ok", "failed" or "skipped", with one line of detail."""
-
-    name: str
-    status: str
-    seconds: float = 0.0
-    detail: str = ""
-
-
-@dataclass
-class StageRunner:
-    """Runs stages one after the other; a failing one is recorded and the next one begins."""
-
-    say: Callable[[str], None]
-    results: list[StageResult] = field(default_factory=list)
-    clock: Callable[[], float] = time.monotonic
-
-    def run(self, name: str, stage: Callable[[], str | None], skip: str | None = None) -> None:
-        """Run a stage, which raises to fail and may return a line of detail.
-
-        skip: a reason not to run it, which is recorded and is no failure.
-        """
-        if skip is not None:
-            self.results.append(StageResult(name, "skipped", detail=skip))
-            self.say(f"{name}: skipped, {skip}")
-            return
-        self.say(f"{name} ...")
-        start = self.clock()
-        try:
-            status, detail = "ok", stage() or ""
-        except Exception as error:
-            status, detail = "failed", describe(error)
-        seconds = self.clock() - start
-        self.results.append(StageResult(name, status, round(seconds, 1), detail))
-        self.say(f"{name}: {status} after {seconds:.0f} s{', ' + detail if detail else ''}")
-
-    def failed(self) -> list[str]:
-        """Return the names of the stages that failed."""
-        return [result.name for result in self.results if result.status == "failed"]
-
-
-class StageFailed(Exception):
-    """A command of a stage ended with an error."""
-
-
-def run_command(
-    command: Sequence[str], timeout_s: float, log: Path | None = None, cwd: Path = ROOT
-) -> str:
-    """Run a command; return the last line it printed.
-
-    log: where its output goes; without it, it goes on to the terminal. Raises StageFailed with that
-    last line when the command fails or takes longer than `timeout_s` seconds.
-    """
-    timeout_s = max(timeout_s, 1.0)
-    captured = subprocess.PIPE if log is not None else None
-    process = subprocess.Popen(
-        list(command),
-        cwd=cwd,
-        stdout=captured,
-        stderr=subprocess.STDOUT if log else None,
-        text=True,
-    )
-    late = False
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-        late = True
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
-    output = _without_paths(output or "")
-    if log is not None:
-        write_atomically(log, output)
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = lines[-1] if lines else ""
-    where = f" (see {log.name})" if log is not None else ""
-    if late:
-        raise StageFailed(f"not done after {timeout_s:.0f} s{where} {last}".strip())
-    if process.returncode:
-        raise StageFailed(f"exit code {process.returncode}{where} {last}".strip())
-    return last
-
-
-def _without_paths(output: str) -> str:
-    """Return output without the folders of this machine, which are nobody's business elsewhere."""
-    output = output.replace(str(ROOT) + os.sep, "").replace(str(ROOT), ".")
-    for folder in (sys.prefix, sys.base_prefix):
-        output = output.replace(folder, "<python>")
-    home = str(Path.home())
-    return output.replace(home, "~") if len(home) > 1 else output
-
-
-def gpu_test_files(tests: Path) -> list[str]:
-    """Return the test files that use the `gpu` marker.
-
-    Only these are collected: others may import test tools that a GPU machine does not have.
-    """
-    files = sorted(tests.rglob("test_*.py"))
-    return [str(f.relative_to(tests.parent)) for f in files if "mark.gpu" in f.read_text("utf-8")]
+        return kernels, part("models", ("model",), 1.0)
+    return kernels, part("models", ("model",), 0.8), pretraining
 
 
 def cuda_arch(capability: tuple[int, int]) -> str:
@@ -200,13 +122,18 @@ def cuda_arch(capability: tuple[int, int]) -> str:
 
 
 def _build(out: Path, timeout_s: float, has_gpu: bool) -> str:
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    log, command = out / LOG_FILE, [sys.executable, "setup.py", "build_ext", "--inplace"]
+    settings: dict[str, str] = {}
     if has_gpu:
-        arch = cuda_arch(torch.cuda.get_device_capability())
-        os.environ.setdefault("XLNET_FAST_CUDA_ARCHS", arch)
         # Kernels that an nvcc failed on would be left out, and their tests skipped.
-        os.environ.setdefault("XLNET_FAST_REQUIRE_EXT", "1")
-    run_command(command, timeout_s, out / LOG_FILES["build"])
+        arch = cuda_arch(torch.cuda.get_device_capability())
+        settings = {"XLNET_FAST_CUDA_ARCHS": arch, "XLNET_FAST_REQUIRE_EXT": "1"}
+    try:
+        run_command(command, timeout_s, log, environment=settings)
+    except StageFailed:
+        if has_gpu:  # the CPU's kernels need no nvcc, and the other stages go on with them
+            run_command(command, timeout_s, log, environment={"XLNET_FAST_NO_CUDA": "1"})
+        raise
     # A fresh process: a module of the old build may be loaded in this one.
     code = (
         "from xlnet_fast import _extension as e; m = e.load(); "
@@ -214,17 +141,49 @@ def _build(out: Path, timeout_s: float, has_gpu: bool) -> str:
         " + (' '.join(m.build_info()['cuda_archs']) or 'nothing')"
         " if m else 'no extension: ' + str(e.why_missing()))"
     )
-    return run_command([sys.executable, "-c", code], 120.0, out / ".load.txt")
+    return run_command([sys.executable, "-c", code], 120.0, log)
 
 
-def _test(out: Path, timeout_s: float) -> str:
-    files = gpu_test_files(ROOT / "tests")
-    if not files:
-        raise StageFailed("no test carries the gpu marker")
-    # The project's own options name plugins that this machine may lack.
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=", *files]
-    command += ["-p", "no:cacheprovider"]
-    return run_command(command, timeout_s, out / LOG_FILES["GPU tests"])
+def _smoke(out: Path, seconds: float, device: str, compiling: bool) -> str:
+    """Check every op against float64, or compile the Triton kernels that this takes."""
+    command = python_module(
+        "smoke", "--device", device, "--seconds", f"{seconds:.0f}", "--out",
+        str((out / EVIDENCE_FILE).resolve()), *(["--compile"] if compiling else []),
+    )  # fmt: skip
+    return run_command(command, seconds + _MARGIN_S, out / LOG_FILE, environment=CHILDREN)
+
+
+def _counters(out: Path, seconds: float) -> str:
+    log, evidence = ((out / name).resolve() for name in (LOG_FILE, EVIDENCE_FILE))
+    command = python_module("counters", "--seconds", f"{seconds:.0f}", "--out", str(evidence))
+    command += ["--log", str(log)]
+    return run_command(command, seconds + _MARGIN_S, log, environment=CHILDREN)
+
+
+_QUALIFY = [sys.executable, "-m", "xlnet_fast", "qualify"]
+
+
+def _why_no_qualify(out: Path) -> str | None:
+    try:
+        run_command([*_QUALIFY, "--help"], 60.0, out / LOG_FILE)
+    except StageFailed:
+        return "this version has no `xlnet-fast qualify`"
+    return None
+
+
+def _qualify(out: Path, seconds: float, device: str) -> str:
+    """Let the kernels qualify on this machine; the record stays in `out`."""
+    record = (out / QUALIFICATION_FILE).resolve()
+    command = [*_QUALIFY, "--device", device, "--minutes", f"{seconds / 60:.2f}"]
+    command += ["--out", str(record)]
+    return run_command(command, seconds + 2 * _MARGIN_S, out / LOG_FILE, environment=CHILDREN)
+
+
+def _test(out: Path, seconds: float, files: Sequence[str]) -> str:
+    command = gpu_tests.command(files)
+    evidence = (out / EVIDENCE_FILE).resolve()
+    settings = CHILDREN | gpu_tests.settings(evidence)
+    return run_command(command, seconds, out / LOG_FILE, environment=settings)
 
 
 def _bench(out: Path, part: Part, device: str, minutes: float) -> None:
@@ -233,7 +192,77 @@ def _bench(out: Path, part: Part, device: str, minutes: float) -> None:
         "--out", str(out.resolve()), "--minutes", f"{minutes:.2f}", "--no-pages", "--append",
         "--only", *part.only,
     ]  # fmt: skip
-    run_command(command, minutes * 60 + _LAST_CASE_S)
+    record = (out / QUALIFICATION_FILE).resolve()
+    # What `auto` takes once the kernels have qualified is what is timed.
+    settings = {"XLNET_FAST_QUALIFICATION": str(record)} if record.is_file() else {}
+    run_command(command, minutes * 60 + _LAST_CASE_S[device], environment=CHILDREN | settings)
+
+
+class _Run:
+    """The stages of one run, in order."""
+
+    def __init__(self, out: Path, minutes: float, has_gpu: bool, display: Display) -> None:
+        self.out, self.has_gpu = out, has_gpu
+        self.device = "cuda" if has_gpu else "cpu"
+        self.deadline = Deadline(minutes * 60 - _FINISH_S)
+        self.stages = StageRunner(display.say, Evidence(out / EVIDENCE_FILE))
+
+    def seconds(self, budget: Budget) -> float:
+        return budget.of(self.deadline.left_s())
+
+    def late(self) -> str | None:
+        return OUT_OF_TIME if self.deadline.left_s() <= 0 else None
+
+    def first(self, no_gpu: str | None) -> None:
+        """Build, compile, check, qualify: what tells whether anything works."""
+        out, run = self.out, self.stages.run
+        build_s = max(self.deadline.left_s() / 4, _BUILD_S)
+        run("build", lambda: _build(out, build_s, self.has_gpu))
+        run(
+            "compile", lambda: _smoke(out, self.seconds(COMPILE), self.device, True),
+            no_gpu or self.late(),
+        )  # fmt: skip
+        run(
+            "smoke", lambda: _smoke(out, self.seconds(SMOKE), self.device, False), self.late()
+        )  # fmt: skip
+        run(
+            "qualify", lambda: _qualify(out, self.seconds(QUALIFY), self.device),
+            self.late() or _why_no_qualify(out),
+        )  # fmt: skip
+
+    def headline(self) -> None:
+        """The design's goals on a GPU, the profiler's counters, models, the tests."""
+        out, run = self.out, self.stages.run
+        self.bench(HEADLINE)
+        missing = None if counters.profiler() else "ncu is neither on the path nor in CUDA_HOME"
+        run(
+            "counters", lambda: _counters(out, self.seconds(COUNTERS)), self.late() or missing
+        )  # fmt: skip
+        self.bench(HEADLINE_MODELS)
+        self.tests(None)
+        for part in AFTER_TESTS:
+            self.bench(part)
+
+    def tests(self, skip: str | None) -> None:
+        """The GPU tests, those of the kernels first."""
+        telling, others = gpu_tests.in_order()
+        for name, files, budget in (
+            ("GPU tests of the kernels", telling, TELLING_TESTS),
+            ("GPU tests of the rest", others, OTHER_TESTS),
+        ):
+            reason = skip or self.late() or gpu_tests.why_not()
+
+            def test(files: list[str] = files, budget: Budget = budget) -> str:
+                return _test(self.out, self.seconds(budget), files)
+
+            self.stages.run(name, test, reason)
+
+    def bench(self, part: Part) -> None:
+        seconds = self.seconds(part.budget)
+        # The first is begun whatever the time, so that there is something to show.
+        late = OUT_OF_TIME if seconds <= 0 and (self.out / CSV_FILE).exists() else None
+        minutes = max(seconds / 60, 0.1)
+        self.stages.run(part.name, lambda: _bench(self.out, part, self.device, minutes), late)
 
 
 def reproduce(minutes: float, out: Path, preset: str | None = None, cpu: bool = False) -> int:
@@ -242,35 +271,28 @@ def reproduce(minutes: float, out: Path, preset: str | None = None, cpu: bool = 
     cpu: time the CPU even where there is a GPU. Returns 0, or 1 when a stage failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    deadline = Deadline(minutes * 60 - _FINISH_S)
     display = Display()
-    stages = StageRunner(display.say)
     has_gpu = torch.cuda.is_available() and not cpu
-    device = "cuda" if has_gpu else "cpu"
     no_gpu = None if has_gpu else "there is no GPU here" if not cpu else "the CPU was asked for"
     preset = preset or ("full" if has_gpu or minutes >= 60 else "quick")
-    where = torch.device(device)
     if no_gpu:
         display.say(f"Timing the CPU: {no_gpu}. All results carry the CPU's name.")
-    write_environment(out, environment(where))
-    (out / CSV_FILE).unlink(missing_ok=True)
-
-    def bench(part: Part) -> None:
-        seconds = deadline.left_s() * part.share
-        late = OUT_OF_TIME if seconds <= 0 and (out / CSV_FILE).exists() else None
-        stages.run(part.name, lambda: _bench(out, part, device, max(seconds / 60, 0.1)), late)
-
-    stages.run("build", lambda: _build(out, max(deadline.left_s() / 4, _BUILD_S), has_gpu))
-    (out / ".load.txt").unlink(missing_ok=True)
-    for part in GPU_FIRST if has_gpu else ():
-        bench(part)
-    stages.run("GPU tests", lambda: _test(out, deadline.left_s() / 3), no_gpu)
-    for part in parts_after(preset, has_gpu):
-        bench(part)
-    stages.run("plots and page", lambda: _finish(out, stages, display))
-    summary = {"minutes": minutes, "device": device, "stages": [asdict(r) for r in stages.results]}
-    write_atomically(out / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    failed = stages.failed()
+    for name in (CSV_FILE, EVIDENCE_FILE, LOG_FILE, QUALIFICATION_FILE):
+        (out / name).unlink(missing_ok=True)
+    run = _Run(out, minutes, has_gpu, display)
+    write_environment(out, environment(torch.device(run.device)))
+    with ended_like_an_interrupt():
+        run.first(no_gpu)
+        if has_gpu:
+            run.headline()
+        else:
+            run.tests(no_gpu)
+        for part in parts_after(preset, has_gpu):
+            run.bench(part)
+        run.stages.run("plots and page", lambda: _finish(out, run.stages, display))
+    failed = run.stages.failed()
+    outcome = "failed" if failed else "ok"
+    Evidence(out / EVIDENCE_FILE).add("reproduce", outcome, minutes=minutes, device=run.device)
     display.say(f"Failed: {', '.join(failed)}." if failed else "Every stage went well.")
     return 1 if failed else 0
 
@@ -279,10 +301,10 @@ def _finish(out: Path, stages: StageRunner, display: Display) -> None:
     rows = read_results(out / CSV_FILE)
     info = json.loads((out / ENVIRONMENT_FILE).read_text())
     notes = [
-        f"Stage {r.name} {r.status}: {r.detail}" for r in stages.results if r.status == "failed"
-    ]
-    notes += [
-        f"Stage {r.name} skipped: {r.detail}" for r in stages.results if r.status == "skipped"
+        f"Stage {r.name} {status}: {r.detail}"
+        for status in ("failed", "skipped")
+        for r in stages.results
+        if r.status == status
     ]
     finish(out, rows, info, notes, display, KEPT_PLOTS)
 
@@ -290,7 +312,7 @@ def _finish(out: Path, stages: StageRunner, display: Display) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=10.0, help="time for everything")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything")
     parser.add_argument("--out", type=Path, default=Path("reproduce_out"))
     parser.add_argument("--preset", choices=configs.PRESETS, help="of what follows the headline")
     parser.add_argument("--cpu", action="store_true", help="time the CPU even where there is a GPU")

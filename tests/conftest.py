@@ -19,19 +19,28 @@ os.environ.setdefault("XLNET_FAST_QUALIFICATION", "none")
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 
-settings.register_profile(
-    "deterministic",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("deterministic")
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass  # a GPU machine may lack it, and no test marked `gpu` needs it
+else:
+    settings.register_profile(
+        "deterministic",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=25,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+    settings.load_profile("deterministic")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker of xdist where xdist is not."""
+    config.addinivalue_line("markers", "xdist_group(name): tests for one process of xdist")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
