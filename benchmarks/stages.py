@@ -90,7 +90,9 @@ class StageRunner:
         try:
             status, detail = "ok", stage() or ""
         except Exception as error:
-            from .harness import describe  # and with it torch, which a plugin of pytest has no use for
+            from .harness import (
+                describe,
+            )  # and with it torch, which a plugin of pytest has no use for
 
             status, detail = "failed", describe(error)
         seconds = self.clock() - start

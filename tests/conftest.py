@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +19,7 @@ os.environ.setdefault("XLNET_FAST_QUALIFICATION", "none")
 
 import pytest
 import torch
+from order_of_tests import compiling_first
 
 torch.set_num_threads(1)
 
@@ -38,19 +39,27 @@ else:
     settings.load_profile("deterministic")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker of xdist where xdist is not."""
-    config.addinivalue_line("markers", "xdist_group(name): tests for one process of xdist")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none, and say so."""
+    """Skip tests marked ``gpu`` where there is none, and say so; where one is, order them."""
     if torch.cuda.is_available():
+        items[:] = compiling_first(items)
         return
     skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(skip)
+
+
+@pytest.fixture
+def much_memory() -> Iterator[None]:
+    """For tests that take much of a GPU's memory: of several processes one at a time has them."""
+    import fcntl
+    import tempfile
+
+    with open(os.path.join(tempfile.gettempdir(), "xlnet_fast_much_memory"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
 
 
 def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -48,14 +48,15 @@ def workers() -> int:
 def command(files: Sequence[str]) -> list[str]:
     """The command that runs the GPU tests of some files, on several processes where xdist is here.
 
-    Tests that share compilations carry a group's name and stay in one process, so that none is made
-    twice at a time.
+    Of tests that share compilations one comes first (`tests/order_of_tests.py`), and each process
+    gets one test at a time: so what is compiled once is not compiled by all of them at once. Of
+    xdist's ways to deal tests only this one survives the crash of a process.
     """
     # The project's own options name plugins that this machine may lack.
     made = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-o", "addopts="]
     made += ["-p", "no:cacheprovider", "-p", f"{__package__}.failures"]
     if importlib.util.find_spec("xdist") is not None:
-        made += ["-n", str(workers()), "--dist", "loadgroup"]
+        made += ["-n", str(workers()), "--dist", "load", "--maxschedchunk", "1"]
     if importlib.util.find_spec("pytest_timeout") is not None:
         made += ["-o", f"timeout={_TEST_S}"]
     return [*made, *files]

@@ -26,6 +26,7 @@ import torch
 from ..harness import Deadline
 from ..rel_attention_case import FORWARD_BACKWARD
 from ..stages import Evidence, ended_like_an_interrupt
+from . import context
 from .smoke_problems import SIZES, Problem, problems, verdict
 from .supervise import Answer, Team, python_module, supervise, work
 
@@ -108,19 +109,8 @@ def _work(device: str, backend: str, compiling: bool) -> int:
         torch.cuda.synchronize()
         return {"outcome": "passed"}
 
-    def is_poisoned() -> bool:
-        """After an illegal access every call of the process fails."""
-        if torch.device(device).type != "cuda":
-            return False
-        try:
-            torch.cuda.synchronize()
-            torch.zeros(1, device=device).item()
-        except Exception:
-            return True
-        return False
-
     torch.set_num_threads(1)
-    return work(do, is_poisoned)
+    return work(do, context.is_lost)
 
 
 def summary(counts: Counter[str]) -> str:

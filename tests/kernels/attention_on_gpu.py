@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from attention_cases import Case, make_inputs
@@ -100,3 +102,10 @@ def check_large_offsets(backend: str) -> None:
 
 CHECKS = (check_ordered_gradients_repeat, check_graph_capture, check_compilation,
           check_large_offsets)  # fmt: skip
+
+
+def run(check: Callable[[str], None], backend: str, request: pytest.FixtureRequest) -> None:
+    """One of the checks; of several processes one at a time takes much memory."""
+    if check is check_large_offsets:
+        request.getfixturevalue("much_memory")
+    check(backend)

@@ -304,7 +304,7 @@ def test_the_cost_of_a_tile(dim, units, emulation):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("check", attention_on_gpu.CHECKS)
-def test_gpu_public_op(check):
+def test_gpu_public_op(check, request):
     if (reason := why_unavailable(torch.device("cuda", 0))) is not None:
         pytest.skip(reason)
-    check("cuda")
+    attention_on_gpu.run(check, "cuda", request)

@@ -150,7 +150,7 @@ def untouched_zeros(count: int, device: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("far", ["batch", "head", "row"])
-def test_more_than_2_to_the_31_elements_apart(far, device):
+def test_more_than_2_to_the_31_elements_apart(far, device, much_memory):
     """Offsets need 64 bits. The memory between is zeros that nobody touches."""
     shape = [2 if far == name else 1 for name in ("batch", "head", "row")]
     strides = [2**31 if far == name else 0 for name in ("batch", "head", "row")]

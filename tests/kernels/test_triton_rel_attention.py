@@ -71,22 +71,15 @@ on_gpu = pytest.mark.skipif(
 
 
 def in_groups(runs):
-    """What shares compilations is for one worker of xdist: two would make each of them twice."""
+    """Each with the name of its compilations; the gradients come first, which need all of them."""
     return [
         pytest.param(
             run,
             id=f"{run.name}-{run.dtype}",
-            marks=pytest.mark.xdist_group(f"{run.dtype} {run.profile.label} {run.ordered}"),
+            marks=pytest.mark.compiles(f"{type(run).__name__} {run.dtype} {run.profile.label}"),
         )
         for run in runs
     ]
-
-
-@pytest.mark.gpu
-@on_gpu
-@pytest.mark.parametrize("run", in_groups(RUNS))
-def test_gpu(run):
-    check_case(run.name, getattr(torch, run.dtype), rel_attention, "cuda", run.case)
 
 
 @pytest.mark.gpu
@@ -99,6 +92,13 @@ def test_gpu_gradients(run):
 
 @pytest.mark.gpu
 @on_gpu
+@pytest.mark.parametrize("run", in_groups(RUNS))
+def test_gpu(run):
+    check_case(run.name, getattr(torch, run.dtype), rel_attention, "cuda", run.case)
+
+
+@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize("run", in_groups(STREAM_RUNS))
 def test_gpu_streams(run):
     dtype = getattr(torch, run.dtype)
@@ -107,25 +107,26 @@ def test_gpu_streams(run):
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("kernel", tiles.KERNELS)
-@pytest.mark.parametrize("heavy", [
-    pytest.param(heavy, marks=pytest.mark.xdist_group(f"tiles {heavy}")) for heavy in TILE_RUNS
-])  # fmt: skip
-def test_gpu_every_candidate_tile(heavy, kernel, monkeypatch):
+@pytest.mark.parametrize(
+    "heavy", [pytest.param(x, marks=pytest.mark.compiles(f"tiles {x}")) for x in TILE_RUNS]
+)
+def test_gpu_every_candidate_tile(heavy, monkeypatch):
     """Whatever may be chosen on this chip launches, and is right with many stretches of keys."""
     monkeypatch.setattr(launch, "STRIP_KEYS", TILE_STRETCH)
-    arch = launch.arch(torch.device("cuda", 0))
-    run = TILE_RUNS[heavy]
-    for config in candidates(kernel, torch.bfloat16, run.case.head_dim, heavy, arch):
-        with tiles.using(kernel, config):
-            check_gradients(run.name, torch.bfloat16, rel_attention, "cuda", run.case, run.ordered)
+    arch, run = launch.arch(torch.device("cuda", 0)), TILE_RUNS[heavy]
+    for kernel in tiles.KERNELS:
+        for config in candidates(kernel, torch.bfloat16, run.case.head_dim, heavy, arch):
+            with tiles.using(kernel, config):
+                check_gradients(
+                    run.name, torch.bfloat16, rel_attention, "cuda", run.case, run.ordered
+                )
 
 
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("check", attention_on_gpu.CHECKS)
-def test_gpu_public_op(check):
-    check("triton")
+def test_gpu_public_op(check, request):
+    attention_on_gpu.run(check, "triton", request)
 
 
 class Recorder:

@@ -128,7 +128,7 @@ class TestGpu:
         for actual, right in zip(captured, expected, strict=True):
             assert torch.equal(actual, right)
 
-    def test_more_than_2_to_the_31_elements(self):
+    def test_more_than_2_to_the_31_elements(self, much_memory):
         """A table of 2**31 scores and more in fp16 needs 64-bit offsets."""
         batch, heads, rows, keys = 2, 16, 4112, 16400
         scores = torch.zeros(batch, heads, rows, keys, dtype=torch.float16, device="cuda")
