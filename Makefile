@@ -64,7 +64,7 @@ ext: $(VENV)/.installed ## build the C++ extension in place; a failing compiler 
 kernels-report: $(VENV)/.installed ## compile the GPU kernels without a GPU: registers, spills, shared memory
 	$(BIN)/xlnet-fast kernels-report $(REPORT_FLAGS)
 
-gpu: ## on a GPU machine: tests and benchmarks with the system's Python, nothing installed
+gpu: ## on a GPU machine: checks, benchmarks and tests with the system's Python, nothing installed
 	$(PYTHON) -m benchmarks.reproduce $(GPU_FLAGS)
 
 tune: ## on a GPU machine: measure every tile of the attention kernels, into the package's table

@@ -164,9 +164,9 @@ def run_command(
     return last[0]
 
 
-def end_group(process: subprocess.Popen[Any], at_once: bool = False) -> None:
+def end_group(process: subprocess.Popen[Any]) -> None:
     """End a process that leads a session, and all that it started."""
-    if process.poll() is None and not at_once:
+    if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

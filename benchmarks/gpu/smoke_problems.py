@@ -161,10 +161,10 @@ def _softmax(device: str, dtype: str, pass_name: str, size: str) -> Problem:
     from ..bench_masked_softmax import Scores, our_run
     from ..rel_attention_providers import Attention, prepare_attention
 
-    length, heads = _SCORES[device, size], _HEADS[device]
+    length = _SCORES[device, size]
 
     def compute(backend: str, kind: torch.dtype) -> Tensors:
-        scores = Scores(2, length, heads, kind, torch.device(device))
+        scores = Scores(2, length, 2, kind, torch.device(device))
         leaves = [] if pass_name == FORWARD else scores.leaves()
         attention = Attention(our_run(scores, backend), leaves, scores.grad_out)
         return prepare_attention(attention, pass_name).run()

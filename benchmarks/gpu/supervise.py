@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..stages import ROOT, end_group, without_paths
+from ..stages import ROOT, without_paths
 
 Answer = dict[str, Any]
 # In an answer: the worker's process can no longer be trusted, and it leaves.
@@ -107,10 +107,10 @@ class _Worker:
     """One process and what it said."""
 
     def __init__(self, command: Sequence[str]) -> None:
+        # In the session of its parent, so that whoever ends that ends this too.
         self._process = subprocess.Popen(
-            list(command), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True, text=True,
-        )  # fmt: skip
+            list(command), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -141,7 +141,8 @@ class _Worker:
         return answer
 
     def end(self) -> None:
-        end_group(self._process, at_once=True)
+        self._process.kill()
+        self._process.wait()
 
 
 def work(do: Callable[[str], Answer], is_poisoned: Callable[[], bool] = lambda: False) -> int:

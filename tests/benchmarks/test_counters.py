@@ -48,7 +48,8 @@ def test_each_kernel_is_a_line(tmp_path, monkeypatch, capsys):
 
 def test_without_permission_it_says_so(tmp_path, monkeypatch):
     evidence = profiler(tmp_path, monkeypatch, "print('==ERROR== ERR_NVGPUCTRPERM ...')")
-    assert run(evidence) == 2
+    assert run(evidence) == 0
+    assert [row["outcome"] for row in evidence.read()] == ["skipped", "skipped"]
     assert "may not read the GPU's counters" in evidence.read()[0]["reason"]
 
 

@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import has_ended
 
 from benchmarks import stages
 from benchmarks.stages import ROOT, Evidence, StageFailed, StageRunner, run_command
@@ -16,14 +16,6 @@ from benchmarks.stages import ROOT, Evidence, StageFailed, StageRunner, run_comm
 
 def python(code):
     return [sys.executable, "-c", code]
-
-
-def is_running(process_id):
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def test_a_failing_stage_does_not_stop_the_others(tmp_path):
@@ -103,7 +95,7 @@ def test_with_a_command_all_that_it_started_ends(tmp_path):
             run_command(python(code), 2, tmp_path / "log.txt")
     finally:
         stages._GRACE_S = before
-    assert not is_running(int(note.read_text()))
+    assert has_ended(int(note.read_text()))
 
 
 def test_a_command_gets_its_variables_and_a_moment_to_end(tmp_path):
@@ -134,7 +126,7 @@ def test_a_run_that_is_told_to_end_ends_its_command(tmp_path):
             time.sleep(0.02)
         outer.send_signal(signal.SIGTERM)
         assert outer.wait(timeout=20) == 128 + signal.SIGTERM
-        assert not is_running(int(note.read_text()))
+        assert has_ended(int(note.read_text()))
     finally:
         with contextlib.suppress(ProcessLookupError):
             outer.kill()

@@ -5,9 +5,11 @@ import sys
 import threading
 
 import pytest
+from processes import has_ended
 
 from benchmarks.gpu import supervise as module
 from benchmarks.gpu.supervise import POISONED, Team, supervise
+from benchmarks.stages import StageFailed, run_command
 
 WORKER = f"""
 import json, os, signal, sys, time
@@ -104,6 +106,24 @@ def test_a_worker_answers_what_raised_and_leaves_when_poisoned(monkeypatch, capf
     assert [line["outcome"] for line in lines] == ["passed", "raised"]
     assert [POISONED in line for line in lines] == [False, True]
     assert lines[1]["reason"] == "ArithmeticError: not finite"
+
+
+def test_workers_end_with_the_stage_that_started_them(tmp_path):
+    """A task that hangs, in a command whose time is over."""
+    note = tmp_path / "note"
+    worker = (
+        "import os, pathlib, sys, time; "
+        f"pathlib.Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    code = (
+        "import sys\n"
+        "from benchmarks.gpu.supervise import Team, supervise\n"
+        f"team = Team([sys.executable, '-S', '-c', {worker!r}])\n"
+        "supervise(team, ['hang'], print, lambda: 60.0)\n"
+    )
+    with pytest.raises(StageFailed, match="not done"):
+        run_command([sys.executable, "-c", code], 3)
+    assert has_ended(int(note.read_text()))
 
 
 def test_a_command_that_cannot_be_started_is_an_error():

@@ -1,4 +1,4 @@
-"""Counts the compilations that the Triton attention tests need on a GPU; none is made.
+"""Counts the compilations that the Triton tests need on a GPU; none is made.
 
     PYTHONPATH=.:tests:tests/kernels python -m count_compilations [--list]
 
@@ -15,7 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 import attention_on_gpu
+import small_ops
 import torch
+from _interpreter_small_ops import SWEEPS
 from attention_cases import Case, make_inputs
 from attention_runs import gradients, launch
 from shared_compilations import RUNS, STREAM_RUNS, TILE_RUNS, TILE_STRETCH
@@ -23,7 +25,8 @@ from two_stream_cases import make_streams, run_streams
 
 from benchmarks.gpu.compilations import CAPABILITY, Key, recording
 from xlnet_fast.kernels.triton import launch as launcher
-from xlnet_fast.kernels.triton import rel_attention, tiles
+from xlnet_fast.kernels.triton import masked_softmax, rel_attention, tiles
+from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
 
 
 def compilations() -> dict[Key, str]:
@@ -57,6 +60,28 @@ def _launches() -> Iterator[str]:
     yield "large offsets"
 
 
+def softmax_compilations() -> dict[Key, str]:
+    """Those of masked_softmax, and the first case that needs each."""
+    from test_triton_small_ops import GPU_RUNS
+
+    found: dict[Key, str] = {}
+    before = softmax_launch.choose_tile
+    with recording() as keys:
+        for name, dtype in GPU_RUNS:
+            case = small_ops.CASES[name]
+            if case.sweeps:
+                softmax_launch.choose_tile = lambda keys: softmax_launch.Tile(*SWEEPS)
+            try:
+                x = small_ops.make_inputs(case, getattr(torch, dtype), seed=0)
+                small_ops.launch(x, case, masked_softmax, "cpu")
+            finally:
+                softmax_launch.choose_tile = before
+            for key in keys:
+                found.setdefault(key, f"{name} {dtype}")
+            keys.clear()
+    return found
+
+
 def _tiles() -> Iterator[str]:
     before = launcher.STRIP_KEYS
     launcher.STRIP_KEYS = TILE_STRETCH
@@ -85,7 +110,7 @@ def _both(case: Case, dtype: torch.dtype, ordered: bool) -> None:
 
 def main() -> None:
     """Print how many there are, by kernel."""
-    found = compilations()
+    found = compilations() | softmax_compilations()
     if "--list" in sys.argv[1:]:
         for (kernel, _), label in found.items():
             print(f"{kernel:40} {label}")

@@ -35,6 +35,17 @@ gpu = [
 ]
 
 
+# The dtypes share all branches, and each case costs a GPU machine two compilations in each of them.
+IN_EVERY_DTYPE = (
+    "masks-none", "masks-every", "masks-every-self", "masks-every-sweeps", "dropout-every",
+    "shapes-positions-absent", "shapes-2000", "hostile-large-scores", "hostile-nan-hidden-sweeps",
+)  # fmt: skip
+GPU_RUNS = [
+    *((name, "bfloat16") for name in CASES),
+    *((name, dtype) for name in IN_EVERY_DTYPE for dtype in ("float32", "float16")),
+]
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **changes}
@@ -68,8 +79,7 @@ class TestGpu:
 
     pytestmark = gpu
 
-    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize(("name", "dtype"), GPU_RUNS)
     def test_softmax(self, name, dtype, monkeypatch):
         use_tile(CASES[name], monkeypatch)
         check_case(name, getattr(torch, dtype), masked_softmax, "cuda")
