@@ -39,7 +39,9 @@ FAMILIES = ("masks", "shapes", "apart", "dropout", "hostile")
 DRESSED = [
     run
     for run in ONE_OF_EACH
-    if run.dtype == "bfloat16" and run.profile.features >= set(FULL.split())
+    if run.dtype == "bfloat16"
+    and run.profile.features >= set(FULL.split())
+    and run.profile.features & {"apart", "positions", "see_self"}
 ]
 GROUPS = {"errors-": len(REFUSED), "strips": 12, "dressed": len(DRESSED)}
 for _family in FAMILIES:
