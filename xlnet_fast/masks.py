@@ -81,22 +81,25 @@ class AttentionMask:
             _expect("bits", self.bits, (torch.uint8,), (rows, queries, (keys + 7) // 8))
 
     def hidden(
-        self, positions: Tensor, keys: int, memory_length: int, rows: slice = slice(None)
+        self,
+        positions: Tensor | None,
+        keys: int,
+        memory_length: int,
+        rows: slice = slice(None),
     ) -> Tensor | None:
         """Expand to a dense bool mask for some query rows.
 
         Args:
-            positions: (B or 1, I) positions of all query rows.
+            positions: (B or 1, I) positions of all query rows; may be None where neither ``causal``
+                nor ``see_self`` asks for them.
             keys: J. memory_length: M.
             rows: the query rows wanted; default all.
 
         Returns:
-            (B or 1, rows, J) bool, True where hidden, or None when nothing is hidden.
+            (B or 1, rows or 1, J) bool, True where hidden, or None when nothing is hidden.
         """
         if self.hides_nothing:
             return None
-        key = torch.arange(keys, device=positions.device)
-        position = positions[:, rows, None]  # (B or 1, rows, 1)
         parts = []
         if self.key_padding is not None:
             parts.append(self.key_padding[:, None, :])
@@ -104,6 +107,10 @@ class AttentionMask:
             parts.append(self.rank_q[:, rows, None] <= self.rank_k[:, None, :])
         if self.bits is not None:
             parts.append(unpack_bits(self.bits[:, rows], keys))
+        position = key = None
+        if positions is not None and (self.causal or self.see_self):
+            key = torch.arange(keys, device=positions.device)
+            position = positions[:, rows, None]  # (B or 1, rows, 1)
         if self.causal:
             parts.append(key > position + memory_length)
         if self.same_length:
@@ -133,15 +140,20 @@ def pack_bits(hidden: Tensor) -> Tensor:
     """Pack a bool mask (B, I, J), True = hidden, into (B, I, ceil(J/8)) uint8."""
     batch, queries, keys = hidden.shape
     padded = F.pad(hidden.to(torch.uint8), (0, -keys % 8))
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=hidden.device)
     groups = padded.view(batch, queries, (keys + 7) // 8, 8)
-    return (groups * weights).sum(-1, dtype=torch.uint8)
+    return (groups * _bit_weights(hidden.device)).sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(bits: Tensor, keys: int) -> Tensor:
     """Undo :func:`pack_bits`: (B, I, ceil(J/8)) uint8 to (B, I, J) bool."""
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
-    return ((bits[..., None] & weights) != 0).flatten(-2)[..., :keys]
+    return ((bits[..., None] & _bit_weights(bits.device)) != 0).flatten(-2)[..., :keys]
+
+
+def _bit_weights(device: torch.device) -> Tensor:
+    """1, 2, 4, ..., 128 as uint8, made on the device: a copy from the host would wait for a GPU."""
+    return torch.ones(8, dtype=torch.uint8, device=device) << torch.arange(
+        8, dtype=torch.uint8, device=device
+    )
 
 
 def row_positions(positions: Tensor | None, queries: int, device: torch.device) -> Tensor:

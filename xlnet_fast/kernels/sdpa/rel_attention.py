@@ -1,5 +1,7 @@
 """Relative attention in plain PyTorch, chunk by chunk: any device, no extension.
 
+On a GPU :mod:`xlnet_fast.kernels.sdpa.few_launches` does the work; what follows is for a CPU.
+
 For a chunk of query rows i0..i1 only the rows r_p with p = j - i + L of its window are needed: one
 batched GEMM gives the (rows, window) position scores, and the shift is a strided view of them, row
 stride W - 1. Everything else is added to that chunk in place,
@@ -25,6 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from xlnet_fast.kernels.sdpa import few_launches, few_launches_backward
 from xlnet_fast.kernels.sdpa.common import (
     PackedKeys,
     accumulate_bmm,
@@ -204,6 +207,9 @@ def rel_attention_forward(
 
     ``stats`` are empty: this backend recomputes the scores in its backward pass.
     """
+    if few_launches.suits(streams[0].q):
+        few_launches.rel_attention_forward(keys, streams, outs, stats)
+        return
     packed = PackedKeys(keys, streams[0].mask.key_padding)
     for queries, out in zip(streams, outs, strict=True):
         attention = _Attention(keys, packed, queries)
@@ -254,6 +260,11 @@ def rel_attention_backward(
     r_s_bias and seg_embed; None where there is no such operand or nobody asks for its gradient.
     ``outs``, ``stats`` and ``deterministic`` are not needed here: the order of all sums is fixed.
     """
+    if few_launches.suits(streams[0].q):
+        few_launches_backward.rel_attention_backward(
+            keys, streams, outs, stats, grad_outs, grads, deterministic
+        )
+        return
     shared = grads[len(streams) :]
     packed = PackedKeys(keys, streams[0].mask.key_padding)
     totals = _Totals(packed, shared)
