@@ -22,16 +22,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-_NO_LAUNCH = frozenset(
-    "_reshape_alias _unsafe_view alias as_strided detach diagonal empty empty_like "
-    "empty_strided expand lift_fresh narrow new_empty new_empty_strided permute select set_ slice "
-    "split split_with_sizes squeeze t transpose unbind unfold unsqueeze view".split()
-)
+_NO_LAUNCH = {
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "empty",
+    "empty_like", "empty_strided", "expand", "lift_fresh", "narrow", "new_empty",
+    "new_empty_strided", "permute", "select", "set_", "slice", "split", "split_with_sizes",
+    "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+}  # fmt: skip
 _OPENED = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memories", "dropout")
 """Ops of this package, whose fakes would hide what they do."""
-_LOOKS = frozenset(
-    "_local_scalar_dense _unique2 equal is_nonzero item masked_select nonzero".split()
-)
+_LOOKS = {
+    "_local_scalar_dense", "_unique2", "equal", "is_nonzero", "item", "masked_select", "nonzero",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -87,6 +88,13 @@ class Ledger(TorchDispatchMode):
     def total(self) -> int:
         """Launches of all operators."""
         return self.launches.total()
+
+    def forget(self) -> None:
+        """Begin anew: what was made so far is given."""
+        self.launches.clear()
+        self.synchronisations.clear()
+        self._alive.clear()
+        self.peak_bytes = 0
 
     def __torch_dispatch__(
         self,

@@ -10,14 +10,18 @@ a kernel working on a tile makes that tile's mask alone. Philox is from Salmon e
 random numbers: as easy as 1, 2, 3" (SC 2011); `tl.philox` in Triton and Random123 compute the same
 function.
 
-Two implementations give identical bits: the compiled extension (CPU) and plain ATen in int64 (any
-device, traceable, no host synchronisation).
+Three implementations give identical bits: the compiled extension (CPU), a Triton kernel (GPU,
+registered by :mod:`xlnet_fast.ops`) and plain ATen in int64 (any device, traceable, no host
+synchronisation).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from xlnet_fast import _extension
@@ -28,6 +32,10 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
 _ROUNDS = 10
 _INT64 = range(-(2**63), 2**63)
+
+make_on_gpu: Callable[..., Tensor | None] | None = None
+"""What makes a mask where its seed is, on a GPU, with the arguments of :func:`keep_mask_aten` but
+the device; it may answer None. Set by whoever has a kernel: this layer knows none."""
 
 
 def keep_threshold(p: float) -> int:
@@ -83,6 +91,10 @@ def keep_mask(
     device = _device_of(seed) if device is None else torch.device(device)
     if device.type == "cpu" and not _is_tracing(seed) and _extension.load() is not None:
         return _keep_mask_compiled(int(seed), threshold, heads, rows, keys, batch_range)
+    if make_on_gpu is not None and _is_on_gpu(seed, device) and not _is_taken_apart():
+        made = make_on_gpu(seed, threshold, heads, rows, keys, batch_range)
+        if made is not None:
+            return made
     return keep_mask_aten(seed, threshold, heads, rows, keys, batch_range, device)
 
 
@@ -182,6 +194,21 @@ def _is_tracing(seed: Tensor | int) -> bool:
         or _get_current_dispatch_mode() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
         or (isinstance(seed, Tensor) and type(seed) is not Tensor)
+    )
+
+
+def _is_on_gpu(seed: Tensor | int, device: torch.device) -> bool:
+    """Whether `seed` is a CUDA tensor on the device where its mask is wanted."""
+    here = isinstance(seed, Tensor) and seed.device.type == "cuda" == device.type
+    return here and isinstance(seed, Tensor) and device.index in (None, seed.device.index)
+
+
+def _is_taken_apart() -> bool:
+    """Whether a tracer looks on that should see plain ATen: compile, export, make_fx, functorch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or get_proxy_mode() is not None
     )
 
 

@@ -19,27 +19,25 @@ _decided: dict[int, int] = {}
 def scores(device: torch.device, bytes_per_score: int) -> int:
     """Scores of a block on ``device``, for a pass that holds so many bytes for each.
 
-    Decided by the device's memory alone, so that the same GPU adds up the same sums in every run;
-    only where less than a quarter of a block's share of memory is free when a process first asks, by that.
+    A device's memory decides, so that the same GPU forms the same sums in every run. Only where less
+    than a quarter of it is free when a process first asks does a block take half of that; under
+    deterministic algorithms not even then.
     """
     held = _bytes(device) // bytes_per_score
     return min(MOST_SCORES, max(FEWEST_SCORES, held))
 
 
 def _bytes(device: torch.device) -> int:
-    """What a block may hold, decided once per device and process."""
+    """What a block may hold; what is free is asked once per device and process."""
     if device.type != "cuda" or not torch.cuda.is_available():
-        return MOST_SCORES * 8  # fake tensors; tests
+        return 2**40  # a fake tensor: nothing is held
     index = torch.cuda.current_device() if device.index is None else device.index
+    share = int(torch.cuda.get_device_properties(index).total_memory) // SHARE
+    if torch.are_deterministic_algorithms_enabled():
+        return share
     if index not in _decided:
-        total = torch.cuda.get_device_properties(index).total_memory
         if torch.cuda.is_current_stream_capturing():
-            return total // SHARE  # asking what is free is no part of a graph
-        free = torch.cuda.mem_get_info(index)[0] + _reusable(index)
-        _decided[index] = min(total // SHARE, free // 2)
+            return share  # asking is no part of a graph
+        unused = torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+        _decided[index] = min(share, (torch.cuda.mem_get_info(index)[0] + unused) // 2)
     return _decided[index]
-
-
-def _reusable(index: int) -> int:
-    """Bytes that PyTorch's allocator holds and nobody uses."""
-    return torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)

@@ -1,10 +1,10 @@
 """Relative attention in plain PyTorch for a GPU: as few launches as whole batches allow.
 
-The formula is that of :mod:`xlnet_fast.kernels.sdpa.rel_attention`. What a CPU's caches ask for, many
-small chunks, would leave a GPU waiting for its next launch; here one block holds all rows of as many
-batch elements as memory allows, and is
+The formula is that of :mod:`xlnet_fast.kernels.sdpa.rel_attention`. Many small chunks, as a CPU's
+caches want them, would leave a GPU waiting for its next launch; here one block holds all rows of as
+many batch elements as memory allows, and is
 
-    S = skew(q_r r^T) + c [seg differ];   S += q_w k^T;   S[hidden] = lowest;   P = softmax(S);   o = P v
+    S = skew(q_r r^T) + c [seg differ];  S += q_w k^T;  S[hidden] = lowest;  P = softmax(S);  o = P v
 
 Nothing is packed: in XLNet's layout, (S, B, N, D) in memory, batch and heads are one dimension of a
 batched GEMM as they lie, and so are rows and batch for r. The position scores of a block are made in
@@ -22,18 +22,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from xlnet_fast.kernels.sdpa import budget
-from xlnet_fast.masks import HIDDEN_SCORE, clear_padded, take_rows
+from xlnet_fast.masks import HIDDEN_SCORE, take_rows
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.philox import keep_mask
 
 LAUNCH_BOUND = 2**18
-"""Scores of a block up to which its position scores are made at once: the GPU waits for launches."""
+"""Scores of a block up to which its position scores are made at once: launches take the time."""
 PARTS = 2
 ALIGNMENT = 8
 """Columns of position scores are a multiple of it where r has rows to spare: 16 bytes in half
@@ -77,24 +78,37 @@ class Part:
 
 
 class Shared:
-    """Keys, values and positions of a call, for all of its streams."""
+    """Keys, values and positions of a call, for all of its streams.
+
+    Keys and values are made ready when they are first needed: a block's position scores, which are
+    the largest of all, come before them.
+    """
 
     def __init__(self, keys: Keys, key_padding: Tensor | None) -> None:
+        self._keys, self._key_padding = keys, key_padding
         self.count, self.current, self.memory = keys.count, keys.current, keys.memory_length
         self.scale, self.dropout_p, self.segments = keys.scale, keys.dropout_p, keys.segments
         self.factor = 1.0 / (1.0 - keys.dropout_p)
-        self.k = mergeable(
-            clear_padded(_joined(keys.k_memory, keys.k), key_padding)
-        )  # (B, J, N, D)
-        self.v = mergeable(
-            clear_padded(_joined(keys.v_memory, keys.v), key_padding)
-        )  # (B, J, N, D)
         missing = self.current + self.count - keys.r.shape[1]
         # "uni" lacks the rows of hidden keys.
         self.r = F.pad(keys.r, (0, 0, 0, 0, 0, missing)) if missing > 0 else keys.r  # (G, P, N, D)
         self.difference = None  # (N, D)
         if keys.segments is not None and keys.seg_embed is not None:
             self.difference = keys.seg_embed[1] - keys.seg_embed[0]
+
+    @cached_property
+    def k(self) -> Tensor:
+        """(B, J, N, D), mergeable."""
+        return self._ready(self._keys.k_memory, self._keys.k)
+
+    @cached_property
+    def v(self) -> Tensor:
+        """(B, J, N, D), mergeable."""
+        return self._ready(self._keys.v_memory, self._keys.v)
+
+    def _ready(self, memory: Tensor | None, current: Tensor) -> Tensor:
+        """Of both sources, finite where padded."""
+        return mergeable(_cleared(_joined(memory, current), self._key_padding))
 
 
 class Stream:
@@ -153,19 +167,23 @@ class Stream:
     def scores(self, block: Block, differ: Tensor | None) -> Tensor:
         """Scaled, masked scores of a block, (b, N, rows, J) contiguous."""
         shared, segment_score = self.shared, self._segment_score(block)
-        q_r = self.biased(block, self.r_r_bias)
+        q_r: Tensor | None = self.biased(block, self.r_r_bias)
         shape = (block.b1 - block.b0, self.heads, block.i1 - block.i0, shared.count)
-        scores = q_r.new_empty(shape)
+        scores = None
         for part in self.parts(block):
+            assert q_r is not None
             rows = slice(part.a0, part.a1)
-            position = self._position_scores(block, part, q_r)
+            table = self._table(block, part, q_r)  # the largest tensor beside the scores
+            q_r = None if part.a1 == shape[2] else q_r
+            scores = table.new_empty(shape) if scores is None else scores
+            position = self._shifted(table, block, part)
             if segment_score is None or differ is None:
                 scores[:, :, rows] = position
             else:
                 of_rows = (differ[:, None, rows], segment_score[:, :, rows])
                 torch.addcmul(position, *of_rows, out=scores[:, :, rows])
-            del position  # the largest tensor beside the scores
-        del q_r
+            del table, position
+        assert scores is not None
         q_w = merge(self.biased(block, self.r_w_bias).transpose(0, 1))
         k = merge(shared.k[block.elements])
         scores.flatten(0, 1).baddbmm_(q_w, k.transpose(1, 2), alpha=shared.scale)
@@ -233,16 +251,17 @@ class Stream:
         """Rows of a block's (rows, b, N, D) that multiply the same r, (N, a * b, D)."""
         return x[part.a0 : part.a1].flatten(0, 1).transpose(0, 1)
 
-    def _position_scores(self, block: Block, part: Part, q_r: Tensor) -> Tensor:
-        """Scaled, (b, N, a, J): a view of running positions, a tensor of arbitrary ones."""
-        b, rows = block.b1 - block.b0, part.a1 - part.a0
-        table = q_r.new_empty(self.heads, rows * b, part.width)
+    def _table(self, block: Block, part: Part, q_r: Tensor) -> Tensor:
+        """Scaled position scores of a part's rows with its rows of r, (N, a * b, width)."""
+        table = q_r.new_empty(self.heads, (part.a1 - part.a0) * q_r.shape[1], part.width)
         window = self.window(block, part).transpose(1, 2)
-        table.baddbmm_(self.of_part(q_r, part), window, beta=0, alpha=self.shared.scale)
+        return table.baddbmm_(self.of_part(q_r, part), window, beta=0, alpha=self.shared.scale)
+
+    def _shifted(self, table: Tensor, block: Block, part: Part) -> Tensor:
+        """A table read at p, (b, N, a, J): a view for running positions, else a tensor."""
         if self.positions is None:
             return self.skewed(table, block, part)
-        by_row = table.view(self.heads, rows, b, part.width).permute(2, 0, 1, 3)
-        return by_row.gather(-1, self.shift_index(block, part))
+        return by_row(table, part).gather(-1, self.shift_index(block, part))
 
     def skewed(self, table: Tensor, block: Block, part: Part) -> Tensor:
         """View (b, N, a, J) of a table (N, a * b, width), read at p = j - i + L."""
@@ -260,6 +279,11 @@ class Stream:
         key = torch.arange(self.shared.count, device=positions.device)
         index = key - positions.clamp(0, last)[:, :, None] + self.shared.current
         return index[:, None].expand(-1, self.heads, -1, -1)
+
+
+def by_row(table: Tensor, part: Part) -> Tensor:
+    """View (b, N, a, width) of a table (N, a * b, width)."""
+    return table.unflatten(1, (part.a1 - part.a0, -1)).permute(2, 0, 1, 3)
 
 
 def rel_attention_forward(
@@ -286,6 +310,14 @@ def _joined(memory: Tensor | None, current: Tensor) -> Tensor:
     if memory is None:
         return current
     return torch.cat([memory.transpose(0, 1), current.transpose(0, 1)]).transpose(0, 1)
+
+
+def _cleared(x: Tensor, key_padding: Tensor | None) -> Tensor:
+    """:func:`xlnet_fast.masks.clear_padded`, in the layout of x and without a third tensor."""
+    if key_padding is None:
+        return x
+    finite = torch.nan_to_num(x, 0.0, 0.0, 0.0)
+    return torch.where(key_padding[:, :, None, None], finite, x, out=finite)
 
 
 def is_mergeable(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ from xlnet_fast.kernels.sdpa.few_launches import (
     Shared,
     Stream,
     add_product,
+    by_row,
     is_mergeable,
     merge,
 )
@@ -48,10 +49,8 @@ class _KeySum:
         flat = merge(self.total[block.elements])
         if self.once:
             flat.baddbmm_(a, b, beta=0, alpha=alpha)
-        elif flat.dtype == a.dtype:
-            flat.baddbmm_(a, b, alpha=alpha)
         else:
-            flat.add_(torch.bmm(a, b), alpha=alpha)
+            _accumulate(flat, a, b, alpha)
 
     def write(self) -> None:
         """The sum to the gradients of both sources."""
@@ -158,24 +157,26 @@ def _position_grads(
     d_scores = d_scores.view(b, stream.heads, -1, shared.count)
     q_r = None if dr is None else stream.biased(block, stream.r_r_bias)
     for part in stream.parts(block):
-        rows = part.a1 - part.a0
-        d_table = d_scores.new_zeros(stream.heads, rows * b, part.width)
+        d_table = d_scores.new_zeros(stream.heads, (part.a1 - part.a0) * b, part.width)
         d_part = d_scores[:, :, part.a0 : part.a1]
         if stream.positions is None:
             stream.skewed(d_table, block, part).copy_(d_part)
         else:
-            by_row = d_table.view(stream.heads, rows, b, part.width).permute(2, 0, 1, 3)
-            by_row.scatter_(-1, stream.shift_index(block, part), d_part)
+            by_row(d_table, part).scatter_(-1, stream.shift_index(block, part), d_part)
         target = stream.of_part(dq_r, part)  # a view: dq_r is contiguous
         target.baddbmm_(d_table, stream.window(block, part), beta=0, alpha=shared.scale)
-        if dr is None or q_r is None:
-            continue
-        total = dr[block.group].narrow(1, part.start, part.width)
-        flat = stream.of_part(q_r, part)
-        if total.dtype == flat.dtype:
-            total.baddbmm_(d_table.transpose(1, 2), flat, alpha=shared.scale)
-        else:
-            total.add_(torch.bmm(d_table.transpose(1, 2), flat), alpha=shared.scale)
+        if dr is not None and q_r is not None:
+            rows = dr[block.group].narrow(1, part.start, part.width)
+            _accumulate(rows, d_table.transpose(1, 2), stream.of_part(q_r, part), shared.scale)
+        del d_table, d_part  # before the next is made
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:
+    """total += alpha a @ b, all batches of matrices, total possibly wider than a."""
+    if total.dtype == a.dtype:
+        total.baddbmm_(a, b, alpha=alpha)
+    else:
+        total.add_(torch.bmm(a, b), alpha=alpha)
 
 
 def _query_grads(

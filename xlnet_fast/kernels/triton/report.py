@@ -39,7 +39,7 @@ scalars of the loops over tiles rather than narrow its schedule (docs/measured.m
 
 PRAISE = "compilations: no spill in a loop, shared memory within each chip's limit"
 ARCHS = (80, 86, 89, 90, 100)
-MODULES = ("rel_attention", "masked_softmax", "concat_memory")
+MODULES = ("rel_attention", "masked_softmax", "concat_memory", "philox")
 """Modules of `kernels/triton` with a function `compilations(arch)`, in the order of the report."""
 
 

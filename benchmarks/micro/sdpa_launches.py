@@ -1,0 +1,227 @@
+"""Launches and peak memory of backend ``sdpa`` on a GPU, beside Hugging Face's, counted without one.
+
+    python -m benchmarks.micro.sdpa_launches [--dtype bf16] [--plain]
+
+A layer's launches are those between a layer's input and its output in a model of two, forward in
+inference and forward and backward in training with dropout. Peak memory is that of the attention
+alone, which holds what grows with the square of the length, and in brackets that of the model of two
+layers with all its linear layers and gradients: bytes of live tensors made on the way, without
+parameters and inputs. How they are counted: benchmarks/launches.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import XLNetConfig, XLNetModel
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
+
+import xlnet_fast
+from xlnet_fast.hf import inputs
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.ops import rel_attention
+
+from ..launches import Ledger, fake_gpu
+
+DROPOUT = 0.1
+HEAD_DIM = 64
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+KINDS = ("hf", "sdpa")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of an input; with ``extras`` padding and segments."""
+
+    batch: int
+    length: int
+    heads: int
+    extras: bool = True
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def name(self) -> str:
+        """As the tables have it."""
+        return f"{self.batch}x{self.length}, {self.heads} heads"
+
+
+CASES = (Case(1, 128, 12), Case(8, 512, 12), Case(32, 512, 16), Case(4, 4096, 16))
+
+
+@dataclass(frozen=True)
+class Count:
+    """Launches forward and in all, peak bytes, and operators that would wait for the GPU."""
+
+    forward: int
+    total: int
+    peak_bytes: int
+    synchronisations: tuple[str, ...]
+
+
+def count_layer(kind: str, case: Case, train: bool) -> Count:
+    """Launches of the second layer of two; peak and synchronisations of the whole model.
+
+    Args:
+        kind: "hf", or "sdpa" for an accelerated model.
+        train: forward and backward with dropout; else forward without gradients.
+    """
+    width = case.heads * HEAD_DIM
+    config = XLNetConfig(
+        vocab_size=8, d_model=width, n_layer=2, n_head=case.heads, d_inner=4 * width,
+        dropout=DROPOUT,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = XLNetModel(config).to(case.dtype).train(train)
+    # PyTorch's backward pass wants a real GPU; the attention is on a fake one nonetheless (Ledger).
+    with _fakes("cpu" if train else "cuda") as device, Ledger() as ledger:
+        model.to_empty(device=device)
+        ledger.forget()
+        if kind != "hf":
+            model = xlnet_fast.accelerate(model, backend=kind)
+        marks: list[int] = []
+        layer = model.layer[1]
+        layer.register_forward_pre_hook(lambda *_: marks.append(ledger.total))
+        if train:
+            layer.register_forward_hook(lambda _, given, made: _mark_backward(given, made, mark))
+        layer.register_forward_hook(lambda *_: marks.append(ledger.total))
+
+        def mark(grad: Any) -> None:
+            marks.append(ledger.total)
+
+        hidden = torch.empty(case.batch, case.length, width, dtype=case.dtype)
+        with torch.set_grad_enabled(train):
+            out = model(inputs_embeds=hidden, use_mems=False, **_extras(case)).last_hidden_state
+        if train:
+            out.backward(torch.empty_like(out))
+    forward = marks[1] - marks[0]
+    backward = marks[3] - marks[2] if train else 0
+    return Count(forward, forward + backward, ledger.peak_bytes, tuple(ledger.synchronisations))
+
+
+def _mark_backward(given: Any, made: Any, mark: Any) -> None:
+    """Note when the backward pass enters a layer, and when it has left it."""
+    made[0].register_hook(mark)
+    given[0].register_hook(mark)
+
+
+def _extras(case: Case) -> dict[str, torch.Tensor]:
+    if not case.extras:
+        return {}
+    shape = (case.batch, case.length)
+    return {"attention_mask": torch.ones(shape), "token_type_ids": torch.zeros(shape).long()}
+
+
+@contextmanager
+def _fakes(device: str) -> Iterator[torch.device]:
+    """Fake tensors, made on ``device`` by default, whose values nobody asks for."""
+    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    unseen = mock.patch.object(inputs, "_cannot_look", lambda x: True)
+    with unseen, fake_gpu(), torch.device(place):
+        yield place
+
+
+def count_attention(kind: str, case: Case, train: bool) -> Count:
+    """The attention alone: all but the projections of an attention layer; arguments as above."""
+    batch, length, heads = case.batch, case.length, case.heads
+    with _fakes("cpu" if train else "cuda"), Ledger() as ledger:
+
+        def operand(*shape: int) -> torch.Tensor:
+            return torch.empty(*shape, heads, HEAD_DIM, dtype=case.dtype, requires_grad=train)
+
+        q, k, v = (operand(length, batch) for _ in range(3))
+        r, seg_embed = operand(2 * length, 1), operand(2)
+        biases = {name: operand() for name in ("r_w_bias", "r_r_bias", "r_s_bias")}
+        attend = _attend_hf if kind == "hf" else _attend_ours
+        run = attend(case, q, k, v, r, seg_embed, biases, DROPOUT if train else 0.0, kind)
+        ledger.forget()
+        with torch.set_grad_enabled(train):
+            out = run()
+        forward = ledger.total
+        if train:
+            out.backward(torch.empty_like(out))
+    return Count(forward, ledger.total, ledger.peak_bytes, tuple(ledger.synchronisations))
+
+
+def _attend_hf(
+    case: Case, q: Any, k: Any, v: Any, r: Any, seg_embed: Any, biases: Any, dropout: float,
+    kind: str,
+) -> Any:  # fmt: skip
+    """HF's core, unchanged, on tensors in the place of a module's parameters."""
+    batch, length = case.batch, case.length
+    module = SimpleNamespace(
+        **biases, seg_embed=seg_embed, scale=HEAD_DIM**-0.5, dropout=nn.Dropout(dropout),
+        rel_shift_bnij=XLNetRelativeAttention.rel_shift_bnij,
+    )  # fmt: skip
+    mask = segments = None
+    if case.extras:
+        mask = torch.empty(length, length, batch, 1, dtype=case.dtype)
+        segments = torch.empty(length, length, batch, 2, dtype=case.dtype)
+    table = r.expand(-1, batch, -1, -1)
+    core: Any = XLNetRelativeAttention.rel_attn_core
+    return lambda: core(module, q, k, v, table, seg_mat=segments, attn_mask=mask)
+
+
+def _attend_ours(
+    case: Case, q: Any, k: Any, v: Any, r: Any, seg_embed: Any, biases: Any, dropout: float,
+    kind: str,
+) -> Any:  # fmt: skip
+    options: dict[str, Any] = {}
+    if case.extras:
+        ids = torch.empty(case.batch, case.length, dtype=torch.long)
+        padding = torch.empty(case.batch, case.length, dtype=torch.bool)
+        options = {
+            "r_s_bias": biases["r_s_bias"], "seg_embed": seg_embed, "segments_q": ids,
+            "segments_k": ids, "mask": AttentionMask(key_padding=padding, see_self=True),
+        }  # fmt: skip
+    if dropout:
+        options |= {"dropout_p": dropout, "seed": torch.empty(1, dtype=torch.long)}
+    operands = [x.transpose(0, 1) for x in (q, k, v, r)]
+    vectors = (biases["r_w_bias"], biases["r_r_bias"])
+    return lambda: rel_attention(*operands, *vectors, **options, backend=kind)
+
+
+def table_of(cases: tuple[Case, ...]) -> Table:
+    """A row for each case and pass: launches of a layer and of its attention, and peaks."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("case", "pass"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("layer HF", "ours", "attention HF", "ours", "peak MiB HF", "ours"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case in cases:
+        for train in (False, True):
+            layer = [count_layer(kind, case, train) for kind in KINDS]
+            alone = [count_attention(kind, case, train) for kind in KINDS]
+            peaks = [
+                f"{inner.peak_bytes / 2**20:,.1f} ({outer.peak_bytes / 2**20:,.1f})"
+                for inner, outer in zip(alone, layer, strict=True)
+            ]
+            counts = [str(count.total) for count in (*layer, *alone)]
+            table.add_row(case.name, "training" if train else "inference", *counts, *peaks)
+    return table
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="sdpa_launches", description=__doc__.split("\n")[0])
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
+    parser.add_argument("--plain", action="store_true", help="without padding and segments")
+    options = parser.parse_args()
+    cases = tuple(
+        Case(case.batch, case.length, case.heads, not options.plain, DTYPES[options.dtype])
+        for case in CASES
+    )
+    Console(width=120).print(table_of(cases))
+
+
+if __name__ == "__main__":
+    main()
