@@ -1,4 +1,4 @@
-"""Launches and peak memory of backend ``sdpa`` on a GPU, beside Hugging Face's, counted without one.
+"""Launches and peak memory of backend ``sdpa`` on a GPU, beside HF's, counted without one.
 
     python -m benchmarks.micro.sdpa_launches [--dtype bf16] [--plain]
 
@@ -80,11 +80,10 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
         vocab_size=8, d_model=width, n_layer=2, n_head=case.heads, d_inner=4 * width,
         dropout=DROPOUT,
     )  # fmt: skip
-    with torch.device("meta"):
-        model = XLNetModel(config).to(case.dtype).train(train)
     # PyTorch's backward pass wants a real GPU; the attention is on a fake one nonetheless (Ledger).
-    with _fakes("cpu" if train else "cuda") as device, Ledger() as ledger:
-        model.to_empty(device=device)
+    device = torch.device("cpu") if train else torch.device("cuda", 0)
+    with _fakes(), Ledger() as ledger:
+        model = _model(config, case.dtype, device).train(train)
         ledger.forget()
         if kind != "hf":
             model = xlnet_fast.accelerate(model, backend=kind)
@@ -98,14 +97,26 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
         def mark(grad: Any) -> None:
             marks.append(ledger.total)
 
-        hidden = torch.empty(case.batch, case.length, width, dtype=case.dtype)
+        hidden = torch.empty(case.batch, case.length, width, dtype=case.dtype, device=device)
         with torch.set_grad_enabled(train):
-            out = model(inputs_embeds=hidden, use_mems=False, **_extras(case)).last_hidden_state
+            out = model(
+                inputs_embeds=hidden, use_mems=False, **_extras(case, device)
+            ).last_hidden_state
         if train:
             out.backward(torch.empty_like(out))
     forward = marks[1] - marks[0]
     backward = marks[3] - marks[2] if train else 0
     return Count(forward, forward + backward, ledger.peak_bytes, tuple(ledger.synchronisations))
+
+
+def _model(config: XLNetConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model of fake parameters; ``Module.to`` cannot move them."""
+    model = XLNetModel(config)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            moved = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(moved))
+    return model
 
 
 def _mark_backward(given: Any, made: Any, mark: Any) -> None:
@@ -114,29 +125,32 @@ def _mark_backward(given: Any, made: Any, mark: Any) -> None:
     given[0].register_hook(mark)
 
 
-def _extras(case: Case) -> dict[str, torch.Tensor]:
+def _extras(case: Case, device: torch.device) -> dict[str, torch.Tensor]:
     if not case.extras:
         return {}
     shape = (case.batch, case.length)
-    return {"attention_mask": torch.ones(shape), "token_type_ids": torch.zeros(shape).long()}
+    return {
+        "attention_mask": torch.ones(shape, device=device),
+        "token_type_ids": torch.zeros(shape, dtype=torch.long, device=device),
+    }
 
 
 @contextmanager
-def _fakes(device: str) -> Iterator[torch.device]:
-    """Fake tensors, made on ``device`` by default, whose values nobody asks for."""
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    unseen = mock.patch.object(inputs, "_cannot_look", lambda x: True)
-    with unseen, fake_gpu(), torch.device(place):
-        yield place
+def _fakes() -> Iterator[None]:
+    """Fake tensors, whose values nobody asks for."""
+    with mock.patch.object(inputs, "_cannot_look", lambda x: True), fake_gpu():
+        yield
 
 
 def count_attention(kind: str, case: Case, train: bool) -> Count:
     """The attention alone: all but the projections of an attention layer; arguments as above."""
     batch, length, heads = case.batch, case.length, case.heads
-    with _fakes("cpu" if train else "cuda"), Ledger() as ledger:
+    device = torch.device("cpu") if train else torch.device("cuda", 0)
+    with _fakes(), Ledger() as ledger:
 
         def operand(*shape: int) -> torch.Tensor:
-            return torch.empty(*shape, heads, HEAD_DIM, dtype=case.dtype, requires_grad=train)
+            x = torch.empty(*shape, heads, HEAD_DIM, dtype=case.dtype, device=device)
+            return x.requires_grad_(train)
 
         q, k, v = (operand(length, batch) for _ in range(3))
         r, seg_embed = operand(2 * length, 1), operand(2)
@@ -164,8 +178,8 @@ def _attend_hf(
     )  # fmt: skip
     mask = segments = None
     if case.extras:
-        mask = torch.empty(length, length, batch, 1, dtype=case.dtype)
-        segments = torch.empty(length, length, batch, 2, dtype=case.dtype)
+        mask = q.new_empty(length, length, batch, 1)
+        segments = q.new_empty(length, length, batch, 2)
     table = r.expand(-1, batch, -1, -1)
     core: Any = XLNetRelativeAttention.rel_attn_core
     return lambda: core(module, q, k, v, table, seg_mat=segments, attn_mask=mask)
@@ -177,14 +191,14 @@ def _attend_ours(
 ) -> Any:  # fmt: skip
     options: dict[str, Any] = {}
     if case.extras:
-        ids = torch.empty(case.batch, case.length, dtype=torch.long)
-        padding = torch.empty(case.batch, case.length, dtype=torch.bool)
+        ids = q.new_empty(case.batch, case.length, dtype=torch.long)
+        padding = ids < 0
         options = {
             "r_s_bias": biases["r_s_bias"], "seg_embed": seg_embed, "segments_q": ids,
             "segments_k": ids, "mask": AttentionMask(key_padding=padding, see_self=True),
         }  # fmt: skip
     if dropout:
-        options |= {"dropout_p": dropout, "seed": torch.empty(1, dtype=torch.long)}
+        options |= {"dropout_p": dropout, "seed": q.new_empty(1, dtype=torch.long)}
     operands = [x.transpose(0, 1) for x in (q, k, v, r)]
     vectors = (biases["r_w_bias"], biases["r_r_bias"])
     return lambda: rel_attention(*operands, *vectors, **options, backend=kind)
