@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 _NO_LAUNCH = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "empty",
@@ -83,6 +83,7 @@ class Ledger(TorchDispatchMode):
         self.synchronisations: list[str] = []
         self.peak_bytes = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._at_most = 0  # bytes alive, with what is gone since it was last looked at
 
     @property
     def total(self) -> int:
@@ -94,7 +95,7 @@ class Ledger(TorchDispatchMode):
         self.launches.clear()
         self.synchronisations.clear()
         self._alive.clear()
-        self.peak_bytes = 0
+        self.peak_bytes = self._at_most = 0
 
     def __torch_dispatch__(
         self,
@@ -123,7 +124,7 @@ class Ledger(TorchDispatchMode):
 
     def _open(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The op's own code, on a GPU; its result is where its first operand is."""
-        place = next(x.device for x in tree_leaves(args) if isinstance(x, Tensor))
+        place = next(_tensors(args)).device
         moved = tree_map_only(Tensor, lambda x: _like(x, torch.device("cuda", 0)), (args, kwargs))
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
         with self:
@@ -134,13 +135,29 @@ class Ledger(TorchDispatchMode):
 
     def _hold(self, result: Any, given: Any) -> None:
         """Enter the memory of results that is not that of what was given."""
-        known = {x.untyped_storage()._cdata for x in tree_leaves(given) if isinstance(x, Tensor)}
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in known:
+        known = {x.untyped_storage()._cdata for x in _tensors(given)}
+        for x in _tensors(result):
+            storage = x.untyped_storage()
+            if storage._cdata not in known:
+                _, before = self._alive.get(storage._cdata, (None, 0))
                 self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self._at_most += storage.nbytes() - before
         storage = None  # or it would be found alive
-        self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
-        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._alive.values()))
+        if self._at_most > self.peak_bytes:  # only then does it matter what is gone
+            self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
+            self._at_most = sum(size for _, size in self._alive.values())
+            self.peak_bytes = max(self.peak_bytes, self._at_most)
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    """Those in nested arguments or results."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (tuple, list)):
+        for part in x:
+            yield from _tensors(part)
+    elif isinstance(x, dict):
+        yield from _tensors(tuple(x.values()))
 
 
 def _like(x: Tensor, device: torch.device) -> Tensor:
@@ -153,7 +170,7 @@ def _waits(name: str, args: Any, kwargs: Any, result: Any) -> bool:
     """Whether an operator reads values on the host, or moves a tensor to it or from it."""
     if name in _LOOKS:
         return True
-    tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+    tensors = list(_tensors((args, kwargs, result)))
     if not name.startswith(("_to_copy", "copy")):
         # A single number on the host is an argument of a kernel.
         tensors = [x for x in tensors if x.dim() > 0]

@@ -107,8 +107,8 @@ class AttentionMask:
             parts.append(self.rank_q[:, rows, None] <= self.rank_k[:, None, :])
         if self.bits is not None:
             parts.append(unpack_bits(self.bits[:, rows], keys))
-        position = key = None
-        if positions is not None and (self.causal or self.see_self):
+        if self.causal or self.see_self:
+            assert positions is not None
             key = torch.arange(keys, device=positions.device)
             position = positions[:, rows, None]  # (B or 1, rows, 1)
         if self.causal:

@@ -2,11 +2,10 @@
 
     python -m benchmarks.micro.sdpa_launches [--dtype bf16] [--plain]
 
-A layer's launches are those between a layer's input and its output in a model of two, forward in
-inference and forward and backward in training with dropout. Peak memory is that of the attention
-alone, which holds what grows with the square of the length, and in brackets that of the model of two
-layers with all its linear layers and gradients: bytes of live tensors made on the way, without
-parameters and inputs. How they are counted: benchmarks/launches.py.
+A layer's launches are those between its input and its output, forward in inference, forward and
+backward in training with dropout. Peak memory is that of the attention alone, and in brackets that
+of a model of one layer, with its linear layers and all gradients: bytes of live tensors made on the
+way, without parameters and inputs. How it is counted: benchmarks/launches.py.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Count:
 
 
 def count_layer(kind: str, case: Case, train: bool) -> Count:
-    """Launches of the second layer of two; peak and synchronisations of the whole model.
+    """Launches of a layer; peak and synchronisations of a model that has only this one.
 
     Args:
         kind: "hf", or "sdpa" for an accelerated model.
@@ -77,7 +76,7 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
     """
     width = case.heads * HEAD_DIM
     config = XLNetConfig(
-        vocab_size=8, d_model=width, n_layer=2, n_head=case.heads, d_inner=4 * width,
+        vocab_size=8, d_model=width, n_layer=1, n_head=case.heads, d_inner=4 * width,
         dropout=DROPOUT,
     )  # fmt: skip
     # PyTorch's backward pass wants a real GPU; the attention is on a fake one nonetheless (Ledger).
@@ -88,7 +87,7 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
         if kind != "hf":
             model = xlnet_fast.accelerate(model, backend=kind)
         marks: list[int] = []
-        layer = model.layer[1]
+        (layer,) = model.layer
         layer.register_forward_pre_hook(lambda *_: marks.append(ledger.total))
         if train:
             layer.register_forward_hook(lambda _, given, made: _mark_backward(given, made, mark))
@@ -98,6 +97,7 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
             marks.append(ledger.total)
 
         hidden = torch.empty(case.batch, case.length, width, dtype=case.dtype, device=device)
+        hidden.requires_grad_(train)
         with torch.set_grad_enabled(train):
             out = model(
                 inputs_embeds=hidden, use_mems=False, **_extras(case, device)
@@ -111,7 +111,8 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
 
 def _model(config: XLNetConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """A model of fake parameters; ``Module.to`` cannot move them."""
-    model = XLNetModel(config)
+    with mock.patch.object(XLNetModel, "init_weights", return_value=None):
+        model = XLNetModel(config)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             moved = torch.empty(parameter.shape, dtype=dtype, device=device)
@@ -138,7 +139,7 @@ def _extras(case: Case, device: torch.device) -> dict[str, torch.Tensor]:
 @contextmanager
 def _fakes() -> Iterator[None]:
     """Fake tensors, whose values nobody asks for."""
-    with mock.patch.object(inputs, "_cannot_look", lambda x: True), fake_gpu():
+    with mock.patch.object(inputs, "_cannot_look", return_value=True), fake_gpu():
         yield
 
 

@@ -19,9 +19,9 @@ _decided: dict[int, int] = {}
 def scores(device: torch.device, bytes_per_score: int) -> int:
     """Scores of a block on ``device``, for a pass that holds so many bytes for each.
 
-    A device's memory decides, so that the same GPU forms the same sums in every run. Only where less
-    than a quarter of it is free when a process first asks does a block take half of that; under
-    deterministic algorithms not even then.
+    A device's memory decides, so that the same GPU forms the same sums in every run. Only where
+    less than a quarter of it is free when a process first asks does a block take half of that;
+    under deterministic algorithms not even then.
     """
     held = _bytes(device) // bytes_per_score
     return min(MOST_SCORES, max(FEWEST_SCORES, held))

@@ -4,15 +4,16 @@ The formula is that of :mod:`xlnet_fast.kernels.sdpa.rel_attention`. Many small 
 caches want them, would leave a GPU waiting for its next launch; here one block holds all rows of as
 many batch elements as memory allows, and is
 
-    S = skew(q_r r^T) + c [seg differ];  S += q_w k^T;  S[hidden] = lowest;  P = softmax(S);  o = P v
+    S = skew(q_r r^T) + c [seg differ];   S += q_w k^T;   S[hidden] = lowest
+    P = softmax(S);   o = P v
 
 Nothing is packed: in XLNet's layout, (S, B, N, D) in memory, batch and heads are one dimension of a
-batched GEMM as they lie, and so are rows and batch for r. The position scores of a block are made in
-``PARTS`` parts, since one of ``rows`` rows is J + rows wide.
+batched GEMM as they lie, and so are rows and batch for r. The position scores of a block are made
+in ``PARTS`` parts, since those of so many rows are J + rows wide.
 
-Every product is scaled by its GEMM. A hidden score is overwritten after the products, so that NaN in
-a hidden key never shows, and fp16 needs no wider scores. Nothing here looks at a tensor's values: no
-synchronisation, and a CUDA graph can capture it.
+Every product is scaled by its GEMM. A hidden score is overwritten after the products, so that fp16
+needs no wider scores. Nothing here looks at a tensor's values: no synchronisation, and a CUDA graph
+can capture it.
 
 Letters: B batch, N heads, I query rows, J keys, M memory keys, L = J - M, D head dim, G groups of r,
 P rows of r; b and rows are those of a block.
@@ -211,7 +212,8 @@ class Stream:
         if self.segments is None or self.shared.segments is None or self.shared.difference is None:
             return None
         of_keys = self.shared.segments[block.elements]
-        return self.segments[block.index][:, :, None] != of_keys[:, None, :]
+        differ: Tensor = self.segments[block.index][:, :, None] != of_keys[:, None, :]
+        return differ
 
     def _segment_score(self, block: Block) -> Tensor | None:
         """What a differing segment adds, (b, N, rows, 1)."""

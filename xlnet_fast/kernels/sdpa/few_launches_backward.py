@@ -67,18 +67,28 @@ class _KeySum:
 class _Totals:
     """Gradients of what the streams share; None: nobody asked."""
 
-    def __init__(self, shared: Shared, grads: Sequence[Tensor | None], once: bool) -> None:
+    def __init__(
+        self, shared: Shared, grads: Sequence[Tensor | None], once: bool, r_once: bool
+    ) -> None:
+        """``once``: keys, and ``r_once``: rows of r are added to by one product only."""
         k, v, k_memory, v_memory, r, *_ = grads
         self.k = _KeySum(shared.k, k_memory, k, once)
         self.v = _KeySum(shared.v, v_memory, v, once)
         wide = wide_dtype(shared.k)
-        groups, _, heads, dim = shared.r.shape
-        self.r = None  # (G, N, L + J, D)
-        if r is not None:
-            rows = shared.current + shared.count
-            self.r = shared.r.new_zeros(groups, heads, rows, dim, dtype=wide)
+        self._shared, self._r_dtype = shared, shared.r.dtype if r_once else wide
+        self._r: Tensor | None = None
+        self.wants_r = r is not None
         # r_w_bias, r_r_bias, r_s_bias, seg_embed[1] - seg_embed[0]: (4, N, D)
-        self.vectors = shared.k.new_zeros(4, heads, dim, dtype=wide)
+        self.vectors = shared.r.new_zeros(4, *shared.r.shape[2:], dtype=wide)
+
+    @property
+    def r(self) -> Tensor:
+        """(G, N, L + J, D), made when first needed: after the peak of memory of a pass."""
+        if self._r is None:
+            groups, _, heads, dim = self._shared.r.shape
+            rows = self._shared.current + self._shared.count
+            self._r = self._shared.r.new_zeros(groups, heads, rows, dim, dtype=self._r_dtype)
+        return self._r
 
 
 def rel_attention_backward(
@@ -98,8 +108,11 @@ def rel_attention_backward(
         stream = Stream(keys, shared, queries)
         size = budget.BACKWARD_TENSORS * queries.q.element_size()
         work.append((stream, list(stream.blocks(size))))
-    once = len(work) == 1 and all(block.i1 - block.i0 == work[0][0].queries for block in work[0][1])
-    totals = _Totals(shared, shared_grads, once)
+    stream, blocks = work[0]
+    once = len(work) == 1 and all(block.i1 - block.i0 == stream.queries for block in blocks)
+    r_once = once and len(blocks) == shared.r.shape[0]
+    r_once = r_once and all(len(list(stream.parts(block))) == 1 for block in blocks)
+    totals = _Totals(shared, shared_grads, once, r_once)
     for (stream, blocks), grad_out, grad_q in zip(work, grad_outs, grads, strict=False):
         if stream.positions is not None:
             grad_out = grad_out.masked_fill((stream.positions < 0)[:, :, None, None], 0)
@@ -144,18 +157,18 @@ def _block_backward(
     if totals.k.wanted:
         q_w = merge(stream.biased(block, stream.r_w_bias).transpose(0, 1))
         totals.k.add(block, d_scores.transpose(1, 2), q_w, shared.scale)
-    _position_grads(stream, block, d_scores, dq[1], totals.r)
+    _position_grads(stream, block, d_scores, dq[1], totals)
     del d_scores
     _query_grads(stream, block, dq, d_segment, totals.vectors, grad_q)
 
 
 def _position_grads(
-    stream: Stream, block: Block, d_scores: Tensor, dq_r: Tensor, dr: Tensor | None
+    stream: Stream, block: Block, d_scores: Tensor, dq_r: Tensor, totals: _Totals
 ) -> None:
-    """A block's gradient of the position scores to dq_r (rows, b, N, D) and dr (G, N, R, D)."""
+    """A block's gradient of the position scores to dq_r (rows, b, N, D) and to that of r."""
     shared, b = stream.shared, block.b1 - block.b0
     d_scores = d_scores.view(b, stream.heads, -1, shared.count)
-    q_r = None if dr is None else stream.biased(block, stream.r_r_bias)
+    q_r = stream.biased(block, stream.r_r_bias) if totals.wants_r else None
     for part in stream.parts(block):
         d_table = d_scores.new_zeros(stream.heads, (part.a1 - part.a0) * b, part.width)
         d_part = d_scores[:, :, part.a0 : part.a1]
@@ -165,8 +178,8 @@ def _position_grads(
             by_row(d_table, part).scatter_(-1, stream.shift_index(block, part), d_part)
         target = stream.of_part(dq_r, part)  # a view: dq_r is contiguous
         target.baddbmm_(d_table, stream.window(block, part), beta=0, alpha=shared.scale)
-        if dr is not None and q_r is not None:
-            rows = dr[block.group].narrow(1, part.start, part.width)
+        if q_r is not None:
+            rows = totals.r[block.group].narrow(1, part.start, part.width)
             _accumulate(rows, d_table.transpose(1, 2), stream.of_part(q_r, part), shared.scale)
         del d_table, d_part  # before the next is made
 
@@ -205,7 +218,7 @@ def _query_grads(
 def _write_shared(totals: _Totals, grads: Sequence[Tensor | None]) -> None:
     """``totals`` into the gradients of r and of the vectors."""
     r, *vectors, seg_embed = grads[4:]
-    if totals.r is not None and r is not None:
+    if r is not None:
         used = min(r.shape[1], totals.r.shape[2])
         r[:, :used] = totals.r[:, :, :used].transpose(1, 2)
         if used < r.shape[1]:
