@@ -21,12 +21,25 @@ from small_ops import (
     check_refused_memory,
 )
 
+from xlnet_fast import philox
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax
 from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
+from xlnet_fast.kernels.triton import philox as philox_kernel
 
 SWEEPS = (16, 32, False)
 """A tile that makes several steps of few keys."""
 DTYPES = ("float32", "float16")
+PHILOX_SEEDS = (0, -1, 2**63 - 1, 0x243F6A8885A308D3)
+PHILOX_MASKS = {  # p, heads, rows, keys, batch elements
+    "ragged": (0.1, 3, (5, 28), 133, (1, 3)),
+    "whole": (0.5, 1, (0, 16), 256, (0, 1)),
+    "one-key": (0.3, 2, (7, 8), 1, (0, 2)),
+    "few-keys": (0.999, 2, (0, 17), 5, (3, 4)),
+    "nothing-dropped": (0.0, 1, (2, 4), 9, (0, 1)),
+    "far": (0.2, 5, (2**31 - 9, 2**31 - 2), 6, (2**28, 2**28 + 1)),
+    "empty": (0.2, 2, (3, 3), 6, (0, 1)),
+}
 GROUPS = {
     group: len(DTYPES) * sum(name.startswith(group + "-") for name in CASES)
     for group in ("masks", "shapes", "dropout", "hostile")
@@ -34,6 +47,7 @@ GROUPS = {
     "memory": 2 * len(MEMORY) * len(MEMORY_WIDTHS) + 2,
     "errors": len(REFUSED) + len(REFUSED_MEMORY),
     "keep": 2,
+    "philox": len(PHILOX_MASKS) + 2,
 }
 """Groups of tests by the first word of their name, and how many there are in each."""
 
@@ -87,6 +101,36 @@ def test_interpreted_memory_converted(to, from_, monkeypatch):
 def test_keep_bits(tile, monkeypatch):
     monkeypatch.setattr(softmax_launch, "choose_tile", lambda keys: tile)
     check_keep(masked_softmax, "cpu")
+
+
+def check_philox(name, device):
+    """The kernel's mask is that of plain ATen, bit for bit."""
+    p, *sizes = PHILOX_MASKS[name]
+    threshold = philox.keep_threshold(p)
+    for value in PHILOX_SEEDS:
+        seed = torch.tensor([value], device=device)
+        made = philox_kernel.keep_mask(seed, threshold, *sizes)
+        expected = philox.keep_mask_aten(seed.reshape(()), threshold, *sizes, seed.device)
+        assert made.dtype == torch.bool
+        assert made.is_contiguous()
+        assert torch.equal(made, expected)
+
+
+@interpreted
+@pytest.mark.parametrize("name", PHILOX_MASKS, ids=lambda name: f"philox-{name}")
+def test_philox(name):
+    check_philox(name, "cpu")
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("seed", "rows"),
+    [(torch.zeros(2, dtype=torch.long), 4), (torch.zeros(1, dtype=torch.long), 2**31)],
+    ids=["philox-two-seeds", "philox-beyond-32-bits"],
+)
+def test_philox_refuses(seed, rows):
+    with pytest.raises(ArgumentError):
+        philox_kernel.keep_mask(seed, 0, 1, (0, rows), 4, (0, 1))
 
 
 @interpreted

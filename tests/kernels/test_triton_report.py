@@ -14,6 +14,7 @@ from xlnet_fast.kernels.triton import (
     INTERPRETED,
     concat_memory,
     masked_softmax,
+    philox,
     report,
     triton,
 )
@@ -208,6 +209,10 @@ def call_copy(rows):
     concat_memory.concat_memory_forward(hidden, memory, 8, rows, out)
 
 
+def call_keep(keys):
+    philox.keep_mask(torch.zeros(1, dtype=torch.long), 0, 2, (0, 16), keys, (0, 1))
+
+
 LAUNCHES = {
     # what calls the launcher, with which size; the kernel, its features and its tile
     "forward": (call_softmax_forward, 96, masked_softmax, "_forward_kernel", "all", 0),
@@ -216,6 +221,7 @@ LAUNCHES = {
     "backward": (call_softmax_backward, 512, masked_softmax, "_backward_kernel", "all", 1),
     "backward-ragged": (call_softmax_backward, 97, masked_softmax, "_backward_kernel", "ragged", 0),
     "copy": (call_copy, 16, concat_memory, "_copy_kernel", "memory", 0),
+    "keep": (call_keep, 64, philox, "_keep_kernel", "-", 0),
 }
 
 
@@ -233,7 +239,7 @@ def launched(name, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(module, attribute, Launcher())
-        for checked in (softmax_launch, concat_memory):
+        for checked in (softmax_launch, concat_memory, philox):
             patch.setattr(checked, "why_unavailable", lambda device: None)
         call(size)
         ((arguments, options),) = calls
@@ -260,7 +266,7 @@ def test_the_report_compiles_what_the_launcher_launches(name, monkeypatch):
         compilation
         for compilation in module.compilations(90)
         if compilation.function is getattr(module, attribute)
-        and compilation.dtype == "bf16"
+        and compilation.dtype == ("fp32" if name == "keep" else "bf16")
         and features in (compilation.features, compilation.features[-6:])
     ]
     compilation = matching[tile]

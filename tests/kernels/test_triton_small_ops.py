@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from _interpreter_small_ops import GROUPS, SWEEPS, use_tile
+from _interpreter_small_ops import GROUPS, PHILOX_MASKS, SWEEPS, check_philox, use_tile
 from small_ops import CASES, MEMORY, MEMORY_WIDTHS, check_case, check_keep, check_memory
 
 from xlnet_fast import ops
@@ -83,6 +83,10 @@ class TestGpu:
     def test_softmax(self, name, dtype, monkeypatch):
         use_tile(CASES[name], monkeypatch)
         check_case(name, getattr(torch, dtype), masked_softmax, "cuda")
+
+    @pytest.mark.parametrize("name", PHILOX_MASKS)
+    def test_philox(self, name):
+        check_philox(name, "cuda")
 
     @pytest.mark.parametrize("widths", MEMORY_WIDTHS)
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

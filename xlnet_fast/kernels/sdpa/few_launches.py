@@ -15,8 +15,8 @@ Every product is scaled by its GEMM. A hidden score is overwritten after the pro
 needs no wider scores. Nothing here looks at a tensor's values: no synchronisation, and a CUDA graph
 can capture it.
 
-Letters: B batch, N heads, I query rows, J keys, M memory keys, L = J - M, D head dim, G groups of r,
-P rows of r; b and rows are those of a block.
+Letters: B batch, N heads, I query rows, J keys, M memory keys, L = J - M, D head dim, G groups of
+r, P rows of r; b and rows are those of a block, a the rows of a part.
 """
 
 from __future__ import annotations
@@ -232,12 +232,12 @@ class Stream:
         if mask.hides_nothing:
             return None
         mask = mask.narrow_batch(block.b0, block.b1 - block.b0)
-        rows, device = slice(block.i0, block.i1), self.q.device
+        rows = slice(block.i0, block.i1)
         if self.positions is not None:
-            positions = self.positions[block.elements].to(torch.int64)
-            return mask.hidden(positions, keys, memory, rows)
-        positions = torch.arange(self.queries, device=device)[None] if mask.causal else None
-        hidden = replace(mask, see_self=False).hidden(positions, keys, memory, rows)
+            given = self.positions[block.elements].to(torch.int64)
+            return mask.hidden(given, keys, memory, rows)
+        running = torch.arange(self.queries, device=self.q.device)[None] if mask.causal else None
+        hidden = replace(mask, see_self=False).hidden(running, keys, memory, rows)
         if mask.see_self and hidden is not None:
             padding = mask.key_padding is not None and mask.rank_q is None and mask.bits is None
             if padding and not mask.causal:  # a view of the padding, the same for all rows

@@ -74,7 +74,7 @@ def _can_use_kernel(device: torch.device) -> bool:
     """Whether the Triton kernel was found to make the ATen form's bits on this device."""
     index = device.index or 0
     if index not in _differs:
-        if torch.cuda.is_current_stream_capturing():
+        if _is_capturing(device):
             return False
         problem = _problem(device)
         _differs[index] = problem is not None
@@ -86,6 +86,10 @@ def _can_use_kernel(device: torch.device) -> bool:
                 stacklevel=2,
             )
     return not _differs[index]
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _problem(device: torch.device) -> str | None:
