@@ -11,7 +11,7 @@ from cpu_kernels import needs_kernels
 from rich.console import Console
 
 from benchmarks.configs import Geometry
-from benchmarks.micro import cpu_linear, model_operators
+from benchmarks.micro import cpu_linear, model_operators, sdpa_launches
 from benchmarks.model_case import ModelCase
 
 has_onednn = pytest.mark.skipif(
@@ -77,3 +77,16 @@ def test_operators_refuse_a_shape(shape, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         model_operators.main()
     assert "BATCHxLENGTH" in capsys.readouterr().err
+
+
+def test_launches_have_a_row_for_each_case_and_pass():
+    out = io.StringIO()
+    cases = (sdpa_launches.Case(1, 8, 2), sdpa_launches.Case(2, 16, 1, extras=False))
+    Console(file=out, width=120).print(sdpa_launches.table_of(cases))
+    head, *rows = out.getvalue().splitlines()
+    assert head.split()[:4] == ["case", "pass", "layer", "HF"]
+    assert [row.split()[3] for row in rows] == 2 * ["inference", "training"]
+    for row in rows:
+        of_layer, ours, of_attention, ours_alone = map(int, row.split()[4:8])
+        assert 0 < of_attention < of_layer
+        assert 0 < ours_alone < ours
