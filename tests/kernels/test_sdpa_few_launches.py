@@ -19,6 +19,7 @@ from xlnet_fast import ops, reference
 from xlnet_fast.kernels.sdpa import budget, few_launches
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa
+from xlnet_fast.masks import AttentionMask
 from xlnet_fast.tolerance import assert_within
 
 attend = functools.partial(ops.rel_attention, backend="sdpa")
@@ -319,3 +320,31 @@ def test_masked_softmax_takes_many_batch_elements_at_a_time(monkeypatch: Any):
     assert [(s.start, s.stop) for s in sdpa_softmax._chunks(inputs, 3)] == [(0, 3), (3, 6), (6, 7)]
     monkeypatch.setattr(budget, "scores", lambda device, size: 1)
     assert len(list(sdpa_softmax._chunks(inputs, 3))) == 7
+
+
+# --- on a GPU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_a_gpu_waits_for_nothing_and_captures_a_graph():
+    problem = make_problem(queries=65, memory=17, mask="left", segments=2).to(torch.float16)
+    operands = {name: x.cuda() for name, x in problem.operands.items()}
+    options = {
+        name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in problem.options.items()
+    }
+    padding = problem.options["mask"].key_padding.cuda()
+    options["mask"] = AttentionMask(key_padding=padding, see_self=True)
+    options |= {"dropout_p": 0.1, "seed": torch.tensor([3], device="cuda")}
+    expected = attend(**operands, **options)  # also compares dropout's kernel, which waits once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = attend(**operands, **options)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attend(**operands, **options)
+    out.zero_()
+    graph.replay()
+    assert torch.equal(out, expected)
