@@ -6,7 +6,8 @@ For every kernel, dtype, head dim, load and length class, all candidates of
 `xlnet_fast.kernels.triton.tiles` are checked at a small size against the float64 reference, then
 timed in interleaved rounds through the public op. What does not compile or is wrong is recorded
 with the reason. DIR/tune.csv grows as results come; with --write the package's table of measured
-tiles gets the fastest of each, under this GPU's name and beside those of other GPUs.
+tiles gets the fastest of each, under the names of this GPU and of the release of Triton, beside
+those of others.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ class Trial:
     block_n: int
     num_warps: int
     num_stages: int
+    maxnreg: int
+    registers: int
+    shared_bytes: int
     status: str = "ok"
     reason: str = ""
     rounds: int = 0
@@ -221,7 +225,7 @@ def tune(
         if best is None:
             say(f"{job.label}: no candidate works: {trials[0].reason}")
             continue
-        config = [best.block_m, best.block_n, best.num_warps, best.num_stages]
+        config = [getattr(best, field.name) for field in fields(tiles.Config)]
         key = tiles.tuned_key(job.kernel, job.dtype, job.head_dim, job.heavy, job.shape)
         entries[key] = config
         ratio = best.speedup_over_safe
@@ -230,7 +234,7 @@ def tune(
         tried = f"{config} of {len(trials)}, {wrong} left out"
         say(f"{job.label}: {tried}, {best.p50_us:.0f} us{faster}")
         if table is not None:
-            merge_tuned(table, gpu, {key: config})
+            merge_tuned(table, tiles.tuned_gpu(gpu), {key: config})
     if left_out:
         say(f"Time was over: {left_out} entries were not tried.")
     return entries

@@ -23,7 +23,7 @@ LAYERS = [
     {"masks", "philox", "tolerance", "_extension", "builder"},
     {"operands"},
     {"reference"},
-    {"kernels.chips", "kernels.sass"},
+    {"kernels.chips", "kernels.ptx", "kernels.sass"},
     {"kernels"},
     {"kernels.report"},
     {"ops"},

@@ -20,7 +20,7 @@ from xlnet_fast import _extension
 from xlnet_fast._version import __version__
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels import cuda, triton
-from xlnet_fast.kernels.triton import report
+from xlnet_fast.kernels.triton import report, tiles
 from xlnet_fast.ops._dispatch import GPU_KERNELS, OPS, choose, request_on, usual_features
 from xlnet_fast.ops.qualification import files, proof
 from xlnet_fast.ops.qualification.identity import cpu_name
@@ -227,6 +227,13 @@ def _missing() -> list[dict[str, str]]:
         rows.append(
             _lack("triton", "no GPU kernels and no kernels-report", "pip install triton (Linux)")
         )
+    else:
+        table, remark = tiles.installed_table()
+        if remark is not None:
+            release = tiles.release_of(triton.triton.__version__)
+            effect = f"the kernels take those for {table.release}, which may spill registers"
+            remedy = "xlnet-fast kernels-report --backend triton tells, with --write-tiles mends"
+            rows.append(_lack(f"tiles for Triton {release}", effect, remedy))
     for name, effect in _EXTRAS.items():
         if importlib.util.find_spec(name) is None:
             rows.append(_lack(name, f"no part of this: {effect}", f"pip install {name}"))

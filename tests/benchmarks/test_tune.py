@@ -110,19 +110,22 @@ def run_tune(tmp_path, monkeypatch, behaviour, minutes=1.0, table=None):
 def test_a_run_writes_trials_and_the_table(tmp_path, monkeypatch):
     few_jobs(monkeypatch)
     table = tmp_path / "tuned.json"
-    table.write_text('{"Other GPU": {"a/b": [1, 2, 3, 4]}, "Some GPU": {"old": [1, 1, 1, 1]}}')
+    name = tiles.tuned_gpu("Some GPU")
+    assert name.startswith("Some GPU, Triton 3.")
+    old = {"Other GPU": {"a/b": [1, 2, 3, 4]}, name: {"old": [1, 1, 1, 1]}}
+    table.write_text(json.dumps(old))
     found, said = run_tune(tmp_path, monkeypatch, {SAFE: 0.2, OTHER: 0.1}, table=table)
-    assert found[JOB.label] == [64, 32, 4, 2]
+    assert found[JOB.label] == [64, 32, 4, 2, 255, 0, 0]
     assert len(found) == len(tiles.KERNELS) * 2
     written = json.loads(table.read_text())
     assert written["Other GPU"] == {"a/b": [1, 2, 3, 4]}
-    assert written["Some GPU"] == {"old": [1, 1, 1, 1]} | found
+    assert written[name] == {"old": [1, 1, 1, 1]} | found
     with (tmp_path / "tune.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2 * len(found)
     assert lines[1]["fastest"] == "true"
     assert (lines[1]["load"], lines[1]["shape"], lines[1]["block_m"]) == ("light", "long", "64")
-    assert "[64, 32, 4, 2] of 2, 0 left out" in said[0]
+    assert "[64, 32, 4, 2, 255, 0, 0] of 2, 0 left out" in said[0]
     assert "2.00x the safe one" in said[0]
 
 
@@ -221,4 +224,5 @@ def test_a_trial_has_a_column_for_every_field_of_a_tile():
 
     names = [field.name for field in fields(Trial)]
     first = names.index("block_m")
-    assert names[first : first + 4] == [field.name for field in fields(tiles.Config)]
+    tile = [field.name for field in fields(tiles.Config)]
+    assert names[first : first + len(tile)] == tile

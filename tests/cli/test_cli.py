@@ -193,10 +193,20 @@ def test_kernels_report_passes_arguments_and_the_exit_code_on(monkeypatch, tmp_p
     assert seen == [(file, (90, 80), ()), (None, (), ("triton",))]
 
 
+def test_kernels_report_writes_tiles_in_place_of_a_report(monkeypatch):
+    seen = []
+    monkeypatch.setattr(report, "write_tiles", lambda *given: seen.append(given) or 2)
+    monkeypatch.setattr(report, "run_report", lambda *given: pytest.fail("a report was made"))
+    assert run("kernels-report", "--write-tiles", "--arch", "80", "--arch", "90").exit_code == 2
+    assert seen == [((80, 90),)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--arch", "42"], "--arch 42 is unknown here, expected one of: 80"),
+        (["--write-tiles", "--backend", "cuda"], "--write-tiles goes with --arch alone"),
+        (["--write-tiles", "--json", "rows.json"], "--write-tiles goes with --arch alone"),
         (["--backend", "cpu"], "invalid value for '--backend'"),
         (["--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
         (["--json", ROOT], "is a folder; give the name of a file"),

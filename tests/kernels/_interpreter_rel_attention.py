@@ -116,7 +116,7 @@ def test_strips_are_not_left(name, block, monkeypatch):
         x = make_inputs(replace(case, batch=1, heads=1), torch.float32, 0)
         d_out = torch.ones_like(x.q)
         actual = gradients(x, replace(case, batch=1, heads=1), d_out, rel_attention, "cpu")
-    assert len(guards) == len(tiles.KERNELS)
+    assert len(guards) == len(tiles.KERNELS) + 1  # two strips of the kernel that owns rows
     for buffer, _ in guards:
         assert bool((buffer[:1024] == SENTINEL).all()), "written before the strip"
         assert bool((buffer[-1024:] == SENTINEL).all()), "written behind the strip"

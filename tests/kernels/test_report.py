@@ -14,7 +14,7 @@ from xlnet_fast.kernels.triton import report as triton_report
 TRITON = {
     "kernel": "rel_attention_forward", "variant": "precomputed", "arch": 80, "dtype": "bf16",
     "head_dim": 64, "registers": 200, "spill_bytes": 0, "loop_spills": 0,
-    "shared_bytes": 65536, "gemm_units": 2,
+    "shared_bytes": 65536, "gemm_units": 2, "disorder": [],
 }  # fmt: skip
 COUNTS = dict.fromkeys((*cuda_report.COUNTED, "all"), 4)
 CUDA = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -133,9 +134,11 @@ class Recorder:
     """Stands for a kernel: keeps the arguments of a launch, by name."""
 
     def __init__(self, kernel):
-        self.names, self.arguments = kernel.arg_names, {}
+        self.names, self.arguments, self.grid = kernel.arg_names, {}, ()
 
     def __getitem__(self, grid):
+        self.grid = grid
+
         def launch_with(*values, **constants):
             self.arguments = dict(zip(self.names, values, strict=False)) | constants
 
@@ -164,9 +167,8 @@ HEAVY = two_streams.Streams(
 )  # fmt: skip
 
 
-@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
-@pytest.mark.parametrize("heavy", [False, True])
-def test_the_report_compiles_what_the_launcher_launches(heavy, monkeypatch):
+def record_launches(monkeypatch) -> dict[str, Recorder]:
+    """What stands for each kernel from now on, by the kernel's name."""
     monkeypatch.setattr(launch, "why_unavailable", lambda device: None)
     recorders = {
         "rel_attention_forward": Recorder(forward_module._forward_kernel),
@@ -176,6 +178,54 @@ def test_the_report_compiles_what_the_launcher_launches(heavy, monkeypatch):
     for name, recorder in recorders.items():
         module = forward_module if name.endswith("forward") else backward_module
         monkeypatch.setattr(module, name.replace("rel_attention", "") + "_kernel", recorder)
+    return recorders
+
+
+def run_both_passes(keys, streams) -> None:
+    """Forward and backward into the operands themselves: nothing is computed."""
+    qs = [stream.q for stream in streams]
+    stats = [torch.zeros(q.shape[0], q.shape[2], q.shape[1]) for q in qs]
+    rel_attention.rel_attention_forward(keys, streams, qs, stats)
+    grads = [keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r]
+    grads += [keys.r_w_bias, keys.r_r_bias, keys.r_s_bias, keys.seg_embed]
+    rel_attention.rel_attention_backward(keys, streams, qs, stats, qs, [*qs, *grads], False)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
+@pytest.mark.parametrize(("processors", "splits"), [(3, 1), (9, 2), (100, 8)])
+def test_programs_are_as_many_as_fit_and_each_has_its_strip(processors, splits, monkeypatch):
+    """Also fewer than there are heads and groups of r: here 4 in all, 8 tiles of rows each."""
+    recorders = record_launches(monkeypatch)
+    monkeypatch.setattr(launch, "processors", lambda device: processors)
+    case = Case(batch=2, heads=2, groups=2, rows=8 * 64)
+    keys, content = operands(make_inputs(case, torch.bfloat16, 0), case)
+    with contextlib.ExitStack() as stack:
+        for kernel in tiles.KERNELS:
+            stack.enter_context(tiles.using(kernel, Config(64, 32, 8, 2, registers=200)))
+        run_both_passes(keys, [content])
+    tasks = {"forward": 2 * 2 * 8, "backward_q": 4 * splits, "backward_kv": 2 * 2 * 16}
+    for kernel, count in tasks.items():
+        recorder = recorders[f"rel_attention_{kernel}"]
+        (programs,) = recorder.grid
+        assert programs == min(count, processors)
+        passed = recorder.arguments
+        strip = {
+            "forward": 64 * (512 + 64 + 32 + 1),
+            "backward_q": 64 * (512 + 64 + 32 + 1),
+            "backward_kv": 512 * (32 + 2 * 64) + 64,
+        }[kernel]
+        assert passed["strips"].numel() == programs * strip
+    passed = recorders["rel_attention_backward_q"].arguments
+    assert (passed["STRIP"], passed["D_STRIP"]) == (64 * (512 + 64 + 32 + 1), 64 * 512)
+    assert passed["d_strips"].numel() == recorders["rel_attention_backward_q"].grid[0] * 64 * 512
+    assert (passed["groups"], passed["splits"]) == (2, splits)
+    assert passed["sums"].shape[:2] == (2, 2 * splits)  # a unit's own, not a program's
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
+@pytest.mark.parametrize("heavy", [False, True])
+def test_the_report_compiles_what_the_launcher_launches(heavy, monkeypatch):
+    recorders = record_launches(monkeypatch)
     if heavy:
         x = two_streams.make_streams(HEAVY, torch.bfloat16, 0)
         keys, content = operands(x, HEAVY.content)
@@ -191,12 +241,7 @@ def test_the_report_compiles_what_the_launcher_launches(heavy, monkeypatch):
     else:
         keys, content = operands(make_inputs(LIGHT, torch.bfloat16, 0), LIGHT)
         streams = [content]
-    qs = [stream.q for stream in streams]
-    stats = [torch.zeros(q.shape[0], q.shape[2], q.shape[1]) for q in qs]
-    rel_attention.rel_attention_forward(keys, streams, qs, stats)
-    grads = [keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r]
-    grads += [keys.r_w_bias, keys.r_r_bias, keys.r_s_bias, keys.seg_embed]
-    rel_attention.rel_attention_backward(keys, streams, qs, stats, qs, [*qs, *grads], False)
+    run_both_passes(keys, streams)
     for compiled in rel_attention.compilations(90):
         features = compiled.features.split(", ")
         if compiled.dtype != "bf16" or compiled.head_dim != 32 or "ordered" in features:
@@ -235,13 +280,23 @@ def test_tiles_fit_the_chip(kernel, dtype, head_dim, arch, heavy):
 def test_measured_tile_comes_first(monkeypatch, tmp_path):
     key = tiles.tuned_key("forward", torch.bfloat16, 64, False, "short")
     file = tmp_path / "tuned.json"
-    file.write_text(json.dumps({"A GPU": {key: [32, 64, 4, 3]}}))
+    name = tiles.tuned_gpu("A GPU")
+    assert name == f"A GPU, Triton {tiles.release_of(triton.__version__)}"
+    tuned = {
+        name: {key: [32, 64, 4, 3, 128, 120, 4096]},
+        "B GPU, Triton 1.0": {key: [16, 16, 4, 1]},
+    }
+    file.write_text(json.dumps(tuned))
     monkeypatch.setattr(tiles, "TUNED_FILE", file)
     tiles.load_tuned.cache_clear()
     try:
         arguments = ("forward", torch.bfloat16, 64, False, 90)
         safe = candidates(*arguments)[0]
-        assert choose_config(*arguments, "short", "A GPU") == Config(32, 64, 4, 3)
+        chosen = choose_config(*arguments, "short", "A GPU")
+        assert chosen == Config(32, 64, 4, 3, 128)
+        assert chosen.options["maxnreg"] == 128
+        assert (chosen.registers, chosen.shared_bytes) == (120, 4096)
+        assert choose_config(*arguments, "short", "B GPU") == safe  # measured with another Triton
         assert choose_config(*arguments, "long", "A GPU") == safe
         assert choose_config(*arguments, "short", "another") == safe
         assert choose_config(*arguments, "short", None) == safe

@@ -27,7 +27,7 @@ needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs
 SMALL = ("masked_softmax", "concat_memory")
 KEYS = {
     "kernel", "variant", "arch", "dtype", "head_dim", "registers", "spill_bytes", "loop_spills",
-    "shared_bytes", "gemm_units",
+    "shared_bytes", "gemm_units", "disorder",
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def row(**changes):
     return {
         "kernel": "rel_attention_forward", "variant": "precomputed", "arch": 80, "dtype": "bf16",
         "head_dim": 64, "registers": 200, "spill_bytes": 0, "loop_spills": 0,
-        "shared_bytes": 65536, "gemm_units": 2,
+        "shared_bytes": 65536, "gemm_units": 2, "disorder": [],
     } | changes  # fmt: skip
 
 
@@ -60,6 +60,12 @@ def test_check_catches_a_spill():
 def test_check_catches_a_spill_in_a_loop():
     (problem,) = report.check([row(spill_bytes=8, loop_spills=2)])
     assert "spills registers in 2 places of a loop" in problem
+
+
+def test_check_catches_scratch_memory_read_too_early():
+    said = "strips: line 7: ld.global.b32: loads what was stored with no barrier between"
+    (problem,) = report.check([row(), row(disorder=[said])])
+    assert problem.endswith(f"on sm_80, PTX, {said}")
 
 
 @pytest.mark.parametrize(("arch", "limit"), report.SHARED_LIMITS.items())
@@ -130,7 +136,16 @@ def test_every_module_lists_what_can_be_told_apart(module):
     for arch in report.ARCHS:
         listed = report._compilations(module, arch)
         names = {
-            (c.kernel, c.variant, c.features, c.dtype, c.head_dim, c.tile, c.options["num_stages"])
+            (
+                c.kernel,
+                c.variant,
+                c.features,
+                c.dtype,
+                c.head_dim,
+                c.tile,
+                c.options["num_stages"],
+                c.options.get("maxnreg"),
+            )
             for c in listed
         }
         assert len(names) == len(listed) > 0

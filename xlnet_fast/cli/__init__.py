@@ -221,8 +221,18 @@ def kernels_report(
             help="These kernels alone; default: all that can be compiled.", show_default=False
         ),
     ] = None,
+    write_tiles: Annotated[
+        bool,
+        typer.Option(
+            "--write-tiles",
+            help="In place of a report: find tiles for the installed Triton and write them into "
+            "the package's table. Takes an hour.",
+        ),
+    ] = False,
 ) -> None:
     """Compile the GPU kernels without a GPU; exit 1 on a spill or too much shared memory."""
+    if write_tiles and (json_path is not None or backend is GpuKernels.cuda):
+        raise ArgumentError("--write-tiles goes with --arch alone: it makes no report")
     if json_path is not None:
         _check_writable(json_path)
     from xlnet_fast.kernels import report
@@ -233,7 +243,10 @@ def kernels_report(
         if number not in known:
             names = ", ".join(map(str, known))
             raise ArgumentError(f"--arch {number} is unknown here, expected one of: {names}")
-    raise typer.Exit(report.run_report(json_path, tuple(dict.fromkeys(arch or ())), backends))
+    archs = tuple(dict.fromkeys(arch or ()))
+    if write_tiles:
+        raise typer.Exit(report.write_tiles(archs))
+    raise typer.Exit(report.run_report(json_path, archs, backends))
 
 
 app.command("pretrain")(pretrain_command)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
 from xlnet_fast.kernels.cuda import report as cuda_report
 from xlnet_fast.kernels.triton import report as triton_report
+from xlnet_fast.kernels.triton import tile_search
 
 BACKENDS = {"triton": triton_report, "cuda": cuda_report}
 """The modules that know how to compile, judge and show the kernels of a backend."""
@@ -50,6 +59,8 @@ def run_report(
         names, left_out = _to_compile(backends)
         if left_out is not None:
             console.print(f"the CUDA C++ kernels are left out: {left_out}", markup=False)
+        if "triton" in names:
+            console.print(triton_report.tiles_taken(), markup=False)
         rows = {name: _compile(name, archs, console) for name in names}
         if json_path is not None:
             named = [{"backend": name, **row} for name, own in rows.items() for row in own]
@@ -69,6 +80,36 @@ def run_report(
     return 1 if problems else 0
 
 
+def write_tiles(archs: Sequence[int] | None = None) -> int:
+    """Find tiles for the installed Triton that spill in no loop, and write them into the package.
+
+    Args:
+        archs: chips to compile for; default those of the Triton report.
+
+    Returns:
+        0 when the table is written, 1 when it is and an entry of it spills, 2 when none is found or
+        it cannot be written, with a sentence; the table is as before then.
+    """
+    console = Console()
+    try:
+        with _progress(console, "entries of the table") as (progress, task):
+            table = tile_search.search(
+                archs or triton_report.ARCHS,
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        tile_search.write(table)
+    except (XLNetFastError, OSError) as error:
+        console.print(f"kernels-report: {error}", style="bold red", markup=False)
+        return 2
+    chips = ", ".join(f"sm_{arch}" for arch in table.archs)
+    said = f"wrote {len(table.tiles)} entries for Triton {table.release}, compiled for {chips}"
+    console.print(said, markup=False)
+    for key in table.spilling:
+        problem = f"{key}: every candidate spills, the one that does least is taken"
+        console.print(problem, style="bold red", markup=False)
+    return 1 if table.spilling else 0
+
+
 def _to_compile(backends: Sequence[str]) -> tuple[list[str], str | None]:
     """(the backends to compile, why that of CUDA C++ is not among those of the default)."""
     if backends:
@@ -82,15 +123,21 @@ def _to_compile(backends: Sequence[str]) -> tuple[list[str], str | None]:
 
 def _compile(backend: str, archs: Sequence[int] | None, console: Console) -> list[dict[str, Any]]:
     module = BACKENDS[backend]
-    words = TextColumn(f"compiling {backend}")
-    columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("compiling", total=None)
+    with _progress(console, backend) as (progress, task):
         rows: list[dict[str, Any]] = module.compile_report(
             archs or module.ARCHS,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     return rows
+
+
+@contextlib.contextmanager
+def _progress(console: Console, what: str) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar that counts what is compiled."""
+    words = TextColumn(f"compiling {what}")
+    columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress, progress.add_task("compiling", total=None)
 
 
 def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -27,6 +27,8 @@ class Compilation:
         options: for the compiler: num_warps, num_stages, maxnreg, enable_fp_fusion.
         tile: rows and keys of a tile, or elements of a block.
         gemm_units: matrix products per score tile, None for a kernel without any.
+        scratch: names of pointer arguments to memory through which threads of a block hand values
+            on: the report checks the barriers (`kernels/ptx.py`).
         aligned: whether integers that Triton specialises on are multiples of 16, as pointers are.
     """
 
@@ -41,4 +43,5 @@ class Compilation:
     options: Mapping[str, Any]
     tile: tuple[int, ...]
     gemm_units: float | None = None
+    scratch: tuple[str, ...] = ()
     aligned: bool = True

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
+from xlnet_fast.kernels.chips import CHIPS, WARP, blocks_per_multiprocessor
 from xlnet_fast.kernels.triton import why_unavailable
 from xlnet_fast.kernels.triton.tile_ops import PADDED_CODE
 from xlnet_fast.kernels.triton.tiles import (
@@ -30,7 +31,6 @@ STRIP_KEYS = 512
 """Keys of one stretch: a program's strip has a column for each. Long enough that the rows of r met
 twice, at the edges of stretches, are few; short enough that all strips stay in the L2 cache."""
 QUERY_ROWS = 32  # rows of a tile of the query stream, whose rows are few and lie apart
-WARPS_PER_PROCESSOR = 16  # programs launched: enough for this many warps on each
 
 
 class Call:
@@ -119,8 +119,8 @@ class Call:
         }
 
     def programs(self, config: Config) -> int:
-        """Programs that the chip runs at a time."""
-        return processors(self.device) * max(1, WARPS_PER_PROCESSOR // config.num_warps)
+        """Programs that the chip runs at a time, at least; any number of them is right."""
+        return processors(self.device) * programs_per_processor(config, arch(self.device))
 
     def strip_elements(self, config: Config) -> int:
         """A strip's rows, of its columns and a margin on either side for rows in order.
@@ -185,6 +185,21 @@ def arch(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def programs_per_processor(config: Config, arch: int) -> int:
+    """How many programs of a tile run at a time on one multiprocessor, at least 1.
+
+    More would wait, each with a strip that keeps others' out of the L2 cache. A tile that was never
+    compiled counts with all the registers that it may have.
+
+    Args:
+        arch: compute capability as one number; one that is unknown counts as the next older.
+    """
+    known = max(chip for chip in CHIPS if chip <= arch)
+    registers = config.registers or config.maxnreg
+    threads = config.num_warps * WARP
+    return max(1, blocks_per_multiprocessor(known, registers, threads, config.shared_bytes))
+
+
 @cache
 def gpu_name(device: torch.device) -> str | None:
     """What the driver calls the GPU."""
@@ -195,7 +210,7 @@ def gpu_name(device: torch.device) -> str | None:
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors; under the interpreter a few, so that programs take turns."""
     if device.type != "cuda":
-        return 1
+        return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

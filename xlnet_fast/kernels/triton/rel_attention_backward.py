@@ -79,10 +79,11 @@ def _launch_q(
     keys, heads, groups = call.keys, call.heads, call.keys.r.shape[0]
     config = call.config("backward_q")
     work = call.row_tiles(config) // (heads * groups)
-    splits = max(1, min(work, call.programs(config) // (heads * groups)))
-    programs = heads * groups * splits
-    strips = call.strip_elements(config) + config.block_m * call.width
-    scratch = call.scratch(programs, strips)
+    fitting = call.programs(config)
+    splits = max(1, min(work, fitting // (heads * groups)))
+    programs = min(heads * groups * splits, fitting)
+    strip, d_strip = call.strip_elements(config), config.block_m * call.width
+    strips, d_strips = (call.scratch(programs, each) for each in (strip, d_strip))
     targets = [
         call.target(torch.empty_like(stream.q) if dq is None else dq)
         for stream, dq in zip(call.streams, d_streams, strict=True)
@@ -96,9 +97,9 @@ def _launch_q(
     sums = fp32((heads, groups * splits, 4, call.padded_d))
     _backward_q_kernel[(programs,)](
         *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
-        call.key_vectors, dr, sums, scratch, *call.sizes[1:], splits, keys.scale,
+        call.key_vectors, dr, sums, strips, d_strips, *call.sizes[1:], groups, splits, keys.scale,
         call.log2_scale, call.keep_from, call.keep_scale, **call.flags, **call.shape(config),
-        WIDTH=call.width, STRIPS=strips, ATOMIC=not deterministic, **config.options,
+        WIDTH=call.width, STRIP=strip, D_STRIP=d_strip, ATOMIC=not deterministic, **config.options,
     )  # fmt: skip
     for dq, target in zip(d_streams, targets, strict=True):
         if dq is not None:

@@ -6,8 +6,9 @@ Letters and formulas as in `rel_attention_backward.py`. Per stretch of keys a pr
     2. goes over the keys: P again from the statistics, dP, dS, dq += dS k; dS to a second strip;
     3. goes over the stretch's rows of r and reads dS shifted back: dq += dS r, dr += dS^T q.
 
-That is 6 matrix products a tile. A program stays with one head and one group of r. It adds to dr
-atomically, or, where the same bits are wanted every time, into a copy of dr of its own.
+That is 6 matrix products a tile. A program takes one unit after the other, a part of the tiles of
+one head and one group of r. It adds to dr atomically, or, where the same bits are wanted every
+time, into the unit's own copy of dr.
 
 D_i is first taken as dO_i . O_i. O is rounded to half precision, so the exact sum is kept as well:
 it corrects dc, whose bias gradient has one free number a head, and serves the kernel that owns
@@ -51,11 +52,12 @@ def _add_rows(p_rows, b_x, o_p, table, D: tl.constexpr, BD: tl.constexpr, ATOMIC
 
 @jit()
 def _backward_q_tile(
-    stream, strides, rows, i_tile, i_bn,  # this and what follows: of `_backward_q_kernel`
-    dr, sums, strips, splits, shared, sizes, keep_from,
+    stream, strides, rows, i_tile, i_bn, i_unit,  # this and what follows: of `_backward_q_kernel`
+    dr, sums, strips, d_strips, splits, shared, sizes, keep_from,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, WIDTH: tl.constexpr, STRIPS: tl.constexpr, ATOMIC: tl.constexpr,
+    BN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, D_STRIP: tl.constexpr,
+    ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """dq of BM rows, and their part of dr and of the sums that the biases need."""
     q, out, d_out, dq, stats, delta, c, norm, positions, segments_q, rank_q, bits, seed = stream
@@ -76,8 +78,8 @@ def _backward_q_tile(
     IN_ORDER: tl.constexpr = positions is None
     MARGIN: tl.constexpr = BM if IN_ORDER else 0
     STRIDE: tl.constexpr = WIDTH + (BM + BN if IN_ORDER else 0)
-    strip = strips + tl.program_id(0).to(tl.int64) * STRIPS
-    d_strip = strip + BM * (STRIDE + 1)
+    strip = strips + tl.program_id(0).to(tl.int64) * STRIP
+    d_strip = d_strips + tl.program_id(0).to(tl.int64) * D_STRIP
     i_b = (i_bn // heads).to(tl.int64)
     i_n = (i_bn % heads).to(tl.int64)
     length = keys - memory
@@ -179,7 +181,7 @@ def _backward_q_tile(
         # [1, BD]: a query and its own key meet at row J of r
         b_dr1 = tl.sum(b_ds1[:, None] * b_qr.to(tl.float32), axis=0)[None, :] * scale
         o_1 = tl.full((1,), 0, tl.int32) + keys
-        p_dr = dr + (tl.program_id(0) // (splits if ATOMIC else 1)).to(tl.int64) * table * D
+        p_dr = dr + tl.cast(i_unit // (splits if ATOMIC else 1), tl.int64) * table * D
         _add_rows(p_dr + (o_1[:, None] * D + o_d[None, :]), b_dr1, o_1, table, D, BD, ATOMIC)
 
     n_memory, n_stretches = _stretches(i_lo, i_hi, memory, APART, BN, WIDTH)
@@ -250,7 +252,7 @@ def _backward_q_tile(
             tl.store(d_strip + (j0 - j_base) + o_dtile, b_half)
             b_dqw = tl.dot(b_half, b_k, b_dqw, input_precision="ieee")
         tl.debug_barrier()
-        p_dr = dr + (tl.program_id(0) // (splits if ATOMIC else 1)).to(tl.int64) * table * D
+        p_dr = dr + tl.cast(i_unit // (splits if ATOMIC else 1), tl.int64) * table * D
         b_shift = tl.where(m_row, i_top - b_pos, 1 << 30)
         o_w = tl.arange(0, BN)
         i_p = j_base + length - i_top
@@ -294,7 +296,7 @@ def _backward_q_tile(
     tl.store(p_dq, tl.where(m_row[:, None], b_dq, 0.0).to(dtype), mask=m_dq)
     # What the biases need, summed in the program's own memory. [1, BD] each
     o_s = tl.arange(0, 1)
-    p_sums = sums + tl.program_id(0).to(tl.int64) * 4 * D + (o_s[:, None] * D + o_d[None, :])
+    p_sums = sums + tl.cast(i_unit, tl.int64) * 4 * D + (o_s[:, None] * D + o_d[None, :])
     _add_rows(p_sums, tl.sum(b_dqw, axis=0)[None, :] * scale, o_s, 1, D, BD, False)
     _add_rows(p_sums + D, tl.sum(b_dqr, axis=0)[None, :] * scale, o_s, 1, D, BD, False)
     if SEGMENTS:
@@ -314,6 +316,7 @@ def _backward_q_tile(
         "memory",
         "table",
         "group_size",
+        "groups",
         "splits",
         "keep_from",
     ]
@@ -325,14 +328,14 @@ def _backward_q_kernel(
     strides_h, strides_g,  # of a stream: q, out, grad of out, dq (b, row, n), bits b
     rows_h, rows_g, sources, key_strides, tables, key_vectors,  # as in the forward kernel
     dr,  # fp32 (N, G, splits or 1 if ATOMIC, P, D)
-    sums,  # fp32 (programs, 4, D): of dq by content, of dq by position, of dc q, of dc
-    strips,  # scratch (programs, 2 strips)
+    sums,  # fp32 (units, 4, D): of dq by content, of dq by position, of dc q, of dc
+    strips, d_strips,  # scratch (programs, STRIP) of scores, (programs, D_STRIP) of dS
     heads, keys, memory, table, group_size,  # N, J, M, P, B / G
-    splits,  # a program has a head, a group of r and one of `splits` parts of their tiles
+    groups, splits,  # a unit is a head, a group of r and one of `splits` parts of their tiles
     scale, log2_scale, keep_from, keep_scale,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
-    WIDTH: tl.constexpr, STRIPS: tl.constexpr, ATOMIC: tl.constexpr,
+    WIDTH: tl.constexpr, STRIP: tl.constexpr, D_STRIP: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     tiles_h = tl.cdiv(rows_h, BM)
     tiles = tiles_h
@@ -340,34 +343,36 @@ def _backward_q_kernel(
         tiles += tl.cdiv(rows_g, BM_G)
     shared = (sources, key_strides, tables, key_vectors)
     sizes = (heads, keys, memory, table, group_size, scale, log2_scale, keep_scale)
-    # This program's unit. Where its memory is, the tiles work out when they need it.
-    i_pair = tl.program_id(0) // splits
-    i_split = tl.program_id(0) % splits
-    groups = tl.num_programs(0) // splits // heads
     work = group_size * tiles
-    for i_work in tl.range(
-        i_split * work // splits, (i_split + 1) * work // splits, disable_licm=True
+    for i_unit in tl.range(
+        tl.program_id(0), heads * groups * splits, tl.num_programs(0), disable_licm=True
     ):
-        i_b = i_pair % groups * group_size + i_work // tiles
-        i_bn = i_b * heads + i_pair // groups
-        i_tile = i_work % tiles
-        if query is None:
-            _backward_q_tile(
-                content, strides_h, rows_h, i_tile, i_bn, dr, sums, strips, splits, shared,
-                sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0],
-                D, BD, BM, BN, WIDTH, STRIPS, ATOMIC,
-            )  # fmt: skip
-        else:
-            if i_tile < tiles_h:
+        # Where this unit's memory is, the tiles work out when they need it.
+        i_pair = i_unit // splits
+        i_split = i_unit % splits
+        for i_work in tl.range(
+            i_split * work // splits, (i_split + 1) * work // splits, disable_licm=True
+        ):
+            i_b = i_pair % groups * group_size + i_work // tiles
+            i_bn = i_b * heads + i_pair // groups
+            i_tile = i_work % tiles
+            if query is None:
                 _backward_q_tile(
-                    content, strides_h, rows_h, i_tile, i_bn, dr, sums, strips, splits, shared,
-                    sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0],
-                    D, BD, BM, BN, WIDTH, STRIPS, ATOMIC,
+                    content, strides_h, rows_h, i_tile, i_bn, i_unit, dr, sums, strips, d_strips,
+                    splits, shared, sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0],
+                    D, BD, BM, BN, WIDTH, STRIP, D_STRIP, ATOMIC,
                 )  # fmt: skip
             else:
-                i_tile -= tiles_h
-                _backward_q_tile(
-                    query, strides_g, rows_g, i_tile, i_bn, dr, sums, strips, splits, shared,
-                    sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1],
-                    D, BD, BM_G, BN, WIDTH, STRIPS, ATOMIC,
-                )  # fmt: skip
+                if i_tile < tiles_h:
+                    _backward_q_tile(
+                        content, strides_h, rows_h, i_tile, i_bn, i_unit, dr, sums, strips,
+                        d_strips, splits, shared, sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0],
+                        BY_POSITION[0], D, BD, BM, BN, WIDTH, STRIP, D_STRIP, ATOMIC,
+                    )  # fmt: skip
+                else:
+                    i_tile -= tiles_h
+                    _backward_q_tile(
+                        query, strides_g, rows_g, i_tile, i_bn, i_unit, dr, sums, strips,
+                        d_strips, splits, shared, sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[1],
+                        BY_POSITION[1], D, BD, BM_G, BN, WIDTH, STRIP, D_STRIP, ATOMIC,
+                    )  # fmt: skip

@@ -37,20 +37,21 @@ def compilations(arch: int) -> Iterator[Compilation]:
             for heavy in (False, True):
                 for kernel in _KERNELS:
                     for config in candidates(kernel, torch_dtype, head_dim, heavy, arch):
-                        for atomic in _orders(kernel, head_dim):
-                            yield _compilation(kernel, dtype, head_dim, heavy, config, atomic)
+                        for atomic in orders(kernel, head_dim):
+                            yield compilation(kernel, dtype, head_dim, heavy, config, atomic)
 
 
-def _orders(kernel: str, head_dim: int) -> tuple[bool | None, ...]:
+def orders(kernel: str, head_dim: int) -> tuple[bool | None, ...]:
     """Whether dr is added atomically; the ordered form differs by a load and a store a stretch."""
     if kernel != "backward_q":
         return (None,)
     return (True, False) if head_dim == 64 else (True,)
 
 
-def _compilation(
+def compilation(
     kernel: str, dtype: str, head_dim: int, heavy: bool, config: Config, atomic: bool | None
 ) -> Compilation:
+    """One kernel with one tile; `atomic` is one of `orders`."""
     function, units = _KERNELS[kernel]
     constants: dict[str, Any] = {
         "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (True, False), "BY_POSITION": (False, True),
@@ -61,8 +62,9 @@ def _compilation(
     features = "heavy" if heavy else "light"
     if atomic is not None:
         constants["ATOMIC"] = atomic
-        width = 2 * STRIP_KEYS + config.block_m + config.block_n + 1
-        constants["STRIPS"] = config.block_m * width
+        width = STRIP_KEYS + config.block_m + config.block_n + 1
+        constants["STRIP"] = config.block_m * width
+        constants["D_STRIP"] = config.block_m * STRIP_KEYS
         features += ", atomic" if atomic else ", ordered"
     return Compilation(
         kernel=f"rel_attention_{kernel}",
@@ -76,6 +78,7 @@ def _compilation(
         options=config.options,
         tile=(config.block_m, config.block_n),
         gemm_units=units,
+        scratch=("strips", "d_strips") if kernel == "backward_q" else ("strips",),
     )
 
 
@@ -105,8 +108,8 @@ def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
     if kernel != "forward":
         types["log2_scale"] = "fp32"
     if kernel == "backward_q":
-        types |= {"dr": "*fp32", "sums": "*fp32"}
-        sizes.append("splits")
+        types |= {"dr": "*fp32", "sums": "*fp32", "d_strips": scalar}
+        sizes += ["groups", "splits"]
     else:
         sizes.append("batch")
     if kernel == "backward_kv":

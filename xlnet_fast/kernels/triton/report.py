@@ -21,23 +21,30 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels import sass
+from xlnet_fast.kernels import ptx, sass
 from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
 from xlnet_fast.kernels.triton import IMPORT_ERROR, INTERPRETED, triton
 from xlnet_fast.kernels.triton.compilation import Compilation
+from xlnet_fast.kernels.triton.tiles import installed_table
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 SPILL_LIMIT = 128
 """Bytes of registers that a thread may spill, none of them in an innermost loop: ptxas parks a few
 scalars of the loops over tiles rather than narrow its schedule (docs/measured.md)."""
 
-PRAISE = "compilations: no spill in a loop, shared memory within each chip's limit"
+PRAISE = (
+    "compilations: no spill in a loop, shared memory within each chip's limit, a barrier between "
+    "every store to a strip and the loads that follow it"
+)
 ARCHS = (80, 86, 89, 90, 100)
 MODULES = ("rel_attention", "masked_softmax", "concat_memory", "philox")
 """Modules of `kernels/triton` with a function `compilations(arch)`, in the order of the report."""
@@ -54,11 +61,26 @@ class Job:
 
 def known_archs() -> tuple[int, ...]:
     """The chips of `SHARED_LIMITS` that the installed assembler can build for."""
-    _require_compiler()
+    require_compiler()
     tool = triton.knobs.nvidia.ptxas_blackwell.path
     listed = subprocess.run([tool, "--help"], capture_output=True, text=True, check=True).stdout
     names = {int(number) for number in re.findall(r"sm_(\d+)", listed)}
     return tuple(arch for arch in SHARED_LIMITS if arch in names)
+
+
+def tiles_taken() -> str:
+    """Which tiles the attention kernels take with the installed Triton, and how far to trust them.
+
+    Raises:
+        BackendUnavailable: Triton is missing or runs as an interpreter.
+    """
+    require_compiler()
+    table, remark = installed_table()
+    chips = ", ".join(f"sm_{arch}" for arch in table.archs)
+    checked = f"Triton {triton.__version__}: tiles for {table.release}, chosen on {chips}"
+    if table.spilling:
+        checked += f"; no tile without a spill was found for {', '.join(table.spilling)}"
+    return checked if remark is None else f"{checked}; {remark}"
 
 
 def compile_report(
@@ -86,17 +108,19 @@ def compile_report(
 
     Returns:
         One dict per compilation: kernel, variant, features, arch, dtype, head_dim (or None),
-        block_m and block_n (as many as the tile has), num_warps, num_stages, registers (per
+        block_m and block_n (as many as the tile has), num_warps, num_stages, maxnreg (the limit of
+        registers, or None), registers (per
         thread), spill_bytes (per thread),
         loop_spills (accesses to those in innermost loops), shared_bytes (per block), gemm_units
         (matrix products per
-        score tile, or None). By chip, in the order of the modules.
+        score tile, or None), disorder (sentences on scratch memory read or overwritten without a
+        barrier). By chip, in the order of the modules.
 
     Raises:
         BackendUnavailable: Triton is missing or runs as an interpreter; a process was killed.
         ArgumentError: a name or number that no compilation has; a failing compilation.
     """
-    _require_compiler()
+    require_compiler()
     _expect_known("arch", archs, known_archs())
     _expect_known("module", modules, MODULES)
     wanted = {"kernel": kernels, "dtype": dtypes, "head_dim": head_dims, "features": features}
@@ -111,7 +135,7 @@ def compile_report(
         _expect_known(name, values or (), sorted(known))
     jobs = [job for job, compilation in everything.items() if _matches(compilation, wanted)]
     rows: dict[Job, dict[str, Any]] = {}
-    for job, row in _run(jobs, workers):
+    for job, row in run_tasks(_compile, jobs, workers):
         rows[job] = row
         if on_progress is not None:
             on_progress(len(rows), len(jobs))
@@ -159,6 +183,7 @@ def check(rows: Sequence[dict[str, Any]]) -> list[str]:
             problems.append(
                 f"{name} needs {row['shared_bytes']} bytes of shared memory, the chip has {limit}"
             )
+        problems += [f"{name}, PTX, {sentence}" for sentence in row["disorder"]]
     return problems
 
 
@@ -204,7 +229,8 @@ def _tile(row: Mapping[str, Any]) -> str:
     return "x".join(str(row[key]) for key in ("block_m", "block_n") if key in row) or "-"
 
 
-def _require_compiler() -> None:
+def require_compiler() -> None:
+    """Raise BackendUnavailable where nothing can be compiled, with the reason."""
     if triton is None:
         raise BackendUnavailable(
             f"Triton cannot be imported ({IMPORT_ERROR}); `pip install triton` on Linux, with or "
@@ -216,15 +242,21 @@ def _require_compiler() -> None:
         )
 
 
-def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Compile the jobs, yielding each as it is done."""
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[tuple[Task, Result]]:
+    """Each task with what the function of a module makes of it, as it is done.
+
+    Raises:
+        BackendUnavailable: a process was killed, or the main program is not guarded.
+    """
     if workers <= 1:
-        yield from ((job, _compile(job)) for job in jobs)
+        yield from ((task, function(task)) for task in tasks)
         return
     # Fork would copy the locks of torch's and LLVM's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_compile, job): job for job in jobs}
+        futures = {pool.submit(function, task): task for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -239,17 +271,25 @@ def _run(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any
 
 def _compile(job: Job) -> dict[str, Any]:
     """One row of the report."""
+    return measure(_compilations(job.module, job.arch)[job.number], job.arch)
+
+
+def measure(compilation: Compilation, arch: int) -> dict[str, Any]:
+    """Compile for a chip; a row of `compile_report`.
+
+    Raises:
+        ArgumentError: it does not compile.
+    """
     from triton.backends.compiler import GPUTarget
 
-    compilation = _compilations(job.module, job.arch)[job.number]
-    target = GPUTarget("cuda", job.arch, 32)
+    source = _source(compilation)
     try:
         compiled = triton.compile(
-            _source(compilation), target=target, options=dict(compilation.options)
+            source, target=GPUTarget("cuda", arch, 32), options=dict(compilation.options)
         )
     except Exception as error:  # Triton raises its own and C++ exceptions of many types
         name = f"{compilation.kernel} ({compilation.variant}, {compilation.features})"
-        where = f"{compilation.dtype} head_dim {compilation.head_dim} on sm_{job.arch}"
+        where = f"{compilation.dtype} head_dim {compilation.head_dim} on sm_{arch}"
         raise ArgumentError(
             f"{name} {where} does not compile: {type(error).__name__}: {error}"
         ) from error
@@ -258,18 +298,41 @@ def _compile(job: Job) -> dict[str, Any]:
         "kernel": compilation.kernel,
         "variant": compilation.variant,
         "features": compilation.features,
-        "arch": job.arch,
+        "arch": arch,
         "dtype": compilation.dtype,
         "head_dim": compilation.head_dim,
         **dict(zip(("block_m", "block_n"), compilation.tile, strict=False)),
         "num_warps": compilation.options["num_warps"],
         "num_stages": compilation.options["num_stages"],
+        "maxnreg": compilation.options.get("maxnreg"),
         "registers": registers,
         "spill_bytes": spilled,
         "loop_spills": in_loops,
         "shared_bytes": compiled.metadata.shared,
         "gemm_units": compilation.gemm_units,
+        "disorder": _disorder(compilation, source.signature, compiled.asm["ptx"]),
     }
+
+
+def _disorder(compilation: Compilation, signature: Mapping[str, Any], text: str) -> list[str]:
+    """What is out of order in the scratch memory of a kernel, by the name of its argument."""
+    first = {}
+    count = 0
+    for name, kind in signature.items():
+        first[name] = count
+        count += _parameters(kind)
+    return [
+        f"{name}: {sentence}"
+        for name in compilation.scratch
+        for sentence in ptx.disorder(text, first[name])
+    ]
+
+
+def _parameters(kind: Any) -> int:
+    """How many parameters of the compiled kernel an argument is."""
+    if isinstance(kind, tuple):
+        return sum(map(_parameters, kind))
+    return 0 if kind == "constexpr" else 1
 
 
 def _resources(cubin: bytes) -> tuple[int, int, int]:

@@ -1,33 +1,53 @@
-"""Tile and launch shapes: measured ones where there are any, safe ones everywhere else."""
+"""Tile and launch shapes: measured ones where there are any, safe ones everywhere else.
+
+Safe ones spill in no loop and fit the chip, as the kernels report found by compiling them. That
+depends on the compiler, so `safe_tiles.json` has a table of them for each release of Triton, which
+`tile_search.py` makes. A release without one takes that of another, and it is said.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from xlnet_fast.errors import ArgumentError
+from xlnet_fast.errors import ArgumentError, PerformanceWarning
+from xlnet_fast.kernels.triton import triton
 
 KERNELS = ("forward", "backward_q", "backward_kv")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128
+MAX_REGISTERS = 255  # of a thread, on every chip
 LONG_KEYS = 1024  # a call with more keys than this is "long"
 TUNED_FILE = Path(__file__).with_name("tuned.json")
+SAFE_FILE = Path(__file__).with_name("safe_tiles.json")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile and launch shape of one compiled kernel."""
+    """Tile and launch shape of one compiled kernel.
+
+    Attributes:
+        maxnreg: registers that a thread may have.
+        registers, shared_bytes: what the kernel takes per thread and per block when compiled with
+            every argument, the most of any chip of its class; 0 where it was never compiled. They
+            tell how many programs fit, and two tiles that differ in them alone are the same.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    maxnreg: int = MAX_REGISTERS
+    registers: int = field(default=0, compare=False)
+    shared_bytes: int = field(default=0, compare=False)
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -40,135 +60,25 @@ class Config:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,
-            "maxnreg": 255,
+            "maxnreg": self.maxnreg,
         }
 
 
-SAFE: dict[tuple[str, str, str, str], dict[int, list[tuple[int, int, int, int]]]] = {
-    # (chip, kernel, dtype class, load) -> block_d -> fields of `Config`, the preferred one first.
-    # Found with the kernels report (Triton 3.9): the largest tiles that spill in no loop. None has
-    # been timed on a GPU.
-    ("small", "forward", "half", "light"): {
-        32: [(128, 32, 8, 2), (64, 32, 8, 2)],
-        64: [(128, 32, 8, 2), (64, 32, 8, 2)],
-        128: [(128, 32, 8, 2), (64, 32, 8, 2)],
-    },
-    ("small", "forward", "half", "heavy"): {
-        32: [(128, 32, 8, 2)],
-        64: [(128, 32, 8, 2)],
-        128: [(32, 32, 8, 2)],
-    },
-    ("small", "forward", "fp32", "light"): {
-        32: [(64, 32, 8, 2)],
-        64: [(64, 32, 8, 2)],
-        128: [(32, 32, 8, 2)],
-    },
-    ("small", "forward", "fp32", "heavy"): {
-        32: [(32, 32, 8, 2)],
-        64: [(64, 32, 8, 2)],
-        128: [(32, 16, 8, 2)],
-    },
-    ("small", "backward_q", "half", "light"): {
-        32: [(64, 32, 8, 2), (32, 32, 8, 2)],
-        64: [(32, 32, 8, 2), (32, 16, 8, 2)],
-        128: [(32, 32, 8, 2), (32, 16, 8, 2)],
-    },
-    ("small", "backward_q", "half", "heavy"): {
-        32: [(32, 16, 8, 2)],
-        64: [(16, 32, 8, 2)],
-        128: [(16, 32, 8, 2)],
-    },
-    ("small", "backward_q", "fp32", "light"): {
-        32: [(64, 32, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-    ("small", "backward_q", "fp32", "heavy"): {
-        32: [(32, 32, 8, 2)],
-        64: [(32, 16, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-    ("small", "backward_kv", "half", "light"): {
-        32: [(32, 32, 8, 2), (32, 16, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-    ("small", "backward_kv", "half", "heavy"): {
-        32: [(32, 16, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-    ("small", "backward_kv", "fp32", "light"): {
-        32: [(32, 32, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-    ("small", "backward_kv", "fp32", "heavy"): {
-        32: [(32, 16, 8, 2)],
-        64: [(32, 16, 8, 2)],
-        128: [(16, 16, 8, 1)],
-    },
-    ("large", "forward", "half", "light"): {
-        32: [(128, 64, 8, 3), (128, 64, 8, 2)],
-        64: [(128, 64, 8, 2), (64, 64, 8, 2)],
-        128: [(64, 64, 8, 2), (128, 32, 8, 2)],
-    },
-    ("large", "forward", "half", "heavy"): {
-        32: [(64, 32, 8, 2)],
-        64: [(64, 64, 8, 2)],
-        128: [(64, 32, 8, 2)],
-    },
-    ("large", "forward", "fp32", "light"): {
-        32: [(64, 32, 8, 2)],
-        64: [(64, 32, 8, 2)],
-        128: [(32, 16, 8, 2)],
-    },
-    ("large", "forward", "fp32", "heavy"): {
-        32: [(64, 32, 8, 2)],
-        64: [(64, 32, 8, 2)],
-        128: [(32, 16, 8, 2)],
-    },
-    ("large", "backward_q", "half", "light"): {
-        32: [(64, 64, 8, 2), (64, 32, 8, 2)],
-        64: [(64, 32, 8, 2), (32, 32, 8, 2)],
-        128: [(64, 32, 8, 2), (32, 32, 8, 2)],
-    },
-    ("large", "backward_q", "half", "heavy"): {
-        32: [(64, 32, 8, 2)],
-        64: [(64, 32, 8, 2)],
-        128: [(16, 32, 8, 2)],
-    },
-    ("large", "backward_q", "fp32", "light"): {
-        32: [(32, 32, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(32, 16, 8, 2)],
-    },
-    ("large", "backward_q", "fp32", "heavy"): {
-        32: [(32, 16, 8, 2)],
-        64: [(32, 16, 8, 2)],
-        128: [(32, 16, 8, 2)],
-    },
-    ("large", "backward_kv", "half", "light"): {
-        32: [(64, 64, 8, 2), (64, 32, 8, 2)],
-        64: [(64, 32, 8, 2)],
-        128: [(32, 32, 8, 2), (32, 16, 8, 2)],
-    },
-    ("large", "backward_kv", "half", "heavy"): {
-        32: [(32, 16, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(32, 16, 8, 2)],
-    },
-    ("large", "backward_kv", "fp32", "light"): {
-        32: [(32, 32, 8, 2)],
-        64: [(32, 32, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-    ("large", "backward_kv", "fp32", "heavy"): {
-        32: [(32, 16, 8, 2)],
-        64: [(16, 16, 8, 2)],
-        128: [(16, 16, 8, 2)],
-    },
-}
+@dataclass(frozen=True)
+class Table:
+    """The safe tiles of one release of Triton.
+
+    Attributes:
+        release: "3.6".
+        archs: chips that every tile of its class was compiled for, 90 for sm_90.
+        tiles: `safe_key` -> tiles, the preferred one first.
+        spilling: the keys of `tiles` for which no candidate was clean; what spills least is there.
+    """
+
+    release: str
+    archs: tuple[int, ...]
+    tiles: Mapping[str, tuple[Config, ...]]
+    spilling: tuple[str, ...] = ()
 
 
 def block_d(head_dim: int) -> int:
@@ -209,9 +119,10 @@ def choose_config(
     if kernel in _forced:
         return _forced[kernel]
     key = tuned_key(kernel, dtype, head_dim, heavy, shape)
-    measured = load_tuned().get(gpu or "", {}).get(key)
+    measured = load_tuned().get(tuned_gpu(gpu), {}).get(key) if gpu else None
     if measured is not None:
         return Config(*measured)
+    _warn_of_another_release()
     return candidates(kernel, dtype, head_dim, heavy, arch)[0]
 
 
@@ -224,11 +135,82 @@ def candidates(
         ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
     """
     _check(kernel, dtype, head_dim, arch)
-    # Chips with wgmma or tcgen05, which take operands from shared memory, need fewer registers.
-    chip = "large" if 90 <= arch < 120 else "small"
+    table, _ = installed_table()
+    return table.tiles[safe_key(chip_class(arch), kernel, dtype, head_dim, heavy)]
+
+
+def chip_class(arch: int) -> str:
+    """Chips with wgmma or tcgen05, which take operands from shared memory, need fewer registers."""
+    return "large" if 90 <= arch < 120 else "small"
+
+
+def safe_key(chip: str, kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool) -> str:
+    """The name of an entry of a table of safe tiles; `chip` is a `chip_class`."""
     kind = "fp32" if dtype == torch.float32 else "half"
-    tiles = SAFE[chip, kernel, kind, "heavy" if heavy else "light"][block_d(head_dim)]
-    return tuple(Config(*tile) for tile in tiles)
+    return f"{chip}/{kernel}/{kind}/{'heavy' if heavy else 'light'}/{block_d(head_dim)}"
+
+
+def release_of(version: str) -> str:
+    """The release that a version of Triton belongs to: "3.6" of "3.6.0+git1234"."""
+    return ".".join(re.findall(r"\d+", version)[:2])
+
+
+@cache
+def load_safe() -> dict[str, Table]:
+    """The tables of safe tiles by release, the oldest first."""
+    stored = json.loads(SAFE_FILE.read_text(encoding="utf-8"))
+    tables = {
+        release: Table(
+            release,
+            tuple(table["archs"]),
+            {key: tuple(Config(*tile) for tile in tiles) for key, tiles in table["tiles"].items()},
+            tuple(table["spilling"]),
+        )
+        for release, table in stored.items()
+    }
+    return dict(sorted(tables.items(), key=lambda item: _order(item[0])))
+
+
+def table_for(release: str) -> tuple[Table, str | None]:
+    """The table for a release of Triton, and what is to be said where it is not the release's own.
+
+    That is the table of the nearest older release, else the oldest there is.
+    """
+    tables = load_safe()
+    if release in tables:
+        return tables[release], None
+    older = [table for name, table in tables.items() if _order(name) < _order(release)]
+    table = older[-1] if older else next(iter(tables.values()))
+    return table, (
+        f"no tiles were checked with Triton {release}: those for {table.release} are taken, which "
+        "may spill registers; `xlnet-fast kernels-report --backend triton` says whether they do, "
+        "with --write-tiles it makes a table for this release"
+    )
+
+
+@cache
+def installed_table() -> tuple[Table, str | None]:
+    """The table of the installed Triton as from `table_for`; without Triton the newest."""
+    if triton is None:
+        return list(load_safe().values())[-1], None
+    return table_for(release_of(triton.__version__))
+
+
+@cache
+def _warn_of_another_release() -> None:
+    """Say once in a process that the tiles were checked with another Triton."""
+    _, remark = installed_table()
+    if remark is not None:
+        warnings.warn(remark, PerformanceWarning, stacklevel=2)
+
+
+def _order(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
+
+
+def tuned_gpu(gpu: str) -> str:
+    """The name of a GPU in the table of measured tiles: with the Triton they were measured with."""
+    return gpu if triton is None else f"{gpu}, Triton {release_of(triton.__version__)}"
 
 
 def tuned_key(kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, shape: str) -> str:
@@ -239,7 +221,7 @@ def tuned_key(kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, shape
 
 @cache
 def load_tuned() -> dict[str, dict[str, list[int]]]:
-    """The measured tiles: GPU name -> `tuned_key` -> fields of `Config`."""
+    """The measured tiles: `tuned_gpu` -> `tuned_key` -> fields of `Config`."""
     tuned: dict[str, dict[str, list[int]]] = json.loads(TUNED_FILE.read_text(encoding="utf-8"))
     return tuned
 

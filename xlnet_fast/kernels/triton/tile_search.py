@@ -1,0 +1,216 @@
+"""Finds the safe tiles of the installed Triton by compiling candidates, without a GPU.
+
+For each entry of the table (chip class, kernel, dtype class, load, head dim) candidates are
+compiled for one chip of the class after the other, until as many are found that the report finds
+nothing wrong with as the entry is to have. First come those of the tables that there are, as what
+one release of Triton takes mostly suits another; then all tiles that are no larger, the larger
+ones first. None is timed: `benchmarks.tune` does that, on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from itertools import product
+from typing import Any
+
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.kernels.chips import SHARED_LIMITS
+from xlnet_fast.kernels.triton import rel_attention_compilations, report, tiles, triton
+from xlnet_fast.kernels.triton.tiles import (
+    KERNELS,
+    Config,
+    Table,
+    chip_class,
+    installed_table,
+    load_safe,
+    release_of,
+    safe_key,
+)
+
+_BLOCKS = (
+    (128, 64),
+    (64, 64),
+    (128, 32),
+    (64, 32),
+    (32, 32),
+    (64, 16),
+    (32, 16),
+    (16, 32),
+    (16, 16),
+)
+LADDER = tuple(Config(m, n, 8, stages) for stages in (2, 1) for m, n in _BLOCKS)
+"""What is tried where the tiles of other releases spill; without a pipeline only where none else
+is left."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One entry of the table. dtype: "bf16", which stands for both halves, or "fp32"."""
+
+    chip: str
+    kernel: str
+    dtype: str
+    heavy: bool
+    head_dim: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the table."""
+        dtype = rel_attention_compilations.DTYPES[self.dtype]
+        return safe_key(self.chip, self.kernel, dtype, self.head_dim, self.heavy)
+
+
+def slots(chips: Sequence[str] = ("small", "large")) -> Iterator[Slot]:
+    """Every entry of a table."""
+    dtypes, head_dims = rel_attention_compilations.DTYPES, rel_attention_compilations.HEAD_DIMS
+    for each in product(chips, KERNELS, dtypes, (False, True), head_dims):
+        yield Slot(*each)
+
+
+def search(
+    archs: Sequence[int] = report.ARCHS,
+    *,
+    only: Sequence[Slot] | None = None,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """Find the safe tiles of the installed Triton.
+
+    Args:
+        archs: chips to compile for, 90 for sm_90, at least one of each class that `only` has.
+            Chips of a class that are not named only have their shared memory respected.
+        only: the entries to find, default all; the others stay as they are in the table taken now.
+        workers: processes; 1 compiles in this one.
+        on_progress: called with (done, total) after each entry.
+
+    Raises:
+        BackendUnavailable: Triton is missing or runs as an interpreter; a process was killed.
+        ArgumentError: no chip of a class is named; an entry whose candidates are all too large.
+    """
+    report.require_compiler()
+    wanted = list(slots() if only is None else only)
+    tasks = [(slot, tuple(a for a in archs if chip_class(a) == slot.chip)) for slot in wanted]
+    for slot, chips in tasks:
+        if not chips:
+            raise ArgumentError(f"no chip of the class {slot.chip!r} is among {list(archs)}")
+    found: dict[str, tuple[Config, ...]] = {}
+    before = installed_table()[0]
+    spilling = {slot.key: slot.key in before.spilling for slot in slots()}
+    for (slot, _), (entry, spills) in report.run_tasks(_find, tasks, workers):
+        found[slot.key], spilling[slot.key] = entry, spills
+        if on_progress is not None:
+            on_progress(len(found), len(tasks))
+    return Table(
+        release_of(triton.__version__),
+        tuple(sorted(archs)),
+        {key: found.get(key, kept) for key, kept in before.tiles.items()},
+        tuple(key for key, spills in spilling.items() if spills),
+    )
+
+
+def _find(task: tuple[Slot, tuple[int, ...]]) -> tuple[tuple[Config, ...], bool]:
+    """The tiles of one entry, with what they take, and whether they spill: none is clean then."""
+    slot, archs = task
+    count = len(installed_table()[0].tiles[slot.key])
+    found: list[Config] = []
+    refused: dict[Config, tuple[int, int]] = {}  # accesses in loops, bytes, where it first spilled
+    problems = []
+    for config in tried(slot):
+        rows = list(_rows(slot, config, archs))
+        said = judge(slot, rows)
+        if not said:
+            found.append(_with_figures(config, rows))
+        elif not judge(slot, [row | {"loop_spills": 0, "spill_bytes": 0} for row in rows]):
+            refused[config] = rows[-1]["loop_spills"], rows[-1]["spill_bytes"]
+        problems += said
+        if len(found) == count:
+            break
+    if found:
+        return tuple(found), False
+    if not refused:
+        raise ArgumentError(f"no tile suits {slot.key}: " + "; ".join(problems))
+    least = min(refused, key=lambda config: refused[config])
+    return (_with_figures(least, list(_rows(slot, least, archs, to_the_end=True))),), True
+
+
+def _with_figures(config: Config, rows: Sequence[dict[str, Any]]) -> Config:
+    registers, shared = (max(row[name] for row in rows) for name in ("registers", "shared_bytes"))
+    return replace(config, registers=registers, shared_bytes=shared)
+
+
+def tried(slot: Slot) -> tuple[Config, ...]:
+    """The candidates of an entry in the order in which they are tried."""
+    ours, _ = installed_table()
+    known = [*ours.tiles[slot.key]]
+    for table in reversed(load_safe().values()):
+        known += table.tiles[slot.key]
+    largest = max(config.block_m * config.block_n for config in known)
+    smaller = (each for each in LADDER if each.block_m * each.block_n <= largest)
+    return tuple(dict.fromkeys((*known, *smaller)))
+
+
+def _rows(
+    slot: Slot, config: Config, archs: Sequence[int], to_the_end: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The report's rows of a candidate, up to the first with a problem unless `to_the_end`."""
+    for arch, atomic in product(
+        archs, rel_attention_compilations.orders(slot.kernel, slot.head_dim)
+    ):
+        row = report.measure(
+            rel_attention_compilations.compilation(
+                slot.kernel, slot.dtype, slot.head_dim, slot.heavy, config, atomic
+            ),
+            arch,
+        )
+        yield row
+        if judge(slot, [row]) and not to_the_end:
+            return
+
+
+def judge(slot: Slot, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the report finds wrong with a candidate, and where it is too big for another chip.
+
+    Those are the chips of its class, compiled for or not.
+    """
+    limits = {arch: limit for arch, limit in SHARED_LIMITS.items() if chip_class(arch) == slot.chip}
+    smallest = min(limits, key=lambda arch: limits[arch])
+    problems = report.check(rows)
+    for row in rows:
+        if limits[smallest] < row["shared_bytes"] <= limits[row["arch"]]:
+            problems += report.check([row | {"arch": smallest}])
+    return problems
+
+
+def write(table: Table) -> None:
+    """Put a table into the package's file, in place of that of the same release if there is one.
+
+    Raises:
+        OSError: the file cannot be written; it is as before then.
+    """
+    path = tiles.SAFE_FILE
+    text = render(load_safe() | {table.release: table})
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    load_safe.cache_clear()
+    installed_table.cache_clear()
+
+
+def render(tables: Mapping[str, Table]) -> str:
+    """Tables as JSON, an entry a line, so that a change of a tile is a small difference."""
+    parts = []
+    for release, table in tables.items():
+        entries = [
+            f"      {json.dumps(key)}: {json.dumps([astuple(each) for each in entry])}"
+            for key, entry in table.tiles.items()
+        ]
+        head = f'  {json.dumps(release)}: {{\n    "archs": {json.dumps(table.archs)},\n'
+        head += f'    "spilling": {json.dumps(table.spilling)},\n'
+        parts.append(head + '    "tiles": {\n' + ",\n".join(entries) + "\n    }\n  }")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
