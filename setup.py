@@ -231,6 +231,7 @@ setup(
     package_dir=packages(),
     package_data={
         "xlnet_fast": ["py.typed"],
+        "xlnet_fast.kernels.triton": ["*.json"],
         "xlnet_fast.benchmarks": ["results/**/*"],
         "xlnet_fast.csrc": ["**/*.h", "**/*.cpp", "**/*.cu", "**/*.cuh"],
     },

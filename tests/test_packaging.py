@@ -119,6 +119,7 @@ def test_pure_wheel(checkout):
     assert {"xlnet_fast/csrc/bindings.cpp", "xlnet_fast/csrc/build_info.h"} <= compiled_later
     missing = compiled_later - files
     assert not missing, f"`xlnet-fast build` needs them in the wheel: {sorted(missing)}"
+    assert {f"xlnet_fast/kernels/triton/{name}.json" for name in ("safe_tiles", "tuned")} <= files
     results = {
         "xlnet_fast/" + path.relative_to(checkout).as_posix()
         for path in (checkout / "benchmarks" / "results").rglob("*")
