@@ -190,6 +190,16 @@ def test_a_cpu_has_records_too(monkeypatch):
     assert request.proved[0][:2] == ("cpu", False)
 
 
+@pytest.mark.parametrize("status", ["not_run", "unavailable"])
+def test_what_was_not_tried_is_not_held_against_a_backend(status):
+    cpu = identity.identity_of(torch.device("cpu"))
+    untried = [a_row(backend=name, dtype="float32", status=status) for name in ("cpu", "sdpa")]
+    put(a_record(untried, cpu))
+    request = request_on("rel_attention", torch.device("cpu"), torch.float32)
+    assert request.proved == ()
+    assert choose(request).backend in ("cpu", "sdpa")
+
+
 def test_without_a_gpu_nobody_is_asked(monkeypatch):
     """Fake tensors of a compiler are on a GPU that is not there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -17,6 +17,7 @@ from xlnet_fast.ops.qualification.record import (
     STATUSES,
     Identity,
     Timing,
+    checksum,
     covering,
     head_dim_class,
     parse,
@@ -105,7 +106,7 @@ def changed(**changes):
             del place[last]
         else:
             place[last] = value
-    return json.dumps(data)
+    return json.dumps({**data, "checksum": checksum(data)})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,24 @@ def test_a_damaged_record_is_refused_in_one_sentence(text, message):
     assert message in str(info.value)
     assert str(info.value).endswith("`xlnet-fast qualify` renews it")
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        lambda text: text.replace("300.0", "900.0"),
+        lambda text: text.replace('"passed"', '"failed"'),
+        lambda text: text.replace("NVIDIA Test 9000", "NVIDIA Test 9001"),
+        lambda text: text.replace('"checksum"', '"checksums"'),
+        lambda text: text.replace('"checksum": "', '"checksum": "0'),
+    ],
+)
+def test_a_record_that_was_edited_by_hand_is_refused(edited):
+    text = a_record().to_json()
+    assert edited(text) != text
+    with pytest.raises(ArgumentError, match=r"it (was edited: its checksum|has an unknown)"):
+        parse(edited(text), "it")
+    assert parse(json.dumps(json.loads(text)), "it") == a_record()  # spaces are no content
 
 
 def test_files_that_cannot_be_read(tmp_path):

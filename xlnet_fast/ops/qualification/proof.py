@@ -20,7 +20,9 @@ from xlnet_fast.ops.qualification.jobs import is_job, pinned
 from xlnet_fast.ops.qualification.record import (
     BACKWARD,
     FORWARD,
+    NOT_RUN,
     PASSED,
+    UNAVAILABLE,
     Identity,
     Row,
     covering,
@@ -88,7 +90,7 @@ def _cached_verdicts(
         return ()
     direction = BACKWARD if needs_grad else FORWARD
     rows = record.rows_of((op, operands, dtype, head_dim, direction)).values()
-    return tuple(_verdict(row) for row in rows)
+    return tuple(_verdict(row) for row in rows if row.status not in (NOT_RUN, UNAVAILABLE))
 
 
 def _verdict(row: Row) -> Verdict:

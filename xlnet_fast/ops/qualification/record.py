@@ -6,6 +6,7 @@ verdicts on classes of calls; a call asks for the least class that covers it (:f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -196,12 +197,21 @@ class Record:
     full: bool = False
 
     def to_json(self) -> str:
-        """The record as JSON text."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+        """The record as JSON text, with a checksum that tells an edited one."""
+        content = {"schema": SCHEMA, **asdict(self)}
+        return json.dumps({**content, "checksum": checksum(content)}, indent=1) + "\n"
 
     def rows_of(self, key: tuple[str, ...]) -> dict[str, Row]:
         """By backend, the rows about a class; the key is as :attr:`Row.key`."""
         return {row.backend: row for row in self.rows if row.key == key}
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Of a record's content but its checksum: against accidents, not against malice."""
+    text = json.dumps(
+        {name: content[name] for name in content if name != "checksum"}, sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def parse(text: str, source: str) -> Record:
@@ -212,7 +222,7 @@ def parse(text: str, source: str) -> Record:
 
     Raises:
         ArgumentError: one sentence: no JSON, another schema, a key that is missing, unknown or of
-            another type, a value outside of its list, a row twice.
+            another type, a value outside of its list, a row twice, a checksum that does not fit.
     """
     try:
         data = json.loads(text)
@@ -288,7 +298,10 @@ def _record(data: object) -> Record:
         if (key := (*row.key, row.backend)) in seen:
             raise _Damaged(f"has row {number} twice")
         seen.add(key)
+    found = content.pop("checksum", None)
     whole = _checked(Record, content | {"identity": identity, "rows": rows}, "the whole")
+    if found != checksum({"schema": schema, **content}):
+        raise _Damaged("was edited: its checksum does not fit")
     return Record(**whole)
 
 
