@@ -29,7 +29,7 @@ LAYERS = [
     {"ops"},
     {"nn"},
     {"hf"},
-    {"text", "checkpoint", "info", "check", "train", "generate", "serve"},
+    {"text", "checkpoint", "info", "check", "qualifier", "train", "generate", "serve"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},
 ]

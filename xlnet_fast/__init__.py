@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         restore,
     )
     from xlnet_fast.masks import AttentionMask
+    from xlnet_fast.qualifier import qualify
 
 _HF_NAMES = (
     "Explanation",
@@ -50,6 +51,7 @@ __all__ = [
     "enable",
     "explain",
     "is_accelerated",
+    "qualify",
     "restore",
 ]
 
@@ -64,6 +66,10 @@ def __getattr__(name: str) -> Any:
         from xlnet_fast.masks import AttentionMask
 
         return AttentionMask
+    if name == "qualify":
+        from xlnet_fast.qualifier import qualify
+
+        return qualify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from xlnet_fast.errors import BuildError
+from xlnet_fast.errors import BuildError, XLNetFastError
 
 POLL_S = 0.1
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
@@ -36,8 +37,28 @@ else:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
+@dataclass(frozen=True)
+class Purpose:
+    """What a lock is for, as its errors say it.
+
+    Attributes:
+        doing: what its holder does. patience: how to wait longer. elsewhere: how to choose a file
+            system with locks. error: what is raised.
+    """
+
+    doing: str = "builds the extension"
+    patience: str = "allow more seconds with --timeout"
+    elsewhere: str = "set XLNET_FAST_CACHE to a folder on a local disk"
+    error: type[XLNetFastError] = BuildError
+
+
+_BUILD = Purpose()
+
+
 @contextmanager
-def held(path: Path, deadline_s: float, on_wait: Callable[[], None]) -> Iterator[bool]:
+def held(
+    path: Path, deadline_s: float, on_wait: Callable[[], None], purpose: Purpose = _BUILD
+) -> Iterator[bool]:
     """Hold the lock on the file `path`, which is made where it is missing and stays.
 
     It is the open file that is locked, not the file's existence: one left by a dead process holds
@@ -52,15 +73,16 @@ def held(path: Path, deadline_s: float, on_wait: Callable[[], None]) -> Iterator
         Whether another process held it before.
 
     Raises:
-        BuildError: the deadline passed, or the file system has no locks.
+        BuildError: the deadline passed, or the file system has no locks; for another purpose its
+            error.
     """
     with open(path, "ab") as file:
         waited = False
-        while not _taken(file, path):
+        while not _taken(file, path, purpose):
             if time.monotonic() >= deadline_s:
-                raise BuildError(
-                    f"another process builds the extension and was not done in time (it holds the "
-                    f"lock {path}); wait for it, or allow more seconds with --timeout"
+                raise purpose.error(
+                    f"another process {purpose.doing} and was not done in time (it holds the "
+                    f"lock {path}); wait for it, or {purpose.patience}"
                 )
             if not waited:
                 on_wait()
@@ -72,14 +94,13 @@ def held(path: Path, deadline_s: float, on_wait: Callable[[], None]) -> Iterator
             _unlock(file)
 
 
-def _taken(file: IO[bytes], path: Path) -> bool:
+def _taken(file: IO[bytes], path: Path, purpose: Purpose) -> bool:
     try:
         _lock(file)
     except OSError as error:
         if error.errno in _TAKEN:
             return False
-        raise BuildError(
-            f"the file system of {path.parent} has no file locks ({error}); set XLNET_FAST_CACHE "
-            f"to a folder on a local disk"
+        raise purpose.error(
+            f"the file system of {path.parent} has no file locks ({error}); {purpose.elsewhere}"
         ) from error
     return True

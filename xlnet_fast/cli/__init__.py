@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from xlnet_fast._version import __version__
 from xlnet_fast.cli.finetune import finetune_command
 from xlnet_fast.cli.pretrain import pretrain_command
+from xlnet_fast.cli.qualify import qualify_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
 BAD_INPUT = 2
@@ -249,6 +250,7 @@ def kernels_report(
     raise typer.Exit(report.run_report(json_path, archs, backends))
 
 
+app.command("qualify")(qualify_command)
 app.command("pretrain")(pretrain_command)
 app.command("finetune")(finetune_command)
 

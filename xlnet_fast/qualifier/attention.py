@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,15 @@ from torch import Tensor
 from xlnet_fast import ops, reference
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.operands import Keys, Queries
-from xlnet_fast.qualifier.problems import Guards, Operands, Problem, kernels_of, normal, within_nan
+from xlnet_fast.qualifier.problems import (
+    Guards,
+    Operands,
+    Problem,
+    kernels_of,
+    moved,
+    normal,
+    within_nan,
+)
 from xlnet_fast.qualifier.tasks import Task
 
 DROPOUT_P = 0.2
@@ -301,13 +309,13 @@ def _laid_out(
 
 def _on(options: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The same options on a device."""
-    moved = {}
+    there = {}
     for name, value in options.items():
         if isinstance(value, AttentionMask):
-            parts = (None if part is None else part.to(device) for part in value.tensors)
-            value = AttentionMask(*parts, *value.flags)
-        moved[name] = value.to(device) if isinstance(value, Tensor) else value
-    return moved
+            parts = {part.name: getattr(value, part.name) for part in fields(value)}
+            value = AttentionMask(**{part: moved(x, device) for part, x in parts.items()})
+        there[name] = moved(value, device)
+    return there
 
 
 def _tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

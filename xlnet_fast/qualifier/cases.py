@@ -15,7 +15,10 @@ from xlnet_fast.qualifier.tasks import ATTENTION, Task
 HEADS = 12
 _SHAPES = {"cpu": ((1, 64), (4, 128)), "cuda": ((1, 128), (8, 512), (2, 2048))}
 _MORE_SHAPES = {"cpu": ((2, 512),), "cuda": ((32, 512), (4, 4096))}
-_LINEAR = {"float32": ((64, 768, 768), (256, 768, 3072)), "bfloat16": ((1, 768, 3072), (16, 768, 768))}
+_LINEAR = {
+    "float32": ((64, 768, 768), (256, 768, 3072)),
+    "bfloat16": ((1, 768, 3072), (16, 768, 768)),
+}
 
 
 def hostile_problems(task: Task, device: torch.device, full: bool) -> Iterator[Problem]:
@@ -53,8 +56,8 @@ def timed_problems(
             size = model_size(task, batch, length)
             yield shape, _maker(attention_problem, task, size, device, hostile=False)
         elif task.op == "masked_softmax":
-            sizes = (batch, HEADS, length, length // 2)
-            yield shape, _maker(softmax_problem, task, sizes, device, hostile=False)
+            scores = (batch, HEADS, length, length // 2)
+            yield shape, _maker(softmax_problem, task, scores, device, hostile=False)
         else:
             rows = (length, batch, HEADS * 64, length)
             yield shape, _maker(memory_problem, task, rows, length, device)
@@ -68,5 +71,7 @@ def model_size(task: Task, batch: int, length: int) -> Size:
     return replace(size, see_self=False) if targets is not None else size
 
 
-def _maker(make: Callable[..., Problem], *arguments: object, **named: object) -> Callable[[], Problem]:
+def _maker(
+    make: Callable[..., Problem], *arguments: object, **named: object
+) -> Callable[[], Problem]:
     return lambda: make(*arguments, **named)

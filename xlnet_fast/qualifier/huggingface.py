@@ -6,7 +6,8 @@ a position table per batch element) are ready before the clock runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,8 +41,7 @@ def _attention(problem: AttentionProblem) -> Call:
     leaves = problem.leaves()
     options = problem.options
     length, current = _current(problem)
-    batch, _, heads, _ = leaves["k"].shape
-    dtype = leaves["k"].dtype
+    batch, dtype = leaves["k"].shape[0], leaves["k"].dtype
     # (length, batch, head, dim) is its layout, with one table per batch element.
     keys, values = (_native(_whole(leaves, name)) for name in ("k", "v"))
     table = _native(leaves["r"].repeat_interleave(batch // leaves["r"].shape[0], 0))
@@ -59,7 +59,9 @@ def _attention(problem: AttentionProblem) -> Call:
         one_hot = F.one_hot(differ.permute(1, 2, 0).long(), 2).to(dtype)
     masks = [_dense(mask, problem.memory, length, current, dtype) for mask in _masks(problem)]
     positions = options["positions"]
-    mapping = None if positions is None else F.one_hot(positions, current).permute(1, 2, 0).to(dtype)
+    mapping = (
+        None if positions is None else F.one_hot(positions, current).permute(1, 2, 0).to(dtype)
+    )
 
     def core(query: Tensor, mask: Tensor | None) -> Tensor:
         out: Tensor = XLNetRelativeAttention.rel_attn_core(
@@ -106,10 +108,7 @@ def _masks(problem: AttentionProblem) -> list[AttentionMask]:
     """Of each stream, over all positions: Hugging Face spreads the rows it is asked for."""
     mask, positions = problem.options["mask"], problem.options["positions"]
     if problem.op == "two_stream_attention":
-        return [
-            AttentionMask(*mask.tensors, mask.causal, mask.same_length, see_self)
-            for see_self in (True, False)
-        ]
+        return [replace(mask, see_self=see_self) for see_self in (True, False)]
     if positions is None:
         return [mask]
     return [AttentionMask(mask.key_padding, *_spread_ranks(problem), see_self=mask.see_self)]
@@ -167,6 +166,6 @@ def _softmax(problem: SoftmaxProblem) -> Call:
 
 def _memory(problem: MemoryProblem) -> Call:
     settings: Any = SimpleNamespace(mem_len=problem.mem_len, reuse_len=problem.reuse_len)
-    memories = problem.memory or [None] * len(problem.hidden)
+    memories: Sequence[Tensor | None] = problem.memory or [None] * len(problem.hidden)
     pairs = list(zip(problem.hidden, memories, strict=True))
     return lambda: tuple(XLNetModel.cache_mem(settings, h, m) for h, m in pairs), []

@@ -10,6 +10,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,6 +136,11 @@ def within_nan(x: Tensor, strided: bool) -> Tensor:
         buffer = x.new_full((batch, rows + 2, heads, dim), float("nan"))
         view = buffer[:, :rows]
     return view.copy_(x)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor on a device; anything else as it is."""
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

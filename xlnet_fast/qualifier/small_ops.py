@@ -15,7 +15,7 @@ from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.ops import linear as _linear  # noqa: F401 (registers the op)
-from xlnet_fast.qualifier.problems import Guards, Operands, Problem, kernels_of, normal
+from xlnet_fast.qualifier.problems import Guards, Operands, Problem, kernels_of, moved, normal
 from xlnet_fast.qualifier.tasks import Task
 
 DROPOUT_P = 0.2
@@ -32,10 +32,10 @@ class SoftmaxProblem(Problem):
         self.options = options
 
     def reference(self, operands: Operands) -> tuple[Tensor, ...]:
-        return (reference.masked_softmax(**operands, **self.options),)
+        return (reference.masked_softmax(**{**self.options, **operands}),)
 
     def run(self, operands: Operands, backend: str) -> tuple[Tensor, ...]:
-        return (ops.masked_softmax(**operands, **self.options, backend=backend),)
+        return (ops.masked_softmax(**{**self.options, **operands}, backend=backend),)
 
     def launch(
         self, backend: str, guards: Guards, grad_outs: Sequence[Tensor] | None
@@ -96,9 +96,7 @@ def softmax_problem(
     if task.operands == "plain":
         return SoftmaxProblem(operands, options)
     parts = _mask_parts(batch, rows, memory, generator, hostile)
-    options["mask"] = AttentionMask(
-        **{name: x.to(device) if isinstance(x, Tensor) else x for name, x in parts.items()}
-    )
+    options["mask"] = AttentionMask(**{name: moved(x, device) for name, x in parts.items()})
     if with_all:
         operands["segment_scores"] = draw(batch, heads, rows)
         segments = torch.randint(0, 3, (batch, keys), generator=generator).to(device)
@@ -142,11 +140,9 @@ class MemoryProblem(Problem):
         self.mem_len, self.reuse_len = mem_len, reuse_len
 
     def reference(self, operands: Operands) -> tuple[Tensor, ...]:
-        memories = self.memory or [None] * len(self.hidden)
+        memories: Sequence[Tensor | None] = self.memory or [None] * len(self.hidden)
         pairs = zip(self.hidden, memories, strict=True)
-        return tuple(
-            reference.concat_memory(h, m, self.mem_len, self.reuse_len) for h, m in pairs
-        )
+        return tuple(reference.concat_memory(h, m, self.mem_len, self.reuse_len) for h, m in pairs)
 
     def run(self, operands: Operands, backend: str) -> tuple[Tensor, ...]:
         return tuple(
@@ -177,9 +173,7 @@ def memory_problem(
     rows, batch, width, memory = sizes
 
     def layers(count: int) -> list[Tensor]:
-        wide = (
-            normal(generator, task.torch_dtype, count, batch, width + 8) for _ in range(LAYERS)
-        )
+        wide = (normal(generator, task.torch_dtype, count, batch, width + 8) for _ in range(LAYERS))
         return [x.to(device)[..., :width] for x in wide]
 
     return MemoryProblem(layers(rows), layers(memory) if memory else None, mem_len, None)

@@ -59,7 +59,7 @@ class Task:
         width = f" D={self.head_dim}" if self.head_dim else ""
         return f"{self.op} {self.operands} {self.dtype}{width}"
 
-    def keys(self) -> Iterator[tuple[str, ...]]:
+    def row_keys(self) -> Iterator[tuple[str, ...]]:
         """Of its rows, as ``Row.key``."""
         width = head_dim_class(self.head_dim) if self.head_dim else ""
         for direction in self.directions:

@@ -21,12 +21,19 @@ from xlnet_fast.qualifier.small_ops import LinearProblem
 Function = Callable[[], object]
 OURS, BASELINE, HF = "ours", "baseline", "hf"
 LEAST_ROUNDS, MOST_ROUNDS, WARM_CALLS = 3, 15, 2
+MOST_S = 0.5
+"""Seconds of rounds that no call needs more of."""
 SAMPLE_S = 0.004
 """A reading covers as many calls as fit in this, so that the clock's own grain does not count."""
 
 
 def time_problem(
-    shape: str, problem: Problem, backend: str, direction: str, device: torch.device, budget_s: float
+    shape: str,
+    problem: Problem,
+    backend: str,
+    direction: str,
+    device: torch.device,
+    budget_s: float,
 ) -> Timing:
     """Medians of a backend, the plain path and Hugging Face's code on one call.
 
@@ -114,9 +121,7 @@ def _inference(call: Callable[[], tuple[Tensor, ...]]) -> Function:
     return run
 
 
-def _whole_pass(
-    call: Callable[[], tuple[Tensor, ...]], leaves: Sequence[Tensor]
-) -> Function:
+def _whole_pass(call: Callable[[], tuple[Tensor, ...]], leaves: Sequence[Tensor]) -> Function:
     """Forward and backward, for a gradient of the outputs that is made beforehand."""
     with torch.no_grad():
         grads = [torch.randn_like(out) for out in call()]
@@ -125,5 +130,3 @@ def _whole_pass(
         return torch.autograd.grad(call(), leaves, grads)
 
     return run
-
-

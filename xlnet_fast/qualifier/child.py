@@ -1,0 +1,148 @@
+"""The process that runs one backend's kernels on one device: it may crash, hang or be killed.
+
+It reads one order on its standard input and answers there where its standard output was, which
+whatever else prints no longer reaches. When its parent goes, it goes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import IO
+
+import torch
+
+from xlnet_fast.ops.qualification.identity import identity_of
+from xlnet_fast.ops.qualification.record import FAILED, PASSED, UNAVAILABLE, Row
+from xlnet_fast.qualifier import messages
+from xlnet_fast.qualifier.availability import why_unavailable
+from xlnet_fast.qualifier.cases import hostile_problems, timed_problems
+from xlnet_fast.qualifier.checks import check, in_words, rehearse
+from xlnet_fast.qualifier.messages import Order
+from xlnet_fast.qualifier.tasks import Task
+from xlnet_fast.qualifier.timing import MOST_S, time_problem
+
+Verdict = tuple[Task, str, Row]
+"""A class, a direction, and the row about them."""
+
+
+def main() -> None:
+    """Carry out the order on standard input."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    order = Order.from_json(sys.stdin.readline())
+    threading.Thread(target=_leave_with_parent, args=(sys.stdin,), daemon=True).start()
+    end_s = time.monotonic() + order.seconds
+    os.environ["XLNET_FAST_QUALIFICATION"] = "none"  # an earlier verdict is nothing to start from
+    # Before CUDA starts: products of matrices are then the same in every run.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    def tell(kind: str, **content: object) -> None:
+        print(messages.line(kind, **content), file=answers, flush=True)
+
+    Worker(order, end_s, tell).run()
+
+
+def _leave_with_parent(stdin: IO[str]) -> None:
+    while stdin.readline():
+        pass
+    os._exit(1)
+
+
+class Worker:
+    """Carries out one order."""
+
+    def __init__(self, order: Order, end_s: float, tell: Callable[..., None]) -> None:
+        self.order, self.end_s, self.tell = order, end_s, tell
+        self.device = torch.device(order.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.zeros(1, device=self.device)  # a context, or the reason why there is none
+
+    def run(self) -> None:
+        """Answer with the identity of the device, then with a row for each verdict."""
+        self.tell(messages.READY, identity=asdict(identity_of(self.device)))
+        if self.order.mode == messages.COMPILE:
+            self._compile()
+        else:
+            self._time(self._check())
+        self.tell(messages.DONE)
+
+    def _over(self) -> bool:
+        return time.monotonic() >= self.end_s
+
+    def _check(self) -> list[Verdict]:
+        """Verdicts on every class; those that passed are to be timed."""
+        passed: list[Verdict] = []
+        order, device = self.order, self.device
+        for task in order.tasks:
+            for key in task.row_keys():
+                if self._over():
+                    return passed
+                op, operands, dtype, head_dim, direction = key
+                self.tell(messages.BEGIN, text=f"{task.name} {direction}")
+                row = Row(op, operands, order.backend, dtype, head_dim, direction, UNAVAILABLE)
+                reason = why_unavailable(task, order.backend, direction, device)
+                if reason is not None:
+                    row = replace(row, reason=reason)
+                else:
+                    problems = hostile_problems(task, device, order.full)
+                    row = replace(row, **asdict(check(problems, order.backend, direction, device)))
+                self._tell_row(row)
+                self._leave_if_broken()
+                if row.status == PASSED:
+                    passed.append((task, direction, row))
+        return passed
+
+    def _time(self, passed: list[Verdict]) -> None:
+        """Times of what passed, each class with its share of what is left."""
+        for number, (task, direction, row) in enumerate(passed):
+            if self._over():
+                return
+            self.tell(messages.BEGIN, text=f"{task.name} {direction}, time")
+            problems = list(timed_problems(task, self.device, self.order.full))
+            share_s = (self.end_s - time.monotonic()) / (len(passed) - number) / len(problems)
+            timings = []
+            try:
+                for shape, make in problems:
+                    budget_s = min(MOST_S, share_s / 2)
+                    arguments = (self.order.backend, direction, self.device, budget_s)
+                    timings.append(time_problem(shape, make(), *arguments))
+                row = replace(row, timings=tuple(timings))
+            except Exception as error:
+                row = replace(row, status=FAILED, reason=f"timed at {shape}: {in_words(error)}")
+            self._tell_row(row)
+            self._leave_if_broken()
+
+    def _compile(self) -> None:
+        """Every call once, whatever comes of it: its kernels are then in the compiler's cache."""
+        for task in self.order.tasks:
+            for direction in task.directions:
+                if self._over():
+                    return
+                self.tell(messages.BEGIN, text=f"{task.name} {direction}, compile")
+                for problem in hostile_problems(task, self.device, self.order.full):
+                    rehearse(problem, self.order.backend, direction)
+                for _, make in timed_problems(task, self.device, self.order.full):
+                    rehearse(make(), self.order.backend, direction)
+
+    def _tell_row(self, row: Row) -> None:
+        self.tell(messages.ROW, row=asdict(row))
+
+    def _leave_if_broken(self) -> None:
+        """After an illegal access nothing works here, and no further verdict would be true."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self.device)
+        except Exception as error:
+            self.tell(messages.FATAL, text=str(error).strip().splitlines()[0])
+            os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a qualification found, for people: a table, the faults, one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xlnet_fast.ops.qualification.record import (
+    BACKWARD,
+    FORWARD,
+    NOT_RUN,
+    PASSED,
+    STATUSES,
+    UNAVAILABLE,
+    Row,
+)
+from xlnet_fast.qualifier.run import Outcome
+
+_STYLES = {PASSED: "green", UNAVAILABLE: "dim", NOT_RUN: "dim"}
+_COLUMNS = ("backend", "op", "calls", "dtype", "head dim")
+
+
+def show(outcome: Outcome, console: Console | None = None) -> None:
+    """Print it."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, 130), highlight=False)
+    identity = outcome.record.identity
+    console.print(_table(outcome.rows, f"Qualification of {identity.name}"))
+    for text in _reasons(outcome.rows):
+        console.print(Text(text))
+    console.print(Text(verdict(outcome), style="bold"), soft_wrap=True)
+    console.print(Text(f"record: {outcome.path}"), soft_wrap=True)
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence: what passed, what did not, and what comes of it."""
+    counts = {status: sum(row.status == status for row in outcome.rows) for status in STATUSES}
+    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    name = outcome.record.identity.name
+    if outcome.bad:
+        backends = ", ".join(sorted({row.backend for row in outcome.bad}))
+        return (
+            f"Not everything is right on {name} ({told}): what did not pass of {backends} is "
+            f"not taken by backend='auto'"
+        )
+    if not counts[PASSED]:
+        return f"Nothing was proved on {name}: {told}"
+    winners = _fastest(outcome.rows)
+    fastest = ", ".join(f"{backend} {count}" for backend, count in winners.items())
+    return (
+        f"Nothing is wrong on {name}: {told}"
+        f"{f'; fastest, by the number of classes: {fastest}' if fastest else ''}"
+    )
+
+
+def _fastest(rows: Iterable[Row]) -> dict[str, int]:
+    """By backend, of how many classes it is the fastest that passed; the baseline is one, too."""
+    best: dict[tuple[str, ...], tuple[float, str]] = {}
+    for row in rows:
+        speed = row.speedup("baseline") if row.status == PASSED else None
+        if speed is None:
+            continue
+        plain = (1.0, "aten" if row.op == "linear" else "sdpa")
+        best[row.key] = max(best.get(row.key, plain), (speed, row.backend))
+    counts: dict[str, int] = {}
+    for _, backend in best.values():
+        counts[backend] = counts.get(backend, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _table(rows: Iterable[Row], title: str) -> Table:
+    """A line for each class, forward beside backward."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, no_wrap=True)
+    for column in ("forward", "x plain", "x HF", "with backward", "x plain", "x HF"):
+        table.add_column(column, justify="right" if column[0] == "x" else "left", no_wrap=True)
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        place = (row.backend, row.op, row.operands, row.dtype, row.head_dim)
+        lines.setdefault(place, {})[row.direction] = row
+    for name, directions in lines.items():
+        cells = [Text(cell) for cell in name]
+        for direction in (FORWARD, BACKWARD):
+            cells += _cells(directions.get(direction))
+        table.add_row(*cells)
+    return table
+
+
+def _cells(row: Row | None) -> list[Text]:
+    if row is None:
+        return [Text("-"), Text(""), Text("")]
+    state = Text(row.status.replace("_", " "), style=_STYLES.get(row.status, "bold red"))
+    speeds = (row.speedup("baseline"), row.speedup("hf"))
+    return [state, *(Text("" if speed is None else f"{speed:.2f}") for speed in speeds)]
+
+
+def _reasons(rows: Iterable[Row]) -> list[str]:
+    """Why something did not pass: faults one by one, what could not run once for each reason."""
+    faults: list[str] = []
+    others: dict[str, None] = {}
+    for row in rows:
+        if row.status in (PASSED, NOT_RUN):
+            continue
+        if row.status == UNAVAILABLE:
+            others[f"{row.backend}, {row.op}: unavailable: {row.reason}"] = None
+        else:
+            where = f"{row.backend}, {row.op} {row.operands} {row.dtype} {row.head_dim}".strip()
+            faults.append(f"{row.status}: {where}, {row.direction}: {row.reason}")
+    whole = dict.fromkeys(faults)
+    return [*others, *_shortened(list(whole))]
+
+
+def _shortened(faults: list[str], most: int = 12) -> list[str]:
+    left = len(faults) - most
+    return faults if left <= 0 else [*faults[:most], f"and {left} more; the record has them all"]
