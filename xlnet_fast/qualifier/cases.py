@@ -13,12 +13,16 @@ from xlnet_fast.qualifier.small_ops import linear_problem, memory_problem, softm
 from xlnet_fast.qualifier.tasks import ATTENTION, Task
 
 HEADS = 12
-_SHAPES = {"cpu": ((1, 64), (4, 128)), "cuda": ((1, 128), (8, 512), (2, 2048))}
+_SHAPES = {"cpu": ((4, 128), (1, 64)), "cuda": ((8, 512), (1, 128), (2, 2048))}
 _MORE_SHAPES = {"cpu": ((2, 512),), "cuda": ((32, 512), (4, 4096))}
 _LINEAR = {
     "float32": ((64, 768, 768), (256, 768, 3072)),
     "bfloat16": ((1, 768, 3072), (16, 768, 768)),
 }
+
+
+TimedCase = tuple[str, Callable[[], Problem]]
+"""A shape in words, and how to make a call of it."""
 
 
 def hostile_problems(task: Task, device: torch.device, full: bool) -> Iterator[Problem]:
@@ -42,10 +46,8 @@ def hostile_problems(task: Task, device: torch.device, full: bool) -> Iterator[P
         yield linear_problem(task, (1, 258, 65), device, bias=False)
 
 
-def timed_problems(
-    task: Task, device: torch.device, full: bool
-) -> Iterator[tuple[str, Callable[[], Problem]]]:
-    """Shapes in words, and how to make a call of each: one at a time, for the memory's sake."""
+def timed_problems(task: Task, device: torch.device, full: bool) -> Iterator[TimedCase]:
+    """The usual shape first; calls are made one at a time, for the memory's sake."""
     if task.op == "linear":
         for sizes in _LINEAR[task.dtype]:
             yield "x".join(map(str, sizes)), _maker(linear_problem, task, sizes, device, "gelu")

@@ -20,7 +20,7 @@ from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.record import FAILED, PASSED, UNAVAILABLE, Row
 from xlnet_fast.qualifier import messages
 from xlnet_fast.qualifier.availability import why_unavailable
-from xlnet_fast.qualifier.cases import hostile_problems, timed_problems
+from xlnet_fast.qualifier.cases import TimedCase, hostile_problems, timed_problems
 from xlnet_fast.qualifier.checks import check, in_words, rehearse
 from xlnet_fast.qualifier.messages import Order
 from xlnet_fast.qualifier.tasks import Task
@@ -99,24 +99,41 @@ class Worker:
         return passed
 
     def _time(self, passed: list[Verdict]) -> None:
-        """Times of what passed, each class with its share of what is left."""
-        for number, (task, direction, row) in enumerate(passed):
+        """Times of what passed: of all classes at their first shape, then at the next, and so on."""
+        cases = [list(timed_problems(task, self.device, self.order.full)) for task, *_ in passed]
+        rows = [row for *_, row in passed]
+        turns = [
+            (number, shape)
+            for shape in range(max(map(len, cases), default=0))
+            for number in range(len(passed))
+            if shape < len(cases[number])
+        ]
+        for turn, (number, shape) in enumerate(turns):
             if self._over():
                 return
-            self.tell(messages.BEGIN, text=f"{task.name} {direction}, time")
-            problems = list(timed_problems(task, self.device, self.order.full))
-            share_s = (self.end_s - time.monotonic()) / (len(passed) - number) / len(problems)
-            timings = []
-            try:
-                for shape, make in problems:
-                    budget_s = min(MOST_S, share_s / 2)
-                    arguments = (self.order.backend, direction, self.device, budget_s)
-                    timings.append(time_problem(shape, make(), *arguments))
-                row = replace(row, timings=tuple(timings))
-            except Exception as error:
-                row = replace(row, status=FAILED, reason=f"timed at {shape}: {in_words(error)}")
-            self._tell_row(row)
+            if rows[number].status != PASSED:
+                continue
+            share_s = (self.end_s - time.monotonic()) / (len(turns) - turn)
+            rows[number] = self._with_time(
+                passed[number], rows[number], cases[number][shape], share_s
+            )
+            self._tell_row(rows[number])
             self._leave_if_broken()
+
+    def _with_time(self, verdict: Verdict, row: Row, case: TimedCase, share_s: float) -> Row:
+        """The row with the times of one more shape; a failed one where the backend raises."""
+        task, direction, _ = verdict
+        shape, make = case
+        self.tell(messages.BEGIN, text=f"{task.name} {direction} {shape}, time")
+        budget_s = min(MOST_S, share_s / 2)  # the other half: to make the call, and to warm up
+        try:
+            timing = time_problem(
+                shape, make(), self.order.backend, direction, self.device, budget_s
+            )
+        except Exception as error:
+            reason = f"timed at {shape}: {in_words(error)}"
+            return replace(row, status=FAILED, reason=reason, timings=())
+        return replace(row, timings=(*row.timings, timing))
 
     def _compile(self) -> None:
         """Every call once, whatever comes of it: its kernels are then in the compiler's cache."""

@@ -115,14 +115,14 @@ def run(
     out: Path | None = None,
     progress: Progress | None = None,
     *,
-    command: Sequence[str] = CHILD,
+    command: Sequence[str] | None = None,
     wanted: Callable[[Task], bool] = lambda task: True,
     silence_s: float | None = None,
 ) -> Outcome:
     """As :func:`qualify`, with what a command line tells.
 
     Args:
-        command: of a child. wanted: classes, of all; the others are left out.
+        command: of a child, default ``CHILD``. wanted: classes, of all; the others are left out.
         silence_s: how long a child may say nothing.
     """
     place = find_device(device)
@@ -135,7 +135,7 @@ def run(
     report = _Report(plan, progress or (lambda step: None))
     with _alone(place, report):
         began_s = time.monotonic()
-        session = _Session(place, full, began_s + 60 * minutes, silence_s, command, report)
+        session = _Session(place, full, began_s + 60 * minutes, silence_s, command or CHILD, report)
         for number, (name, tasks) in enumerate(plan.items()):
             session.qualify(name, tasks, len(plan) - number)
         if session.identity is None:

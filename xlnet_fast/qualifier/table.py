@@ -20,14 +20,14 @@ from xlnet_fast.ops.qualification.record import (
 from xlnet_fast.qualifier.run import Outcome
 
 _STYLES = {PASSED: "green", UNAVAILABLE: "dim", NOT_RUN: "dim"}
-_COLUMNS = ("backend", "op", "calls", "dtype", "head dim")
+_COLUMNS = ("backend", "calls", "dtype", "D")
 
 
 def show(outcome: Outcome, console: Console | None = None) -> None:
     """Print it."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 130), highlight=False)
+        console = Console(file=console.file, width=max(console.width, 120), highlight=False)
     identity = outcome.record.identity
     console.print(_table(outcome.rows, f"Qualification of {identity.name}"))
     for text in _reasons(outcome.rows):
@@ -81,7 +81,7 @@ def _table(rows: Iterable[Row], title: str) -> Table:
         table.add_column(column, justify="right" if column[0] == "x" else "left", no_wrap=True)
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        place = (row.backend, row.op, row.operands, row.dtype, row.head_dim)
+        place = (row.backend, f"{row.op} {row.operands}", row.dtype, row.head_dim)
         lines.setdefault(place, {})[row.direction] = row
     for name, directions in lines.items():
         cells = [Text(cell) for cell in name]
@@ -102,17 +102,18 @@ def _cells(row: Row | None) -> list[Text]:
 def _reasons(rows: Iterable[Row]) -> list[str]:
     """Why something did not pass: faults one by one, what could not run once for each reason."""
     faults: list[str] = []
-    others: dict[str, None] = {}
+    lacking: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        if row.status in (PASSED, NOT_RUN):
-            continue
         if row.status == UNAVAILABLE:
-            others[f"{row.backend}, {row.op}: unavailable: {row.reason}"] = None
-        else:
+            lacking.setdefault((row.backend, row.reason), {})[row.op] = None
+        elif row.status not in (PASSED, NOT_RUN):
             where = f"{row.backend}, {row.op} {row.operands} {row.dtype} {row.head_dim}".strip()
             faults.append(f"{row.status}: {where}, {row.direction}: {row.reason}")
-    whole = dict.fromkeys(faults)
-    return [*others, *_shortened(list(whole))]
+    told = [
+        f"unavailable: {backend}, {', '.join(ops)}: {reason}"
+        for (backend, reason), ops in lacking.items()
+    ]
+    return [*told, *_shortened(faults)]
 
 
 def _shortened(faults: list[str], most: int = 12) -> list[str]:
