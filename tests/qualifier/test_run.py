@@ -33,23 +33,6 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, FAKE, *map(str, arguments)]
 
 
-@pytest.fixture(autouse=True)
-def places(tmp_path, monkeypatch):
-    """A cache and locks of the test's own; a core dump of a child would only take time."""
-    monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "locks").mkdir()
-    monkeypatch.setattr(runs.tempfile, "gettempdir", lambda: str(tmp_path / "locks"))
-    if sys.platform != "win32":
-        import resource
-
-        before = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, before[1]))
-        yield
-        resource.setrlimit(resource.RLIMIT_CORE, before)
-    else:
-        yield
-
-
 def qualify(*arguments: object, **options):
     """All backends of the CPU, by fake children."""
     return run("cpu", command=command(*arguments), wanted=few, **options)

@@ -99,7 +99,7 @@ class Worker:
         return passed
 
     def _time(self, passed: list[Verdict]) -> None:
-        """Times of what passed: of all classes at their first shape, then at the next, and so on."""
+        """Times of what passed: of all classes at their first shape, then at the next."""
         cases = [list(timed_problems(task, self.device, self.order.full)) for task, *_ in passed]
         rows = [row for *_, row in passed]
         turns = [

@@ -72,13 +72,12 @@ def softmax_problem(
     """A call of a class.
 
     Args:
-        sizes: batch, heads, rows, memory keys; the class "plain" has none of these keys.
+        sizes: batch, heads, rows, memory keys, which say no more than which position is which.
         with_all: with position and segment scores where the class has them, and dropout.
         hostile: rows that see no key and scores that lie head by head.
     """
     generator = torch.Generator().manual_seed(seed)
     batch, heads, rows, memory = sizes
-    memory = memory if "memory" in task.features else 0
     keys = rows + memory
 
     def draw(*shape: int) -> Tensor:

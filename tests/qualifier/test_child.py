@@ -1,0 +1,117 @@
+"""The real child: what it answers, how it dies, and that it goes with its parent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from xlnet_fast.ops.qualification.identity import identity_of
+from xlnet_fast.ops.qualification.record import Row
+from xlnet_fast.qualifier import child as children
+from xlnet_fast.qualifier import messages
+from xlnet_fast.qualifier.child import Worker
+from xlnet_fast.qualifier.messages import Garbage, Order, line, read_line
+from xlnet_fast.qualifier.processes import CHILD
+from xlnet_fast.qualifier.run import run
+from xlnet_fast.qualifier.tasks import Task
+
+ABORTING = str(Path(__file__).with_name("_aborting_child.py"))
+COPY = Task("concat_memory", "all", "float32")
+SOFTMAX = Task("masked_softmax", "plain", "float32")
+
+
+def test_a_real_child_proves_and_times_what_it_is_asked_for():
+    outcome = run("cpu", backends=["sdpa"], wanted=lambda task: task in (COPY, SOFTMAX))
+    assert [row.status for row in outcome.rows] == ["passed"] * 3
+    assert outcome.record.identity == identity_of(torch.device("cpu"))
+    for row in outcome.rows:
+        assert [timing.shape for timing in row.timings] == ["4x128", "1x64"]
+        assert row.speedup("baseline") == 1.0
+        assert row.speedup("hf") > 0
+    assert outcome.record.seconds > 0
+
+
+def test_a_backend_that_aborts_is_disqualified_with_the_class_named():
+    def wanted(task):
+        return task.op == "rel_attention" and task.operands in ("plain", "memory") and (
+            task.dtype == "float32"
+        )  # fmt: skip
+
+    outcome = run("cpu", backends=["sdpa"], wanted=wanted, command=[sys.executable, ABORTING])
+    assert {row.status for row in outcome.rows} == {"crashed"}
+    (reason,) = {row.reason for row in outcome.rows}
+    assert reason.startswith("died of SIGABRT")
+    assert reason.endswith("in rel_attention memory float32 D=64 forward")
+
+
+def test_a_child_goes_with_its_parent():
+    order = Order("cpu", "sdpa", tuple([SOFTMAX] * 10_000), seconds=600.0)
+    process = subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(f"{order.to_json()}\n".encode())
+    process.stdin.flush()
+    assert b'"ready"' in process.stdout.readline()
+    process.stdin.close()
+    process.stdout.read()  # to its end, or its pipe would be full before it looks
+    assert process.wait(timeout=60) == 1
+
+
+# --- in this process ----------------------------------------------------------------------------
+
+
+def answers(order: Order, seconds: float = 600.0) -> list[messages.Message]:
+    lines: list[str] = []
+    worker = Worker(order, children.time.monotonic() + seconds, lambda kind, **content: (
+        lines.append(line(kind, **content))
+    ))  # fmt: skip
+    worker.run()
+    return [read_line(text) for text in lines]
+
+
+def rows(found: list[messages.Message]) -> list[Row]:
+    return [message.row for message in found if message.row is not None]
+
+
+def test_unavailable_classes_are_told_with_the_reason():
+    found = rows(answers(Order("cpu", "triton", (SOFTMAX,), 600.0)))
+    assert {row.status for row in found} == {"unavailable"}
+    assert {row.reason for row in found} == {"it runs on cuda, not on cpu"}
+
+
+def test_nothing_is_begun_after_the_time():
+    found = answers(Order("cpu", "sdpa", (SOFTMAX,), 0.0), seconds=0.0)
+    assert [message.kind for message in found] == ["ready", "done"]
+
+
+def test_a_backend_that_raises_only_when_it_is_timed_has_failed(monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("too large")
+
+    monkeypatch.setattr(children, "time_problem", refuse)
+    found = rows(answers(Order("cpu", "sdpa", (COPY,), 600.0)))
+    assert [row.status for row in found] == ["passed", "failed"]
+    assert found[-1].reason == "timed at 4x128: raised RuntimeError: too large"
+
+
+def test_compiling_makes_every_call_and_no_verdict(monkeypatch):
+    calls = []
+    monkeypatch.setattr(children, "rehearse", lambda *arguments: calls.append(arguments))
+    found = answers(Order("cpu", "sdpa", (SOFTMAX,), 600.0, mode=messages.COMPILE))
+    assert not rows(found)
+    assert len(calls) == 2 * (3 + 2)  # two directions of three hostile calls and two timed ones
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "[]", "{}", '{"kind": "row", "row": {}}', '{"kind": "ready"}']
+)
+def test_what_is_no_message_is_garbage(text):
+    with pytest.raises(Garbage):
+        read_line(text)
+
+
+def test_an_order_is_the_same_after_its_journey():
+    order = Order("cuda:1", "triton", (COPY, SOFTMAX), 12.5, True, messages.COMPILE)
+    assert Order.from_json(order.to_json()) == order
