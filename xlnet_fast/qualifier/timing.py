@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.ops.qualification.record import BACKWARD, Timing
-from xlnet_fast.qualifier.huggingface import eager_call
 from xlnet_fast.qualifier.problems import Problem
 from xlnet_fast.qualifier.small_ops import LinearProblem
 
@@ -47,6 +46,8 @@ def time_problem(
     functions = {OURS: _function(problem, backend, direction)}
     if backend != baseline:
         functions[BASELINE] = _function(problem, baseline, direction)
+    from xlnet_fast.qualifier.huggingface import eager_call  # transformers takes seconds to load
+
     rival = eager_call(problem)
     if rival is not None:
         call, leaves = rival
