@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
 from xlnet_fast.ops import _dispatch
 from xlnet_fast.ops.qualification.record import BACKWARD, CLASSES, FORWARD, covering
+from xlnet_fast.qualifier import problems
 from xlnet_fast.qualifier.availability import why_unavailable
 from xlnet_fast.qualifier.cases import hostile_problems, timed_problems
 from xlnet_fast.qualifier.checks import check
@@ -174,6 +176,23 @@ def test_linear_layers_are_held_to_the_same_rule(monkeypatch):
     assert linear_problem(task, (3, 4, 5), CPU).operands["x"].shape == (1, 3, 4)
 
 
+@pytest.mark.parametrize("task", [MEMORY, SOFTMAX], ids=lambda task: task.name)
+def test_offsets_beyond_32_bits_are_asked_for_where_there_is_memory(task, monkeypatch):
+    """On a GPU; here with a smaller distance, as four gigabytes of NaN take long to write."""
+    assert problems.FAR == 2**31
+    assert not problems.fits_far(torch.bfloat16, CPU)
+    monkeypatch.setattr(problems, "FAR", 2**21)
+    near = list(hostile_problems(task, CPU, full=True))
+    monkeypatch.setattr("xlnet_fast.qualifier.cases.fits_far", lambda dtype, device: True)
+    half = replace(task, dtype="bfloat16")
+    *others, far = hostile_problems(half, CPU, full=True)
+    assert len(others) == len(near)
+    names = ("q", "k", "v", "k_memory") if task is MEMORY else ("scores",)
+    assert all(far.operands[name].stride(0) >= 2**21 for name in names)
+    found = check([far], "sdpa", BACKWARD, CPU)
+    assert (found.status, found.reason) == ("passed", "")
+
+
 # --- what is asked --------------------------------------------------------------------------------
 
 
@@ -200,8 +219,8 @@ def asked(monkeypatch, problem, backend: str) -> set[tuple[str, ...]]:
 )
 def test_the_calls_of_a_class_are_of_that_class(task, monkeypatch):
     """The first has all its features; no call has any other; the timed ones are covered by it."""
-    problems = list(hostile_problems(task, CPU, full=True))
-    features = [asked(monkeypatch, problem, "sdpa") for problem in problems]
+    calls = list(hostile_problems(task, CPU, full=True))
+    features = [asked(monkeypatch, call, "sdpa") for call in calls]
     everything = CLASSES[task.op][task.operands]
     unsaid = {"memory"} if task.op == "masked_softmax" else set()  # of which it takes no tensor
     assert {frozenset({*f, *unsaid}) for f in features[0]} == {everything | unsaid}

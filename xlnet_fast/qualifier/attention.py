@@ -13,6 +13,7 @@ from xlnet_fast import ops, reference
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.qualifier.problems import (
+    Far,
     Guards,
     Operands,
     Problem,
@@ -37,6 +38,7 @@ class Size:
         targets: rows of the query stream, or with positions of the only one; None: all positions.
         without: features of the class that this call does not have.
         strided: whether operands lie head by head with gaps. uni: the short table of "uni".
+        far: whether queries, keys and values lie beyond 2^31 elements.
     """
 
     batch: int
@@ -49,6 +51,7 @@ class Size:
     see_self: bool = False
     same_length: bool = False
     uni: bool = False
+    far: bool = False
 
 
 _NO_DROPOUT, _BARE = frozenset({"dropout"}), frozenset({"padding", "segments"})
@@ -62,6 +65,7 @@ MORE_HOSTILE = (
     Size(4, 33, 200, 2, targets=33, without=_NO_DROPOUT, strided=True, uni=True),
     Size(2, 257, 129, 1, targets=70, see_self=True, same_length=True, uni=True),
 )
+FAR = Size(2, 40, 9, 1, targets=11, far=True)
 
 
 class AttentionProblem(Problem):
@@ -292,8 +296,11 @@ def _laid_out(
 ) -> dict[str, Tensor]:
     """The operands as they lie in memory, those of the memory apart where the class says so."""
     placed = {}
+    far = Far(tensors["k"].dtype, device) if size.far else None
     for name, x in tensors.items():
-        if x.dim() != 4:
+        if far is not None and x.dim() == 4 and x.shape[0] == 2:
+            placed[name] = far.place(x.to(device))
+        elif x.dim() != 4:
             placed[name] = x.to(device)
         elif hostile:
             placed[name] = within_nan(x.to(device), size.strided)

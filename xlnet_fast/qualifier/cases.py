@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from xlnet_fast.qualifier.attention import HOSTILE, MORE_HOSTILE, Size, attention_problem
-from xlnet_fast.qualifier.problems import Problem
+from xlnet_fast.qualifier.attention import FAR, HOSTILE, MORE_HOSTILE, Size, attention_problem
+from xlnet_fast.qualifier.problems import Problem, fits_far
 from xlnet_fast.qualifier.small_ops import linear_problem, memory_problem, softmax_problem
 from xlnet_fast.qualifier.tasks import ATTENTION, Task
 
@@ -30,12 +30,16 @@ def hostile_problems(task: Task, device: torch.device, full: bool) -> Iterator[P
     if task.op in ATTENTION:
         for number, size in enumerate(HOSTILE + (MORE_HOSTILE if full else ())):
             yield attention_problem(task, size, device, seed=number)
+        if full and fits_far(task.torch_dtype, device):
+            yield attention_problem(task, FAR, device, seed=9)
     elif task.op == "masked_softmax":
         yield softmax_problem(task, (3, 2, 65, 37), device, seed=1)
         yield softmax_problem(task, (2, 3, 130, 1), device, seed=2, with_all=False)
         yield softmax_problem(task, (1, 1, 1, 70), device, seed=3)
         if full:
             yield softmax_problem(task, (2, 2, 33, 1027), device, seed=4)
+        if full and fits_far(task.torch_dtype, device):
+            yield softmax_problem(task, (2, 2, 40, 9), device, seed=9, far=True)
     elif task.op == "concat_memory":
         yield memory_problem(task, (33, 3, 130, 65), 70, device)
         yield memory_problem(task, (5, 1, 17, 0), 3, device)

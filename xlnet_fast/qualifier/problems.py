@@ -138,6 +138,37 @@ def within_nan(x: Tensor, strided: bool) -> Tensor:
     return view.copy_(x)
 
 
+FAR = 2**31
+"""Elements: an offset that 32 bits with a sign do not hold."""
+
+
+def fits_far(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a GPU has the memory for :class:`Far`, and as much again."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return free > 2 * FAR * dtype.itemsize
+
+
+class Far:
+    """Places tensors so that the last element of the first dimension is beyond 2^31 elements.
+
+    They share one buffer, of which little is ever touched.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._buffer = torch.empty(FAR + 2**24, dtype=dtype, device=device)
+        self._used = 0
+
+    def place(self, x: Tensor) -> Tensor:
+        """A copy of a tensor with two elements in its first dimension."""
+        count = x[0].numel()
+        strides = (FAR, *x[0].contiguous().stride())
+        view = self._buffer.as_strided(x.shape, strides, self._used)
+        self._used += -(-count // 64) * 64
+        return view.copy_(x)
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """A tensor on a device; anything else as it is."""
     return value.to(device) if isinstance(value, Tensor) else value

@@ -15,7 +15,7 @@ from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.ops import linear as _linear  # noqa: F401 (registers the op)
-from xlnet_fast.qualifier.problems import Guards, Operands, Problem, kernels_of, moved, normal
+from xlnet_fast.qualifier.problems import Far, Guards, Operands, Problem, kernels_of, moved, normal
 from xlnet_fast.qualifier.tasks import Task
 
 DROPOUT_P = 0.2
@@ -68,6 +68,7 @@ def softmax_problem(
     seed: int = 0,
     with_all: bool = True,
     hostile: bool = True,
+    far: bool = False,
 ) -> SoftmaxProblem:
     """A call of a class.
 
@@ -75,6 +76,7 @@ def softmax_problem(
         sizes: batch, heads, rows, memory keys, which say no more than which position is which.
         with_all: with position and segment scores where the class has them, and dropout.
         hostile: rows that see no key and scores that lie head by head.
+        far: scores of two batch elements lie beyond 2^31 elements.
     """
     generator = torch.Generator().manual_seed(seed)
     batch, heads, rows, memory = sizes
@@ -86,6 +88,8 @@ def softmax_problem(
     operands = {"scores": draw(batch, heads, rows, keys)}
     if hostile:  # rows before heads in memory
         operands["scores"] = operands["scores"].transpose(1, 2).contiguous().transpose(1, 2)
+    if far:
+        operands["scores"] = Far(task.torch_dtype, device).place(operands["scores"])
     options: dict[str, Any] = {
         "memory_length": memory, "scale": 0.125, "mask": AttentionMask(),
         "dropout_p": 0.0, "seed": None,
