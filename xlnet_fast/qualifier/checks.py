@@ -89,6 +89,7 @@ class Yardstick:
                 if not torch.equal(value, right):
                     raise _Wrong(f"{name} is no copy")
                 continue
+            value, right = self._where_it_counts(name, value, right)
             error, _ = error_and_bound(value, value, right)
             bound = self.bounds[name]
             if not error <= bound:
@@ -97,6 +98,18 @@ class Yardstick:
             if _ratio(error, bound) >= _ratio(*worst):
                 worst = error, bound
         return worst
+
+    def _where_it_counts(self, name: str, value: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """A gradient and the right one, without that of NaN in padded keys, finite as it may be.
+
+        Backends differ there where a row sees no other key: some give the gradient of the 0 that
+        NaN counts as, others none. Models have no NaN there, it only shows who reads it.
+        """
+        operand = self.problem.operands.get(name.removeprefix("d "))
+        if operand is None or not name.startswith("d "):
+            return value, right
+        free = operand.isnan().cpu() & value.isfinite()
+        return value.masked_fill(free, 0), right.masked_fill(free, 0)
 
 
 def check(

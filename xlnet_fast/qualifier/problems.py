@@ -92,10 +92,7 @@ class Problem(ABC):
         return {name: x.detach().requires_grad_() for name, x in self.operands.items()}
 
     def clean_leaves(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The same in any dtype, with 0 in place of NaN, which is what it counts as.
-
-        A row that sees no key averages the padded ones too, and theirs is then a gradient.
-        """
+        """The same in any dtype, with 0 in place of NaN, which is what it counts as."""
         return {
             name: x.detach().to(dtype).nan_to_num(0.0).requires_grad_()
             for name, x in self.operands.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import math
 import os
+import re
 import tempfile
 import threading
 import time
@@ -43,6 +44,8 @@ GRACE_S = 5.0
 """A child ends between two classes when its time is over: so much longer one may take."""
 COMPILERS = 8
 _COMPILED = ("triton",)  # backends whose kernels are compiled at their first call
+_WEIGHTS = {"triton": 2.0, "sdpa": 0.4}
+"""Of the time that is left: to compile takes some, and sdpa runs whatever is found."""
 _LOCK = lock.Purpose(
     "qualifies this device", "try later", "set TMPDIR to a folder on a local disk", XLNetFastError
 )
@@ -137,7 +140,8 @@ def run(
         began_s = time.monotonic()
         session = _Session(place, full, began_s + 60 * minutes, silence_s, command or CHILD, report)
         for number, (name, tasks) in enumerate(plan.items()):
-            session.qualify(name, tasks, len(plan) - number)
+            weights = [_WEIGHTS.get(other, 1.0) for other in list(plan)[number:]]
+            session.qualify(name, tasks, weights[0] / sum(weights))
         if session.identity is None:
             reasons = {row.reason for row in report.rows.values() if row.reason}
             raise XLNetFastError(f"no process could start on {place}: {'; '.join(sorted(reasons))}")
@@ -216,7 +220,8 @@ def _alone(device: torch.device, report: _Report) -> Iterator[None]:
     if device.type == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         index = device.index or 0
-        name = f"gpu-{visible[index].strip() if index < len(visible) and visible[index] else index}"
+        chosen = visible[index].strip() if index < len(visible) else ""
+        name = "gpu-" + re.sub(r"[^\w-]", "_", chosen or str(index))
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
     path = Path(tempfile.gettempdir()) / f"xlnet_fast-qualify-{user}-{name}.lock"
 
@@ -284,12 +289,12 @@ class _Session:
     report: _Report
     identity: Identity | None = field(default=None)
 
-    def qualify(self, backend: str, tasks: tuple[Task, ...], backends_left: int) -> None:
+    def qualify(self, backend: str, tasks: tuple[Task, ...], share: float) -> None:
         """All that one backend is asked for, with its share of what time is left."""
         left_s = self.end_s - time.monotonic()
         if left_s <= 0 or not tasks:
             return
-        end_s = time.monotonic() + left_s / backends_left
+        end_s = time.monotonic() + left_s * share
         if backend in _COMPILED:
             self._compile(backend, tasks, end_s)
         doing = "before its first class"
@@ -320,7 +325,7 @@ class _Session:
         """Fill the compiler's cache by several processes; the checks meet what fails."""
         count = min(os.cpu_count() or 1, COMPILERS, len(tasks))
         self.report.say(f"{backend}: compiling on {count} processes")
-        middle_s = time.monotonic() + (end_s - time.monotonic()) / 2
+        middle_s = time.monotonic() + 0.7 * (end_s - time.monotonic())
         stop = threading.Event()
         shares = [(backend, tasks[n::count], middle_s, stop) for n in range(count)]
         threads = [
