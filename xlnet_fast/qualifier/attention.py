@@ -58,9 +58,12 @@ _NO_DROPOUT, _BARE = frozenset({"dropout"}), frozenset({"padding", "segments"})
 HOSTILE = (
     Size(3, 65, 37, 2, targets=17, strided=True),
     Size(2, 130, 3, 1, targets=None, without=_NO_DROPOUT, see_self=True, same_length=True),
-    Size(2, 1, 70, 3, targets=1, without=_BARE, uni=True),
+    Size(16, 1, 70, 4, targets=1, without=_BARE, uni=True),
 )
-"""Ragged sizes: a batch element whose keys are all padded, more than one tile, a single row."""
+"""Ragged sizes: a batch element whose keys are all padded, more than one tile, a single row.
+
+None has a tensor of few elements: the largest error of few is luck, eager's as well as ours.
+"""
 MORE_HOSTILE = (
     Size(4, 33, 200, 2, targets=33, without=_NO_DROPOUT, strided=True, uni=True),
     Size(2, 257, 129, 1, targets=70, see_self=True, same_length=True, uni=True),

@@ -35,7 +35,7 @@ def hostile_problems(task: Task, device: torch.device, full: bool) -> Iterator[P
     elif task.op == "masked_softmax":
         yield softmax_problem(task, (3, 2, 65, 37), device, seed=1)
         yield softmax_problem(task, (2, 3, 130, 1), device, seed=2, with_all=False)
-        yield softmax_problem(task, (1, 1, 1, 70), device, seed=3)
+        yield softmax_problem(task, (8, 4, 1, 70), device, seed=3)
         if full:
             yield softmax_problem(task, (2, 2, 33, 1027), device, seed=4)
         if full and fits_far(task.torch_dtype, device):
@@ -47,7 +47,7 @@ def hostile_problems(task: Task, device: torch.device, full: bool) -> Iterator[P
     else:
         yield linear_problem(task, (65, 130, 70), device, "gelu")
         yield linear_problem(task, (33, 64, 129), device, residual=True)
-        yield linear_problem(task, (1, 258, 65), device, bias=False)
+        yield linear_problem(task, (1, 258, 650), device, bias=False)
 
 
 def timed_problems(task: Task, device: torch.device, full: bool) -> Iterator[TimedCase]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +27,7 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
     """Print it."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 120), highlight=False)
+        console = Console(file=console.file, width=max(console.width, 132), highlight=False)
     identity = outcome.record.identity
     console.print(_table(outcome.rows, f"Qualification of {identity.name}"))
     for text in _reasons(outcome.rows):
@@ -76,9 +76,11 @@ def _table(rows: Iterable[Row], title: str) -> Table:
     """A line for each class, forward beside backward."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in _COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for column in ("forward", "x plain", "x HF", "with backward", "x plain", "x HF"):
-        table.add_column(column, justify="right" if column[0] == "x" else "left", no_wrap=True)
+        table.add_column(column, no_wrap=True, min_width=None if column == "calls" else len(column))
+    for column in ("forward", "x plain", "x HF", "backward", "x plain", "x HF"):
+        number = column.startswith("x ")
+        justify: JustifyMethod = "right" if number else "left"
+        table.add_column(column, justify=justify, no_wrap=True, min_width=5 if number else 6)
     lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         place = (row.backend, f"{row.op} {row.operands}", row.dtype, row.head_dim)
