@@ -29,7 +29,7 @@ def test_a_real_child_proves_and_times_what_it_is_asked_for():
     assert [row.status for row in outcome.rows] == ["passed"] * 3
     assert outcome.record.identity == identity_of(torch.device("cpu"))
     for row in outcome.rows:
-        assert [timing.shape for timing in row.timings] == ["4x128", "1x64"]
+        assert [timing.shape for timing in row.timings] == ["2x128", "1x32"]
         assert row.speedup("baseline") == 1.0
         assert row.speedup("hf") > 0
     assert outcome.record.seconds > 0
@@ -93,7 +93,7 @@ def test_a_backend_that_raises_only_when_it_is_timed_has_failed(monkeypatch):
     monkeypatch.setattr(children, "time_problem", refuse)
     found = rows(answers(Order("cpu", "sdpa", (COPY,), 600.0)))
     assert [row.status for row in found] == ["passed", "failed"]
-    assert found[-1].reason == "timed at 4x128: raised RuntimeError: too large"
+    assert found[-1].reason == "timed at 2x128: raised RuntimeError: too large"
 
 
 def test_compiling_makes_every_call_and_no_verdict(monkeypatch):

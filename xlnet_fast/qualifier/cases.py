@@ -13,7 +13,7 @@ from xlnet_fast.qualifier.small_ops import linear_problem, memory_problem, softm
 from xlnet_fast.qualifier.tasks import ATTENTION, Task
 
 HEADS = 12
-_SHAPES = {"cpu": ((4, 128), (1, 64)), "cuda": ((8, 512), (1, 128), (2, 2048))}
+_SHAPES = {"cpu": ((2, 128), (1, 32)), "cuda": ((8, 512), (1, 128), (2, 2048))}
 _MORE_SHAPES = {"cpu": ((2, 512),), "cuda": ((32, 512), (4, 4096))}
 _LINEAR = {
     "float32": ((64, 768, 768), (256, 768, 3072)),
