@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -118,11 +118,11 @@ def check(
     """The verdict on a backend; an exception of its kernels is one."""
     worst = (0.0, 0.0)
     for number, problem in enumerate(problems, 1):
-        with _one_thread():
-            yardstick = Yardstick(problem, direction)
-        _finish(device)
         try:
-            found = _examine(yardstick, backend, device)
+            with _one_thread():
+                yardstick = Yardstick(problem, direction)
+                _finish(device)
+                found = _examine(yardstick, backend, device)
         except _Wrong as wrong:
             return Verdict(FAILED, f"call {number}: {wrong}", wrong.error, wrong.bound)
         except Exception as error:  # whatever it is, this backend cannot be used
@@ -153,7 +153,8 @@ def _examine(yardstick: Yardstick, backend: str, device: torch.device) -> tuple[
     first: Results | None = None
     for _ in range(1 + REPEATS[device.type]):
         guards = Guards()
-        outs, grads = problem.launch(backend, guards, grad_outs)
+        with _all_threads(backend):
+            outs, grads = problem.launch(backend, guards, grad_outs)
         _finish(device)
         touched = guards.touched()
         if touched is not None:
@@ -240,11 +241,23 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+_THREADS = torch.get_num_threads()
+
+
+def _all_threads(backend: str) -> AbstractContextManager[None]:
+    """Of the host, for the kernels that promise the same bits on any number of threads."""
+    return _threads(_THREADS if backend == "cpu" else 1)
+
+
+def _one_thread() -> AbstractContextManager[None]:
+    """Tensors are so small that the threads of a busy host would mostly wait for each other."""
+    return _threads(1)
+
+
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """The yardstick's tensors are so small that threads would mostly wait for each other."""
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
