@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import refused, run
+from records import a_record, a_row
 
 from xlnet_fast.ops.qualification import files
+from xlnet_fast.ops.qualification.identity import identity_of
+from xlnet_fast.ops.qualification.record import write
 from xlnet_fast.qualifier import run as runs
 
 FAKE = str(Path(__file__).resolve().parents[1] / "qualifier" / "_fake_child.py")
@@ -51,6 +54,37 @@ def test_json_is_the_record():
     assert done.exit_code == 0, done.output
     (record,) = files.cache_folder().glob("*.json")
     assert json.loads(done.stdout) == json.loads(record.read_text())
+
+
+def test_a_record_is_shown_and_whether_it_counts_here(tmp_path):
+    path = tmp_path / "here.json"
+    own = identity_of(torch.device("cpu", 0))
+    write(a_record([a_row(backend="cpu")], own), path)
+    done = run("qualify", "--show", path)
+    assert done.exit_code == 0, done.output
+    assert f"Qualification of {own.name}" in done.stdout
+    assert "it counts here" in done.stdout
+    write(a_record([a_row(backend="cpu")], own, torch="1.0"), path)
+    assert "stale here: torch was '1.0' and is" in run("qualify", "--show", path).stdout
+    write(a_record(), path)
+    assert "stale here: PyTorch sees no GPU" in run("qualify", "--show", path).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (a_record().to_json()[:-30], "is no JSON"),
+        (a_record().to_json().replace("300.0", "900.0"), "was edited: its checksum does not fit"),
+        ('{"schema": 99}', "has schema 99, and this version reads 1"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_record_that_cannot_be_shown(tmp_path, text, message):
+    path = tmp_path / "record.json"
+    if text is not None:
+        path.write_text(text)
+    assert message in refused(run("qualify", "--show", path))
+    assert text is None or path.read_text() == text
 
 
 def test_a_failure_ends_with_1_and_is_in_the_record(tmp_path, places):

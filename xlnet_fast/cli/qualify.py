@@ -40,14 +40,26 @@ def qualify_command(
             show_default=False,
         ),
     ] = None,
+    shown: Annotated[
+        Path | None,
+        typer.Option(
+            "--show",
+            metavar="FILE",
+            help="Run nothing: print the record in this file, and whether it counts here.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record in place of the table.")
     ] = False,
 ) -> None:
     """Prove the kernels on this machine and time them; backend "auto" then goes by the record."""
     from xlnet_fast.qualifier.run import run
-    from xlnet_fast.qualifier.table import show
+    from xlnet_fast.qualifier.table import show, show_file
 
+    if shown is not None:
+        show_file(shown)
+        return
     # Children are in sessions of their own: a plain end of this process would leave them a moment.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _progress() as progress:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.ops.qualification.record import SCHEMA, Identity, Record, Row, parse
+from xlnet_fast.ops.qualification.record import SCHEMA, Identity, Record, Row, checksum, parse
 from xlnet_fast.qualifier.tasks import Task
 
 READY, BEGIN, ROW, FATAL, DONE = "ready", "begin", "row", "fatal", "done"
@@ -95,4 +95,4 @@ def checked(identity: object, rows: Iterable[object]) -> Record:
         "schema": SCHEMA, "identity": identity, "rows": list(rows), "created": "", "seconds": 0.0,
         "full": False,
     }  # fmt: skip
-    return parse(json.dumps(whole), "the message")
+    return parse(json.dumps({**whole, "checksum": checksum(whole)}), "the message")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import torch
 from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.record import (
     BACKWARD,
     FORWARD,
@@ -16,6 +19,7 @@ from xlnet_fast.ops.qualification.record import (
     STATUSES,
     UNAVAILABLE,
     Row,
+    read,
 )
 from xlnet_fast.qualifier.run import Outcome
 
@@ -34,6 +38,22 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
         console.print(Text(text))
     console.print(Text(verdict(outcome), style="bold"), soft_wrap=True)
     console.print(Text(f"record: {outcome.path}"), soft_wrap=True)
+
+
+def show_file(path: Path, console: Console | None = None) -> None:
+    """Print the record in a file, and whether it counts for this machine's first such device.
+
+    Raises:
+        ArgumentError: the file cannot be read, or is no record of this version.
+    """
+    record = read(path)
+    show(Outcome(record, record.rows, path), console)
+    device = record.identity.device
+    if device == "cuda" and not torch.cuda.is_available():
+        differs: str | None = "PyTorch sees no GPU"
+    else:
+        differs = record.identity.difference(identity_of(torch.device(device, 0)))
+    print(f"made {record.created}, " + (f"stale here: {differs}" if differs else "it counts here"))
 
 
 def verdict(outcome: Outcome) -> str:

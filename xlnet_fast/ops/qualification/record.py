@@ -54,7 +54,7 @@ CLASSES: dict[str, dict[str, frozenset[str]]] = {
     "masked_softmax": {
         "plain": frozenset(),
         "all": frozenset(
-            {"padding", "segments", "dropout", "memory", "ranks", "bits", "causal", "positions"}
+            {"padding", "segments", "dropout", "ranks", "bits", "causal", "positions"}
         ),
     },
     "concat_memory": {"all": frozenset({"memory"})},
@@ -63,8 +63,8 @@ CLASSES: dict[str, dict[str, frozenset[str]]] = {
 """Of each op, classes of calls by name: the features that a call of the class may have.
 
 padding: ``mask.key_padding``; segments; dropout: of probabilities; memory: its keys and values
-apart (of masked_softmax: M > 0); causal: with ``same_length`` or without; ranks: of a permutation;
-bits: a dense mask; positions: of query rows; groups: more than one table of positions.
+apart; causal: with ``same_length`` or without; ranks: of a permutation; bits: a dense mask;
+positions: of query rows; groups: more than one table of positions.
 """
 
 HEAD_DIMS = (32, 64, 128)
