@@ -24,7 +24,7 @@ from xlnet_fast.kernels.triton import report, tiles
 from xlnet_fast.ops._dispatch import GPU_KERNELS, OPS, choose, request_on, usual_features
 from xlnet_fast.ops.qualification import files, proof
 from xlnet_fast.ops.qualification.identity import cpu_name
-from xlnet_fast.ops.qualification.record import PASSED
+from xlnet_fast.ops.qualification.record import NOT_RUN, PASSED, UNAVAILABLE
 
 SCHEMA = 1
 """Raised when a key of the JSON changes its meaning or goes."""
@@ -187,12 +187,14 @@ def _qualification(device: dict[str, Any]) -> dict[str, Any]:
     found = _found(device)
     record = found.record
     statuses = [] if record is None else [row.status for row in record.rows]
+    tried = [status for status in statuses if status not in (NOT_RUN, UNAVAILABLE)]
     return {
         "device": device["device"],
         "source": found.source or None,
         "created": None if record is None else record.created,
         "passed": statuses.count(PASSED),
-        "not_passed": len(statuses) - statuses.count(PASSED),
+        "not_passed": len(tried) - tried.count(PASSED),
+        "not_tried": len(statuses) - len(tried),
         "reason": found.reason or None,
     }
 
@@ -203,7 +205,8 @@ def _proof_text(row: dict[str, Any]) -> str:
         device = "" if row["device"] == "cpu" else f" --device {row['device']}"
         return f"{row['reason']}: {what}; `{proof.COMMAND}{device or ' --device cpu'}` makes one"
     return (
-        f"{row['passed']} classes passed, {row['not_passed']} did not; {row['source']}, "
+        f"{row['passed']} classes passed, {row['not_passed']} did not, {row['not_tried']} were not "
+        f"tried; {row['source']}, "
         f"{row['created']}"
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,13 @@ import torch
 from command_line import refused, run
 from records import a_record, a_row
 
+import xlnet_fast
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.ops.qualification import files
 from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.record import write
 from xlnet_fast.qualifier import run as runs
+from xlnet_fast.qualifier import table
 
 FAKE = str(Path(__file__).resolve().parents[1] / "qualifier" / "_fake_child.py")
 
@@ -93,19 +98,67 @@ def test_a_failure_ends_with_1_and_is_in_the_record(tmp_path, places):
     done = run("qualify", "--device", "cpu", "--out", out)
     assert done.exit_code == 1, done.output
     assert "Not everything is right on a CPU" in done.stdout
-    assert "failed: cpu, rel_attention memory float32 64, forward: out is off by 1" in done.stdout
+    (fault,) = (line for line in done.stdout.splitlines() if line.startswith("failed: "))
+    where = "cpu, rel_attention memory float32 64, forward and 3 more"
+    assert fault == f"failed: {where}: out is off by 1"
     assert "not taken by backend='auto'" in done.stdout
     failed = [row for row in json.loads(out.read_text())["rows"] if row["status"] == "failed"]
     assert {row["operands"] for row in failed} == {"memory"}
     assert not list(tmp_path.glob("cache/**/*.json"))
 
 
-def test_many_faults_are_not_all_printed(places):
+def test_faults_of_one_cause_are_one_line(places):
     places("wrong", "*", "*")
     done = run("qualify")
     assert done.exit_code == 1
-    assert done.stdout.count("failed: ") == 12
-    assert "more; the record has them all" in done.stdout
+    faults = [line for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    assert [line.partition(",")[0] for line in faults] == ["failed: cpu", "failed: sdpa"]
+    assert all(line.endswith(" more: out is off by 1") for line in faults)
+
+
+def test_many_causes_are_not_all_printed():
+    rows = [replace(a_row(status="failed", backend=f"b{n}"), reason=f"{n}") for n in range(20)]
+    lines = table._reasons(rows)
+    assert len(lines) == 13
+    assert lines[-1] == "and 8 more; the record has them all"
+
+
+def test_a_file_that_is_no_record_is_not_replaced(tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("precious")
+    link = tmp_path / "link"
+    link.symlink_to(notes)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (notes, link, pipe, Path("/dev/null")):
+        assert "exists and is no record" in refused(run("qualify", "--out", path))
+    assert notes.read_text() == "precious"
+    for text in ("", '{"schema": 1, "id'):  # empty, damaged
+        notes.write_text(text)
+        assert run("qualify", "--out", link, "--backend", "sdpa").exit_code == 0
+        assert link.is_symlink()
+        assert json.loads(notes.read_text())["rows"]
+
+
+def test_a_short_second_run_keeps_the_times(tmp_path, places):
+    out = tmp_path / "record.json"
+    assert run("qualify", "--out", out).exit_code == 0
+    places("untimed", "*", "*")
+    assert run("qualify", "--out", out, "--backend", "cpu").exit_code == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert all(row["timings"] for row in rows)
+
+
+def test_what_python_passes_is_as_good():
+    record = xlnet_fast.qualify("cpu", backends="sdpa", out=str(files.cache_folder() / "a.json"))
+    assert {row.backend for row in record.rows} == {"sdpa"}
+    for minutes in ("2", None, float("nan")):
+        with pytest.raises(ArgumentError, match=r"minutes is .*, expected a number above 0"):
+            xlnet_fast.qualify("cpu", minutes=minutes)
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    assert "cannot be written to" in refused(run("qualify", "--out", tmp_path / ("x" * 300)))
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,13 @@ def test_the_record_that_decided_is_named(monkeypatch, request):
     assert note.startswith("no record of it: no GPU kernel is taken; `xlnet-fast qualify`")
 
 
+def test_brackets_in_a_reason_are_printed(monkeypatch):
+    rows = (explanation_module.Row("op", "mode", "b", "RuntimeError: [enforce fail] in [/foo]"),)
+    text = str(explanation_module.Explanation("a [title]", rows, ("[a] note",)))
+    for part in ("[enforce fail]", "[/foo]", "a [title]", "[a] note"):
+        assert part in text
+
+
 def test_printed_form():
     text = str(xlnet_fast.explain(accelerated(tiny_model(XLNetLMHeadModel))))
     for word in ("op", "mode", "backend", "why", *OPS):

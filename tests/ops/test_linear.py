@@ -424,15 +424,34 @@ def test_the_record_of_this_cpu_is_asked(monkeypatch):
 
     def verdicts(*key):
         asked.append(key)
-        return (("aten", True, 1.0, ""), verdict)
+        return (("aten", True, 1.0, ""), verdict if key[5] else ("cpu", True, 2.0, ""))
 
     monkeypatch.setattr(module, "_chosen", None)
     monkeypatch.setattr(module.proof, "verdicts", verdicts)
     monkeypatch.delenv(module.VARIABLE, raising=False)
     assert module.machine_library() == Choice("aten", f"cpu: {verdict[3]}")
-    assert asked == [("cpu", None, "linear", "float32", "", False, ())]
+    assert asked == [("cpu", None, "linear", "float32", "", back, ()) for back in (False, True)]
     assert module.machine_library().backend == "aten"
-    assert len(asked) == 1
+    assert len(asked) == 2
+    module.proof.forget()  # a new record may have been made
+    module.machine_library()
+    assert len(asked) == 4
+
+
+def test_both_passes_must_be_worth_it(monkeypatch):
+    speeds = {False: 2.0, True: 0.7}
+    monkeypatch.setattr(module.proof, "verdicts", lambda *key: (("cpu", True, speeds[key[5]], ""),))
+    assert module._proved("float32")[2] == 0.7
+    speeds[True] = None
+    assert module._proved("float32")[2] == 2.0
+
+
+def test_a_dtype_that_failed_is_not_taken(monkeypatch):
+    monkeypatch.setattr(module, "_proved", lambda dtype: ("cpu", dtype != "float32", None, ""))
+    x, weight = torch.zeros(64, 64), torch.zeros(64, 64)
+    assert library_for(x, weight) == "aten"
+    monkeypatch.setattr(module, "_proved", lambda dtype: None)
+    assert library_for(x, weight) == "cpu"
 
 
 def test_a_variable_that_names_nothing_or_what_is_missing():

@@ -17,7 +17,7 @@ from records import a_record, a_row, an_identity
 from xlnet_fast.errors import ArgumentError, PerformanceWarning
 from xlnet_fast.ops._contracts import _registry
 from xlnet_fast.ops._dispatch import choose, request_on
-from xlnet_fast.ops.qualification import files, identity, jobs, proof, telling
+from xlnet_fast.ops.qualification import files, identity, proof, telling
 from xlnet_fast.ops.qualification.record import write
 
 GPU = torch.device("cuda", 0)
@@ -190,6 +190,16 @@ def test_a_cpu_has_records_too(monkeypatch):
     assert request.proved[0][:2] == ("cpu", False)
 
 
+def test_a_cpu_without_any_record_is_not_examined(monkeypatch):
+    def examine(device):
+        raise AssertionError("this reads and hashes 30 MB")
+
+    monkeypatch.setattr(proof, "identity_of", examine)
+    assert proof.why_none("cpu", None) == "no record of this CPU"
+    put(a_record())  # of a GPU
+    assert proof.why_none("cpu", None) == "no record of this CPU"
+
+
 @pytest.mark.parametrize("status", ["not_run", "unavailable"])
 def test_what_was_not_tried_is_not_held_against_a_backend(status):
     cpu = identity.identity_of(torch.device("cpu"))
@@ -233,7 +243,8 @@ def test_a_gpu_qualifies_at_first_use_only_if_asked(gpu, monkeypatch):
     with pytest.warns(PerformanceWarning, match="about two minutes"):
         assert on_gpu().backend == "triton"
     ((command, env),) = calls
-    assert command[1:] == ["-m", "xlnet_fast", "qualify", "--device", "cuda:0"]
+    assert command[1] == "-c"
+    assert command[3:] == ["qualify", "--device", "cuda:0"]
     assert proof.AUTO_VARIABLE not in env
     assert on_gpu(features=("padding",)).backend == "sdpa"
     assert len(calls) == 1
@@ -259,6 +270,16 @@ def test_a_job_never_qualifies(gpu, monkeypatch):
     assert calls == []
 
 
+def test_the_command_that_qualifies_is_this_packages(tmp_path):
+    """Whatever lies in the folder that the process happens to be in."""
+    for name in ("random", "xlnet_fast", "typing", "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    command = [sys.executable, "-c", proof._QUALIFY, "qualify", "--device", "cuda:99"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cuda:99" in done.stderr
+
+
 # ---- jobs ----
 
 
@@ -271,7 +292,7 @@ def test_the_processes_of_a_job_share_what_the_first_found(gpu, monkeypatch, cac
     monkeypatch.setenv("MASTER_PORT", "another job")
     proof.forget()
     assert "7.00 times" in on_gpu().reason
-    assert len(list((cache / "jobs").iterdir())) == 2
+    assert len(list((cache / "jobs").glob("*.json"))) == 2
 
 
 def test_a_job_without_a_record_stays_without(gpu, monkeypatch):
@@ -304,24 +325,53 @@ def test_old_pins_are_removed(gpu, monkeypatch, cache):
     assert not old.exists()
 
 
-def test_children_of_one_launcher_have_one_key():
-    code = "from xlnet_fast.ops.qualification import jobs; print(jobs._job_key())"
-    keys = {
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    }
-    assert len(keys) == 1
-    assert keys != {jobs._job_key() + "\n"}
+def test_the_next_job_of_a_launcher_looks_for_itself(gpu, monkeypatch, cache):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    put(a_record([a_row(2.0)]))
+    on_gpu()
+    (pin,) = (cache / "jobs").glob("*.json")
+    first = json.loads(pin.read_text())
+    pin.write_text(json.dumps({**first, "process": first["process"] + 1}))  # which is not that one
+    put(a_record([a_row(7.0)]))
+    assert "7.00 times" in on_gpu().reason
+    pin.write_text("{")
+    put(a_record([a_row(8.0)]))
+    assert "8.00 times" in on_gpu().reason
 
 
-def test_one_of_many_makes_the_pin(tmp_path):
-    pin = tmp_path / "pin.json"
-    for text in ("first", "second"):
-        jobs._create_once(pin, text)
-    assert pin.read_text() == "first"
-    assert list(tmp_path.iterdir()) == [pin]
+def test_what_a_process_is_told_comes_before_the_pin(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    put(a_record([a_row(2.0)]))
+    assert "2.00 times" in on_gpu().reason
+    monkeypatch.setenv(files.FILE_VARIABLE, "none")
+    proof.forget()
+    assert on_gpu().backend == "sdpa"
+    named = put(a_record([a_row(4.0)]), tmp_path / "baked.json")
+    monkeypatch.setenv(files.FILE_VARIABLE, str(named))
+    proof.forget()
+    assert "4.00 times" in on_gpu().reason
+
+
+JOB = """
+import sys
+import torch
+from xlnet_fast.ops.qualification import proof
+print(proof.found_for("cpu", None).source, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_processes_of_one_launcher_share_a_pin(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    path = put(a_record([a_row(backend="cpu")], identity.identity_of(torch.device("cpu"))))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", JOB], **pipes)
+    assert first.stdout.readline() == f"{path}\n"
+    path.unlink()  # while the first one lives
+    second = subprocess.Popen([sys.executable, "-c", JOB], **pipes)
+    assert second.stdout.readline().startswith(f"{path} (pinned for this job in ")
+    for process in (first, second):
+        process.communicate("\n")
 
 
 # ---- revoked ----

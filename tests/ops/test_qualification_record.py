@@ -135,6 +135,11 @@ def changed(**changes):
         (changed(rows__0__error=float("nan")), "error nan in row 0"),
         (changed(rows__0__timings=None), "it has NoneType for the timings of row 0"),
         (changed(rows__0__timings__0__time_us=0.0), "it has a time in row 0 that is not positive"),
+        (changed(rows__0__timings__0__baseline_us=-1.0), "a time in row 0 that is not positive"),
+        (changed(rows__0__timings__0__hf_us=10**400), "or is longer than a day"),
+        (changed(rows__0__error=-5.0), "it calls row 0 passed, with error -5.0"),
+        (changed(identity__device="tpu"), "it has device 'tpu' in identity, expected cuda or cpu"),
+        ("[" * 200000, "it is no JSON"),
         (changed(rows__0__timings__0__time_us=None), "it lacks 'time_us' in a timing of row 0"),
         (changed(seconds="long"), "seconds 'long' in the whole"),
         (changed(extra=1), "it has an unknown 'extra' in the whole"),
@@ -170,6 +175,10 @@ def test_files_that_cannot_be_read(tmp_path):
     for path in (tmp_path, tmp_path / "none.json"):
         with pytest.raises(ArgumentError, match="cannot be read"):
             read(path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ArgumentError, match="it is no regular file"):
+        read(pipe)
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ArgumentError, match="cannot be read"):

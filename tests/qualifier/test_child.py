@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,15 @@ def test_a_real_child_proves_and_times_what_it_is_asked_for():
         assert row.speedup("baseline") == 1.0
         assert row.speedup("hf") > 0
     assert outcome.record.seconds > 0
+
+
+def test_nothing_in_the_folder_of_the_user_is_imported(tmp_path):
+    for name in ("random", "torch", "typing", "xlnet_fast"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    order = Order("cpu", "sdpa", (), 5.0).to_json() + "\n"
+    done = subprocess.run(CHILD, input=order, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr  # 1: its standard input, its parent, is gone
+    assert [json.loads(text)["kind"] for text in done.stdout.splitlines()][0] == "ready"
 
 
 def test_a_backend_that_aborts_is_disqualified_with_the_class_named():

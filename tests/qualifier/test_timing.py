@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -62,6 +64,15 @@ def test_the_plain_path_and_hugging_face_are_timed_beside_a_backend(direction):
     assert min(found.time_us, found.baseline_us, found.hf_us) > 0
     plain = time_problem("1x16", problem, "sdpa", direction, CPU, budget_s=0.0)
     assert plain.baseline_us == plain.time_us
+
+
+def test_a_hugging_face_that_cannot_be_imported_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xlnet_fast.qualifier.huggingface", None)
+    task = Task("masked_softmax", "all", "float32")
+    problem = softmax_problem(task, (1, 2, 16, 8), CPU, hostile=False)
+    found = time_problem("1x16", problem, "sdpa", "forward", CPU, budget_s=0.0)
+    assert found.time_us > 0
+    assert found.hf_us is None
 
 
 def test_linear_layers_are_timed_beside_pytorch_s_alone():

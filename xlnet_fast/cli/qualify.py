@@ -58,7 +58,7 @@ def qualify_command(
     from xlnet_fast.qualifier.table import show, show_file
 
     if shown is not None:
-        show_file(shown)
+        show_file(shown, as_json)
         return
     # Children are in sessions of their own: a plain end of this process would leave them a moment.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
@@ -38,12 +39,13 @@ class Explanation:
     notes: tuple[str, ...]
 
     def __rich__(self) -> Table:
-        caption = "\n".join(self.notes) or None
-        table = Table(title=self.title, caption=caption, caption_justify="left")
+        caption = Text("\n".join(self.notes)) if self.notes else None
+        table = Table(title=Text(self.title), caption=caption, caption_justify="left")
         for column in ("op", "mode", "backend", "why"):
             table.add_column(column, overflow="fold")
         for row in self.rows:
-            table.add_row(row.op, row.mode, row.backend, row.reason)
+            cells = (row.op, row.mode, row.backend, row.reason)
+            table.add_row(*map(Text, cells))  # brackets in a reason are no markup
         return table
 
     def __str__(self) -> str:

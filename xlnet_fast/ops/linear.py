@@ -108,10 +108,29 @@ def machine_library() -> Choice:
     """:func:`choose_library` for this process, decided once; raises the same."""
     global _chosen
     if _chosen is None:
-        verdicts = proof.verdicts("cpu", None, "linear", "float32", "", False, ())
-        proved = next((verdict for verdict in verdicts if verdict[0] == "cpu"), None)
+        proved = _proved("float32")
         _chosen = choose_library(os.environ, cpu_vendor(), cpu.why_unavailable(), proved)
     return _chosen
+
+
+def _proved(dtype: str) -> proof.Verdict | None:
+    """What the record of this CPU says of our kernels: of both passes, the worse."""
+    found = [
+        verdict
+        for backward in (False, True)
+        for verdict in proof.verdicts("cpu", None, "linear", dtype, "", backward, ())
+        if verdict[0] == "cpu"
+    ]
+    slowest = float("inf")
+    return min(found, key=lambda v: (v[1], slowest if v[2] is None else v[2]), default=None)
+
+
+def _forget() -> None:
+    global _chosen
+    _chosen = None
+
+
+proof.ON_FORGET.append(_forget)
 
 
 def library_of(dtype: torch.dtype) -> Choice:
@@ -129,7 +148,10 @@ def library_of(dtype: torch.dtype) -> Choice:
 
 @torch.compiler.assume_constant_result  # a traced graph must not read files
 def _kernels_take(dtype: torch.dtype) -> bool:
-    return machine_library().backend == "cpu" and cpu_linear.takes(dtype, terms=2)
+    if machine_library().backend != "cpu" or not cpu_linear.takes(dtype, terms=2):
+        return False
+    proved = _proved(str(dtype).removeprefix("torch."))
+    return proved is None or proved[1]
 
 
 def linear(

@@ -21,7 +21,8 @@ CHILD = (
     sys.executable,
     "-c",
     # This very package, wherever it lies, without its folder's neighbours on the path.
-    f"import sys; sys.path.insert(0, {_ROOT!r}); import xlnet_fast; sys.path.remove({_ROOT!r}); "
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "  # not the folder it happens to be in
+    f"sys.path.insert(0, {_ROOT!r}); import xlnet_fast; sys.path.remove({_ROOT!r}); "
     "from xlnet_fast.qualifier.child import main; main()",
 )
 """The command of a child."""

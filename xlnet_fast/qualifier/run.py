@@ -129,9 +129,12 @@ def run(
         silence_s: how long a child may say nothing.
     """
     place = find_device(device)
-    if not (minutes > 0 and math.isfinite(minutes)):
-        raise ArgumentError(f"minutes is {minutes:g}, expected a number above 0")
-    names = chosen_backends(place.type, None if backends is None else tuple(backends))
+    if not (isinstance(minutes, (int, float)) and minutes > 0 and math.isfinite(minutes)):
+        shown = f"{minutes:g}" if isinstance(minutes, (int, float)) else repr(minutes)
+        raise ArgumentError(f"minutes is {shown}, expected a number above 0")
+    given = (backends,) if isinstance(backends, str) else backends
+    names = chosen_backends(place.type, None if given is None else tuple(given))
+    out = None if out is None else Path(out).resolve()  # the file that a link points at
     _refuse_unwritable(files.cache_folder() / "record" if out is None else out)
     silence_s = silence_s or (FULL_SILENCE_S if full else SILENCE_S)
     plan = {name: tuple(filter(wanted, tasks_of(place.type, name, full))) for name in names}
@@ -144,6 +147,11 @@ def run(
             session.qualify(name, tasks, weights[0] / sum(weights))
         if session.identity is None:
             reasons = {row.reason for row in report.rows.values() if row.reason}
+            if not reasons:
+                raise XLNetFastError(
+                    f"the {minutes:g} minutes were over before a process had started; allow more "
+                    f"with --minutes"
+                )
             raise XLNetFastError(f"no process could start on {place}: {'; '.join(sorted(reasons))}")
         rows = report.all_rows()
         path = files.cache_file(session.identity) if out is None else out
@@ -184,7 +192,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
 def with_former(record: Record, path: Path) -> Record:
     """The record with those verdicts of the one that it replaces which it has not itself.
 
-    Only where both are of the same device and software; an unreadable one gives nothing.
+    Only where both are of the same device and software; an unreadable one gives nothing. A class
+    that passed again without being reached by the clock keeps its former times.
     """
     try:
         former = read(path)
@@ -194,16 +203,21 @@ def with_former(record: Record, path: Path) -> Record:
         return record
     new = {(*row.key, row.backend): row for row in record.rows if row.status != NOT_RUN}
     kept = {(*row.key, row.backend): row for row in former.rows if row.status != NOT_RUN}
+    for key, row in new.items():
+        if row.status == PASSED and not row.timings and key in kept:
+            new[key] = replace(row, timings=kept[key].timings)
     rest = {(*row.key, row.backend): row for row in record.rows}
     rows = tuple((rest | kept | new).values())
     return replace(record, rows=rows, full=record.full or former.full)
 
 
 def _refuse_unwritable(path: Path) -> None:
-    """Before minutes of work: can this file be written?"""
-    if path.is_dir():
-        raise ArgumentError(f"{path} is a folder; give the name of a file")
+    """Before minutes of work: can this file be written, and is nothing else lost by it?"""
     try:
+        if path.is_dir():
+            raise ArgumentError(f"{path} is a folder; give the name of a file")
+        if path.exists() and not _may_be_replaced(path):
+            raise ArgumentError(f"{path} exists and is no record: give the name of another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -211,6 +225,15 @@ def _refuse_unwritable(path: Path) -> None:
         raise ArgumentError(
             f"{path.parent} cannot be written to ({error}); --out FILE writes elsewhere"
         ) from None
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Whether a file is empty or a record, be it damaged or of another version."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        begin = file.read(200).lstrip()
+    return not begin or (begin[:1] == b"{" and b'"schema"' in begin)
 
 
 @contextmanager
@@ -228,6 +251,8 @@ def _alone(device: torch.device, report: _Report) -> Iterator[None]:
     def tell() -> None:
         report.say("another process qualifies this device; waiting for it")
 
+    if path.is_dir():
+        raise XLNetFastError(f"{path}, the lock of this device, is a folder: remove it")
     with lock.held(path, math.inf, tell, _LOCK):
         yield
 

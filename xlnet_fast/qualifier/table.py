@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from xlnet_fast.ops.qualification import files
 from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.record import (
     BACKWARD,
@@ -40,20 +42,26 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
     console.print(Text(f"record: {outcome.path}"), soft_wrap=True)
 
 
-def show_file(path: Path, console: Console | None = None) -> None:
+def show_file(path: Path, as_json: bool = False) -> None:
     """Print the record in a file, and whether it counts for this machine's first such device.
 
     Raises:
         ArgumentError: the file cannot be read, or is no record of this version.
     """
     record = read(path)
-    show(Outcome(record, record.rows, path), console)
+    if as_json:
+        print(record.to_json(), end="")
+        return
+    show(Outcome(record, record.rows, path))
     device = record.identity.device
     if device == "cuda" and not torch.cuda.is_available():
         differs: str | None = "PyTorch sees no GPU"
     else:
         differs = record.identity.difference(identity_of(torch.device(device, 0)))
-    print(f"made {record.created}, " + (f"stale here: {differs}" if differs else "it counts here"))
+    counts = f"stale here: {differs}" if differs else "it counts here"
+    if os.environ.get(files.FILE_VARIABLE) == "none":
+        counts += f", but {files.SWITCHED_OFF}"
+    print(f"made {record.created}, {counts}")
 
 
 def verdict(outcome: Outcome) -> str:
@@ -71,10 +79,11 @@ def verdict(outcome: Outcome) -> str:
         return f"Nothing was proved on {name}: {told}"
     winners = _fastest(outcome.rows)
     fastest = ", ".join(f"{backend} {count}" for backend, count in winners.items())
-    return (
-        f"Nothing is wrong on {name}: {told}"
-        f"{f'; fastest, by the number of classes: {fastest}' if fastest else ''}"
-    )
+    more = "; give more --minutes to reach the rest" if counts[NOT_RUN] else ""
+    wins = f"; fastest, by the number of classes: {fastest}" if fastest else ""
+    if counts[NOT_RUN] > counts[PASSED]:
+        return f"Too little was reached on {name} to say much: {told}{more}"
+    return f"Nothing is wrong on {name}: {told}{more}{wins}"
 
 
 def _fastest(rows: Iterable[Row]) -> dict[str, int]:
@@ -123,19 +132,28 @@ def _cells(row: Row | None) -> list[Text]:
 
 def _reasons(rows: Iterable[Row]) -> list[str]:
     """Why something did not pass: faults one by one, what could not run once for each reason."""
-    faults: list[str] = []
+    faults: dict[tuple[str, str, str], list[str]] = {}
     lacking: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         if row.status == UNAVAILABLE:
             lacking.setdefault((row.backend, row.reason), {})[row.op] = None
         elif row.status not in (PASSED, NOT_RUN):
-            where = f"{row.backend}, {row.op} {row.operands} {row.dtype} {row.head_dim}".strip()
-            faults.append(f"{row.status}: {where}, {row.direction}: {row.reason}")
+            where = f"{row.op} {row.operands} {row.dtype} {row.head_dim}".strip()
+            cause = (row.status, row.backend, row.reason)
+            faults.setdefault(cause, []).append(f"{where}, {row.direction}")
     told = [
         f"unavailable: {backend}, {', '.join(ops)}: {reason}"
         for (backend, reason), ops in lacking.items()
     ]
-    return [*told, *_shortened(faults)]
+    lines = [
+        f"{status}: {backend}, {where[0]}{_and_more(len(where) - 1)}: {reason}"
+        for (status, backend, reason), where in faults.items()
+    ]
+    return [*told, *_shortened(lines)]
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count else ""
 
 
 def _shortened(faults: list[str], most: int = 12) -> list[str]:

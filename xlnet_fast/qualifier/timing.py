@@ -48,9 +48,7 @@ def time_problem(
     functions = {OURS: _function(problem, backend, direction)}
     if backend != baseline:
         functions[BASELINE] = _function(problem, baseline, direction)
-    from xlnet_fast.qualifier.huggingface import eager_call  # transformers takes seconds to load
-
-    rival = eager_call(problem)
+    rival = _rival(problem)
     if rival is not None:
         call, leaves = rival
         functions[HF] = _whole_pass(call, leaves) if direction == BACKWARD else _inference(call)
@@ -58,6 +56,16 @@ def time_problem(
     own = times[OURS]
     assert own is not None  # or it raised
     return Timing(shape, own, times.get(BASELINE) if backend != baseline else own, times.get(HF))
+
+
+def _rival(problem: Problem) -> tuple[Callable[[], tuple[Tensor, ...]], list[Tensor]] | None:
+    """Hugging Face's call; None where it has none, or cannot be imported, no fault of ours."""
+    try:
+        from xlnet_fast.qualifier.huggingface import eager_call  # seconds, for transformers
+
+        return eager_call(problem)
+    except Exception:
+        return None
 
 
 def interleaved(

@@ -33,12 +33,23 @@ class Found:
     reason: str = ""
 
 
+def may_have(device: str) -> bool:
+    """Whether a record of such a device may lie somewhere, told without knowing the device."""
+    if os.environ.get(FILE_VARIABLE):
+        return True
+    try:
+        cached = any(cache_folder().glob(f"{device}-*.json"))
+    except (ArgumentError, OSError):
+        cached = False
+    return cached or any(_shipped_files())
+
+
 def look(identity: Identity) -> Found:
     named = os.environ.get(FILE_VARIABLE)
     if named == "none":
         return Found(None, reason=SWITCHED_OFF)
     if named:
-        found = _examine(Path(named).expanduser(), identity)
+        found = _examine(Path(os.path.expanduser(named)), identity)
         if found.record is None:
             warn_once(f"{FILE_VARIABLE}: {found.reason}; nothing counts as proved")
         return found

@@ -16,6 +16,7 @@ import torch
 
 from xlnet_fast import _extension
 from xlnet_fast.builder import recipe
+from xlnet_fast.kernels.cpu.instruction_sets import instruction_set
 from xlnet_fast.ops.qualification.record import Identity
 
 _SOURCES = ("kernels/**/*.py", "kernels/**/*.json", "masks.py", "operands.py", "philox.py")
@@ -86,7 +87,10 @@ def _ask_nvidia_smi() -> str:
 def _cpu_capability() -> str:
     built = _extension.build_info()
     kernels = [] if built is None else built["attention_isa"]
-    return kernels[-1] if kernels else torch.backends.cpu.get_cpu_capability()
+    if not kernels:
+        return str(torch.backends.cpu.get_cpu_capability())
+    asked_for = instruction_set()
+    return kernels[-1] if asked_for == "auto" else asked_for
 
 
 def _software() -> dict[str, str]:

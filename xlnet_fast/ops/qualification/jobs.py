@@ -6,22 +6,35 @@ the same backends even if a record is renewed meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import time
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from xlnet_fast.errors import ArgumentError
-from xlnet_fast.ops.qualification.files import Found, cache_folder, look, slug
+from xlnet_fast.builder import lock
+from xlnet_fast.errors import XLNetFastError
+from xlnet_fast.ops.qualification.files import (
+    FILE_VARIABLE,
+    SWITCHED_OFF,
+    Found,
+    cache_folder,
+    look,
+    slug,
+)
 from xlnet_fast.ops.qualification.record import Identity, parse
 from xlnet_fast.ops.qualification.telling import warn_once
 
 _KEPT_S = 7 * 86400.0
+_PATIENCE_S = 30.0
+_LOCK = lock.Purpose(
+    "pins a record", "try later", "set XLNET_FAST_CACHE to a folder on a local disk", XLNetFastError
+)
 
 
 def is_job() -> bool:
@@ -31,55 +44,87 @@ def is_job() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
-def _job_key() -> str:
-    """The same for the processes of a job on this host, other for any other job.
+def _job_key(identity: Identity) -> str:
+    """The same for the processes of a job on this host that would look for the same record.
 
     They are children of one launcher, told from a later process of the same number by its start.
     """
     parent = os.getppid()
-    try:
-        stat = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
-        started = stat.rpartition(")")[2].split()[19]
-    except (OSError, IndexError):  # no Linux
-        started = ""
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID")
-    parts = [str(parent), started, *(os.environ.get(name, "") for name in names)]
+    variables = (os.environ.get(name, "") for name in (*names, FILE_VARIABLE))
+    parts = [str(parent), _start_of(parent), *variables, *map(str, astuple(identity))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def _start_of(process: int) -> str:
+    """When a process began, in the system's own ticks; "" where that cannot be told."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[19]
+    except (OSError, IndexError):  # no such process, or no Linux
+        return ""
+
+
+def _lives(process: int, start: str) -> bool:
+    if start or Path("/proc/self/stat").exists():
+        return start != "" and _start_of(process) == start
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
 def pinned(identity: Identity) -> Found:
-    """What the first process of the job on this host found for such a device."""
+    """What the first process of the job on this host found for such a device.
+
+    A pin counts as long as the process lives that made it, so the next job of the same launcher
+    looks for itself.
+    """
     own = look(identity)
+    if own.reason == SWITCHED_OFF:
+        return own
     try:
         folder = cache_folder() / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old(folder)
-        pin = folder / f"{_job_key()}-{slug(identity)}.json"
-        text = "" if own.record is None else own.record.to_json()
-        _create_once(pin, json.dumps({"source": own.source, "reason": own.reason, "record": text}))
-        first = json.loads(pin.read_text(encoding="utf-8"))
+        pin = folder / f"{_job_key(identity)}-{slug(identity)}.json"
+        with lock.held(folder / "lock", time.monotonic() + _PATIENCE_S, lambda: None, _LOCK):
+            first = _read(pin) or _write(pin, own)
         record = parse(first["record"], first["source"]) if first["record"] else None
-    except (ArgumentError, OSError, ValueError, KeyError, TypeError) as error:
+    except (XLNetFastError, OSError, ValueError, KeyError, TypeError) as error:
         warn_once(
             f"the processes of this job cannot agree on a record in the user's cache ({error}), so "
             f"none counts: set XLNET_FAST_CACHE to a folder that they can write"
         )
         return Found(None, reason="no record that all processes of the job share")
-    return Found(record, first["source"], first["reason"])
+    pinned_here = f" (pinned for this job in {pin})" if first["process"] != os.getpid() else ""
+    reason = first["reason"] and first["reason"] + pinned_here
+    return Found(record, first["source"] + (pinned_here if record is not None else ""), reason)
 
 
-def _create_once(path: Path, text: str) -> None:
-    """Make a whole file unless it is there: a link to a finished one is all or nothing."""
-    if path.exists():
-        return
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
+def _read(pin: Path) -> dict[str, Any] | None:
+    """What is pinned, if it is whole and its process lives."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        with contextlib.suppress(FileExistsError):  # another process was first
-            os.link(temporary, path)
-    finally:
-        os.unlink(temporary)
+        first: dict[str, Any] = json.loads(pin.read_text(encoding="utf-8"))
+        return first if _lives(first["process"], first["start"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(pin: Path, own: Found) -> dict[str, Any]:
+    first = {
+        "process": os.getpid(),
+        "start": _start_of(os.getpid()),
+        "source": own.source,
+        "reason": own.reason,
+        "record": "" if own.record is None else own.record.to_json(),
+    }
+    handle, temporary = tempfile.mkstemp(dir=pin.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(first, file)
+    os.replace(temporary, pin)
+    return first
 
 
 def _remove_old(folder: Path) -> None:

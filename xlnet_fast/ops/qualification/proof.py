@@ -11,14 +11,17 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import torch
 
-from xlnet_fast.ops.qualification.files import SWITCHED_OFF, Found, look
+from xlnet_fast.builder import recipe
+from xlnet_fast.ops.qualification.files import SWITCHED_OFF, Found, look, may_have
 from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.jobs import is_job, pinned
 from xlnet_fast.ops.qualification.record import (
     BACKWARD,
+    FAILED,
     FORWARD,
     NOT_RUN,
     PASSED,
@@ -33,8 +36,16 @@ AUTO_VARIABLE = "XLNET_FAST_QUALIFY"
 """Environment variable: "auto" qualifies a GPU that has no record at first use, by a child."""
 COMMAND = "xlnet-fast qualify"
 _AUTO_TIMEOUT_S = 900.0
+_QUALIFY = (  # this very package, and nothing of the folder that the process happens to be in
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    f"sys.path.insert(0, {str(recipe.PACKAGE.parent)!r}); "
+    "from xlnet_fast.cli import main; main()"
+)
 _NOBODY = "no GPU is at hand to ask"
 
+
+ON_FORGET: list[Callable[[], None]] = []
+"""What else drops a choice that a record decided."""
 
 Verdict = tuple[str, bool, float | None, str]
 """A backend, whether it is right, its speed over the baseline where it was timed, and words."""
@@ -95,7 +106,8 @@ def _cached_verdicts(
 
 def _verdict(row: Row) -> Verdict:
     if row.status != PASSED:
-        words = f"{row.status} its qualification here: {row.reason or 'nobody wrote why'}"
+        how = row.status if row.status == FAILED else f"{row.status} in"
+        words = f"{how} its qualification here: {row.reason or 'nobody wrote why'}"
         return row.backend, False, None, words
     speed = row.speedup("baseline")
     if speed is None:
@@ -113,6 +125,8 @@ def found_for(device: str, index: int | None) -> Found:
     """
     if device == "cuda" and (index is None or not torch.cuda.is_available()):
         return Found(None, reason=_NOBODY)
+    if device == "cpu" and not is_job() and not may_have(device):
+        return Found(None, reason="no record of this CPU")  # its identity takes a while to make
     identity = identity_of(torch.device(device if index is None else f"{device}:{index}"))
     if is_job():
         return pinned(identity)
@@ -127,11 +141,13 @@ def forget() -> None:
     """Look for records anew at the next call."""
     found_for.cache_clear()
     _cached_verdicts.cache_clear()
+    for drop in ON_FORGET:
+        drop()
 
 
 def _qualify_now(index: int, identity: Identity, before: Found) -> Found:
     """Qualify a GPU in a child process, which makes its own context, and look again."""
-    command = [sys.executable, "-m", "xlnet_fast", "qualify", "--device", f"cuda:{index}"]
+    command = [sys.executable, "-c", _QUALIFY, "qualify", "--device", f"cuda:{index}"]
     environment = {name: text for name, text in os.environ.items() if name != AUTO_VARIABLE}
     warn_once(
         f"{AUTO_VARIABLE}=auto: {identity.name} has no record, so its kernels are proved and timed "

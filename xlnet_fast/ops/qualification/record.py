@@ -226,7 +226,7 @@ def parse(text: str, source: str) -> Record:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(
             f"{source} is no JSON ({error}); `xlnet-fast qualify` renews it"
         ) from None
@@ -243,6 +243,8 @@ def read(path: Path) -> Record:
         ArgumentError: as :func:`parse`, or the file cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"{path} cannot be read (it is no regular file)")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path} cannot be read ({error})") from None
@@ -292,6 +294,8 @@ def _record(data: object) -> Record:
     identity = Identity(
         **_checked(Identity, _mapping(content.get("identity"), "identity"), "identity")
     )
+    if identity.device not in ("cuda", "cpu"):
+        raise _Damaged(f"has device {identity.device!r} in identity, expected cuda or cpu")
     rows = tuple(_row(row, number) for number, row in enumerate(_list(content.get("rows"), "rows")))
     seen: set[tuple[str, ...]] = set()
     for number, row in enumerate(rows):
@@ -312,8 +316,9 @@ def _row(data: object, number: int) -> Row:
         Timing(**_checked(Timing, _mapping(timing, f"a timing of {where}"), f"a timing of {where}"))
         for timing in _list(content.get("timings"), f"the timings of {where}")
     )
-    if any(timing.time_us <= 0 for timing in timings):
-        raise _Damaged(f"has a time in {where} that is not positive")
+    times = [t for timing in timings for t in (timing.time_us, timing.baseline_us, timing.hf_us)]
+    if any(time is not None and not 0 < time < _LONGEST_US for time in times):
+        raise _Damaged(f"has a time in {where} that is not positive, or is longer than a day")
     row = Row(**_checked(Row, content | {"timings": timings}, where))
     for name, value, known in (
         ("op", row.op, CLASSES), ("operands", row.operands, CLASSES.get(row.op, {})),
@@ -327,8 +332,10 @@ def _row(data: object, number: int) -> Row:
 
 
 def _within(row: Row) -> bool:
-    return row.error is not None and row.bound is not None and row.error <= row.bound
+    return row.error is not None and row.bound is not None and 0 <= row.error <= row.bound
 
+
+_LONGEST_US = 86400e6
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
