@@ -17,7 +17,7 @@ from benchmarks.record import read_results
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.permutation import dense_masks
 
-# Of eight heads: the gradient of r_s_bias is one number a head, and of two the largest error is luck.
+# Of eight heads: the gradient of r_s_bias is one number a head; of two the largest error is luck.
 GEOMETRY = configs.Geometry("tiny", 3, 32, 8, 48, 600)
 SHAPE = configs.PretrainingShape(GEOMETRY, 4, 32, 16, 5, 24)
 CASE = PretrainingCase(4, 32, 16, 5, 24)
