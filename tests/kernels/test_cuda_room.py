@@ -189,16 +189,14 @@ def test_a_pass_needs_every_kernel_of_its_tile_and_of_all_smaller_ones():
     assert [largest(limit, True) for limit in (20, 39, 40)] == [0, 0, 64]
 
 
-@pytest.fixture
-def measured(as_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backend cuda is what ``auto`` takes on an emulated GPU of compute capability 8.6."""
-    monkeypatch.setitem(_dispatch.MEASURED_GPUS, "cuda", ("8.6",))
+PROVED = (("cuda", True, float("inf"), "proved"),)
+"""What the record says where backend cuda is what ``auto`` takes."""
 
 
-@pytest.mark.usefixtures("measured")
+@pytest.mark.usefixtures("as_gpu")
 @pytest.mark.parametrize("op", _dispatch.OPS)
 def test_the_dispatcher_knows_it_per_op_and_pass(op):
-    request = Request(op, "cpu", BF16, head_dim=128, needs_grad=True, gpu="8.6")
+    request = Request(op, "cpu", BF16, head_dim=128, needs_grad=True, gpu="8.6", proved=PROVED)
     attention = op in _dispatch.ATTENTION
     for other in (replace(request, needs_grad=False), replace(request, head_dim=64)):
         assert choose(other, "cuda").backend == choose(other).backend == "cuda"
@@ -279,11 +277,11 @@ def test_without_a_gpu_and_an_extension_there_is_no_limit():
 # --- under torch.compile --------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("measured")
+@pytest.mark.usefixtures("as_gpu")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_the_choice_is_traced_without_a_graph_break(head_dim):
     def backend_of(x: torch.Tensor) -> torch.Tensor:
-        request = Request("rel_attention", "cpu", BF16, x.shape[-1], needs_grad=True, gpu="8.6")
+        request = Request("rel_attention", "cpu", BF16, x.shape[-1], True, "8.6", proved=PROVED)
         return x + _dispatch.BACKENDS.index(choose(request).backend)
 
     torch.compiler.reset()
