@@ -65,7 +65,7 @@ def test_parity(dtype, backward, products):
     model = tiny_model(XLNetLMHeadModel, dtype)
     with torch.set_grad_enabled(backward):
         compare(model, [inputs_of(seed) for seed in range(6)], dtype, backward=backward)
-    assert products
+    assert bool(products) == cpu_linear.takes(dtype, terms=2)  # not every CPU has bf16 products
 
 
 def test_each_product_of_a_layer(products):
