@@ -23,15 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def test_the_commands_are_these_seven():
+COMMANDS = ["info", "build", "check", "bench", "kernels-report", "qualify", "pretrain", "finetune"]
+
+
+def test_the_commands_are_these():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-    assert names == ["info", "build", "check", "bench", "kernels-report", "pretrain", "finetune"]
+    assert names == COMMANDS
 
 
 def test_no_command_prints_the_help():
     result = run()
     assert result.exit_code == 0
-    for name in ("info", "build", "check", "bench", "kernels-report", "pretrain", "finetune"):
+    for name in COMMANDS:
         assert name in result.stdout
 
 
