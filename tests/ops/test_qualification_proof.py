@@ -314,6 +314,15 @@ def test_a_job_that_cannot_agree_has_no_record(gpu, monkeypatch, tmp_path):
         assert on_gpu().backend == "sdpa"
 
 
+def test_a_job_on_a_cpu_without_a_record_is_quiet(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path / "file"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert proof.why_none("cpu", None) != ""
+
+
 def test_old_pins_are_removed(gpu, monkeypatch, cache):
     monkeypatch.setenv("WORLD_SIZE", "2")
     old = cache / "jobs" / "old.json"

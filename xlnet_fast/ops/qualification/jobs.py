@@ -93,10 +93,11 @@ def pinned(identity: Identity) -> Found:
             first = _read(pin) or _write(pin, own)
         record = parse(first["record"], first["source"]) if first["record"] else None
     except (XLNetFastError, OSError, ValueError, KeyError, TypeError) as error:
-        warn_once(
-            f"the processes of this job cannot agree on a record in the user's cache ({error}), so "
-            f"none counts: set XLNET_FAST_CACHE to a folder that they can write"
-        )
+        if own.record is not None:  # otherwise nothing is lost by it
+            warn_once(
+                f"the processes of this job cannot agree on a record in the user's cache "
+                f"({error}), so none counts: set XLNET_FAST_CACHE to a folder that they can write"
+            )
         return Found(None, reason="no record that all processes of the job share")
     pinned_here = f" (pinned for this job in {pin})" if first["process"] != os.getpid() else ""
     reason = first["reason"] and first["reason"] + pinned_here
