@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from two_sources import apart, kernel_operands
 
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import Queries
 from xlnet_fast.philox import keep_mask
 
 Attention = Callable[..., Tensor]
@@ -224,6 +225,21 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(x, Tensor) and x.untyped_storage().nbytes() > self.nbytes:
                 self.nbytes, self.maker = x.untyped_storage().nbytes(), str(func)
         return result
+
+
+def both_passes(backend: ModuleType, problem: Problem) -> tuple[LargestTensor, Queries]:
+    """The largest tensor of a backend's passes with dropout, and the queries that they took."""
+    keys, queries = kernel_operands(problem, 0.1, torch.tensor(1))
+    out, none = torch.zeros_like(queries.q), torch.zeros(0)
+    likes = [problem.operands.get(name) for name in GRADIENTS]
+    grads = [None if like is None else torch.zeros_like(like) for like in likes]
+    grad_out = problem.grad_out()
+    with LargestTensor() as largest:
+        backend.rel_attention_forward(keys, [queries], [out], [none])
+        backend.rel_attention_backward(
+            keys, [queries], [out], [none], [grad_out], grads, deterministic=False
+        )
+    return largest, queries
 
 
 # --- only what is asked for -----------------------------------------------------------------------

@@ -212,18 +212,13 @@ def test_no_tensor_larger_than_an_operand(mask, targets):
     problem = make_problem(
         batch=2, queries=768, memory=256, dim=2, mask=mask, segments=2, targets=targets
     ).to(torch.float32)
-    keys, queries = kernel_operands(problem, 0.1, torch.tensor(1))
-    out, none = torch.zeros_like(queries.q), torch.zeros(0)
-    x = problem.operands
-    grads = [x.get(name, None) for name in checks.GRADIENTS]
-    grads = [None if like is None else torch.zeros_like(like) for like in grads]
-    d_out = problem.grad_out()
-    with checks.LargestTensor() as largest:
-        cpu.rel_attention_forward(keys, [queries], [out], [none])
-        cpu.rel_attention_backward(
-            keys, [queries], [out], [none], [d_out], grads, deterministic=False
-        )
-    tensors = (*x.values(), queries.mask.bits, queries.mask.rank_k, queries.positions)
+    largest, queries = checks.both_passes(cpu, problem)
+    tensors = (
+        *problem.operands.values(),
+        queries.mask.bits,
+        queries.mask.rank_k,
+        queries.positions,
+    )
     operand = max(t.nbytes for t in tensors if t is not None)
     assert largest.nbytes <= operand, largest.maker
 

@@ -232,19 +232,12 @@ def test_no_tensor_beyond_a_chunk_exists(mask, targets, monkeypatch):
     problem = make_problem(
         batch=2, queries=768, memory=256, dim=2, mask=mask, segments=2, targets=targets
     ).to(torch.float32)
-    keys, queries = kernel_operands(problem, 0.1, torch.tensor(1))
-    out, none = torch.zeros_like(queries.q), torch.zeros(0)
-    x = problem.operands
-    grads = [x.get(name, None) for name in checks.GRADIENTS]
-    grads = [None if like is None else torch.zeros_like(like) for like in grads]
-    with checks.LargestTensor() as largest:
-        sdpa.rel_attention_forward(keys, [queries], [out], [none])
-        sdpa.rel_attention_backward(
-            keys, [queries], [out], [none], [problem.grad_out()], grads, deterministic=False
-        )
+    largest, queries = checks.both_passes(sdpa, problem)
     # The rows of a chunk at arbitrary positions meet the whole table of L + J rows.
     table = chunk_elements * (1 + (768 if targets else 128) / 1024)
-    operand = max(t.numel() for t in (*x.values(), queries.mask.bits) if t is not None)
+    operand = max(
+        t.numel() for t in (*problem.operands.values(), queries.mask.bits) if t is not None
+    )
     assert largest.nbytes <= 4 * max(table, operand), largest.maker
     rows = problem.sizes[1]
     assert 4 * max(table, operand) < 4 * 2 * 2 * rows * 1024 / 4  # what it must be less than

@@ -168,18 +168,11 @@ def test_no_tensor_beyond_a_block_exists(monkeypatch):
         problem = make_problem(
             batch=2, queries=256, memory=256, dim=2, mask=mask, segments=2, targets=targets
         ).to(torch.float32)
-        keys, queries = kernel_operands(problem, 0.1, torch.tensor(1))
-        out, none = torch.zeros_like(queries.q), torch.zeros(0)
-        x = problem.operands
-        grads = [x.get(name, None) for name in checks.GRADIENTS]
-        grads = [None if like is None else torch.zeros_like(like) for like in grads]
-        with checks.LargestTensor() as largest:
-            sdpa.rel_attention_forward(keys, [queries], [out], [none])
-            sdpa.rel_attention_backward(
-                keys, [queries], [out], [none], [problem.grad_out()], grads, deterministic=False
-            )
+        largest, queries = checks.both_passes(sdpa, problem)
         # Half of the rows at arbitrary positions meet the whole table of L + J rows.
-        operand = max(t.numel() for t in (*x.values(), queries.mask.bits) if t is not None)
+        operand = max(
+            t.numel() for t in (*problem.operands.values(), queries.mask.bits) if t is not None
+        )
         assert largest.nbytes <= 4 * max(scores, operand), largest.maker
     assert 4 * max(scores, operand) < 4 * 2 * 2 * 96 * 512 / 2  # what it must be less than
 
