@@ -16,6 +16,7 @@ from xlnet_fast import philox
 from xlnet_fast.errors import PerformanceWarning
 from xlnet_fast.kernels.triton import philox as kernel
 from xlnet_fast.ops._contracts import keep_mask as contract
+from xlnet_fast.ops.qualification import telling
 
 SIZES = (2, 3, 9, 11, 1, 3)  # heads, rows, keys, batch elements
 CPU = torch.device("cpu")
@@ -25,6 +26,7 @@ CPU = torch.device("cpu")
 def use_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Tensor]], list[int]]:
     """Put a function in the kernel's place; the list it gives grows by one with each call."""
     monkeypatch.setattr(contract, "_differs", {})
+    monkeypatch.setattr(telling, "_told", set())
 
     def put(function: Callable[..., Tensor]) -> list[int]:
         calls: list[int] = []

@@ -13,16 +13,14 @@ meet this op: :mod:`xlnet_fast.philox` gives them plain ATen.
 from __future__ import annotations
 
 import importlib.util
-import os
-import warnings
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from xlnet_fast import philox
-from xlnet_fast.errors import PerformanceWarning
 from xlnet_fast.ops._contracts._registry import LIBRARY, register
+from xlnet_fast.ops.qualification.telling import warn_once
 
 LIBRARY.define(
     "keep_mask(Tensor seed, int threshold, SymInt heads, SymInt first_row, SymInt last_row, "
@@ -78,12 +76,10 @@ def _can_use_kernel(device: torch.device) -> bool:
             return False
         problem = _problem(device)
         _differs[index] = problem is not None
-        if problem is not None and os.environ.get("XLNET_FAST_NO_WARN") != "1":
-            warnings.warn(
-                f"dropout masks on {device} are made by plain PyTorch, which takes 300 launches "
-                f"each: the Triton kernel {problem}",
-                PerformanceWarning,
-                stacklevel=2,
+        if problem is not None:
+            warn_once(
+                f"dropout masks on {device} are made by plain PyTorch, which takes hundreds of "
+                f"launches each: the Triton kernel {problem}"
             )
     return not _differs[index]
 
