@@ -325,13 +325,19 @@ def test_a_job_on_a_cpu_without_a_record_is_quiet(monkeypatch, tmp_path):
 
 def test_old_pins_are_removed(gpu, monkeypatch, cache):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    old = cache / "jobs" / "old.json"
-    old.parent.mkdir(parents=True)
-    old.write_text("{}")
-    os.utime(old, (time.time() - 30 * 86400,) * 2)
     put(a_record())
     on_gpu()
-    assert not old.exists()
+    (pin,) = (cache / "jobs").glob("*.json")
+    unfinished, lock = pin.with_name("unfinished.json"), pin.with_name("lock")
+    unfinished.write_text("{")
+    for file in (pin, unfinished, lock):
+        os.utime(file, (time.time() - 30 * 86400,) * 2)
+    monkeypatch.setenv("MASTER_PORT", "another job")
+    proof.forget()
+    on_gpu()
+    assert not unfinished.exists()
+    assert pin.exists(), "its process lives"
+    assert lock.exists(), "somebody may hold it"
 
 
 def test_the_next_job_of_a_launcher_looks_for_itself(gpu, monkeypatch, cache):

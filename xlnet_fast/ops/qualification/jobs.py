@@ -87,9 +87,9 @@ def pinned(identity: Identity) -> Found:
     try:
         folder = cache_folder() / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_old(folder)
         pin = folder / f"{_job_key(identity)}-{slug(identity)}.json"
         with lock.held(folder / "lock", time.monotonic() + _PATIENCE_S, lambda: None, _LOCK):
+            _remove_old(folder)
             first = _read(pin) or _write(pin, own)
         record = parse(first["record"], first["source"]) if first["record"] else None
     except (XLNetFastError, OSError, ValueError, KeyError, TypeError) as error:
@@ -121,7 +121,7 @@ def _write(pin: Path, own: Found) -> dict[str, Any]:
         "reason": own.reason,
         "record": "" if own.record is None else own.record.to_json(),
     }
-    handle, temporary = tempfile.mkstemp(dir=pin.parent)
+    handle, temporary = tempfile.mkstemp(suffix=".json", dir=pin.parent)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump(first, file)
     os.replace(temporary, pin)
@@ -129,10 +129,11 @@ def _write(pin: Path, own: Found) -> dict[str, Any]:
 
 
 def _remove_old(folder: Path) -> None:
+    """Pins of jobs that ended long ago, and what a process that died left of one."""
     limit = time.time() - _KEPT_S
-    for file in folder.iterdir():
+    for file in folder.glob("*.json"):  # not the lock, which another process may hold
         try:
-            if file.stat().st_mtime < limit:
+            if file.stat().st_mtime < limit and _read(file) is None:
                 file.unlink()
         except OSError:
-            continue  # another process removed it
+            continue  # another user's
