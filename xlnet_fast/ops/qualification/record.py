@@ -101,7 +101,7 @@ class Identity:
         driver: branch of the driver, "580"; "" on a CPU.
         torch, cuda, triton: versions; "" where there is none.
         kernels: digest of the package's kernel sources.
-        extension: digest of what the compiled extension says of its build; "" without.
+        extension: digest of the compiled extension; "" without.
     """
 
     device: str
