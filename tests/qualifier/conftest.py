@@ -11,8 +11,9 @@ from xlnet_fast.qualifier import run as runs
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch):
-    """And no core dumps of children that abort, which take time."""
+    """And no core dumps of children that abort, which take time, nor their tracebacks."""
     monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PYTHONFAULTHANDLER", raising=False)
     (tmp_path / "locks").mkdir()
     monkeypatch.setattr(runs.tempfile, "gettempdir", lambda: str(tmp_path / "locks"))
     if sys.platform == "win32":
