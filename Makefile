@@ -58,8 +58,8 @@ format: $(VENV)/.installed ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-ext: $(VENV)/.installed ## build the C++ extension in place; a failing compiler is an error
-	XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
+ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
+	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
 
 kernels-report: $(VENV)/.installed ## compile the GPU kernels without a GPU: registers, spills, shared memory
 	$(BIN)/xlnet-fast kernels-report $(REPORT_FLAGS)
