@@ -3,10 +3,9 @@
 Run it alone: python -m benchmarks.bench_pretraining --preset full --out DIR
 A step is the forward of `XLNetLMHeadModel`, the loss of the targets and the backward, with dropout
 as configured and without an optimizer; its check runs without dropout. Ours gets the targets and
-the permutation in the compact form, Hugging Face's model in the dense one, as
-`xlnet_fast.train.pretraining.PretrainingTrainer` hands them out; half precision is autocast, as
-Trainer runs it. On a GPU the preset's first dtype is run alone. TFLOP/s count the necessary
-operations: see `PretrainingCase.flops`.
+the permutation in the compact form, Hugging Face's model in the dense one, as `PretrainingTrainer`
+hands them out; half precision is autocast, as Trainer runs it. On a GPU the preset's first dtype is
+run alone. TFLOP/s count the necessary operations: see `PretrainingCase.flops`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import builtin_text, load_text, train_tokenizer
-from xlnet_fast.train.corpus import begins_word
+from xlnet_fast.train.pretraining.corpus import begins_word
 
 _BYTE_OFFSET = 9  # after XLNet's nine special ids
 

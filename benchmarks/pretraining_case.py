@@ -1,6 +1,6 @@
 """One pretraining step on real text: the batch in both forms, the memory, the loss.
 
-Sequences, targets and permutation are those of `xlnet_fast.train.streams`, half of the rows running
+Sequences, targets and permutation are those of `PermutationStreams`, half of the rows running
 backwards (`bi_data`); the memory is what Hugging Face's model remembers of the steps before. Half
 precision is autocast on fp32 weights, as Trainer runs it: with a target mapping, Hugging Face's
 XLNet refuses weights of any other dtype.
@@ -147,10 +147,10 @@ def make_batches(corpus: Corpus, case: PretrainingCase) -> list[tuple[Arguments,
 
     A text that is too short for them is repeated.
     """
-    from xlnet_fast.train.collator import collate
-    from xlnet_fast.train.corpus import Corpus as Text
-    from xlnet_fast.train.corpus import Vocabulary
-    from xlnet_fast.train.streams import PermutationStreams, SequenceShape
+    from xlnet_fast.train.pretraining.collator import collate
+    from xlnet_fast.train.pretraining.corpus import Corpus as Text
+    from xlnet_fast.train.pretraining.corpus import Vocabulary
+    from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
 
     steps = -(-case.memory // case.reuse_len)
     perm_size = min(case.reuse_len, case.length - case.reuse_len)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlnet_fast.text import builtin_articles
-from xlnet_fast.train.corpus import sentences_of
+from xlnet_fast.train.pretraining.corpus import sentences_of
 
 from .record import write_atomically
 

@@ -32,10 +32,9 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 
 from xlnet_fast.tolerance import move_by_one_rounding
 from xlnet_fast.train.finetune import FinetuneOptions, finetune
-from xlnet_fast.train.options import SIZES, PretrainOptions
-from xlnet_fast.train.pretrain import pretrain
-from xlnet_fast.train.sources import TextSource
-from xlnet_fast.train.tokenizers import train_on
+from xlnet_fast.train.pretraining import pretrain
+from xlnet_fast.train.pretraining.options import SIZES, PretrainOptions
+from xlnet_fast.train.pretraining.sources import TextSource, train_on
 
 from .proof_tasks import TASKS, make_tasks, repeated_share
 from .record import environment, write_atomically

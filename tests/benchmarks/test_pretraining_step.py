@@ -15,7 +15,7 @@ from benchmarks.model_case import random_model
 from benchmarks.pretraining_case import PretrainingCase, double, make_batches, results
 from benchmarks.record import read_results
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.permutation import dense_masks
+from xlnet_fast.train.pretraining.permutation import dense_masks
 
 # Of eight heads: the gradient of r_s_bias is one number a head; of two the largest error is luck.
 GEOMETRY = configs.Geometry("tiny", 3, 32, 8, 48, 600)

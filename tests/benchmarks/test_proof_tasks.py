@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import proof_tasks
 from benchmarks.proof_tasks import make_tasks, out_of_order, passages
-from xlnet_fast.train.corpus import sentences_of
+from xlnet_fast.train.pretraining.corpus import sentences_of
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from benchmarks import proof_tasks, prove_training
 from benchmarks.prove_training import answers, draw_curves, largest_distance
-from xlnet_fast.train import options
+from xlnet_fast.train.pretraining import options
 
 PROOF = {
     "curves": {"within_noise": True},
