@@ -135,26 +135,6 @@ def test_kernel_package_imports_no_backend():
     ]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
-)
-def test_benchmarks_import_each_other_relatively(path):
-    """The folder is installed as xlnet_fast.benchmarks: the name `benchmarks` is gone there."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    absolute = [
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    ]
-    absolute += [
-        node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and not node.level
-    ]
-    assert not [name for name in absolute if name.split(".")[0] == "benchmarks"]
-
-
 SKETCH = {
     "",
     "errors",
