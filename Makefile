@@ -68,10 +68,10 @@ gpu: ## on a GPU machine: checks, benchmarks and tests with the system's Python,
 	$(PYTHON) -m benchmarks.reproduce $(GPU_FLAGS)
 
 tune: ## on a GPU machine: measure every tile of the attention kernels, into the package's table
-	$(PYTHON) -m benchmarks.tune $(TUNE_FLAGS)
+	$(PYTHON) -m benchmarks tune $(TUNE_FLAGS)
 
 sanitize: ## on a GPU machine: memcheck and racecheck of every GPU kernel at small shapes
-	$(PYTHON) -m benchmarks.sanitize $(SANITIZE_FLAGS)
+	$(PYTHON) -m benchmarks sanitize $(SANITIZE_FLAGS)
 
 sanitize-cpu: $(VENV)/.installed ## CPU attention under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(TEST_ENV) $(BIN)/python tests/sanitize_cpu.py $(SANITIZE_CPU_FLAGS)

@@ -29,7 +29,7 @@ from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary, encode
 from xlnet_fast.train.pretraining.permutation import dense_masks
 from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
 
-from ..harness import CpuTimer, Measurement, Plan, measure, paired_ratio
+from ..harness.timing import CpuTimer, Measurement, Plan, measure, paired_ratio
 
 BASELINE = "hf"
 VOCABULARY_SIZE = 8000

@@ -1,6 +1,6 @@
 """One self-contained HTML page: what was measured, on what, tables and plots.
 
-python -m benchmarks.report DIR          # reads results.csv, environment.json and the PNGs
+python -m benchmarks report DIR          # reads results.csv, environment.json and the PNGs
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .record import CSV_FILE, ENVIRONMENT_FILE, Row, read_results, write_atomically
+from ..harness.record import CSV_FILE, ENVIRONMENT_FILE, Row, read_results, write_atomically
 from .table import Table, tables
 
 REPORT_FILE = "index.html"

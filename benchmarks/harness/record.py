@@ -276,7 +276,7 @@ def _own_version() -> str:
 
 def _git_state() -> tuple[str, bool | None]:
     """Return the commit and whether tracked files differ from it, or ("unknown", None)."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown", None
 

@@ -4,12 +4,12 @@
    The yardstick is Hugging Face's own curve from weights that moved by one rounding.
 2. Pretraining: a tiny model on the built-in text, against the unigram frequencies of that text,
    on passages that were held out.
-3. Fine-tuning: the two tasks of `proof_tasks`, from the pretrained weights, and from scratch with
+3. Fine-tuning: the two tasks of `tasks`, from the pretrained weights, and from scratch with
    the same steps; of each the best of three learning rates, chosen by the evaluation rows.
    Pretraining has to help where the order of words is asked for; where single words tell the
    answer, the comparison is reported.
 
-    python -m benchmarks.prove_training --out DIR [--steps 3000] [--seeds 3]
+    python -m xlnet_fast.train.proof --out DIR [--steps 3000] [--seeds 3]
 
 Leaves training_curves.csv, training_curves.png, training_proof.json and the runs in DIR.
 """
@@ -20,7 +20,6 @@ import argparse
 import csv
 import json
 import statistics
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -30,14 +29,14 @@ from typing import Any
 import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
+from xlnet_fast import info
 from xlnet_fast.tolerance import move_by_one_rounding
 from xlnet_fast.train.finetune import FinetuneOptions, finetune
 from xlnet_fast.train.pretraining import pretrain
 from xlnet_fast.train.pretraining.options import SIZES, PretrainOptions
 from xlnet_fast.train.pretraining.sources import TextSource, train_on
-
-from .proof_tasks import TASKS, make_tasks, repeated_share
-from .record import environment, write_atomically
+from xlnet_fast.train.proof.tasks import TASKS, make_tasks, repeated_share
+from xlnet_fast.train.shared.run_folder import write_json
 
 VOCABULARY = 4000
 CURVE_STEPS = 200
@@ -213,20 +212,17 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     out = given.out
     make_tasks(out / "tasks")
+    machine = info.gather()
     proof = {
-        "environment": environment("cpu"),
+        "environment": {name: machine[name] for name in ("versions", "devices")},
         "repeated_share_of_text": repeated_share(),
         "curves": compare_curves(out),
         "pretraining": prove_pretraining(out, given.steps),
         "finetuning": {task: prove_finetuning(out, task, given.seeds) for task in TASKS},
     }
-    write_atomically(out / "training_proof.json", json.dumps(proof, indent=1) + "\n")
+    write_json(out / "training_proof.json", proof)
     print(json.dumps({name: proof[name] for name in proof if name != "environment"}, indent=1))
     found = answers(proof)
     for question, answer in found.items():
         print(f"{question}: {'yes' if answer else 'NO'}")
     return 0 if all(found.values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

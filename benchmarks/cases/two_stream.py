@@ -6,14 +6,12 @@ whose second half runs backwards (`bi_data`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .rel_attention_case import BACKWARD, DTYPES, FORWARD, PASSES
+from .rel_attention import BACKWARD, DTYPES, FORWARD, PASSES
 
 # Names of what carries gradients: the two streams, then the layer's parameters.
 STREAMS = ("h", "g")
@@ -131,73 +129,3 @@ def make_inputs(case: TwoStreamCase, dtype: torch.dtype | None = None) -> TwoStr
         for leaf in inputs.leaves():
             leaf.requires_grad_()
     return inputs
-
-
-def _with_parameters(module: Any, inputs: TwoStreamInputs) -> Any:
-    """Put plain tensors in place of the parameters, so that all providers share the same leaves."""
-    for name, x in inputs.parameters.items():
-        delattr(module, name)
-        setattr(module, name, x)
-    module.layer_norm.to_empty(device=inputs.h.device)
-    torch.nn.init.ones_(module.layer_norm.weight)
-    torch.nn.init.zeros_(module.layer_norm.bias)
-    module.layer_norm.to(inputs.h.dtype)
-    return module.eval()
-
-
-def hf_layer(case: TwoStreamCase, inputs: TwoStreamInputs) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Return HF's layer, with the dense tensors that HF builds once per forward ready."""
-    from transformers import XLNetConfig
-    from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
-
-    config = XLNetConfig(n_layer=1, n_head=case.heads, d_model=case.width, d_inner=1, dropout=0.0)
-    with torch.device("meta"):
-        module = XLNetRelativeAttention(config)
-    module = _with_parameters(module, inputs)
-    dtype, device = inputs.h.dtype, inputs.h.device
-    hidden = (inputs.rank_q[:, :, None] <= inputs.rank_k[:, None, :]).permute(1, 2, 0)  # (I, J, B)
-    own = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
-    rows = torch.arange(case.length, device=device)
-    own[rows, case.memory + rows] = True
-    arguments = {
-        "attn_mask_h": (hidden & ~own[..., None])[..., None].to(dtype),
-        "attn_mask_g": hidden[..., None].to(dtype),
-        # One table per batch element, the second half running backwards.
-        "r": inputs.table.repeat_interleave(case.batch // 2, dim=1),
-        "mems": inputs.memory,
-    }
-    current = inputs.segments[:, case.memory :].t()
-    differs = current[:, None] != inputs.segments.t()[None]
-    arguments["seg_mat"] = torch.nn.functional.one_hot(differs.long(), 2).to(dtype)
-    mapping = torch.nn.functional.one_hot(inputs.positions, case.length)  # (B, I', I)
-    arguments["target_mapping"] = mapping.permute(1, 2, 0).to(dtype)
-
-    def run() -> tuple[Tensor, Tensor]:
-        output_h, output_g = module(inputs.h, inputs.g, **arguments)
-        return output_h, output_g
-
-    return run
-
-
-def our_layer(
-    case: TwoStreamCase, inputs: TwoStreamInputs, backend: str
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Return our layer on the compact form of the same masks and targets."""
-    from xlnet_fast.masks import AttentionMask
-    from xlnet_fast.nn import AttentionContext, RelativeAttention
-
-    with torch.device("meta"):
-        module = RelativeAttention(case.width, case.heads)
-    module = _with_parameters(module, inputs)
-    context = AttentionContext(
-        mask=AttentionMask(rank_q=inputs.rank_q, rank_k=inputs.rank_k),
-        segments=inputs.segments,
-        positions=inputs.positions,
-        backend=backend,
-    )
-
-    def run() -> tuple[Tensor, Tensor]:
-        output_h, output_g = module(inputs.h, inputs.g, context, inputs.table, inputs.memory)
-        return output_h, output_g
-
-    return run

@@ -1,17 +1,16 @@
-"""Runs one attention kernel with a forced tile: what `benchmarks.tune` checks and times."""
+"""Runs one attention kernel with a forced tile: what `tune` checks and times."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .check import check
-from .rel_attention_case import (
+from ..cases.rel_attention import (
     BACKWARD,
     DTYPES,
     FORWARD,
@@ -20,8 +19,8 @@ from .rel_attention_case import (
     RelAttentionCase,
     make_inputs,
 )
-from .rel_attention_providers import named_provider, prepare
-from .tune import Job
+from ..harness.check import check
+from ..providers.rel_attention import named_provider, prepare
 
 # 16k tokens of width 1024, as in the benchmarks: batch and length of each length class.
 SIZES = {"short": (32, 512), "long": (4, 4096)}
@@ -29,6 +28,24 @@ SIZES = {"short": (32, 512), "long": (4, 4096)}
 # the timed sizes are, so that the very same compiled kernel runs.
 CHECK_BATCH, CHECK_LENGTH, CHECK_MEMORY, CHECK_HEADS = 2, 208, 48, 2
 _WIDTH = 1024
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of the table of measured tiles."""
+
+    kernel: str
+    dtype: torch.dtype
+    head_dim: int
+    heavy: bool
+    shape: str
+
+    @property
+    def label(self) -> str:
+        """A short name for messages: the entry's key."""
+        name = str(self.dtype).removeprefix("torch.")
+        load = "heavy" if self.heavy else "light"
+        return f"{self.kernel}/{name}/{self.head_dim}/{load}/{self.shape}"
 
 
 def timed_case(job: Job, device: torch.device) -> RelAttentionCase:

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from benchmarks import proof_tasks
-from benchmarks.proof_tasks import make_tasks, out_of_order, passages
 from xlnet_fast.train.pretraining.corpus import sentences_of
+from xlnet_fast.train.proof import tasks
+from xlnet_fast.train.proof.tasks import make_tasks, out_of_order, passages
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,9 @@ def sentences(path):
 
 def test_the_share_that_stands_in_several_articles(monkeypatch):
     texts = {"a": ("Two. Four. Two.", "Once."), "b": ("Four.",), "c": ("Unique.",)}
-    monkeypatch.setattr(proof_tasks, "builtin_articles", lambda: texts)
+    monkeypatch.setattr(tasks, "builtin_articles", lambda: texts)
     # "Two." stands twice, but in one article.
-    assert proof_tasks.repeated_share() == 2 * len("Four.") / len("Two.Four.Two.Once.Four.Unique.")
+    assert tasks.repeated_share() == 2 * len("Four.") / len("Two.Four.Two.Once.Four.Unique.")
 
 
 def test_no_sentence_that_was_held_out_stands_in_the_text(folder):
@@ -41,23 +41,23 @@ def test_no_sentence_that_was_held_out_stands_in_the_text(folder):
     assert len(held_out) > 500
     assert len(text) > 1000
     assert not text & held_out
-    everything = {s for found in proof_tasks.articles().values() for s in found}
+    everything = {s for found in tasks.articles().values() for s in found}
     assert text | held_out == everything
 
 
 def test_passages_of_twelve_articles(folder):
     text, held_out = sentences(folder / "text.txt"), sentences(folder / "held_out.txt")
     splits = rows(folder, "article")
-    assert set(Counter(row["label"] for row in splits["train"]).values()) == {proof_tasks.PASSAGES}
+    assert set(Counter(row["label"] for row in splits["train"]).values()) == {tasks.PASSAGES}
     labels = {row["label"] for row in splits["train"]}
-    assert len(labels) == proof_tasks.CLASSES
-    articles = proof_tasks.articles()
+    assert len(labels) == tasks.CLASSES
+    articles = tasks.articles()
     for split, place in (("train", text), ("eval", held_out), ("test", held_out)):
         assert len(splits[split]) > 50
         for row in splits[split]:
             found = [s for s in articles[row["label"]] if row["text"].startswith(s)]
             assert max(found, key=len) in place
-            assert len(row["text"].split()) >= proof_tasks.WORDS
+            assert len(row["text"].split()) >= tasks.WORDS
     texts = {split: {row["text"] for row in splits[split]} for split in splits}
     assert not texts["eval"] & texts["test"]
 
@@ -65,7 +65,7 @@ def test_passages_of_twelve_articles(folder):
 def test_sentences_in_order_and_out_of_it(folder):
     text, held_out = sentences(folder / "text.txt"), sentences(folder / "held_out.txt")
     splits = rows(folder, "order")
-    assert len(splits["train"]) == proof_tasks.SENTENCES
+    assert len(splits["train"]) == tasks.SENTENCES
     seen = []
     for split, place in (("train", text), ("eval", held_out), ("test", held_out)):
         words = {tuple(sorted(s.split())) for s in place}
@@ -75,7 +75,7 @@ def test_sentences_in_order_and_out_of_it(folder):
             assert (row["text"] in place) == (row["label"] == "in order")
             seen.append(tuple(sorted(row["text"].split())))
             assert seen[-1] in words
-            assert len(seen[-1]) in proof_tasks.SENTENCE_WORDS
+            assert len(seen[-1]) in tasks.SENTENCE_WORDS
     assert len(set(seen)) > 0.99 * len(seen)  # no sentence in two splits
 
 
@@ -97,7 +97,7 @@ def test_ends_stay_and_the_rest_moves():
 
 
 def test_passages_are_whole_sentences(monkeypatch):
-    monkeypatch.setattr(proof_tasks, "WORDS", 5)
+    monkeypatch.setattr(tasks, "WORDS", 5)
     text = "One two three. Four five six. Seven eight nine ten eleven twelve. Thirteen."
     cut = list(passages(list(sentences_of(text))))
     assert cut == [["One two three.", "Four five six."], ["Seven eight nine ten eleven twelve."]]

@@ -7,27 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from . import check as checking
-from .harness import Measurement, Plan, Timer, describe, measure, paired_ratio
+from ..harness import check as checking
+from ..providers.work import Tensors, Work
 from .record import ResultsWriter, Row
+from .timing import Measurement, Plan, Timer, describe, measure, paired_ratio
 
 HF_EAGER = "hf_eager"
 HF_COMPILE = "hf_compile"
 OUT_OF_TIME = "the time given for the run was over"
-Tensors = list[Tensor]
-
-
-@dataclass(frozen=True)
-class Work:
-    """A provider ready to run a case.
-
-    run: what is timed. result: what is checked, by default what `run` returns; untimed.
-    """
-
-    run: Callable[[], Any]
-    result: Callable[[], Tensors]
 
 
 @dataclass(frozen=True)

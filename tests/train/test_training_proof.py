@@ -7,9 +7,9 @@ import json
 import pytest
 from matplotlib.image import imread
 
-from benchmarks import proof_tasks, prove_training
-from benchmarks.prove_training import answers, draw_curves, largest_distance
 from xlnet_fast.train.pretraining import options
+from xlnet_fast.train.proof import questions, tasks
+from xlnet_fast.train.proof.questions import answers, draw_curves, largest_distance
 
 PROOF = {
     "curves": {"within_noise": True},
@@ -27,22 +27,22 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(options.SIZES, "tiny", (16, 1, 2, 16))
     for name, value in {"CLASSES": 2, "PASSAGES": 2, "SENTENCES": 8}.items():
-        monkeypatch.setattr(proof_tasks, name, value)
+        monkeypatch.setattr(tasks, name, value)
     for name, value in {
         "VOCABULARY": 300, "CURVE_STEPS": 3, "MOVED": (1, 2, 3), "LEARNING_RATES": (1e-9, 1e-3),
         "FINETUNING_STEPS": {"order": 2, "article": 1},
     }.items():  # fmt: skip
-        monkeypatch.setattr(prove_training, name, value)
+        monkeypatch.setattr(questions, name, value)
     out = tmp_path / "proof"
-    code = prove_training.main(["--out", str(out), "--steps", "2", "--seeds", "1"])
+    code = questions.main(["--out", str(out), "--steps", "2", "--seeds", "1"])
     printed = capsys.readouterr().out
     assert code == 1
     assert "same curve within noise: yes" in printed
     assert "below half of the unigram perplexity: NO" in printed
 
     proof = json.loads((out / "training_proof.json").read_text())
-    assert proof["environment"]["device_type"] == "cpu"
-    assert proof["repeated_share_of_text"] == proof_tasks.repeated_share()
+    assert proof["environment"]["devices"][0]["device"] == "cpu"
+    assert proof["repeated_share_of_text"] == tasks.repeated_share()
     with open(out / "training_curves.csv", newline="") as file:
         header, *lines = csv.reader(file)
     assert header == ["step", "hf", "ours", "hf_moved_1", "hf_moved_2", "hf_moved_3"]
@@ -70,7 +70,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
 
 def test_a_start_is_judged_by_the_mean_over_seeds():
     runs = [{"eval": {"accuracy": 0.5}, "test": {"accuracy": part}} for part in (0.25, 1.0)]
-    assert prove_training.mean(runs, "test") == 0.625
+    assert questions.mean(runs, "test") == 0.625
 
 
 @pytest.mark.parametrize(

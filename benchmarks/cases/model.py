@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from xlnet_fast.errors import ArgumentError
 
-from .configs import TRAINING_STEP, Geometry
-from .rel_attention_case import DTYPES, FORWARD
+from .corpus import Corpus, load_corpus
+from .rel_attention import DTYPES, FORWARD
+from .shapes import TRAINING_STEP, Geometry
 
 
 @dataclass(frozen=True)
@@ -152,3 +153,31 @@ def compared_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if name.startswith((*wanted, "word_embedding"))
     }
+
+
+@dataclass
+class Source:
+    """The fp32 model that all providers share, its geometry, and the text."""
+
+    model: nn.Module
+    geometry: Geometry
+    corpus: Corpus
+
+
+def load_source(
+    geometry: Geometry,
+    model: str | None = None,
+    text: str | None = None,
+    architecture: str = "XLNetModel",
+) -> Source:
+    """Make the random model of a geometry, or load the user's; tokenise the text.
+
+    architecture: the name of the model's class in transformers.
+    Raises `ArgumentError` for a model or text that cannot be used.
+    """
+    if model is None:
+        made = random_model(geometry, architecture)
+        return Source(made, geometry, load_corpus(text, vocab_size=geometry.vocab_size))
+    loaded = load_model(model, architecture)
+    own = geometry_of(loaded, "user model")
+    return Source(loaded, own, load_corpus(text, vocab_size=own.vocab_size, tokenizer_folder=model))

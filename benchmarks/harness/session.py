@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .configs import Preset
 from .memory import MemoryWorker, cuda_peak_mib
+from .presets import Preset
 from .runner import Context
 
 
@@ -47,13 +47,14 @@ class Session:
             self.compile_spent_s += time.monotonic() - start
 
     def memory_probe(
-        self, kind: str, request: dict[str, Any], run: Callable[[], Callable[[], Any]]
+        self, module: str, request: dict[str, Any], run: Callable[[], Callable[[], Any]]
     ) -> Callable[[], float | None]:
         """Return a function that measures the peak memory of one run on this session's device.
 
-        On the CPU the child process rebuilds the work from `request`; on CUDA `run()` returns the
+        On the CPU the child process rebuilds the work from `request` by the function
+        `memory_request` of `module`; on CUDA `run()` returns the
         function that was timed.
         """
         if self.device.type == "cuda":
             return lambda: cuda_peak_mib(run(), self.device)
-        return lambda: self.memory.peak_mib(kind, request)
+        return lambda: self.memory.peak_mib(module, request)

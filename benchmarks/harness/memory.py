@@ -77,16 +77,16 @@ class MemoryWorker:
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
-    def peak_mib(self, kind: str, request: dict[str, Any]) -> float | None:
+    def peak_mib(self, module: str, request: dict[str, Any]) -> float | None:
         """Return the peak in MiB, None when it could not be measured (no such file, child killed).
 
         Raises RuntimeError with the child's reason when the work itself raised there.
-        kind: the benchmark module whose `memory_request(request)` returns the function to run.
+        module: whose `memory_request(request)` returns the function to run, by its full name.
         """
         process = self._start()
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps({"kind": kind, "request": request}).encode() + b"\n")
+            process.stdin.write(json.dumps({"module": module, "request": request}).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             self.close()
@@ -154,7 +154,7 @@ def _serve() -> None:
         message = json.loads(line)
         answer: dict[str, Any] = {"peak_mib": None}
         try:
-            module = importlib.import_module(f"{__package__}.{message['kind']}")
+            module = importlib.import_module(message["module"])
             function = module.memory_request(message["request"])
             answer["peak_mib"] = host_peak_mib(function)
         except Exception as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .configs import Geometry
+from ..cases.shapes import Geometry
 
 ROWS = 64
 

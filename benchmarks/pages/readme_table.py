@@ -1,7 +1,7 @@
 """The README's benchmark table, generated from a results CSV and never typed.
 
-python -m benchmarks.readme_table           # rewrites README.md from benchmarks/results/*.csv
-python -m benchmarks.readme_table --check   # exits 1 when README.md does not match
+python -m benchmarks readme_table           # rewrites README.md from benchmarks/results/*.csv
+python -m benchmarks readme_table --check   # exits 1 when README.md does not match
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .record import Row, cases, read_results, write_atomically
+from ..harness.record import Row, cases, read_results, write_atomically
 from .table import best_ours, shape_label, speedup_text, time_text, tokens_text
 
 START = "<!-- benchmark:start -->"
 END = "<!-- benchmark:end -->"
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def markdown(files: Sequence[Path]) -> str:
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("the benchmark table of the README matches the results")
         return 0
     if options.check:
-        print("the README's benchmark table is stale: run python -m benchmarks.readme_table")
+        print("the README's benchmark table is stale: run python -m benchmarks readme_table")
         return 1
     write_atomically(options.readme, new)
     print(f"rewrote the benchmark table of {options.readme.name}")

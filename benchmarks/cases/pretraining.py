@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from xlnet_fast.text import SPECIAL_TOKENS
 
-from .configs import Geometry
 from .corpus import Corpus
-from .model_case import compared_parameters, in_dtype
-from .rel_attention_case import DTYPES
+from .model import compared_parameters, in_dtype
+from .rel_attention import DTYPES
+from .shapes import Geometry
 
 Arguments = dict[str, Any]
 # The float64 pass of this many scores a head fits a GPU beside a large model.

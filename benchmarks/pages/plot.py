@@ -1,6 +1,6 @@
 """PNG plots of a results CSV: speed-ups, time against length, memory.
 
-python -m benchmarks.plot DIR/results.csv --out DIR
+python -m benchmarks plot DIR/results.csv --out DIR
 """
 
 from __future__ import annotations
@@ -11,14 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .record import CSV_FILE, Row, cases, read_results, write_atomically
-from .table import (
-    KERNEL_TITLES,
-    PASS_TITLES,
-    provider_label,
-    provider_order,
-    shape_label,
-)
+from ..harness.record import CSV_FILE, Row, cases, read_results, write_atomically
+from .table import KERNEL_TITLES, PASS_TITLES, provider_label, provider_order, shape_label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = {

@@ -1,6 +1,6 @@
 """Runs every GPU kernel at a few small shapes under NVIDIA's compute-sanitizer.
 
-    python3 -m benchmarks.sanitize [--tool memcheck racecheck] [--backend triton cuda] [--minutes M]
+    python3 -m benchmarks sanitize [--tool memcheck racecheck] [--backend triton cuda] [--minutes M]
 
 memcheck finds accesses outside of allocations; for that the caching allocator is off, so that each
 tensor is an allocation of its own. racecheck finds hazards in shared memory, and only there: races
@@ -17,17 +17,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
+
+from ..harness.stages import ROOT
 
 TOOLS = ("memcheck", "racecheck")
 BACKENDS = ("triton", "cuda")
 MISSING = 2
 # What compute-sanitizer is to return for errors: not a code that Python itself uses.
 _FOUND = 99
-_WORKLOAD = f"{__package__}.micro.gpu_kernels"
-_ROOT = Path(__file__).resolve().parent.parent
+_WORKLOAD = f"{(__package__ or '').rpartition('.')[0]}.micro.gpu_kernels"
 
 
 def sanitizer_path() -> str | None:
@@ -59,7 +59,7 @@ def run_tool(sanitizer: str, tool: str, backend: str, timeout_s: float) -> str |
     try:
         done = subprocess.run(
             command(sanitizer, tool, backend),
-            cwd=_ROOT,
+            cwd=ROOT,
             env=os.environ | settings,
             timeout=timeout_s,
         )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE_FILE = "evidence.jsonl"
 EVIDENCE_VARIABLE = "XLNET_FAST_EVIDENCE"
 # Between being asked to end and being killed: enough to write what was running.
@@ -90,9 +90,7 @@ class StageRunner:
         try:
             status, detail = "ok", stage() or ""
         except Exception as error:
-            from .harness import (
-                describe,
-            )  # and with it torch, which a plugin of pytest has no use for
+            from .timing import describe
 
             status, detail = "failed", describe(error)
         seconds = self.clock() - start

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rel_attention_case import (
+from ..cases.rel_attention import (
     BACKWARD,
     DTYPES,
     FORWARD,

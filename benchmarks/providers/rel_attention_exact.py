@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from .rel_attention_case import (
+from ..cases.rel_attention import (
     DTYPES,
     FORWARD,
     FORWARD_BACKWARD,
@@ -22,7 +22,7 @@ from .rel_attention_case import (
     RelAttentionInputs,
     make_inputs,
 )
-from .rel_attention_providers import HF_EAGER, prepare
+from .rel_attention import HF_EAGER, prepare
 
 # Scores of one part, of which HF keeps about a dozen copies in float64: 1 GiB each on a GPU.
 MAX_SCORES = {"cuda": 2**27, "cpu": 2**24}

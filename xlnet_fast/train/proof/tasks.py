@@ -17,8 +17,7 @@ from pathlib import Path
 
 from xlnet_fast.text import builtin_articles
 from xlnet_fast.train.pretraining.corpus import sentences_of
-
-from .record import write_atomically
+from xlnet_fast.train.shared.run_folder import write_text
 
 CLASSES = 12  # articles
 WORDS = 40  # of a passage, about
@@ -141,10 +140,10 @@ def make_tasks(folder: Path) -> None:
         for sentences in articles().values()
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "text.txt", "\n\n".join(part for part in text if part))
-    write_atomically(folder / "held_out.txt", "\n\n".join(map("\n".join, held_out)))
+    write_text(folder / "text.txt", "\n\n".join(part for part in text if part))
+    write_text(folder / "held_out.txt", "\n\n".join(map("\n".join, held_out)))
     for task, rows_of in TASKS.items():
         (folder / task).mkdir(exist_ok=True)
         for split, rows in rows_of(division).items():
             content = "".join(json.dumps(row) + "\n" for row in rows)
-            write_atomically(folder / task / f"{split}.jsonl", content)
+            write_text(folder / task / f"{split}.jsonl", content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .record import Row, cases
+from ..harness.record import Row, cases
 
 # Providers in the order of columns and bars, with what a reader calls them.
 LABELS = {

@@ -1,6 +1,6 @@
 """Measures which tile of each Triton attention kernel is fastest on this GPU.
 
-    python3 -m benchmarks.tune --minutes 10 --out DIR [--write]
+    python3 -m benchmarks tune --minutes 10 --out DIR [--write]
 
 For every kernel, dtype, head dim, load and length class, all candidates of
 `xlnet_fast.kernels.triton.tiles` are checked at a small size against the float64 reference, then
@@ -23,8 +23,9 @@ from typing import Any, Protocol
 
 import torch
 
-from .harness import Deadline, Measurement, Plan, Timer, make_timer, measure, paired_ratio
-from .record import write_atomically
+from ..harness.record import write_atomically
+from ..harness.timing import Deadline, Measurement, Plan, Timer, make_timer, measure, paired_ratio
+from .tune_workbench import GpuWorkbench, Job
 
 TUNE_FILE = "tune.csv"
 NO_GPU = 2
@@ -34,24 +35,6 @@ SHAPES = ("long", "short")
 PLAN = Plan(min_rounds=5, max_rounds=20, budget_s=1.5, min_sample_us=2_000.0)
 # Within this much of the fastest, the tile that is safe everywhere stays.
 _WORTH = 1.01
-
-
-@dataclass(frozen=True)
-class Job:
-    """One entry of the table of measured tiles."""
-
-    kernel: str
-    dtype: torch.dtype
-    head_dim: int
-    heavy: bool
-    shape: str
-
-    @property
-    def label(self) -> str:
-        """A short name for messages: the entry's key."""
-        name = str(self.dtype).removeprefix("torch.")
-        load = "heavy" if self.heavy else "light"
-        return f"{self.kernel}/{name}/{self.head_dim}/{load}/{self.shape}"
 
 
 @dataclass
@@ -253,8 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: there is no GPU here, so there is nothing to tune", file=sys.stderr)
         return NO_GPU
     from xlnet_fast.kernels.triton import tiles, why_unavailable
-
-    from .tune_workbench import GpuWorkbench
 
     device = torch.device("cuda", torch.cuda.current_device())
     obstacle = why_unavailable(device)
