@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xlnet_fast.train.finetune.confusion import plot_confusion
-from xlnet_fast.train.finetune.options import FREE_ON_RESUME, FinetuneOptions
+from xlnet_fast.train.finetune.options import FinetuneOptions
 from xlnet_fast.train.finetune.task import Report, Split, Task
 from xlnet_fast.train.shared.plots import plot_losses
 from xlnet_fast.train.shared.run_folder import (
@@ -45,7 +45,7 @@ def begin_output(options: FinetuneOptions, splits: Mapping[str, Split]) -> None:
     Raises:
         ArgumentError: the run to go on with had other options or data, or is none of this command.
     """
-    record = {name: v for name, v in options.record().items() if name not in FREE_ON_RESUME}
+    record = options.deciding()
     record |= {f"{name}_sha256": _digest(splits[name]) for name in ("train", "eval")}
     if options.resume:
         check_same_run(options.output / RUN_FILE, record)
