@@ -128,6 +128,11 @@ class XLNetTrainer(AtomicSaves, Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As HF's; the seeds that its data loader draws change nothing of the steps that follow."""
+        with torch.random.fork_rng(devices=()):
+            return super().evaluate(*args, **kwargs)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As HF's; an error in it does not leave a progress bar behind."""
         try:
