@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +95,30 @@ def _way_on(
     )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a kill leaves the old file or the new one.
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, renamed afterwards: a kill leaves the old file or the new one.
 
     Raises:
         XLNetFastError: it cannot be written, such as on a full disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise XLNetFastError(f"{path} could not be written: {error.strerror}") from error
+        raise XLNetFastError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 as :func:`written_whole` does, and raise as it does."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON as :func:`write_text` does, and raise as it does."""
+    """Write JSON as :func:`written_whole` does, and raise as it does."""
     write_text(path, json.dumps(content, indent=1) + "\n")
