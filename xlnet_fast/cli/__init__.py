@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
 from xlnet_fast.cli.finetune import finetune_command
+from xlnet_fast.cli.options import GroupedCommand
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
@@ -251,8 +252,8 @@ def kernels_report(
 
 
 app.command("qualify")(qualify_command)
-app.command("pretrain")(pretrain_command)
-app.command("finetune")(finetune_command)
+app.command("pretrain", cls=GroupedCommand)(pretrain_command)
+app.command("finetune", cls=GroupedCommand)(finetune_command)
 
 
 def _check_writable(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.shared.options import COMMON
 
 
 def _set_defaults(context: typer.Context, path: Path | None) -> Path | None:
@@ -63,7 +64,8 @@ ConfigFile = Annotated[
         is_eager=True,
         callback=_set_defaults,
         show_default=False,
-        help="YAML file of 'option: value' lines; flags win over it.",
+        rich_help_panel=COMMON,
+        help="YAML file of 'option: value' lines; flags win",
     ),
 ]
 """The ``--config`` option; a command takes it as ``config: ConfigFile = None``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import typing
@@ -10,16 +11,47 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from xlnet_fast.cli.config_file import ConfigFile
+from xlnet_fast.train.shared.options import GROUPS
+
+_METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
+
+
+class GroupedCommand(TyperCommand):
+    """A command of many options, whose ``--help`` has room for their names."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As the base class, with the options as :func:`_listed` and without ``--help``."""
+        params = self.params
+        self.params, self.add_help_option = [_listed(option) for option in params], False
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.params, self.add_help_option = params, True
+
+
+def _listed(option: Any) -> Any:
+    """An option whose help says that it is required, and that has one name if it is a switch.
+
+    That which changes something: a command line understands ``--name`` and ``--no-name``, so that
+    either wins over a config file.
+    """
+    listed = copy.copy(option)
+    listed.required = False
+    if option.secondary_opts:
+        listed.opts = option.secondary_opts if option.default else option.opts
+        listed.secondary_opts = []
+    return listed
 
 
 def command_of(options: type, run: Callable[[Any], None], description: str) -> Callable[..., None]:
     """A function for ``typer`` whose parameters are the fields of a dataclass, and ``--config``.
 
     Args:
-        options: a dataclass; ``metadata["help"]`` of a field is its help. Fields of type
-            ``tuple[str, ...]`` are options that may be given several times.
+        options: a dataclass of fields that ``option`` made. Fields of type ``tuple[str, ...]`` are
+            options that may be given several times.
         run: called with an instance.
         description: help of the command.
     """
@@ -32,36 +64,53 @@ def command_of(options: type, run: Callable[[Any], None], description: str) -> C
         }
         run(options(**given))
 
-    parameters = [_parameter("config", ConfigFile, None)]
-    for field in dataclasses.fields(options):
-        hint, default = hints[field.name], field.default
-        required = default is dataclasses.MISSING
-        if _repeats(hint):
-            hint, default = list[str] | None, None
-        option = typer.Option(
-            *([f"--{field.name.replace('_', '-')}"] if hint is not bool else []),
-            help=field.metadata["help"],
-            show_default=default is not None,
-            metavar="DIR" if hint is Path else None,
-        )
-        parameters.append(
-            _parameter(
-                field.name,
-                Annotated[hint, option],
-                inspect.Parameter.empty if required else default,
-            )
-        )
+    parameters = [_parameter(field, hints[field.name]) for field in _in_order(options)]
+    parameters.append(_keyword("config", ConfigFile, None))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = description
     return command
 
 
+def _in_order(options: type) -> list[dataclasses.Field[Any]]:
+    """The fields group by group; in each, those of the class before what it inherits."""
+    own = options.__annotations__
+    return sorted(
+        dataclasses.fields(options),
+        key=lambda field: (GROUPS.index(field.metadata["group"]), field.name not in own),
+    )
+
+
+def _parameter(field: Any, hint: Any) -> inspect.Parameter:
+    """The option of a field."""
+    default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+    if _repeats(hint):
+        hint, default = list[str] | None, None
+    kind = next((one for one in _METAVARS if one in (hint, *typing.get_args(hint))), str)
+    option = typer.Option(
+        *([f"--{field.name.replace('_', '-')}"] if hint is not bool else []),
+        help=_help(field),
+        rich_help_panel=field.metadata["group"],
+        show_default=False,
+        metavar="" if hint is bool else _METAVARS[kind],
+    )
+    return _keyword(field.name, Annotated[hint, option], default)
+
+
+def _help(field: Any) -> str:
+    """The phrase and, in parentheses, the default; switches and what is off have none to tell."""
+    shown = "required" if field.default is dataclasses.MISSING else field.metadata["shown"]
+    if not shown and not isinstance(field.default, (bool, tuple)) and field.default is not None:
+        shown = str(field.default)
+    phrase: str = field.metadata["help"]
+    return f"{phrase} ({shown})" if shown else phrase
+
+
 def _repeats(hint: Any) -> bool:
     return typing.get_origin(hint) is tuple
 
 
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
     )

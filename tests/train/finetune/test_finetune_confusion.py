@@ -10,24 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.finetune import confusion
 from xlnet_fast.train.finetune.confusion import plot_confusion
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are written, so that their parts can be looked at."""
-    written: list[Figure] = []
-    write = confusion.write_figure
-
-    def keep(made: Figure, path: Path) -> None:
-        written.append(made)
-        write(made, path)
-
-    monkeypatch.setattr(confusion, "write_figure", keep)
-    return written
 
 
 def test_confusion(tmp_path: Path, figure: list[Figure]) -> None:

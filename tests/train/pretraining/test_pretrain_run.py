@@ -272,8 +272,42 @@ def test_resume_of_another_run_is_refused(tmp_path, whole):
     options, _ = whole
     part_of(options.output, tmp_path / "run", 5)
     changed = replace(options, output=tmp_path / "run", resume=True, seq_len=48, seed=3)
-    with pytest.raises(ArgumentError, match=r"seq_len was 32 and is 48; seed was 0 and is 3"):
+    with pytest.raises(ArgumentError, match=r"seed was 0 and is 3; seq_len was 32 and is 48"):
         pretrain(changed)
+
+
+def test_a_run_of_a_constant_rate_may_become_longer(tmp_path, text):
+    """As if it had been so long from the beginning, through the end of an epoch."""
+    steady = {"schedule": "constant_with_warmup", "warmup": 2, "save_every": 100}
+    through = tiny_options(tmp_path / "through", text, steps=9, **steady)
+    first = tiny_options(tmp_path / "run", text, steps=4, **steady)
+    pretrain(through)
+    pretrain(first)
+    longer = replace(first, steps=9, resume=True)
+    assert pretrain(longer).metrics["steps"] == 9
+    assert_same_weights(longer.output, through.output)
+    assert losses(longer.output, 9) == losses(through.output, 9)
+    assert json.loads((longer.output / "pretrain.json").read_text())["steps"] == 9
+    with pytest.raises(ArgumentError, match="steps was 9 and is 8; give its own options"):
+        pretrain(replace(longer, steps=8))
+
+
+def test_a_planned_run_that_shall_be_longer_is_told_the_way(tmp_path, text):
+    options = tiny_options(tmp_path / "run", text, steps=2)
+    pretrain(options)
+    with pytest.raises(ArgumentError) as refusal:
+        pretrain(replace(options, steps=5, resume=True))
+    way = str(refusal.value).partition("start a new run from its model: ")[2]
+    named, _, without = way.partition(", the other options as they were, without ")
+    assert without == "--resume --d-model --n-layer --n-head --d-inner"
+    flags = named.split()
+    assert flags[::2] == ["--model", "--output", "--steps"]
+    assert flags[1::2] == [str(tmp_path / "run" / "model"), str(tmp_path / "run-longer"), "3"]
+    of_a_new_model = dict.fromkeys(("d_model", "n_layer", "n_head", "d_inner"))
+    longer = replace(
+        options, model=flags[1], output=Path(flags[3]), steps=int(flags[5]), **of_a_new_model
+    )
+    assert pretrain(longer).metrics["steps"] == 3
 
 
 def test_a_resume_goes_by_what_the_text_says_not_by_where_it_lies(tmp_path, whole, text):

@@ -11,25 +11,10 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 
-from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.shared import plots
+from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.train.shared.plots import plot_losses
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are written, so that their parts can be looked at."""
-    written: list[Figure] = []
-    write = plots.write_figure
-
-    def keep(made: Figure, path: Path) -> None:
-        written.append(made)
-        write(made, path)
-
-    monkeypatch.setattr(plots, "write_figure", keep)
-    return written
 
 
 def history(steps: int, every: int = 1, low: float = 1.0) -> list[dict[str, Any]]:
@@ -112,7 +97,7 @@ def test_a_failed_write_leaves_the_old_picture(
         raise OSError("full")
 
     monkeypatch.setattr(Figure, "savefig", half)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(XLNetFastError, match=r"loss\.png could not be written: full"):
         plot_losses(history(5), path, "")
     assert [p.name for p in tmp_path.iterdir()] == ["loss.png"]
     assert path.read_text() == "old"

@@ -45,6 +45,15 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path, step: int, accumulation: 
     assert len(tiny.losses(through.state.log_history)) == 5  # steps 3 and 6, and each save
 
 
+def test_evaluations_change_nothing_of_the_training(tmp_path: Path) -> None:
+    trained = []
+    for every in (None, 3):
+        trainer = tiny.trainer(tmp_path / str(every), eval_steps=every)  # this sets the seed
+        trainer.train()
+        trained.append(dict(trainer.model.state_dict()))
+    assert tiny.same(*trained)
+
+
 def test_two_trainings_differ_without_the_same_seed(tmp_path: Path) -> None:
     """Dropout and the order of the data are drawn, or the test above would show nothing."""
     first, second = (tiny.trainer(tmp_path / str(seed), seed=seed) for seed in (1, 2))

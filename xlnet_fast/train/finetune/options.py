@@ -5,98 +5,78 @@ Only light imports here: the command line reads this for ``--help``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.shared.option_fields import CHOICES, check_values, option, record_of
+from xlnet_fast.train.shared.options import (
+    ANSWERS,
+    COMMON,
+    DATA,
+    EVALUATION,
+    MODEL,
+    OPTIMISATION,
+    TrainingOptions,
+    check_values,
+    option,
+)
 
 TASKS = ("text-classification", "token-classification", "question-answering", "multiple-choice")
 
-# What a resumed run may change: how it runs and what it reports, not what it computes.
-FREE_ON_RESUME = (
-    "output", "resume", "overwrite", "train", "eval", "test", "eval_batch_size", "eval_every",
-    "log_every", "keep", "patience", "n_best", "max_answer_length", "null_threshold", "backend",
-)  # fmt: skip
 
-_DATA = (
-    "a CSV, TSV, JSONL, JSON or Parquet file, a folder of save_to_disk, or NAME[:CONFIG][@SPLIT]"
-)
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(TrainingOptions):
     """One fine-tuning run; each field's help is in its metadata (``xlnet-fast finetune --help``).
 
     Raises:
         ArgumentError: from :meth:`check`, for the first value that cannot be used.
     """
 
-    task: str = field(metadata={"help": f"{', '.join(TASKS)}; one label for each text or word."})
-    model: str = field(metadata={"help": "Checkpoint folder or Hub id of any XLNet."})
-    train: str = field(metadata={"help": f"Training data: {_DATA} of the Hub."})
-    output: Path = field(
-        metadata={"help": "Folder of the run: checkpoints, model, metrics, plots."}
+    task: str = option(COMMON, ", ".join(TASKS))
+    model: str = option(COMMON, "Folder or Hub id of any XLNet")
+    train: str = option(
+        COMMON,
+        "CSV, TSV, JSONL, JSON or Parquet file, folder of save_to_disk, or NAME, "
+        "NAME:CONFIG or NAME@SPLIT of the Hub",
+        free=True,
     )
-    eval: str | None = option(None, "Evaluation data; default: its own split, else --eval-share.")
-    test: str | None = option(None, "Test data, for the best model; may be without labels.")
-    tokenizer: str | None = option(None, "Folder or Hub id; default: the model's.")
-    from_scratch: bool = option(False, "Random weights in the shape of the model's config.")
+    eval: str | None = option(
+        COMMON, "The same, to evaluate on", None, "its split or a share", free=True
+    )
+    max_length: int = option(COMMON, "Tokens of a sequence, <sep> included", 512)
+    epochs: float = option(COMMON, "Passes over the training data", 3.0)
+    steps: int | None = option(COMMON, "Updates of the weights, instead of epochs", None)
+    learning_rate: float = option(COMMON, "Highest learning rate, of the head", 2e-5)
+
+    test: str | None = option(DATA, "The same, to test on; labels may be missing", None, free=True)
+    eval_share: float = option(DATA, "Training rows to evaluate on", 0.1)
     column: tuple[str, ...] = option(
+        DATA,
+        "ROLE=NAME of an unusual column; repeatable. Roles: text, text_pair, label; tokens, tags; "
+        "question, context, answers, answer_start, id; passage, stem, choices or NAME,NAME,...; "
+        "choice",
         (),
-        "ROLE=NAME of a column with an unusual name; may be given several times. Roles: text, "
-        "text_pair, label; tokens, tags; question, context, answers, answer_start, id; passage, "
-        "stem, choices (one, or NAME,NAME,...), choice.",
     )
-    eval_share: float = option(0.1, "Share of the training rows to evaluate on, if none given.")
+    stride: int = option(DATA, "Tokens that windows of a long context share", 128)
+    truncate: bool = option(DATA, "Cut long sentences of token classification", False)
 
-    max_length: int = option(512, "Tokens of a sequence, <sep> and <cls> included.")
-    stride: int = option(128, "Tokens that windows of a long context share; at most half of it.")
-    truncate: bool = option(False, "Cut long sentences in token classification, else refused.")
+    tokenizer: str | None = option(MODEL, "Folder or Hub id", None, "the model's")
+    from_scratch: bool = option(MODEL, "Random weights in the model's shape", False)
+    dropout: float | None = option(MODEL, "Dropout", None, "the model's")
 
-    batch_size: int = option(8, "Sequences per process.")
-    eval_batch_size: int = option(16, "The same, in evaluations.")
-    gradient_accumulation: int = option(1, "Batches for one update.")
-    epochs: float = option(3.0, "Passes over the training data.")
-    steps: int | None = option(None, "Updates, instead of epochs.")
-    learning_rate: float = option(2e-5, "Highest learning rate, of the head and the top layer.")
-    layerwise_decay: float = option(
-        1.0, "Learning rate of a layer relative to that above it; 0.75 for SQuAD in the paper."
-    )
-    schedule: str = option(
-        "linear", f"Decay of the learning rate: {', '.join(CHOICES['schedule'])}."
-    )
-    warmup: float = option(0.1, "Steps over which it rises; less than 1: a share of all.")
-    weight_decay: float = option(0.01, "Decay of all but biases and layer norms.")
-    adam_epsilon: float = option(1e-6, "Of AdamW.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0: never.")
-    dropout: float | None = option(None, "Dropout; default: the model's.")
-    precision: str = option("fp32", "Of matrix products: fp32, bf16 or fp16 (GPU).")
-    gradient_checkpointing: bool = option(False, "Compute activations twice, to save memory.")
-    fsdp: bool = option(False, "Shard weights over the processes of torchrun (FSDP2).")
-    seed: int = option(0, "Of everything random.")
+    layerwise_decay: float = option(OPTIMISATION, "Factor on the rate per layer down", 1.0)
 
-    best_metric: str | None = option(
-        None, "Metric of the best checkpoint; default: accuracy, entity_f1 or f1, by the task."
-    )
-    patience: int | None = option(
-        None, "Stop after this many evaluations without a better --best-metric."
-    )
-    n_best: int = option(20, "Starts and ends of an answer that are combined.")
-    max_answer_length: int = option(30, "Longest answer, in tokens.")
-    null_threshold: float = option(
-        0.0, "No answer if its score is higher than the best answer's by more than this."
-    )
     eval_every: int | None = option(
-        None, "Steps between evaluations, each with a checkpoint; default: an epoch."
+        EVALUATION, "Steps between evaluations, saves", None, "an epoch", free=True
     )
-    log_every: int = option(10, "Steps between log lines.")
-    keep: int = option(2, "Checkpoints to keep.")
-    resume: bool = option(False, "Go on from the newest complete checkpoint in --output.")
-    overwrite: bool = option(False, "Delete what an earlier run left in --output.")
-    accelerate: bool = option(True, "--no-accelerate runs Hugging Face's own modules.")
-    backend: str = option("auto", "Backend of the attention.")
+    eval_batch_size: int = option(EVALUATION, "Sequences per process", 16, free=True)
+    best_metric: str | None = option(EVALUATION, "By which the best is chosen", None, "the task's")
+    patience: int | None = option(
+        EVALUATION, "Evaluations without a best before it stops", None, free=True
+    )
+
+    n_best: int = option(ANSWERS, "Starts and ends that are combined", 20, free=True)
+    max_answer_length: int = option(ANSWERS, "Tokens of the longest answer", 30, free=True)
+    null_threshold: float = option(ANSWERS, "No answer if better by more than this", 0.0, free=True)
 
     def check(self) -> None:
         """Raise ``ArgumentError`` for the first value that cannot be used."""
@@ -120,10 +100,6 @@ class FinetuneOptions:
                     f"column must be ROLE=NAME, such as text=review, got {role or name!r}"
                 )
         return {role: name for role, _, name in pairs}
-
-    def record(self) -> dict[str, Any]:
-        """The options as plain JSON values."""
-        return record_of(self)
 
 
 _RANGES: dict[str, tuple[float, float | None]] = {

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from xlnet_fast.train.finetune.confusion import plot_confusion
-from xlnet_fast.train.finetune.options import FREE_ON_RESUME, FinetuneOptions
+from xlnet_fast.train.finetune.options import FinetuneOptions
 from xlnet_fast.train.finetune.task import Report, Split, Task
+from xlnet_fast.train.shared.callbacks import TIMINGS
 from xlnet_fast.train.shared.plots import plot_losses
 from xlnet_fast.train.shared.run_folder import (
     check_same_run,
@@ -24,7 +25,6 @@ from xlnet_fast.train.shared.run_folder import (
 
 RUN_FILE = "finetune.json"
 _SHOWN_INPUTS = ("text", "text_pair", "tokens", "question", "stem")
-_TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "preparation_time")
 
 
 def check_output(options: FinetuneOptions) -> None:
@@ -45,7 +45,7 @@ def begin_output(options: FinetuneOptions, splits: Mapping[str, Split]) -> None:
     Raises:
         ArgumentError: the run to go on with had other options or data, or is none of this command.
     """
-    record = {name: v for name, v in options.record().items() if name not in FREE_ON_RESUME}
+    record = options.deciding()
     record |= {f"{name}_sha256": _digest(splits[name]) for name in ("train", "eval")}
     if options.resume:
         check_same_run(options.output / RUN_FILE, record)
@@ -88,7 +88,7 @@ def write_plots(
 def plain_metrics(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Without Trainer's prefix and its timings."""
     plain = {name.removeprefix(f"{prefix}_"): value for name, value in metrics.items()}
-    return {name: value for name, value in plain.items() if not name.endswith(_TIMINGS)}
+    return {name: value for name, value in plain.items() if not name.endswith(TIMINGS)}
 
 
 def print_results(console: Console, results: Mapping[str, Mapping[str, float]]) -> None:

@@ -31,9 +31,8 @@ from xlnet_fast.train.finetune.text_classification import TextClassification
 from xlnet_fast.train.finetune.token_classification import TokenClassification
 from xlnet_fast.train.finetune.trainer import FinetuneTrainer
 from xlnet_fast.train.shared.checkpoints import newest_checkpoint, remove_leftovers
-from xlnet_fast.train.shared.option_fields import warmup_arguments
 from xlnet_fast.train.shared.run_folder import write_json
-from xlnet_fast.train.shared.trainer import training_arguments
+from xlnet_fast.train.shared.trainer import arguments_of
 
 _TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,
@@ -100,28 +99,13 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
 
 
 def _arguments(options: FinetuneOptions) -> TrainingArguments:
-    return training_arguments(
-        options.output,
-        precision=options.precision,  # type: ignore[arg-type]
-        logging_steps=options.log_every,
+    return arguments_of(
+        options,
         eval_steps=options.eval_every or 1,  # `_plan` sets an epoch, once the data are read
         save_steps=options.eval_every or 1,
-        save_total_limit=options.keep,
-        **warmup_arguments(options.warmup),
-        gradient_checkpointing=options.gradient_checkpointing,
-        fsdp=options.fsdp,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.eval_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
         num_train_epochs=options.epochs,
         max_steps=options.steps or -1,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.schedule,
-        weight_decay=options.weight_decay,
-        adam_epsilon=options.adam_epsilon,
-        max_grad_norm=options.max_grad_norm,
-        seed=options.seed,
-        remove_unused_columns=False,
+        per_device_eval_batch_size=options.eval_batch_size,
         label_names=["labels"],
         load_best_model_at_end=True,
         metric_for_best_model="loss",  # `_plan` sets the task's own

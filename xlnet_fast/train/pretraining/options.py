@@ -5,12 +5,20 @@ Only light imports here: the command line reads this for ``--help``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.shared.option_fields import CHOICES, check_values, option, record_of
+from xlnet_fast.train.shared.options import (
+    COMMON,
+    DATA,
+    EVALUATION,
+    MACHINE,
+    MODEL,
+    SEQUENCES,
+    TrainingOptions,
+    check_values,
+    option,
+)
 
 # Width, layers, heads, inner width; base and large are the published models.
 SIZES = {
@@ -20,86 +28,59 @@ SIZES = {
     "large": (1024, 24, 16, 4096),
 }
 
-# What a resumed run may change: how it runs and what it reports, not what it computes.
-FREE_ON_RESUME = (
-    "output", "resume", "overwrite", "workers", "eval_every", "save_every", "log_every", "keep",
-    "backend", "text", "eval_text",
-)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class PretrainOptions:
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(TrainingOptions):
     """One pretraining run; each field's help is in its metadata (``xlnet-fast pretrain --help``).
 
     Raises:
         ArgumentError: from :meth:`check`, for the first value that cannot be used.
     """
 
-    output: Path = field(metadata={"help": "Folder of the run: checkpoints, model, plot, logs."})
     text: tuple[str, ...] = option(
-        (), "UTF-8 text file, folder or pattern; may be given several times. Default: built-in."
+        COMMON, "File, folder or pattern; repeatable", (), "built-in", free=True
     )
-    dataset: str | None = option(None, "Dataset of the Hub, or a folder for load_dataset.")
-    dataset_config: str | None = option(None, "Its configuration.")
-    dataset_split: str = option("train", "Its split.")
-    text_column: str = option("text", "Its column; a row is a document.")
-    eval_text: tuple[str, ...] = option((), "Text to evaluate on; default: a share of the text.")
-    eval_share: float = option(0.05, "That share, whole documents from the end.")
-    split_sentences: bool = option(
-        True, "Cut lines at sentence ends; --no-split-sentences: a line is a sentence."
-    )
-    tokenizer: str | None = option(
-        None, "Folder, SentencePiece file or Hub id. Default: the model's, else one is trained."
-    )
-    vocab_size: int = option(32000, "Pieces of a tokenizer that is trained, at most.")
+    model: str | None = option(COMMON, "Folder or Hub id to begin with", None, "a new one")
+    size: str = option(COMMON, f"Of a new model: {', '.join(SIZES)}", "base")
+    seq_len: int = option(COMMON, "Tokens of a sequence", 512)
+    steps: int = option(COMMON, "Updates of the weights", 1000)
+    learning_rate: float = option(COMMON, "Highest learning rate", 4e-4)
 
-    model: str | None = option(None, "Checkpoint folder or Hub id to go on from.")
-    size: str = option("base", f"Shape of a new model: {', '.join(SIZES)}.")
-    d_model: int | None = option(None, "Another width.")
-    n_layer: int | None = option(None, "Another number of layers.")
-    n_head: int | None = option(None, "Another number of heads.")
-    d_inner: int | None = option(None, "Another inner width.")
-    dropout: float | None = option(None, "Dropout; default 0.1, or that of --model.")
+    dataset: str | None = option(DATA, "Hub dataset, or a folder of one", None)
+    dataset_config: str | None = option(DATA, "Its configuration", None)
+    dataset_split: str = option(DATA, "Its split", "train")
+    text_column: str = option(DATA, "Its column; a row is a document", "text")
+    eval_text: tuple[str, ...] = option(
+        DATA, "Text to evaluate on; repeatable", (), "a share", free=True
+    )
+    eval_share: float = option(DATA, "That share, from the text's end", 0.05)
+    split_sentences: bool = option(DATA, "A line is a sentence, whatever is in it", True)
 
-    seq_len: int = option(512, "Tokens of a sequence.")
+    tokenizer: str | None = option(MODEL, "Folder, file or Hub id", None, "--model's, or a new one")
+    vocab_size: int = option(MODEL, "Most pieces of a new tokenizer", 32000)
+    d_model: int | None = option(MODEL, "Width", None, "of --size")
+    n_layer: int | None = option(MODEL, "Layers", None, "of --size")
+    n_head: int | None = option(MODEL, "Heads", None, "of --size")
+    d_inner: int | None = option(MODEL, "Inner width", None, "of --size")
+    dropout: float | None = option(MODEL, "Dropout", None, "--model's, or 0.1")
+
     reuse_len: int | None = option(
-        None, "Tokens of running text in it, by which a step advances; default: half."
+        SEQUENCES, "Running text, a step's advance", None, "half of --seq-len"
     )
-    mem_len: int | None = option(None, "Tokens of memory; default: three quarters of seq_len.")
-    perm_size: int | None = option(
-        None, "Block of the permutation; default: the shorter part's length."
-    )
-    num_predict: int | None = option(None, "Targets of a sequence; default: a sixth of seq_len.")
-    mask_alpha: int = option(6, "Tokens of context for mask_beta targets.")
-    mask_beta: int = option(1, "Targets in mask_alpha tokens.")
-    max_span: int = option(5, "Longest span of targets.")
-    whole_words: bool = option(False, "Count spans in words, not in pieces as the original.")
-    bi_data: bool = option(False, "Half of the rows read the text backwards.")
+    mem_len: int | None = option(SEQUENCES, "Tokens of memory", None, "3/4 of --seq-len")
+    perm_size: int | None = option(SEQUENCES, "Block of the permutation", None, "shorter part")
+    num_predict: int | None = option(SEQUENCES, "Targets", None, "1/6 of --seq-len")
+    mask_alpha: int = option(SEQUENCES, "Tokens for --mask-beta targets", 6)
+    mask_beta: int = option(SEQUENCES, "Targets in --mask-alpha tokens", 1)
+    max_span: int = option(SEQUENCES, "Longest span of targets", 5)
+    whole_words: bool = option(SEQUENCES, "Count spans in words, not in pieces", False)
+    bi_data: bool = option(SEQUENCES, "Half of the rows read the text backwards", False)
 
-    batch_size: int = option(8, "Rows of a process; each is a stream of text.")
-    gradient_accumulation: int = option(1, "Batches for one update.")
-    steps: int = option(1000, "Updates.")
-    learning_rate: float = option(4e-4, "Highest learning rate.")
-    schedule: str = option("linear", f"Its decay: {', '.join(CHOICES['schedule'])}.")
-    warmup: float = option(0.1, "Steps over which it rises; less than 1: a share of all.")
-    weight_decay: float = option(0.01, "Decay of matrices.")
-    adam_epsilon: float = option(1e-6, "Of AdamW.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0: never.")
-    precision: str = option("fp32", "Of matrix products: fp32, bf16 or fp16 (GPU).")
-    gradient_checkpointing: bool = option(False, "Compute activations twice, to save memory.")
-    fsdp: bool = option(False, "Shard weights over the processes of torchrun (FSDP2).")
-    compile: bool = option(False, "Run the model under torch.compile.")
-    seed: int = option(0, "Of everything random.")
+    eval_every: int = option(EVALUATION, "Steps between evaluations", 250, free=True)
+    save_every: int = option(EVALUATION, "Steps between checkpoints", 250, free=True)
 
-    eval_every: int = option(250, "Steps between evaluations.")
-    save_every: int = option(250, "Steps between checkpoints.")
-    log_every: int = option(10, "Steps between log lines.")
-    keep: int = option(2, "Checkpoints to keep.")
-    workers: int = option(0, "Processes that prepare data, per process.")
-    resume: bool = option(False, "Go on from the newest complete checkpoint in --output.")
-    overwrite: bool = option(False, "Delete what an earlier run left in --output.")
-    accelerate: bool = option(True, "--no-accelerate runs Hugging Face's own modules.")
-    backend: str = option("auto", "Backend of the attention.")
+    compile: bool = option(MACHINE, "Run the model under torch.compile", False)
+    workers: int = option(MACHINE, "Processes that prepare data", 0, free=True)
 
     def check(self) -> None:
         """Raise ``ArgumentError`` for the first value that cannot be used."""
@@ -108,10 +89,6 @@ class PretrainOptions:
             getattr(self, name) is not None for name in ("d_model", "n_layer", "n_head", "d_inner")
         ):
             raise ArgumentError("d_model, n_layer, n_head and d_inner are those of --model")
-
-    def record(self) -> dict[str, Any]:
-        """The options as plain JSON values."""
-        return record_of(self)
 
 
 _RANGES: dict[str, tuple[float, float | None]] = {

@@ -15,17 +15,16 @@ from xlnet_fast.checkpoint import load_config, load_weights
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf import accelerate
 from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary
-from xlnet_fast.train.pretraining.options import FREE_ON_RESUME, SIZES, PretrainOptions
+from xlnet_fast.train.pretraining.options import SIZES, PretrainOptions
 from xlnet_fast.train.pretraining.permutation import IGNORED, SpanSampling
 from xlnet_fast.train.pretraining.sources import TextSource, encoded, train_on
 from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
 from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
 from xlnet_fast.train.shared.checkpoints import newest_checkpoint, remove_leftovers
-from xlnet_fast.train.shared.option_fields import warmup_arguments
 from xlnet_fast.train.shared.plots import plot_losses
 from xlnet_fast.train.shared.run_folder import check_same_run, prepare_folder, write_json
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
-from xlnet_fast.train.shared.trainer import training_arguments
+from xlnet_fast.train.shared.trainer import arguments_of
 
 RECORD = "pretrain.json"
 
@@ -121,30 +120,15 @@ def _say(arguments: TrainingArguments, line: str) -> None:
 
 
 def _arguments(options: PretrainOptions) -> TrainingArguments:
-    return training_arguments(
-        options.output,
-        precision=options.precision,  # type: ignore[arg-type]
-        logging_steps=options.log_every,
+    return arguments_of(
+        options,
         eval_steps=options.eval_every,
         save_steps=options.save_every,
-        save_total_limit=options.keep,
-        gradient_checkpointing=options.gradient_checkpointing,
-        fsdp=options.fsdp,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
         max_steps=options.steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type=options.schedule,
-        weight_decay=options.weight_decay,
-        adam_epsilon=options.adam_epsilon,
-        max_grad_norm=options.max_grad_norm,
-        seed=options.seed,
         dataloader_num_workers=options.workers,
         torch_compile=options.compile,
         include_num_input_tokens_seen="all",
         prediction_loss_only=True,
-        remove_unused_columns=False,
-        **warmup_arguments(options.warmup),
     )
 
 
@@ -269,9 +253,8 @@ def _record(
     arguments: TrainingArguments,
 ) -> dict[str, Any]:
     """What decides the results of a run, which a resumed one must share."""
-    deciding = {k: v for k, v in options.record().items() if k not in FREE_ON_RESUME}
     return {
-        **deciding,
+        **options.deciding(),
         "processes": arguments.world_size,
         "parameters": sum(p.numel() for p in model.parameters()),
         # What was read, wherever it lies now.

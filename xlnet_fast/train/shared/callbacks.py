@@ -27,7 +27,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Processes ask each other about this often whether one was told to stop. It costs a wait for the
 # device, which is nothing once in two seconds, and a stop may be two seconds late.
 AGREEMENT_INTERVAL_S = 2.0
-_NOT_SHOWN = ("runtime", "samples_per_second", "steps_per_second", "preparation_time", "epoch")
+# What HF adds to the metrics of an evaluation.
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "preparation_time")
 
 
 class RichProgress(TrainerCallback):
@@ -236,7 +237,7 @@ def _metrics(metrics: dict[str, Any]) -> list[str]:
     return [
         f"{name.removeprefix('eval_').replace('_', ' ')} {value:.4g}"
         for name, value in metrics.items()
-        if isinstance(value, (int, float)) and not name.endswith(_NOT_SHOWN)
+        if isinstance(value, (int, float)) and not name.endswith((*TIMINGS, "epoch"))
     ]
 
 

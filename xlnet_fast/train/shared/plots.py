@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.shared.run_folder import written_whole
 
 _TRAINING, _EVALUATION, _SMOOTHED = "#9fbfdf", "#d1495b", "#1f5a94"
 _SMOOTHED_FROM = 30  # points; fewer are readable as they are
@@ -111,12 +111,6 @@ def _annotate_perplexity(axes: Any, perplexity: Points, evaluation: Points) -> N
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG under a temporary name first: a reader, or a kill, never meets half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Write a PNG as :func:`written_whole` does, and raise as it does."""
+    with written_whole(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
+
+_LENGTHS = ("steps", "epochs")
+_OF_A_NEW_MODEL = ("d_model", "n_layer", "n_head", "d_inner", "from_scratch")
+_SAME_OR_ANEW = "give its own options, or start anew with --overwrite"
 
 
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -39,10 +44,13 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 def check_same_run(record: Path, now: Mapping[str, Any]) -> None:
     """Compare what decides a run's results with the record of the run that is to go on.
 
-    Nothing is compared where the folder is empty: the run begins.
+    Nothing is compared where the folder is empty: the run begins. It may become longer where its
+    learning rate does not depend on its length, so that every step is as if it had been so long
+    from the beginning.
 
     Raises:
-        ArgumentError: the record is missing or damaged, or differs; says in what.
+        ArgumentError: the record is missing or damaged, or differs; says in what, and how to train
+            on if the run shall be longer.
     """
     if not any(record.parent.iterdir()):
         return
@@ -53,34 +61,64 @@ def check_same_run(record: Path, now: Mapping[str, Any]) -> None:
             f"{record.parent} holds no run of this command that could be resumed: {record.name} is "
             "missing or damaged"
         ) from error
-    changed = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    only_longer = all(
+        name in _LENGTHS and _grew(before.get(name), now.get(name)) for name in changed
+    )
+    if only_longer and now["schedule"] == "constant_with_warmup" and now["warmup"] >= 1:
+        return
     if changed:
-        raise ArgumentError(
-            f"the run in {record.parent} cannot go on differently: {'; '.join(changed)}; give its "
-            "own options, or start anew with --overwrite"
+        told = "; ".join(
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed
         )
+        way = _way_on(record.parent, before, now, changed) if only_longer else _SAME_OR_ANEW
+        raise ArgumentError(f"the run in {record.parent} cannot go on differently: {told}; {way}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a kill leaves the old file or the new one.
+def _grew(before: Any, now: Any) -> bool:
+    return before is not None and now is not None and now > before
+
+
+def _way_on(
+    run: Path, before: Mapping[str, Any], now: Mapping[str, Any], changed: Sequence[str]
+) -> str:
+    """What to type to train on after a run whose learning rate was planned for its length."""
+    added = [f"--{name} {round(now[name] - before[name], 6)}" for name in changed]
+    without = ["resume", *(name for name in _OF_A_NEW_MODEL if before.get(name))]
+    return (
+        "its learning rate was planned for that length. To train on, "
+        + ("" if (run / "model").is_dir() else "let it end with its own options, then ")
+        + f"start a new run from its model: --model {run / 'model'} --output {run}-longer "
+        + " ".join(added)
+        + ", the other options as they were, without "
+        + " ".join(f"--{name.replace('_', '-')}" for name in without)
+    )
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, renamed afterwards: a kill leaves the old file or the new one.
 
     Raises:
         XLNetFastError: it cannot be written, such as on a full disk.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise XLNetFastError(f"{path} could not be written: {error.strerror}") from error
+        raise XLNetFastError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 as :func:`written_whole` does, and raise as it does."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON as :func:`write_text` does, and raise as it does."""
+    """Write JSON as :func:`written_whole` does, and raise as it does."""
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -128,6 +128,11 @@ class XLNetTrainer(AtomicSaves, Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As HF's; the seeds that its data loader draws change nothing of the steps that follow."""
+        with torch.random.fork_rng(devices=()):
+            return super().evaluate(*args, **kwargs)
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As HF's; an error in it does not leave a progress bar behind."""
         try:
@@ -159,6 +164,38 @@ class XLNetTrainer(AtomicSaves, Trainer):
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.state.best_model_checkpoint = best
+
+
+def arguments_of(options: Any, **own: Any) -> TrainingArguments:
+    """:func:`training_arguments` of :class:`TrainingOptions` and a learning rate.
+
+    Args:
+        own: those that a command adds.
+
+    Raises:
+        ArgumentError: a value cannot be used, alone or on this machine.
+    """
+    share = options.warmup < 1
+    return training_arguments(
+        options.output,
+        precision=options.precision,
+        logging_steps=options.log_every,
+        save_total_limit=options.keep,
+        warmup_ratio=options.warmup if share else 0.0,
+        warmup_steps=0 if share else int(options.warmup),
+        gradient_checkpointing=options.gradient_checkpointing,
+        fsdp=options.fsdp,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=options.schedule,
+        weight_decay=options.weight_decay,
+        adam_epsilon=options.adam_epsilon,
+        max_grad_norm=options.max_grad_norm,
+        seed=options.seed,
+        remove_unused_columns=False,
+        **own,
+    )
 
 
 def training_arguments(

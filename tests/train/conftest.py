@@ -1,0 +1,22 @@
+"""What the tests of both plots look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are written, so that their parts can be looked at."""
+    written: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(made: Figure, *arguments: Any, **options: Any) -> None:
+        written.append(made)
+        save(made, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return written
