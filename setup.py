@@ -43,7 +43,12 @@ def load_builder(name: str) -> ModuleType:
     return module
 
 
-recipe, nvcc = load_builder("recipe"), load_builder("nvcc")
+recipe, nvcc, progress = map(load_builder, ("recipe", "nvcc", "progress"))
+
+
+def tell(line: str) -> None:
+    """A line on stderr, which pip shows with -v."""
+    print(f"xlnet_fast: {line}", file=sys.stderr, flush=True)
 
 
 def from_root(paths: "list[Path]") -> "list[str]":
@@ -54,14 +59,14 @@ def from_root(paths: "list[Path]") -> "list[str]":
 def leave_out(reason: str) -> None:
     """Say in one line that there will be no extension, or stop where one is required."""
     line = (
-        f"xlnet_fast: the C++ extension is left out ({reason}); pure PyTorch is used instead, "
+        f"the C++ extension is left out ({reason}); pure PyTorch is used instead, "
         f"until `xlnet-fast build` makes it"
     )
     if recipe.is_set("XLNET_FAST_REQUIRE_EXT"):
         raise SetupError(
             f"XLNET_FAST_REQUIRE_EXT is set, but the extension cannot be built: {reason}"
         )
-    print(line, file=sys.stderr, flush=True)
+    tell(line)
 
 
 def leave_cuda_out(reason: str, fault: bool) -> None:
@@ -70,8 +75,7 @@ def leave_cuda_out(reason: str, fault: bool) -> None:
         raise SetupError(
             f"XLNET_FAST_REQUIRE_EXT is set, but the CUDA kernels cannot be built: {reason}"
         )
-    line = f"xlnet_fast: the CUDA kernels are left out of the C++ extension ({reason})"
-    print(line, file=sys.stderr, flush=True)
+    tell(f"the CUDA kernels are left out of the C++ extension ({reason})")
 
 
 def find_nvcc(there: Path) -> "tuple[NamedTuple | None, bool]":
@@ -114,10 +118,15 @@ class SideBySide:
 
     def __call__(self, sources: "list[str]", **options: object) -> "list[str]":
         """Compile all sources, and the CUDA kernels if nvcc can; the objects."""
-        with ThreadPoolExecutor(recipe.jobs()) as pool:
+        kernels = recipe.cuda_sources() if self.cuda else []
+        count, jobs = len(kernels) + len(sources), recipe.jobs()
+        with (
+            progress.Progress(tell, count) as self.progress,
+            ThreadPoolExecutor(jobs) as pool,
+        ):
+            self.progress.say(f"compiling {count} files, {jobs} at a time")
             try:
                 # The kernels first: they take longest.
-                kernels = recipe.cuda_sources() if self.cuda else []
                 kernels = [pool.submit(self.compile_kernel, source) for source in kernels]
                 plain = [pool.submit(self.compile_one, source, options) for source in sources]
                 wait([*kernels, *plain], return_when=FIRST_EXCEPTION)
@@ -143,7 +152,8 @@ class SideBySide:
         """The object of a C++ source."""
         of_cuda = (self.cuda.archs, self.cuda.version) if self.cuda else ()
         macros = recipe.macros(self.ext.extra_compile_args, *of_cuda)
-        return self.compile_all([source], **options | {"macros": macros})
+        with self.progress.piece(Path(source).as_posix()):
+            return self.compile_all([source], **options | {"macros": macros})
 
     def compile_kernel(self, source: Path) -> str:
         """The object of a CUDA source."""
@@ -152,14 +162,15 @@ class SideBySide:
         target.parent.mkdir(parents=True, exist_ok=True)
         words = nvcc.compile_command(self.cuda, source, target)
         self.command.announce(shlex.join(words), level=2)
-        done = subprocess.run(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        if done.returncode != 0:
-            raise CompileError(
-                f"nvcc fails on {relative.as_posix()} with exit code {done.returncode}"
-                f"{nvcc.last_lines(done.stdout)}"
+        with self.progress.piece(relative.as_posix()):
+            done = subprocess.run(
+                words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
             )
+            if done.returncode != 0:
+                raise CompileError(
+                    f"nvcc fails on {relative.as_posix()} with exit code {done.returncode}"
+                    f"{nvcc.last_lines(done.stdout)}"
+                )
         return str(target)
 
 

@@ -23,7 +23,10 @@ from extension_tree import (
 )
 
 from xlnet_fast.builder import build, compiler, recipe
+from xlnet_fast.builder.progress import Progress
 from xlnet_fast.errors import ArgumentError, BuildError
+
+SILENT = Progress(lambda line: None)
 
 
 @posix
@@ -149,7 +152,7 @@ def test_an_interrupt_while_a_compiler_starts_kills_it_too(sleeper, tmp_path, mo
 
     monkeypatch.setattr(compiler.subprocess, "Popen", Interrupted)
     before = signal.signal(number, signal.default_int_handler)
-    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60)
+    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60, SILENT)
     try:
         with pytest.raises(KeyboardInterrupt):
             runner.run([compiler.Step("x", (str(cxx),))], jobs=1)

@@ -16,9 +16,11 @@ from extension_tree import (
 )
 
 from xlnet_fast.builder import build, compiler, lock, recipe
+from xlnet_fast.builder.progress import Progress
 from xlnet_fast.errors import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
+SILENT = Progress(lambda line: None)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -47,7 +49,7 @@ def test_the_runner_runs_all_and_only_so_many_at_once(tmp_path):
         "time.sleep(0.4); os.unlink(p); print(n)"
     )
     steps = [compiler.Step(f"step {i}", (sys.executable, "-c", program)) for i in range(5)]
-    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60)
+    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60, SILENT)
     runner.run(steps, jobs=2)
     counts = re.findall(r"^\d$", (tmp_path / "log").read_text(), flags=re.MULTILINE)
     assert len(counts) == 5
@@ -56,7 +58,7 @@ def test_the_runner_runs_all_and_only_so_many_at_once(tmp_path):
 
 
 def test_a_command_that_cannot_be_started(tmp_path):
-    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60)
+    runner = compiler.Runner(tmp_path / "log", tmp_path, 60, time.monotonic() + 60, SILENT)
     with pytest.raises(BuildError, match=r"/no/such cannot be started"):
         runner.run([compiler.Step("x", ("/no/such",))], jobs=1)
 

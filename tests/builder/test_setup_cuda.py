@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def test_with_nvcc_and_without(tree, fake_nvcc, no_nvcc):
     code, said = build_ext(tree, CUDACXX=fake_nvcc.path)
     assert code == 0
     assert LEFT_OUT not in said
+    kernel = "csrc/cuda/instantiations/kernel.cu"
+    assert re.search(rf"^xlnet_fast: \d of \d: {kernel} \(\d+ s\)$", said, re.MULTILINE), said
     assert facts(tree) == WITH
     (ran,) = fake_nvcc.ran()
     assert "-gencode=arch=compute_90a,code=sm_90a" in ran

@@ -7,6 +7,7 @@ import importlib
 import pytest
 import torch
 from cpu_kernels import ON_CPU, REASON, needs_kernels
+from fake_gpu import gpu, triton_is_there
 from hf_parity import accelerated, random_ids, tiny_model
 from records import a_record, a_row
 from torch import nn
@@ -18,6 +19,8 @@ from xlnet_fast.ops import rel_attention as rel_attention_module
 from xlnet_fast.ops._dispatch import OPS, Choice
 from xlnet_fast.ops.qualification import proof
 from xlnet_fast.ops.qualification.files import Found
+
+__all__ = ["gpu", "triton_is_there"]  # fixtures
 
 linear_module = importlib.import_module("xlnet_fast.ops.linear")
 explanation_module = importlib.import_module("xlnet_fast.hf.explanation")
@@ -143,23 +146,107 @@ def test_the_record_that_decided_is_named(monkeypatch, request):
 
 
 def test_brackets_in_a_reason_are_printed(monkeypatch):
-    rows = (explanation_module.Row("op", "mode", "b", "RuntimeError: [enforce fail] in [/foo]"),)
-    text = str(explanation_module.Explanation("a [title]", rows, ("[a] note",)))
-    for part in ("[enforce fail]", "[/foo]", "a [title]", "[a] note"):
-        assert part in text
+    reason = "RuntimeError: [enforce fail] in [/foo]"
+    rows = (explanation_module.Row("op", "mode", "b", reason, reason),)
+    for verbose in (False, True):
+        whole = explanation_module.Explanation(
+            "[verdict]", "a [title]", rows, ("[a] note",), verbose
+        )
+        for part in ("[verdict]", "[enforce fail]", "[/foo]", "a [title]", "[a] note"):
+            assert part in str(whole)
 
 
-def test_printed_form():
-    text = str(xlnet_fast.explain(accelerated(tiny_model(XLNetLMHeadModel))))
-    for word in ("op", "mode", "backend", "why", *OPS):
+@pytest.mark.parametrize("verbose", [False, True])
+def test_printed_form(verbose):
+    text = str(xlnet_fast.explain(accelerated(tiny_model(XLNetLMHeadModel)), verbose))
+    for word in ("op", "backend", "why", *OPS, *(["mode"] if verbose else [])):
         assert word in text
     assert max(map(len, text.splitlines())) <= 110
+    assert ("it runs on cuda, not on cpu" in text) == verbose
+    assert verbose or len(text.splitlines()) <= 3 + 1 + len(OPS) + 1
+
+
+@needs_kernels
+def test_the_verdict_on_a_model_that_is_ready(monkeypatch):
+    model = accelerated(tiny_model(XLNetModel))
+    assert str(xlnet_fast.explain(model)).splitlines()[0] == "ready: fused CPU kernels; no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert xlnet_fast.explain(model).verdict == "ready: fused CPU kernels; the GPU is not used"
+
+
+def on_gpu(model, monkeypatch):
+    """What is explained of a model as if it were on a GPU, in bf16."""
+    place = (torch.device("cuda", 0), torch.bfloat16)
+    monkeypatch.setattr(explanation_module, "_place", lambda transformer: place)
+    return xlnet_fast.explain(model)
+
+
+def proved(**of_training):
+    """A record of Triton's attention; ``of_training``: what is otherwise in its backward pass."""
+    of = {"forward": {}, "backward": of_training}
+    classes = {"rel_attention": ["padded", "dropout"], "two_stream_attention": ["permuted"]}
+    return a_record(
+        [
+            a_row(3.0, op=op, operands=name, head_dim="64", direction=direction, **of[direction])
+            for op, names in classes.items()
+            for name in names
+            for direction in of
+        ]
+    )
+
+
+@pytest.mark.usefixtures("triton_is_there")
+def test_the_verdict_on_a_model_on_a_gpu(gpu, monkeypatch):
+    model = accelerated(tiny_model(XLNetModel, d_model=128))
+    unproved = on_gpu(model, monkeypatch)
+    assert unproved.verdict == "GPU without a record: plain PyTorch; run `xlnet-fast qualify`"
+    gpu(proved())
+    ready = on_gpu(model, monkeypatch)
+    assert ready.verdict == "ready: Triton kernels proved on this GPU"
+    assert "triton   Triton kernels, 3.0 times plain PyTorch's speed" in str(ready)
+    gpu(proved(status="failed"))
+    failed = on_gpu(model, monkeypatch)
+    assert failed.verdict.startswith("fault in triton: failed its qualification here: dk is wrong")
+    lines = [" ".join(line.split()) for line in str(failed).splitlines()]
+    wanted = "rel_attention, inference triton Triton kernels, 3.0 times plain PyTorch's speed"
+    assert wanted in lines
+    assert any(
+        line.startswith("rel_attention, training sdpa triton: failed its qualification")
+        for line in lines
+    )
+    assert "; 3 of its classes did not pass" in failed.notes[0]
+    gpu(proved())
+    proof.REVOKED["triton"] = "raised RuntimeError: no room"
+    revoked = on_gpu(model, monkeypatch)
+    assert revoked.verdict.startswith("fault in triton: it raised RuntimeError: no room")
+    assert str(revoked).count("no room") >= 3
+
+
+def test_a_fault_in_the_linear_kernels_is_in_the_verdict(monkeypatch):
+    wrong = linear_module.choose_library({}, "", None, ("cpu", False, None, "failed: off by 1"))
+    monkeypatch.setattr(linear_module, "_chosen", wrong)
+    explanation = xlnet_fast.explain(accelerated(tiny_model(XLNetModel)))
+    assert explanation.verdict.startswith("fault in cpu: failed: off by 1")
+
+
+def test_the_verdict_on_a_restored_and_on_a_compiled_model():
+    model = accelerated(tiny_model(XLNetModel))
+    before = xlnet_fast.explain(model)
+    compiled = xlnet_fast.explain(torch.compile(model))
+    assert (compiled.verdict, compiled.title) == (before.verdict, "XLNetModel on cpu, float32")
+    restored = str(xlnet_fast.explain(xlnet_fast.restore(model)))
+    assert restored.startswith("not accelerated: Hugging Face's own code runs")
+    assert len(restored.splitlines()) == 2
 
 
 def test_missing_extension_is_named(monkeypatch):
     model = accelerated(tiny_model(XLNetModel))
     monkeypatch.setattr(_extension, "why_missing", lambda: "no compiler was found")
-    assert "no compiler was found" in " ".join(xlnet_fast.explain(model).notes)
+    explanation = xlnet_fast.explain(model)
+    assert "no compiler was found" in " ".join(explanation.notes)
+    wanted = "slower than it could be: the C++ extension is missing; run `xlnet-fast build`"
+    assert explanation.verdict == wanted
+    assert xlnet_fast.explain(accelerated(model, backend="sdpa")).verdict.startswith("ready: ")
     monkeypatch.setattr(_extension, "why_missing", lambda: None)
     assert xlnet_fast.explain(model).notes == ()
 

@@ -228,6 +228,10 @@ def test_a_feed_forward_of_the_users_stays():
     assert type(model.layer[0].ff) is nn.Identity
     assert type(model.layer[2].ff) is OwnFeedForward
     assert not isinstance(model.layer[1].ff, FastFeedForward)
+    notes = xlnet_fast.explain(model).notes
+    for number, name in enumerate(("Identity", "XLNetFeedForward", "OwnFeedForward")):
+        own = f"the feed-forward block of layer {number} runs its own code: {name} has a forward"
+        assert any(note.startswith(own) for note in notes)
     actual = run(model, inputs_of(), backward=False)
     torch.testing.assert_close(actual["last_hidden_state"], expected["last_hidden_state"])
 

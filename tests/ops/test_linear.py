@@ -429,7 +429,8 @@ def test_the_record_of_this_cpu_is_asked(monkeypatch):
     monkeypatch.setattr(module, "_chosen", None)
     monkeypatch.setattr(module.proof, "verdicts", verdicts)
     monkeypatch.delenv(module.VARIABLE, raising=False)
-    assert module.machine_library() == Choice("aten", f"cpu: {verdict[3]}")
+    chosen = module.machine_library()
+    assert (chosen.backend, chosen.reason) == ("aten", f"cpu: {verdict[3]}")
     assert asked == [("cpu", None, "linear", "float32", "", back, ()) for back in (False, True)]
     assert module.machine_library().backend == "aten"
     assert len(asked) == 2

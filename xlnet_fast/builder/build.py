@@ -29,6 +29,7 @@ from xlnet_fast import _extension
 from xlnet_fast._extension import BuildInfo
 from xlnet_fast.builder import compiler, lock, nvcc, recipe
 from xlnet_fast.builder.nvcc import Nvcc
+from xlnet_fast.builder.progress import Progress
 from xlnet_fast.errors import ArgumentError, BuildError
 
 TIMEOUT_S = 1800.0
@@ -109,12 +110,13 @@ def build_extension(
     _refuse_what_would_not_be_found(place)
     _make_folder(place.work)
     deadline_s = began_s + timeout_s
-    tell = partial(say, "another process builds the extension; waiting for it")
-    with lock.held(place.work / "build.lock", deadline_s, tell) as waited:
-        # What the other process made is new enough, also for who wants a new one.
-        found = _usable(place, cuda) if waited or not force else None
-        if found is None:
-            _compile(place, cuda, timeout_s, deadline_s, say)
+    with Progress(say) as progress:
+        tell = partial(progress.say, "another process builds the extension; waiting for it")
+        with lock.held(place.work / "build.lock", deadline_s, tell) as waited:
+            # What the other process made is new enough, also for who wants a new one.
+            found = _usable(place, cuda) if waited or not force else None
+            if found is None:
+                _compile(place, cuda, timeout_s, deadline_s, progress)
     compiled, found = found is None, found or _probe()
     return _built(found, compiled, began_s)
 
@@ -272,7 +274,7 @@ def _compile(
     cuda: _Cuda,
     timeout_s: float,
     deadline_s: float,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> None:
     """Compile and link in the work folder, try the result, and move it to its place."""
     began_at = time.time()
@@ -282,9 +284,12 @@ def _compile(
     try:
         objects.mkdir()
         if cuda.left_out is not None:
-            _leave_cuda_out(str(cuda.left_out), isinstance(cuda.left_out, nvcc.Broken), say)
-        runner = compiler.Runner(place.work / "build.log", objects, timeout_s, deadline_s)
-        _run_compilers(runner, fresh, cuda.compiler, say)
+            _leave_cuda_out(
+                str(cuda.left_out), isinstance(cuda.left_out, nvcc.Broken), progress.say
+            )
+        log = place.work / "build.log"
+        runner = compiler.Runner(log, objects, timeout_s, deadline_s, progress)
+        _run_compilers(runner, fresh, cuda.compiler, progress)
         tried = _probe(fresh)
         if tried.path is None:
             raise BuildError(f"the extension was compiled but does not load: {tried.reason}")
@@ -298,7 +303,7 @@ def _compile(
 
 
 def _run_compilers(
-    runner: compiler.Runner, fresh: Path, cuda: Nvcc | None, say: Callable[[str], None]
+    runner: compiler.Runner, fresh: Path, cuda: Nvcc | None, progress: Progress
 ) -> None:
     """Compile all sources side by side and link them into `fresh`; without CUDA if nvcc fails."""
     command, objects, jobs = compiler.find_compiler(), fresh.parent, recipe.jobs()
@@ -308,12 +313,14 @@ def _run_compilers(
         optional = not recipe.is_set("XLNET_FAST_REQUIRE_EXT")
         kernels = compiler.cuda_steps(cuda, objects, optional)
         names += f" and {cuda.command[0]} for {', '.join(cuda.archs)}"
-    say(f"compiling {len(kernels) + len(plain)} files with {names}, {jobs} at a time")
+    count = len(kernels) + len(plain)
+    progress.say(f"compiling {count} files with {names}, {jobs} at a time")
+    progress.expect(count + 1)
     # The kernels first: they take longest.
     failure = runner.run([*kernels, *plain], jobs)
     if failure is not None:
         cuda = None
-        _leave_cuda_out(str(failure), True, say)
+        _leave_cuda_out(str(failure), True, progress.say)
         bindings = f"csrc/{recipe.BINDINGS}"
         again = compiler.cpp_steps(command, objects)
         runner.run([step for step in again if step.what == bindings], 1)

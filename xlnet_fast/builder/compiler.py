@@ -18,6 +18,7 @@ from pathlib import Path
 
 from xlnet_fast.builder import nvcc, recipe
 from xlnet_fast.builder.nvcc import Nvcc
+from xlnet_fast.builder.progress import Progress
 from xlnet_fast.errors import BuildError
 
 _POLL_S = 0.02
@@ -159,10 +160,13 @@ class Runner:
         scratch: a folder for what a running compiler says.
         timeout_s: what the user allowed, for the message.
         deadline_s: by `time.monotonic`, when to stop.
+        progress: hears of every step.
     """
 
-    def __init__(self, log: Path, scratch: Path, timeout_s: float, deadline_s: float):
-        self.log, self.scratch = log, scratch
+    def __init__(
+        self, log: Path, scratch: Path, timeout_s: float, deadline_s: float, progress: Progress
+    ):
+        self.log, self.scratch, self.progress = log, scratch, progress
         self.timeout_s, self.deadline_s = timeout_s, deadline_s
         self.log.write_bytes(b"")
 
@@ -183,6 +187,7 @@ class Runner:
                     step = waiting.pop(0)
                     with _interrupts_deferred():  # else it could run and be in no list yet
                         running[step] = self._start(step)
+                        self.progress.begin(step.what)
                 for step in [step for step in running if running[step].poll() is not None]:
                     failed = self._finish(step, running.pop(step).returncode)
                     failure = failure or failed
@@ -204,6 +209,7 @@ class Runner:
         """Kill running steps and log what they said."""
         for step in steps:
             kill_group(running.pop(step))
+            self.progress.end(step.what, done=False)
             self._write_log(step)
 
     def _said(self, step: Step) -> Path:
@@ -232,6 +238,7 @@ class Runner:
     def _finish(self, step: Step, code: int) -> BuildError | None:
         """Log what a step said; where it failed, raise, or return the error of an optional one."""
         said = self._write_log(step)
+        self.progress.end(step.what, done=code == 0)
         if code == 0:
             return None
         how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"

@@ -111,16 +111,19 @@ def _root(
 
 @app.command()
 def info(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with everything.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also what was passed over, and how all was built.")
+    ] = False,
 ) -> None:
-    """Show versions, devices, what is built, what is missing, and which backend runs each op."""
+    """Show whether all is ready, what is here, what is missing, and which backend runs each op."""
     from xlnet_fast import info as information
 
     facts = information.gather()
     if as_json:
         print(information.to_json(facts))
     else:
-        information.render(facts)
+        information.render(facts, verbose)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from xlnet_fast.builder.progress import Progress as Lines
     from xlnet_fast.qualifier import Step
 
 
@@ -79,7 +80,10 @@ def _progress() -> Iterator[Callable[[Step], None]]:
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _Lines()
+        from xlnet_fast.builder.progress import Progress as Lines
+
+        with Lines(lambda line: print(line, file=sys.stderr, flush=True)) as lines:
+            yield _Groups(lines)
         return
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
@@ -89,11 +93,11 @@ def _progress() -> Iterator[Callable[[Step], None]]:
         )
 
 
-class _Lines:
-    """Prints what comes next where the backend or the op is another one."""
+class _Groups:
+    """Says what comes next where the backend or the op is another one, or where it lasts."""
 
-    def __init__(self) -> None:
-        self._last = ""
+    def __init__(self, lines: Lines) -> None:
+        self._lines, self._last = lines, ""
 
     def __call__(self, step: Step) -> None:
         group = " ".join(step.text.split(" ")[:2]) + (
@@ -102,4 +106,6 @@ class _Lines:
         if group != self._last:
             self._last = group
             text = step.text if "waiting" in step.text or "compiling" in step.text else group
-            print(text, file=sys.stderr, flush=True)
+            self._lines.say(text)
+        else:
+            self._lines.note(f"{step.text} ({step.done} of {step.total} steps)")

@@ -3,62 +3,114 @@
 from __future__ import annotations
 
 import io
-from dataclasses import astuple, dataclass
+from collections import Counter
+from dataclasses import dataclass
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
-from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.feed_forward import FastFeedForward
 from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
-from xlnet_fast.ops._dispatch import OPS, choose, named_or_auto, request_on, usual_features
+from xlnet_fast.ops._dispatch import (
+    ATTENTION,
+    OPS,
+    Choice,
+    named_or_auto,
+    request_on,
+    usual_features,
+)
+from xlnet_fast.ops._verdict import brief, choice_of, merged, verdict
 from xlnet_fast.ops.linear import library_of
 from xlnet_fast.ops.qualification import proof
+from xlnet_fast.ops.qualification.files import Found
+
+_NOT_ACCELERATED = (
+    "not accelerated: Hugging Face's own code runs (xlnet_fast.accelerate changes that)"
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One op in one mode ("inference" or "training"); "linear" stands for the linear layers."""
+    """One op in one mode ("inference" or "training"); "linear" stands for the linear layers.
+
+    Attributes:
+        reason: with everything that was passed over. brief: the short form of it.
+        speed: over the plain path, measured on this device; None where it was not.
+    """
 
     op: str
     mode: str
     backend: str
     reason: str
+    brief: str = ""
+    speed: float | None = None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Prints as a table; ``rows`` and ``notes`` for programs."""
+    """Prints as a verdict and a short table, or with all reasons if ``verbose``.
 
+    Attributes:
+        verdict: one line, which begins with "ready" where nothing is left to do.
+        title: the model, its device and dtype. rows, notes: for programs, always whole.
+    """
+
+    verdict: str
     title: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    verbose: bool = False
 
-    def __rich__(self) -> Table:
-        caption = Text("\n".join(self.notes)) if self.notes else None
-        table = Table(title=Text(self.title), caption=caption, caption_justify="left")
-        for column in ("op", "mode", "backend", "why"):
-            table.add_column(column, overflow="fold")
-        for row in self.rows:
-            cells = (row.op, row.mode, row.backend, row.reason)
-            table.add_row(*map(Text, cells))  # brackets in a reason are no markup
-        return table
+    def __rich__(self) -> Group:
+        table = _long_table(self.rows) if self.verbose else _short_table(self.rows)
+        notes = [Text(f"- {note}") for note in self.notes if note != self.verdict]
+        above = (Text(self.verdict, style="bold"), Text(self.title), *notes)
+        return Group(*above, Text(), table) if self.rows else Group(*above)
 
     def __str__(self) -> str:
         buffer = io.StringIO()
         Console(file=buffer, width=110).print(self)
-        return buffer.getvalue()
+        return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
-def explain(model: nn.Module) -> Explanation:
+def _long_table(rows: tuple[Row, ...]) -> Table:
+    table = Table()
+    for column in ("op", "mode", "backend", "why"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        cells = (row.op, row.mode, row.backend, row.reason)
+        table.add_row(*map(Text, cells))  # brackets in a reason are no markup
+    return table
+
+
+def _short_table(rows: tuple[Row, ...]) -> Table:
+    """A line for each op; one for each of its modes where they differ."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("op", "backend", "why"):
+        table.add_column(column, overflow="fold")
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.op, row.backend, row.brief), []).append(row)
+    lines = Counter(op for op, _, _ in groups)
+    for (op, backend, why), alike in groups.items():
+        name = op if lines[op] == 1 else f"{op}, {alike[0].mode}"
+        measured = merged(why, [row.speed for row in alike])
+        table.add_row(*map(Text, (name, backend, measured)))
+    return table
+
+
+def explain(model: nn.Module, verbose: bool = False) -> Explanation:
     """Which backend runs each op of an XLNet, on its present device and in its present dtype.
 
     Args:
         model: accelerated or not.
+        verbose: print the table with everything that was passed over, and why.
 
     Returns:
         An :class:`Explanation`; its notes name every part that runs HF's own code, and why.
@@ -71,53 +123,67 @@ def explain(model: nn.Module) -> Explanation:
     )
     if transformer is None:
         raise ArgumentError(f"{type(model).__name__} contains no XLNetModel of transformers")
-    parameter = next(transformer.parameters())
-    dtype = _compute_dtype(parameter)
-    title = f"{type(model).__name__} on {parameter.device.type}, {dtype}".replace("torch.", "")
+    device, dtype = _place(transformer)
+    name = type(getattr(model, "_orig_mod", model)).__name__  # of what torch.compile wraps
+    title = f"{name} on {device.type}, {dtype}".replace("torch.", "")
     if not isinstance(transformer, FastModel):
-        note = "not accelerated: Hugging Face's own code runs (xlnet_fast.accelerate changes that)"
-        return Explanation(title, (), (note,))
-    backend = transformer._xlnet_fast_options.backend
+        return Explanation(_NOT_ACCELERATED, title, (), (_NOT_ACCELERATED,), verbose)
+    chosen = _choices(transformer, device, dtype)
     rows = tuple(
-        _row(op, mode, backend, parameter.device, dtype, transformer.config.d_head)
-        for op in OPS
-        for mode in (("inference",) if op == "concat_memory" else ("inference", "training"))
+        Row(op, mode, c.backend, c.reason, brief(c, device.type), c.speed)
+        for (op, mode), c in chosen.items()
     )
-    if parameter.device.type == "cpu":
-        library = library_of(dtype)
-        rows += tuple(Row("linear", mode, *astuple(library)) for mode in ("inference", "training"))
-    notes = [*_proofs(parameter.device), *_notes(transformer)]
-    return Explanation(title, rows, tuple(notes))
+    own_code = _own_code(transformer)
+    line = verdict(
+        device.type,
+        [choice for (op, _), choice in chosen.items() if op in ATTENTION],
+        [choice for (op, _), choice in chosen.items() if op not in ATTENTION],
+        _found(device),
+    )
+    if own_code and not line.startswith(("fault", "cannot")):
+        line = _in_part(transformer, own_code)
+    notes = (*_proofs(device), *own_code, *_machine())
+    return Explanation(line, title, rows, notes, verbose)
 
 
-def _row(
-    op: str, mode: str, backend: str, device: torch.device, dtype: torch.dtype, head_dim: int
-) -> Row:
-    backend, training = named_or_auto(op, backend), mode == "training"
-    request = request_on(
-        op, device, dtype, head_dim=head_dim, needs_grad=training,
-        features=usual_features(op, training), proved=backend == "auto",
-    )  # fmt: skip
-    try:
-        choice = choose(request, backend)
-    except BackendUnavailable as error:
-        return Row(op, mode, "none: raises", str(error))
-    return Row(op, mode, choice.backend, choice.reason)
+def _choices(
+    transformer: FastModel, device: torch.device, dtype: torch.dtype
+) -> dict[tuple[str, str], Choice]:
+    """By op and mode."""
+    found = {}
+    for op in OPS:
+        backend = named_or_auto(op, transformer._xlnet_fast_options.backend)
+        for mode in ("inference",) if op == "concat_memory" else ("inference", "training"):
+            training = mode == "training"
+            request = request_on(
+                op, device, dtype, head_dim=transformer.config.d_head, needs_grad=training,
+                features=usual_features(op, training), proved=backend == "auto",
+            )  # fmt: skip
+            found[op, mode] = choice_of(request, backend)
+    if device.type == "cpu":
+        found |= {("linear", mode): library_of(dtype) for mode in ("inference", "training")}
+    return found
+
+
+def _found(device: torch.device) -> Found:
+    known = device.type in ("cpu", "cuda")
+    return proof.found_for(device.type, device.index) if known else Found(None)
 
 
 def _proofs(device: torch.device) -> list[str]:
     """Which record of a qualification decided, or that a GPU has none."""
-    if device.type not in ("cpu", "cuda"):
-        return []
-    found = proof.found_for(device.type, device.index)
+    found = _found(device)
     if found.record is not None:
-        return [f"decided by the record {found.source} of {found.record.created}"]
-    if device.type == "cpu":
+        failed = len(found.record.failed)
+        note = f"decided by the record {found.source} of {found.record.created}"
+        return [f"{note}; {failed} of its classes did not pass" if failed else note]
+    if device.type != "cuda":
         return []
     return [f"{found.reason}: no GPU kernel is taken; `{proof.COMMAND}` proves them here"]
 
 
-def _notes(transformer: FastModel) -> list[str]:
+def _own_code(transformer: FastModel) -> list[str]:
+    """Every part that runs HF's or the user's own code, and why."""
     notes = []
     if type(transformer).forward is not FastModel.forward:
         notes.append(
@@ -126,17 +192,57 @@ def _notes(transformer: FastModel) -> list[str]:
         )
     if "forward" in transformer.__dict__:
         notes.append("the model has a forward of its own on the instance, which comes first")
+    return notes + _own_layers(transformer)
+
+
+def _own_layers(transformer: FastModel) -> list[str]:
+    """The layers, or their feed-forward blocks, that stay as they are, by the reason."""
+    layers: dict[str, list[int]] = {}
+    blocks: dict[str, list[int]] = {}
     for number, layer in enumerate(transformer.layer):
         if not takes_context(layer):
-            notes.append(f"layer {number} runs its own code: {obstacle(layer)}")
+            layers.setdefault(str(obstacle(layer)), []).append(number)
+        elif not isinstance(layer.ff, FastFeedForward):
+            blocks.setdefault(f"{type(layer.ff).__name__} has a forward of its own", []).append(
+                number
+            )
+    notes = []
+    for why, numbers in layers.items():
+        runs = "runs its" if len(numbers) == 1 else "run their"
+        notes.append(f"{_layers(numbers)} {runs} own code: {why}")
+    for why, numbers in blocks.items():
+        notes.append(f"the feed-forward block of {_layers(numbers)} runs its own code: {why}")
+    return notes
+
+
+def _layers(numbers: list[int]) -> str:
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
+def _in_part(transformer: FastModel, own_code: list[str]) -> str:
+    """The verdict on a model with code of its own."""
+    layers = len(transformer.layer)
+    own = sum(not takes_context(layer) for layer in transformer.layer)
+    what = f"{own} of {layers} layers keep their own code" if own else own_code[0]
+    return f"accelerated in part: {what}"
+
+
+def _machine() -> list[str]:
+    """What is wrong with this process or installation."""
+    notes = [
+        f"backend {backend!r} {said}; this process goes on without it"
+        for backend, said in proof.REVOKED.items()
+    ]
     missing = _extension.why_missing()
     if missing is not None:
         notes.append(f"the compiled extension is absent (dropout masks are slower): {missing}")
     return notes
 
 
-def _compute_dtype(parameter: torch.Tensor) -> torch.dtype:
-    device = parameter.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return parameter.dtype
+def _place(transformer: XLNetModel) -> tuple[torch.device, torch.dtype]:
+    """Where and in what dtype attention is computed."""
+    parameter = next(transformer.parameters())
+    kind = parameter.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return parameter.device, torch.get_autocast_dtype(kind)
+    return parameter.device, parameter.dtype

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 
+from xlnet_fast.builder.progress import Progress as Lines
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
 from xlnet_fast.kernels.cuda import report as cuda_report
 from xlnet_fast.kernels.triton import report as triton_report
@@ -92,11 +93,8 @@ def write_tiles(archs: Sequence[int] | None = None) -> int:
     """
     console = Console()
     try:
-        with _progress(console, "entries of the table") as (progress, task):
-            table = tile_search.search(
-                archs or triton_report.ARCHS,
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+        with _counting(console, "entries of the table") as on_progress:
+            table = tile_search.search(archs or triton_report.ARCHS, on_progress=on_progress)
         tile_search.write(table)
     except (XLNetFastError, OSError) as error:
         console.print(f"kernels-report: {error}", style="bold red", markup=False)
@@ -123,21 +121,26 @@ def _to_compile(backends: Sequence[str]) -> tuple[list[str], str | None]:
 
 def _compile(backend: str, archs: Sequence[int] | None, console: Console) -> list[dict[str, Any]]:
     module = BACKENDS[backend]
-    with _progress(console, backend) as (progress, task):
+    with _counting(console, backend) as on_progress:
         rows: list[dict[str, Any]] = module.compile_report(
-            archs or module.ARCHS,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            archs or module.ARCHS, on_progress=on_progress
         )
     return rows
 
 
 @contextlib.contextmanager
-def _progress(console: Console, what: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar that counts what is compiled."""
+def _counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """What hears how many compilations of all are done: a bar, or lines where no terminal is."""
+    if not console.is_terminal:
+        with Lines(lambda line: print(line, file=sys.stderr, flush=True)) as lines:
+            lines.note(f"compiling {what}")
+            yield lambda done, total: lines.note(f"compiling {what}: {done} of {total}")
+        return
     words = TextColumn(f"compiling {what}")
     columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        yield progress, progress.add_task("compiling", total=None)
+        task = progress.add_task("compiling", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:

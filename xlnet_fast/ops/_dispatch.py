@@ -34,6 +34,8 @@ ATTENTION = ("rel_attention", "two_stream_attention")
 _HALF = (torch.float16, torch.bfloat16)
 _FLOATS = (*_HALF, torch.float32, torch.float64)
 
+BY_NAME = "asked for by name"
+
 _BASELINE = 1.0
 """Speed of what runs where nothing is proved, which is what the speeds of a record are over."""
 
@@ -127,12 +129,47 @@ class Request:
         return None
 
 
+FAULT, UNPROVED, MISSING, SLOWER, UNABLE, ELSEWHERE = (
+    "fault", "unproved", "missing", "slower", "unable", "elsewhere",
+)  # fmt: skip
+KINDS = (FAULT, UNPROVED, MISSING, SLOWER, UNABLE, ELSEWHERE)
+"""Why a backend is passed over, what a user should know of first: it was wrong or raised; no record
+speaks for it; it is not installed or compiled; it was measured to be slower; it cannot run such a
+call; it has no such op, or none on such a device."""
+
+
 @dataclass(frozen=True)
-class Choice:
-    """The backend that runs, and why it and not an earlier one."""
+class PassedOver:
+    """A backend that ``auto`` did not take. ``why`` ends with the remedy, after a semicolon."""
 
     backend: str
-    reason: str
+    kind: str  # of KINDS
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that runs, and why it and not an earlier one.
+
+    Attributes:
+        why: of this backend alone: what was measured, or who asked for it; "" where nothing was.
+        passed_over: those that ``auto`` would sooner have taken, or measured to be slower.
+        speed: over the plain path, measured on this device; None where it was not.
+    """
+
+    backend: str
+    why: str = ""
+    passed_over: tuple[PassedOver, ...] = ()
+    speed: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """All of it in one line."""
+        reasons = [self.why] if self.why else []
+        return "; ".join([*reasons, *map(str, self.passed_over)]) or "first choice here"
 
 
 def choose(request: Request, backend: str = "auto") -> Choice:
@@ -154,7 +191,7 @@ def choose(request: Request, backend: str = "auto") -> Choice:
                     raise BackendUnavailable(
                         f"backend {backend!r} cannot run {request.op}: {obstacle}"
                     )
-                return Choice(backend, "asked for by name")
+                return Choice(backend, BY_NAME)
         known = ", ".join(("auto", *BACKENDS))
         raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
     return _choose_best(request)
@@ -164,22 +201,26 @@ def _choose_best(request: Request) -> Choice:
     """The fastest backend that may run a request; of equals, the first of the table."""
     best: Choice | None = None
     fastest = -1.0
-    passed_over: list[str] = []
+    passed_over: list[PassedOver] = []
     for capability in CAPABILITIES:
         name = capability.name
-        obstacle = why_not(capability, request) or _why_unproved(capability, request)
-        speed = 0.0 if obstacle is not None else _speed(capability, request)
-        if obstacle is None and speed > fastest:
+        obstacle = _obstacle(capability, request)
+        if obstacle is not None:
+            if best is None:
+                passed_over.append(obstacle)
+            continue
+        speed = _speed(capability, request)
+        if speed > fastest:
             if best is not None:
-                passed_over.append(f"{best.backend}: slower here ({best.reason})")
+                slower = f"slower here ({best.why})"
+                passed_over.append(PassedOver(best.backend, SLOWER, slower))
             verdict = request.verdict(name)
-            best, fastest = Choice(name, "" if verdict is None else verdict[3]), speed
-        elif obstacle is not None and best is None:
-            passed_over.append(f"{name}: {obstacle}")
+            measured, words = (None, "") if verdict is None else verdict[2:]
+            best, fastest = Choice(name, words, speed=measured), speed
     if best is None:
-        raise BackendUnavailable(f"no backend can run {request.op}: " + "; ".join(passed_over))
-    reasons = [best.reason] if best.reason else []
-    return Choice(best.backend, "; ".join([*reasons, *passed_over]) or "first choice here")
+        reasons = "; ".join(map(str, passed_over))
+        raise BackendUnavailable(f"no backend can run {request.op}: {reasons}")
+    return replace(best, passed_over=tuple(passed_over))
 
 
 def _speed(capability: Capability, request: Request) -> float:
@@ -194,10 +235,29 @@ def _speed(capability: Capability, request: Request) -> float:
 
 def why_not(capability: Capability, request: Request) -> str | None:
     """Why a backend cannot run a request, None when it can."""
+    for _, ask in _CAN_IT:
+        if (why := ask(capability, request)) is not None:
+            return why
+    return None
+
+
+def _obstacle(capability: Capability, request: Request) -> PassedOver | None:
+    """Why ``auto`` must not take a backend; None where it may."""
+    for kind, ask in (*_CAN_IT, *_MAY_IT):
+        if (why := ask(capability, request)) is not None:
+            return PassedOver(capability.name, kind, why)
+    return None
+
+
+def _why_elsewhere(capability: Capability, request: Request) -> str | None:
     if request.op not in capability.ops:
         return f"it has no {request.op}"
     if capability.devices is not None and request.device not in capability.devices:
         return f"it runs on {' and '.join(capability.devices)}, not on {request.device}"
+    return None
+
+
+def _why_unable(capability: Capability, request: Request) -> str | None:
     dtypes = capability.narrower.get(request.op, capability.dtypes)
     if request.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -213,13 +273,20 @@ def why_not(capability: Capability, request: Request) -> str | None:
             return f"it cannot read {request.misaligned}"
     if request.needs_grad and not capability.ops[request.op]:
         return "it has no backward pass yet, and a gradient is needed"
+    return None
+
+
+def _why_missing(capability: Capability, request: Request) -> str | None:
     if capability.needs is not None and not _importable(capability.needs):
         return f"the module {capability.needs!r} is not installed"
-    reason = None if capability.obstacle is None else capability.obstacle()
-    if reason is None and capability.unfit is not None:
-        head_dim = request.head_dim if request.op in ATTENTION else None
-        reason = capability.unfit(request.gpu, head_dim, request.needs_grad)
-    return reason
+    return None if capability.obstacle is None else capability.obstacle()
+
+
+def _why_unfit(capability: Capability, request: Request) -> str | None:
+    if capability.unfit is None:
+        return None
+    head_dim = request.head_dim if request.op in ATTENTION else None
+    return capability.unfit(request.gpu, head_dim, request.needs_grad)
 
 
 def lacks_extension(request: Request) -> bool:
@@ -238,26 +305,37 @@ def named_or_auto(op: str, backend: str) -> str:
     return backend
 
 
-def _why_unproved(capability: Capability, request: Request) -> str | None:
-    """Why ``auto`` must not take a backend that could run a request; None where it may.
-
-    A GPU kernel needs a proof, any other backend only no disproof; the reference is what proofs are
-    made with.
-    """
+def _why_faulty(capability: Capability, request: Request) -> str | None:
     revoked = proof.REVOKED.get(capability.name)
     if revoked is not None:
         return f"it {revoked}"
     verdict = request.verdict(capability.name)
-    if verdict is not None:
-        _, right, speed, words = verdict
-        return None if right and (speed is not None or not capability.gpu_kernel) else words
+    return None if verdict is None or verdict[1] else verdict[3]
+
+
+def _why_unproved(capability: Capability, request: Request) -> str | None:
+    """A GPU kernel needs a proof, any other backend only no disproof; proofs are made with the
+    reference.
+    """
     if not capability.gpu_kernel:
         return None
+    verdict = request.verdict(capability.name)
+    if verdict is not None:
+        return None if verdict[2] is not None else verdict[3]
     if request.unproved:
         return f"{request.unproved}; `{proof.COMMAND}` makes one"
     if covering(request.op, request.features) is None:
         return f"no class of the qualification has {' and '.join(request.features)} together"
-    return "this machine's record does not cover such a call; `xlnet-fast qualify --full` may"
+    return "no such call in this machine's record; `xlnet-fast qualify --full` may add it"
+
+
+_CAN_IT = (
+    (ELSEWHERE, _why_elsewhere),
+    (UNABLE, _why_unable),
+    (MISSING, _why_missing),
+    (UNABLE, _why_unfit),
+)
+_MAY_IT = ((FAULT, _why_faulty), (UNPROVED, _why_unproved))
 
 
 def request_for(

@@ -26,7 +26,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels import cpu
 from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.ops._contracts._registry import LIBRARY
-from xlnet_fast.ops._dispatch import Choice
+from xlnet_fast.ops._dispatch import FAULT, Choice, PassedOver
 from xlnet_fast.ops.qualification import proof
 
 VARIABLE = "XLNET_FAST_CPU_LINEAR"
@@ -85,12 +85,12 @@ def choose_library(
         return Choice("aten", missing)
     _, right, speed, words = proved or ("cpu", True, None, "")
     if not right:
-        return Choice("aten", f"cpu: {words}")
+        return Choice("aten", passed_over=(PassedOver("cpu", FAULT, words),))
     if vendor in _SLOW_MKL and _has_avx512() and _atens_is_mkl():
         return Choice("cpu", "an AMD CPU with AVX-512, where MKL is slower")
     if speed is not None:
         return Choice("cpu" if speed > 1.0 else "aten", f"cpu: {words}")
-    return Choice("aten", "measured to be the slower only with MKL on AMD with AVX-512")
+    return Choice("aten", "F.linear is the slower only with MKL on AMD with AVX-512")
 
 
 def _has_avx512() -> bool:

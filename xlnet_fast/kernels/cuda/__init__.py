@@ -11,6 +11,8 @@ from xlnet_fast import _extension
 from xlnet_fast.kernels.cuda import driver, entries, room
 
 MIN_CAPABILITY = (8, 0)
+BUILD = "XLNET_FAST_CUDA=1 xlnet-fast build --force"
+"""What compiles the kernels into the extension, whether PyTorch sees a GPU or not."""
 
 
 @torch.compiler.assume_constant_result  # a traced graph must not import a module
@@ -25,8 +27,8 @@ def why_missing() -> str | None:
             return reason
         if not _built_for():
             return (
-                "the extension was built without CUDA kernels; with nvcc on the path, "
-                "`xlnet-fast build --force` adds them"
+                f"the extension was built without CUDA kernels; with nvcc on the path, `{BUILD}` "
+                f"adds them"
             )
     return _why_too_old()
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.triton import jit, tl, why_unavailable
 from xlnet_fast.kernels.triton.compilation import DTYPES, Compilation
+from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.operands import check_memories
 
 MAX_LAYERS = 32  # per launch: a kernel's arguments are limited to 4 KiB
@@ -100,7 +101,8 @@ def concat_memory_forward(
             part = slice(first, first + MAX_LAYERS)
             layers = tuple(x.contiguous() for x in hidden[part])
             earlier = None if memory is None else tuple(x.contiguous() for x in memory[part])
-            _copy_kernel[(-(-count // BLOCK), len(layers))](
+            run_kernel(
+                _copy_kernel, (-(-count // BLOCK), len(layers)),
                 layers, earlier, out[part], start * width, rows * width, count,
                 BLOCK=BLOCK, **OPTIONS,
             )  # fmt: skip

@@ -29,6 +29,7 @@ from torch import Tensor
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.compilation import Compilation
+from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.masked_softmax_launch import (
     OPTIONS,
     TILES,
@@ -352,9 +353,10 @@ def masked_softmax_forward(inputs: SoftmaxInputs, out: Tensor) -> None:
         raise ArgumentError(f"out has strides {out.stride()}, expected the last to be 1")
     shared, strides, sizes = launch_arguments(inputs)
     with device_guard(inputs.scores.device):
-        _forward_kernel[grid_of(inputs.scores)](
-            *shared, out, strides, out.stride()[:3], *sizes, **constants_of(inputs)
-        )
+        run_kernel(
+            _forward_kernel, grid_of(inputs.scores), *shared, out, strides, out.stride()[:3],
+            *sizes, **constants_of(inputs),
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -377,8 +379,8 @@ def masked_softmax_backward(
     grad_out = rows_in_order(grad_out)
     shared, strides, sizes = launch_arguments(inputs)
     with device_guard(inputs.scores.device):
-        _backward_kernel[grid_of(inputs.scores)](
-            *shared, grad_out, d_scores,
+        run_kernel(
+            _backward_kernel, grid_of(inputs.scores), *shared, grad_out, d_scores,
             None if inputs.position_scores is None else d_position,
             None if inputs.segment_scores is None else d_segment,
             strides, grad_out.stride()[:3], *sizes, **constants_of(inputs),

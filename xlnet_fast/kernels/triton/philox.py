@@ -15,6 +15,7 @@ from torch import Tensor
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.triton import jit, tl, why_unavailable
 from xlnet_fast.kernels.triton.compilation import Compilation
+from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.tile_ops import _keep_tile
 
 BM, BN = 16, 128  # 128 threads with 16 keys each: one store of 16 bytes
@@ -78,7 +79,8 @@ def keep_mask(
     tiles = -(-shape[2] // BM) * -(-keys // BN)
     guard = torch.cuda.device(seed.device) if seed.is_cuda else contextlib.nullcontext()
     with guard:
-        _keep_kernel[(shape[0] * heads * tiles,)](
+        run_kernel(
+            _keep_kernel, (shape[0] * heads * tiles,),
             out, seed, rows[0], batch_range[0] * heads, shape[2], keys, threshold - 2**31,
             BM=BM, BN=BN, **OPTIONS,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.launch import Call, device_guard
 from xlnet_fast.kernels.triton.rel_attention_backward_kv import _backward_kv_kernel
 from xlnet_fast.kernels.triton.rel_attention_backward_q import _backward_q_kernel
@@ -95,7 +96,8 @@ def _launch_q(
     fp32 = partial(torch.zeros, dtype=torch.float32, device=call.device)
     dr = fp32((heads, groups, copies, table, call.padded_d))
     sums = fp32((heads, groups * splits, 4, call.padded_d))
-    _backward_q_kernel[(programs,)](
+    run_kernel(
+        _backward_q_kernel, (programs,),
         *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
         call.key_vectors, dr, sums, strips, d_strips, *call.sizes[1:], groups, splits, keys.scale,
         call.log2_scale, call.keep_from, call.keep_scale, **call.flags, **call.shape(config),
@@ -143,7 +145,8 @@ def _launch_kv(
     strips = call.scratch(programs, strip)
     d_outs = [call.tiles(x) for x in grad_outs]
     tensors, strides = call.streams_with(d_outs, stats, *made)
-    _backward_kv_kernel[(programs,)](
+    run_kernel(
+        _backward_kv_kernel, (programs,),
         *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
         call.key_vectors, tuple(targets), tuple(call.strides(x) for x in targets), strips,
         *call.sizes, keys.scale, call.log2_scale, call.keep_from, call.keep_scale, **call.flags,

@@ -36,6 +36,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from xlnet_fast.kernels.triton import jit, tl
+from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.launch import Call, device_guard
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
@@ -336,7 +337,8 @@ def rel_attention_forward(
     strips = call.scratch(programs, call.strip_elements(config))
     tensors, strides = call.streams_with(targets, stats)
     with device_guard(streams[0].q):
-        _forward_kernel[(programs,)](
+        run_kernel(
+            _forward_kernel, (programs,),
             *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
             call.key_vectors, strips, *call.sizes, call.log2_scale, call.keep_from,
             call.keep_scale, **call.flags, **call.shape(config), WIDTH=call.width, **config.options,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from xlnet_fast.builder import recipe
+from xlnet_fast.builder.progress import Progress
 from xlnet_fast.ops.qualification.files import SWITCHED_OFF, Found, look, may_have
 from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.jobs import is_job, pinned
@@ -154,9 +155,11 @@ def _qualify_now(index: int, identity: Identity, before: Found) -> Found:
         f"now, which takes about two minutes"
     )
     try:
-        done = subprocess.run(
-            command, env=environment, timeout=_AUTO_TIMEOUT_S, capture_output=True, text=True
-        )
+        with Progress(lambda line: print(f"xlnet_fast: {line}", file=sys.stderr)) as progress:
+            progress.note(f"qualifying {identity.name}")
+            done = subprocess.run(
+                command, env=environment, timeout=_AUTO_TIMEOUT_S, capture_output=True, text=True
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         warn_once(f"`{COMMAND}` could not be run: {error}")
         return before

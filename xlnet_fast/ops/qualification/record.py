@@ -201,6 +201,11 @@ class Record:
         content = {"schema": SCHEMA, **asdict(self)}
         return json.dumps({**content, "checksum": checksum(content)}, indent=1) + "\n"
 
+    @property
+    def failed(self) -> tuple[Row, ...]:
+        """Those that were tried and did not pass."""
+        return tuple(row for row in self.rows if row.status in (FAILED, CRASHED, HUNG))
+
     def rows_of(self, key: tuple[str, ...]) -> dict[str, Row]:
         """By backend, the rows about a class; the key is as :attr:`Row.key`."""
         return {row.backend: row for row in self.rows if row.key == key}

@@ -1,4 +1,4 @@
-"""``xlnet-fast info``: versions, devices, what is built or missing, which backend runs what."""
+"""What ``info`` tells, as plain data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from xlnet_fast import _extension
 from xlnet_fast._version import __version__
-from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels import cuda, triton
 from xlnet_fast.kernels.triton import report, tiles
-from xlnet_fast.ops._dispatch import GPU_KERNELS, OPS, choose, request_on, usual_features
+from xlnet_fast.ops._dispatch import (
+    ATTENTION,
+    GPU_KERNELS,
+    OPS,
+    Choice,
+    request_on,
+    usual_features,
+)
+from xlnet_fast.ops._verdict import brief, choice_of, verdict
 from xlnet_fast.ops.qualification import files, proof
 from xlnet_fast.ops.qualification.identity import cpu_name
 from xlnet_fast.ops.qualification.record import NOT_RUN, PASSED, UNAVAILABLE
@@ -45,43 +49,32 @@ def gather() -> dict[str, Any]:
     """Everything ``info`` tells, as plain data.
 
     Returns:
-        schema (int), versions {name: version or None}, devices [{device, name, ...}],
-        extension {built, reason, path, compiler, ...}, kernels [{kernel, status, architectures}],
-        qualification [{device, source, created, passed, not_passed, reason}], missing [{what,
-        effect, remedy}], backends [{op, device, dtype, mode, backend, reason}].
+        schema (int), verdict (one line), versions {name: version or None}, devices [{device, name,
+        verdict, ...}], extension {built, reason, path, compiler, ...}, kernels [{kernel, status,
+        architectures}], qualification [{device, source, created, passed, not_passed, reason}],
+        missing [{what, effect, remedy}], backends [{op, device, dtype, mode, backend, reason,
+        brief, speed}].
     """
     devices = _devices()
+    chosen = {device["device"]: _choices(device["device"]) for device in devices}
+    for device in devices:
+        device["verdict"] = _verdict(device, chosen[device["device"]])
     return {
         "schema": SCHEMA,
+        "verdict": _worst(devices),
         "versions": _versions(),
         "devices": devices,
         "extension": _built(),
         "kernels": _kernels(devices),
         "qualification": [_qualification(device) for device in devices],
         "missing": _missing(),
-        "backends": [row for device in devices for row in _choices(device)],
+        "backends": [row for name, choices in chosen.items() for row in _rows(name, choices)],
     }
 
 
 def to_json(facts: dict[str, Any]) -> str:
     """The facts as JSON text."""
     return json.dumps(facts, indent=2)
-
-
-def render(facts: dict[str, Any], console: Console | None = None) -> None:
-    """Print the facts for people."""
-    console = console or _console()
-    versions = {name: version or "absent" for name, version in facts["versions"].items()}
-    _print_pairs(console, "Versions", versions)
-    _print_pairs(console, "Devices", {row["device"]: _device_text(row) for row in facts["devices"]})
-    _print_pairs(console, "C++ extension", _extension_text(facts["extension"]))
-    kernels = {row["kernel"]: _kernel_text(row) for row in facts["kernels"]}
-    _print_pairs(console, "GPU kernels", kernels)
-    proofs = {row["device"]: _proof_text(row) for row in facts["qualification"]}
-    _print_pairs(console, "Qualification", proofs)
-    missing = {row["what"]: f"{row['effect']}; {row['remedy']}" for row in facts["missing"]}
-    _print_pairs(console, "Missing", missing or {"nothing": "everything this version has is here"})
-    console.print(_backend_table(facts["backends"]))
 
 
 def _versions() -> dict[str, str | None]:
@@ -146,10 +139,9 @@ def _built() -> dict[str, Any]:
 
 def _kernels(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """GPU kernels, the chips they are compiled for, and the GPUs that they were proved on."""
-    built = _extension.build_info()
     archs = {
         "triton": [str(arch) for arch in report.ARCHS],
-        "cuda": [] if built is None else built["cuda_archs"],
+        "cuda": cuda_archs(),
     }
     modules = {"triton": triton, "cuda": cuda}
     records = [found.record for found in map(_found, devices) if found.record is not None]
@@ -199,20 +191,14 @@ def _qualification(device: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _proof_text(row: dict[str, Any]) -> str:
-    if row["created"] is None:
-        what = "fixed rules decide" if row["device"] == "cpu" else "no GPU kernel is used"
-        device = "" if row["device"] == "cpu" else f" --device {row['device']}"
-        return f"{row['reason']}: {what}; `{proof.COMMAND}{device or ' --device cpu'}` makes one"
-    return (
-        f"{row['passed']} classes passed, {row['not_passed']} did not, {row['not_tried']} were not "
-        f"tried; {row['source']}, "
-        f"{row['created']}"
-    )
-
-
 def _any_gpu() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cuda"
+
+
+def cuda_archs() -> list[str]:
+    """The chips that the extension has CUDA kernels for."""
+    built = _extension.build_info()
+    return [] if built is None else built["cuda_archs"]
 
 
 def _missing() -> list[dict[str, str]]:
@@ -221,6 +207,9 @@ def _missing() -> list[dict[str, str]]:
     if reason is not None:
         effect = "attention on the CPU and dropout masks are made by slower PyTorch code"
         rows.append(_lack("C++ extension", effect, reason))
+    elif torch.cuda.is_available() and not cuda_archs():
+        effect = "Triton's kernels alone can run on this GPU"
+        rows.append(_lack("CUDA kernels", effect, f"with nvcc on the path, `{cuda.BUILD}`"))
     if not torch.cuda.is_available():
         remedy = "use a machine with an NVIDIA GPU of compute capability 8.0 or newer"
         if torch.version.cuda is None:
@@ -256,106 +245,64 @@ def _lack(what: str, effect: str, remedy: str) -> dict[str, str]:
     return {"what": what, "effect": effect, "remedy": remedy}
 
 
-def _choices(device: dict[str, Any]) -> list[dict[str, Any]]:
+_Choices = dict[tuple[str, torch.dtype, str], Choice]
+"""By op, dtype and mode."""
+
+
+def _choices(device: str) -> _Choices:
     """What `backend="auto"` takes on a device, for every op, dtype and mode."""
-    rows = []
-    where = torch.device(device["device"])
+    found = {}
+    where = torch.device(device)
     for op in OPS:
         for dtype in DTYPES:
-            for mode in ("inference", "training"):
-                if (op, mode) == ("concat_memory", "training"):
-                    continue  # the memory carries no gradient
+            # The memory carries no gradient.
+            for mode in ("inference",) if op == "concat_memory" else ("inference", "training"):
                 training = mode == "training"
                 features = usual_features(op, training)
                 request = request_on(op, where, dtype, needs_grad=training, features=features)
-                try:
-                    choice = choose(request)
-                    backend, reason = choice.backend, choice.reason
-                except BackendUnavailable as error:
-                    backend, reason = "none", str(error)
-                rows.append(
-                    {
-                        "op": op,
-                        "device": device["device"],
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "mode": mode,
-                        "backend": backend,
-                        "reason": reason,
-                    }
-                )
-    return rows
+                found[op, dtype, mode] = choice_of(request)
+    return found
 
 
-# --- for people ----------------------------------------------------------------------------------
+def _rows(device: str, choices: _Choices) -> list[dict[str, Any]]:
+    return [
+        {
+            "op": op,
+            "device": device,
+            "dtype": str(dtype).removeprefix("torch."),
+            "mode": mode,
+            "backend": choice.backend,
+            "reason": choice.reason,
+            "brief": brief(choice, torch.device(device).type),
+            "speed": choice.speed,
+        }
+        for (op, dtype, mode), choice in choices.items()
+    ]
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
-    return (
-        console if console.is_terminal else Console(width=max(console.width, 110), highlight=False)
-    )
+def _verdict(device: dict[str, Any], choices: _Choices) -> str:
+    """Of one device, by what attention takes in its usual dtype."""
+    found = _found(device)
+    failed = 0 if found.record is None else len(found.record.failed)
+    kind = torch.device(device["device"]).type
+    usual = torch.bfloat16 if kind == "cuda" else torch.float32
+    attention = {key: c for key, c in choices.items() if key[0] in ATTENTION and key[1] == usual}
+    others = [choice for key, choice in choices.items() if key not in attention]
+    line = verdict(kind, list(attention.values()), others, found)
+    if failed and not line.startswith(("fault", "cannot")):
+        classes = "class of calls" if failed == 1 else "classes of calls"
+        return f"fault: {failed} {classes} did not pass; `{proof.COMMAND} --show {found.source}`"
+    return line
 
 
-def _print_pairs(console: Console, title: str, pairs: dict[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
-    for name, value in pairs.items():
-        table.add_row(Text(f"  {name}"), Text(value, overflow="fold"))
-    console.print(Text(title, style="bold"))
-    console.print(table)
-    console.print()
-
-
-def _device_text(row: dict[str, Any]) -> str:
-    if row["device"] == "cpu":
-        features = ", ".join(row["features"]) or "no vector extension known"
-        return f"{row['name']}; cores: {row['cores']}, threads: {row['threads']}; {features}"
-    return f"{row['name']}; compute capability {row['capability']}; {row['memory_gib']} GiB"
-
-
-def _extension_text(built: dict[str, Any]) -> dict[str, str]:
-    if not built["built"]:
-        return {"not built": built["reason"]}
-    return {
-        "loaded from": str(built["path"]),
-        "built with": f"{built['compiler']}, pybind11 {built['pybind11']}",
-        "flags": " ".join(built["flags"]),
-        "dropout variants": f"{', '.join(built['isa_compiled'])}; here {built['isa_used']}",
-        "attention variants": f"{', '.join(built['attention_isa'])}, on threads of "
-        f"{built['thread_runtime']}. amx_bf16 was tested by emulation only: by name alone",
-        "CUDA archs": _cuda_text(built),
-    }
-
-
-def _cuda_text(built: dict[str, Any]) -> str:
-    if not built["cuda_archs"]:
-        return "none: built without CUDA C++ kernels; `xlnet-fast build` adds them where nvcc is"
-    archs = ", ".join(f"sm_{arch}" for arch in built["cuda_archs"])
-    return f"{archs}, by nvcc {built['cuda_compiler']}"
-
-
-def _kernel_text(row: dict[str, Any]) -> str:
-    archs = ", ".join(row["architectures"])
-    text = f"{row['status']}; {f'compiles for {archs}' if archs else 'not compiled here'}"
-    here = row["unavailable_here"]
-    return text if here is None else f"{text}. Not here: {here}"
-
-
-def _backend_table(rows: list[dict[str, Any]]) -> Table:
-    """One line for all dtypes and modes of an op that run alike."""
-    grouped: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in ("device", "op", "backend", "reason"))
-        grouped.setdefault(key, []).append(row)
-    table = Table(title='What backend="auto" runs here', title_justify="left", title_style="bold")
-    for column in ("device", "op", "dtypes", "mode", "backend", "why"):
-        table.add_column(column, overflow="fold")
-    for (device, op, backend, reason), members in grouped.items():
-        modes = list(dict.fromkeys(row["mode"] for row in members))
-        dtypes = list(dict.fromkeys(row["dtype"] for row in members))
-        if len(modes) * len(dtypes) == len(members):
-            names = ", ".join(dtypes)
-        else:  # some dtypes run so in one mode only
-            names = ", ".join(f"{row['dtype']} {row['mode']}" for row in members)
-        cells = (device, op, names, ", ".join(modes), backend, reason)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+def _worst(devices: list[dict[str, Any]]) -> str:
+    """The verdict on the machine: of its GPUs, or of its CPU where it has none or has a fault."""
+    gpus = [device for device in devices if device["device"] != "cpu"]
+    for device in devices:
+        if device["verdict"].startswith(("fault", "cannot")):
+            return f"{device['device']}: {device['verdict']}"
+    lines = {device["verdict"]: device["device"] for device in gpus or devices}
+    if len(lines) == 1:
+        return next(iter(lines))
+    line = next((line for line in lines if not line.startswith("ready")), next(iter(lines)))
+    return f"{lines[line]}: {line}"
