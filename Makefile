@@ -10,7 +10,7 @@ EXTRAS ?= bench,train,dev
 # The site's tools, named in pyproject.toml, have an environment to themselves: they read the sources
 # and need neither torch nor the package.
 DOCS_VENV ?= $(VENV)/docs
-DOCS_TOOLS = $(shell sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
+extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 # Seconds for one of examples/, which takes ten.
 EXAMPLES_TIMEOUT ?= 120
 
@@ -67,14 +67,14 @@ format: $(VENV)/.installed ## rewrite the sources in the house format
 
 $(DOCS_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS_TOOLS)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(call extra,docs)
 	@touch $@
 
 docs: $(DOCS_VENV)/.installed ## build the documentation into site/; a broken link is an error
 	PATH="$(abspath $(DOCS_VENV))/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build
 
 $(VENV)/.examples: $(VENV)/.installed
-	$(BIN)/python -m pip install --disable-pip-version-check '$(TORCH)' -e '.[$(EXTRAS),examples]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' $(call extra,examples)
 	@touch $@
 
 examples: $(VENV)/.examples ## run what is in examples/, on models made on the spot
