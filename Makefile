@@ -7,6 +7,13 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 EXTRAS ?= bench,train,dev
 
+# The site's tools, named in pyproject.toml, have an environment to themselves: they read the sources
+# and need neither torch nor the package.
+DOCS_VENV ?= $(VENV)/docs
+extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
+# Seconds for one of examples/, which takes ten.
+EXAMPLES_TIMEOUT ?= 120
+
 BENCH_OUT ?= bench_out
 BENCH_FLAGS ?= --preset quick
 PYTEST_FLAGS ?= -n 2 --benchmark-disable
@@ -27,7 +34,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py xlnet_fast/builder/recipe.py xlnet_
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format ext kernels-report gpu tune sanitize sanitize-cpu clean
+.PHONY: help bench test lint format docs examples ext kernels-report gpu tune sanitize sanitize-cpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +65,24 @@ format: $(VENV)/.installed ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
+$(DOCS_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(call extra,docs)
+	@touch $@
+
+docs: $(DOCS_VENV)/.installed ## build the documentation into site/; a broken link is an error
+	PATH="$(abspath $(DOCS_VENV))/bin:$$PATH" NO_MKDOCS_2_WARNING=1 mkdocs build
+
+$(VENV)/.examples: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' $(call extra,examples)
+	@touch $@
+
+examples: $(VENV)/.examples ## run what is in examples/, on models made on the spot
+	@for example in trainer peft_lora sentence_embeddings pipeline; do \
+		echo "== $$example"; \
+		$(TEST_ENV) timeout $(EXAMPLES_TIMEOUT) $(BIN)/python examples/$$example.py || exit 1; \
+	done
+
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
 
@@ -77,6 +102,6 @@ sanitize-cpu: $(VENV)/.installed ## CPU attention under AddressSanitizer and Und
 	$(TEST_ENV) $(BIN)/python tests/sanitize_cpu.py $(SANITIZE_CPU_FLAGS)
 
 clean: ## remove what was built and every cache; .venv stays
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	rm -f xlnet_fast/_C.*.so xlnet_fast/_C.*.pyd $(VENV)/.installed
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@
     print(xlnet_fast.explain(model))  # which backend runs each op here, and why
     xlnet_fast.restore(model)         # exact undo
 
-The ops stand alone in :mod:`xlnet_fast.ops`.
+The ops stand alone in ``xlnet_fast.ops``.
 """
 
 from __future__ import annotations

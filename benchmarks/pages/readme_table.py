@@ -1,7 +1,7 @@
-"""The README's benchmark table, generated from a results CSV and never typed.
+"""The tables of docs/benchmarks.md, generated from a results CSV and never typed.
 
-python -m benchmarks readme_table           # rewrites README.md from benchmarks/results/*.csv
-python -m benchmarks readme_table --check   # exits 1 when README.md does not match
+python -m benchmarks readme_table           # rewrites the page from benchmarks/results/*.csv
+python -m benchmarks readme_table --check   # exits 1 when the page does not match
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .table import best_ours, shape_label, speedup_text, time_text, tokens_text
 START = "<!-- benchmark:start -->"
 END = "<!-- benchmark:end -->"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 
 
 def markdown(files: Sequence[Path]) -> str:
@@ -27,7 +28,7 @@ def markdown(files: Sequence[Path]) -> str:
     Raises ValueError when a file has no timed model rows, or when there is no file.
     """
     if not files:
-        raise ValueError("there is no results CSV to make the README's table from")
+        raise ValueError("there is no results CSV to make the tables from")
     return "\n\n".join(_file_markdown(path) for path in files)
 
 
@@ -124,43 +125,39 @@ def _errors(ours: Row | None, eager: Row | None) -> str:
     return f"{ours.error:.1e} ({eager.error:.1e})"
 
 
-def replace_between_markers(readme: str, table: str) -> str:
-    """Return the README with the text between the markers replaced.
+def replace_between_markers(page: str, table: str) -> str:
+    """Return a page with the text between the markers replaced.
 
     Raises ValueError unless both markers stand in it exactly once and in order.
     """
-    if (
-        readme.count(START) != 1
-        or readme.count(END) != 1
-        or readme.index(START) > readme.index(END)
-    ):
-        raise ValueError(f"the README must hold {START} and, after it, {END}, each once")
-    before, rest = readme.split(START)
+    if page.count(START) != 1 or page.count(END) != 1 or page.index(START) > page.index(END):
+        raise ValueError(f"the page must hold {START} and, after it, {END}, each once")
+    before, rest = page.split(START)
     after = rest.split(END)[1]
     return f"{before}{START}\n{table}\n{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite the README's table, or check it."""
+    """Rewrite the page's tables, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="only say whether it matches")
-    parser.add_argument("--readme", type=Path, default=RESULTS.parents[1] / "README.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("csv", type=Path, nargs="*", help="default: benchmarks/results/*.csv")
     options = parser.parse_args(arguments)
     try:
-        old = options.readme.read_text(encoding="utf-8")
+        old = options.page.read_text(encoding="utf-8")
         new = replace_between_markers(old, markdown(options.csv or sorted(RESULTS.glob("*.csv"))))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if old == new:
-        print("the benchmark table of the README matches the results")
+        print("the benchmark tables match the results")
         return 0
     if options.check:
-        print("the README's benchmark table is stale: run python -m benchmarks readme_table")
+        print("the benchmark tables are stale: run python -m benchmarks readme_table")
         return 1
-    write_atomically(options.readme, new)
-    print(f"rewrote the benchmark table of {options.readme.name}")
+    write_atomically(options.page, new)
+    print(f"rewrote the benchmark tables of {options.page.name}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Tables, plots, the HTML page and the README's table, from made-up results."""
+"""Tables, plots, the HTML page, the tables and the picture of the docs, from made-up results."""
 
 import re
 from html.parser import HTMLParser
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from benchmarks.harness.record import ResultsWriter, Row, environment
-from benchmarks.pages import plot, readme_table, report
+from benchmarks.pages import plot, readme_picture, readme_table, report
 from benchmarks.pages.console import make_console, print_table
 from benchmarks.pages.table import (
     provider_label,
@@ -196,14 +196,14 @@ def test_the_command_lines_of_plot_and_report(tmp_path, results, capsys):
     assert "model_speedup.png" in capsys.readouterr().out
 
 
-def test_the_readme_table_comes_from_the_csv(tmp_path, results, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n\n{readme_table.START}\nold\n{readme_table.END}\n\nEnd\n")
-    arguments = ["--readme", str(readme), str(results)]
+def test_the_tables_of_the_docs_come_from_the_csv(tmp_path, results, capsys):
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"# Title\n\n{readme_table.START}\nold\n{readme_table.END}\n\nEnd\n")
+    arguments = ["--page", str(page), str(results)]
     assert readme_table.main([*arguments, "--check"]) == 1
-    assert "old" in readme.read_text()
+    assert "old" in page.read_text()
     assert readme_table.main(arguments) == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith("# Title\n\n<!-- benchmark:start -->\n")
     assert text.endswith("<!-- benchmark:end -->\n\nEnd\n")
     assert "old" not in text
@@ -214,7 +214,7 @@ def test_the_readme_table_comes_from_the_csv(tmp_path, results, capsys):
     assert readme_table.main([*arguments, "--check"]) == 1
 
 
-def test_the_readme_has_a_table_of_pretraining_steps_where_there_are_any(results):
+def test_the_docs_have_a_table_of_pretraining_steps_where_there_are_any(results):
     assert "pretraining" not in readme_table.markdown([results])
     rows = make_rows("pretraining", (512,), TIMES, "training_step")
     with ResultsWriter(results, environment("cpu"), "full", append=True) as writer:
@@ -234,12 +234,12 @@ def test_the_readme_has_a_table_of_pretraining_steps_where_there_are_any(results
 @pytest.mark.parametrize(
     "content", ["no markers", "<!-- benchmark:end --><!-- benchmark:start -->"]
 )
-def test_a_readme_without_markers_is_refused(tmp_path, results, content, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(content)
-    assert readme_table.main(["--readme", str(readme), str(results)]) == 2
+def test_a_page_without_markers_is_refused(tmp_path, results, content, capsys):
+    page = tmp_path / "benchmarks.md"
+    page.write_text(content)
+    assert readme_table.main(["--page", str(page), str(results)]) == 2
     assert "each once" in capsys.readouterr().err
-    assert readme.read_text() == content
+    assert page.read_text() == content
 
 
 def test_a_csv_without_model_rows_is_refused(tmp_path):
@@ -250,3 +250,27 @@ def test_a_csv_without_model_rows_is_refused(tmp_path):
         readme_table.markdown([path])
     with pytest.raises(ValueError, match="no results CSV"):
         readme_table.markdown([])
+
+
+def test_the_picture_holds_the_numbers_that_it_shows(tmp_path, results, capsys):
+    with ResultsWriter(results, environment("cpu"), "full", append=True) as writer:
+        for row in make_rows("rel_attention"):
+            row.batch = 1
+            writer.add(row)
+    arguments = ["--out", str(tmp_path / "speed.png"), str(results)]
+    assert readme_picture.main(arguments) == 0
+    numbers = readme_picture.numbers_in(tmp_path / "speed.png")
+    assert numbers["speed"]["fp32"]["ours"] == {"2x128": 2.0, "2x512": 2.0}
+    assert numbers["memory"]["bf16"]["hf_eager"] == {"128": 80.0, "512": 80.0}
+    assert readme_picture.main([*arguments, "--check"]) == 0
+    results.write_text(results.read_text().replace(",80,", ",88,"))
+    assert readme_picture.main([*arguments, "--check"]) == 1
+    capsys.readouterr()
+
+
+def test_a_picture_from_elsewhere_is_refused(tmp_path, results, capsys):
+    (tmp_path / "other.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(12))
+    with pytest.raises(ValueError, match="does not hold the numbers"):
+        readme_picture.numbers_in(tmp_path / "other.png")
+    assert readme_picture.main(["--check", str(results)]) == 2
+    assert "attention alone" in capsys.readouterr().err

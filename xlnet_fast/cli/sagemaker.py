@@ -1,7 +1,7 @@
 """``python -m xlnet_fast.cli.sagemaker``: ``pretrain`` or ``finetune`` as a SageMaker training job.
 
 The job's hyperparameters and channels become a command of ``xlnet-fast``, started once for each
-GPU; its model goes to SageMaker's folder: docs/training.md. Arguments of this command line are
+GPU; its model goes to SageMaker's folder: docs/train.md. Arguments of this command line are
 ignored, because SageMaker's toolkit repeats every hyperparameter there.
 """
 

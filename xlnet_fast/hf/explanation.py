@@ -113,7 +113,7 @@ def explain(model: nn.Module, verbose: bool = False) -> Explanation:
         verbose: print the table with everything that was passed over, and why.
 
     Returns:
-        An :class:`Explanation`; its notes name every part that runs HF's own code, and why.
+        Its rows and notes; these name every part that runs HF's own code, and why.
 
     Raises:
         ArgumentError: the model contains no HF XLNet.

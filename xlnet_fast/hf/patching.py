@@ -33,7 +33,7 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
     """Make every XLNet inside a model run on the fused ops, in place, and return the model.
 
     Parameters, their names, hooks and ``state_dict`` stay the same objects. Calling it again only
-    changes the options. :func:`restore` undoes it.
+    changes the options. ``restore`` undoes it.
 
     Args:
         model: any ``torch.nn.Module`` that is or contains HF's ``XLNetModel`` (all seven classes,
@@ -73,7 +73,7 @@ def _accelerate_layer(layer: nn.Module) -> None:
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate` exactly, in place; a model that is not accelerated stays as it is.
+    """Undo ``accelerate`` exactly, in place; a model that is not accelerated stays as it is.
 
     Raises:
         ArgumentError: a module's class was changed again after ``accelerate`` (for example by
@@ -105,7 +105,7 @@ def is_accelerated(model: nn.Module) -> bool:
 
 def enable(backend: str = "auto", *, exact_dropout: bool = False) -> None:
     """From now on ``from_pretrained`` and ``from_config`` of every XLNet class return accelerated
-    models; the arguments are those of :func:`accelerate`. :func:`disable` ends it.
+    models; the arguments are those of ``accelerate``. ``disable`` ends it.
     """
     options = _checked_options(backend, exact_dropout)
     disable()
@@ -114,7 +114,7 @@ def enable(backend: str = "auto", *, exact_dropout: bool = False) -> None:
 
 
 def disable() -> None:
-    """Undo :func:`enable`; models made meanwhile stay accelerated."""
+    """Undo ``enable``; models made meanwhile stay accelerated."""
     for name in _LOADERS:
         if name in vars(XLNetPreTrainedModel):
             delattr(XLNetPreTrainedModel, name)

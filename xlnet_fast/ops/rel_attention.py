@@ -147,7 +147,7 @@ def two_stream_attention(
     """XLNet's content and query stream over the same keys, values and positions.
 
     Source: XLNet section 2.3, HF ``XLNetRelativeAttention.forward`` with ``g``. Arguments not
-    listed are those of :func:`rel_attention`; M = J - I. Where the memory is apart, k and v hold
+    listed are those of ``rel_attention``; M = J - I. Where the memory is apart, k and v hold
     the I current keys.
 
     Args:
@@ -165,7 +165,7 @@ def two_stream_attention(
         (B, I, N, D) and (B, I', N, D).
 
     Raises:
-        As :func:`rel_attention`.
+        ShapeError, ArgumentError, BackendUnavailable: as ``rel_attention``.
     """
     check_tensor("q_h", q_h, 4, "B, I, N, D")
     check_tensor("q_g", q_g, 4, "B, I', N, D")
@@ -257,7 +257,7 @@ def _choose(
     Args:
         operands: the arguments that may need a gradient, q first.
         rows: those of them that have a row for each query, key or position, by name.
-        features: as :func:`_features`.
+        features: as ``_features``.
     """
     q = operands[0]
     needs_grad = torch.is_grad_enabled() and any(

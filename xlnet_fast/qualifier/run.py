@@ -97,7 +97,7 @@ def qualify(
         full: also fp32 attention on a GPU, more head dims and larger calls.
         backends: names; default all that the device has.
         out: file of the record; default one in the user's cache, which ``auto`` reads.
-        progress: called with a :class:`Step` before each class.
+        progress: called with a ``Step`` before each class.
 
     Returns:
         The record as it was written.
@@ -122,7 +122,7 @@ def run(
     wanted: Callable[[Task], bool] = lambda task: True,
     silence_s: float | None = None,
 ) -> Outcome:
-    """As :func:`qualify`, with what a command line tells.
+    """As ``qualify``, with what a command line tells.
 
     Args:
         command: of a child, default ``CHILD``. wanted: classes, of all; the others are left out.
