@@ -44,7 +44,7 @@ HERE["shapes-chunks-positions"] = replace(
 )
 # The dtypes share all branches; DRESSED are of float16, too.
 IN_HALF = (
-    "masks-padding-self", "masks-bits-hide-all", "shapes-d20", "shapes-positions-self",
+    "masks-all-self", "masks-bits-hide-all", "shapes-d80", "shapes-positions-self",
     "hostile-nan-padding-all-self", "hostile-large-scores",
 )  # fmt: skip
 RUNS = [(name, "float32") for name in CASES] + [(name, "float16") for name in IN_HALF]
@@ -58,7 +58,7 @@ DRESSED = [
 ]
 FAMILIES = (("masks",), ("shapes",), ("apart", "dropout", "hostile"))
 GROUPS = {"errors- or strips or dressed": len(REFUSED) + 12 + len(DRESSED)} | {
-    f"passes and ({' or '.join(f'{family}-' for family in families)})": sum(
+    f"interpreted and ({' or '.join(f'{family}-' for family in families)})": sum(
         name.startswith(families) for name, _ in RUNS
     )
     for families in FAMILIES
@@ -94,7 +94,7 @@ def short_stretches(monkeypatch):
 @interpreted
 @pytest.mark.usefixtures("short_stretches")
 @pytest.mark.parametrize(("name", "dtype"), RUNS)
-def test_passes(name, dtype):
+def test_interpreted_output_and_gradients(name, dtype):
     # One row with one key: its gradients are exactly zero, and so is the bound of the rule.
     check = check_output if name == "shapes-one" else check_passes
     check(name, getattr(torch, dtype), rel_attention, "cpu", HERE[name])
