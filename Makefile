@@ -58,8 +58,8 @@ format: $(VENV)/.installed ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CPP_FILES)
 
-ext: $(VENV)/.installed ## build the C++ extension in place; a failing compiler is an error
-	XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
+ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
+	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
 
 kernels-report: $(VENV)/.installed ## compile the GPU kernels without a GPU: registers, spills, shared memory
 	$(BIN)/xlnet-fast kernels-report $(REPORT_FLAGS)
@@ -68,10 +68,10 @@ gpu: ## on a GPU machine: checks, benchmarks and tests with the system's Python,
 	$(PYTHON) -m benchmarks.reproduce $(GPU_FLAGS)
 
 tune: ## on a GPU machine: measure every tile of the attention kernels, into the package's table
-	$(PYTHON) -m benchmarks.tune $(TUNE_FLAGS)
+	$(PYTHON) -m benchmarks tune $(TUNE_FLAGS)
 
 sanitize: ## on a GPU machine: memcheck and racecheck of every GPU kernel at small shapes
-	$(PYTHON) -m benchmarks.sanitize $(SANITIZE_FLAGS)
+	$(PYTHON) -m benchmarks sanitize $(SANITIZE_FLAGS)
 
 sanitize-cpu: $(VENV)/.installed ## CPU attention under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(TEST_ENV) $(BIN)/python tests/sanitize_cpu.py $(SANITIZE_CPU_FLAGS)

@@ -1,12 +1,14 @@
 """Build script: the metadata is in pyproject.toml, this file adds the optional compiled extension.
 
 `pip install .` never fails for want of a compiler: what cannot be built is left out, and one line
-says so. The same goes for the CUDA kernels, which are compiled where there is an nvcc.
+says so. The same goes for the CUDA kernels, which take nvcc minutes: they are compiled where
+PyTorch sees a GPU, or where they are asked for.
 
     XLNET_FAST_REQUIRE_EXT=1    a missing or failing compiler is an error, and so is a failing nvcc
     XLNET_FAST_NO_EXT=1         the extension is not built at all
-    XLNET_FAST_NO_CUDA=1        it is built without the CUDA kernels
-    XLNET_FAST_CUDA_ARCHS=...   the chips to compile them for: "80 90a", unless said otherwise
+    XLNET_FAST_CUDA=1           it is built with the CUDA kernels, GPU or not
+    XLNET_FAST_CUDA_ARCHS=...   the same, for these chips: "80 90a", unless said otherwise
+    XLNET_FAST_NO_CUDA=1        it is built without them
 """
 
 import importlib.util
@@ -78,7 +80,7 @@ def find_nvcc(there: Path) -> "tuple[NamedTuple | None, bool]":
         return None, False
     cuda = None
     try:
-        cuda = nvcc.find()
+        cuda = nvcc.find_wanted()
     except ValueError as error:
         raise SetupError(str(error)) from error
     except nvcc.LeftOut as error:

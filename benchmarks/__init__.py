@@ -1,4 +1,4 @@
 """Benchmarks of `xlnet_fast` against Hugging Face eager, torch.compile, SDPA and FlexAttention.
 
-Run from a checkout as `python -m benchmarks.run`, or after installing as `xlnet-fast bench`.
+`python -m benchmarks` lists the commands of a checkout; `run` is `xlnet-fast bench` as well.
 """

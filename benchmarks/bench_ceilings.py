@@ -1,6 +1,6 @@
 """What this machine can do at best: a large copy and a large matrix product of PyTorch itself.
 
-Run it alone: python -m benchmarks.bench_ceilings --out DIR
+Run it alone: python -m benchmarks bench_ceilings --out DIR
 The rows stand before all others, so that bandwidths and TFLOP/s can be read against them. A copy
 counts the bytes it reads and writes, a product of L x L matrices 2 L^3 operations.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from .harness import Plan, measure
-from .record import Row
-from .rel_attention_case import DTYPES
-from .session import Session
+from .cases.rel_attention import DTYPES
+from .harness.record import Row
+from .harness.session import Session
+from .harness.timing import Plan, measure
 
 KERNEL = "ceiling"
 COPY, MATMUL = "copy", "matmul"
@@ -66,9 +66,3 @@ def _time(session: Session, what: str, dtype: str, length: int, run: Callable[[]
     else:
         row.tflop_per_s = 2 * length**3 / row.p50_us * 1e-6
     return session.context.writer.add(row)
-
-
-if __name__ == "__main__":
-    from .run import main
-
-    raise SystemExit(main(only=(KERNEL,)))

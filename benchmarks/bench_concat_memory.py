@@ -1,6 +1,6 @@
 """The memory update of all layers between segments: ours against HF's `cache_mem` layer by layer.
 
-Run it alone: python -m benchmarks.bench_concat_memory --preset full --out DIR
+Run it alone: python -m benchmarks bench_concat_memory --preset full --out DIR
 HF's `cache_mem` is a `torch.cat` and a slice, which keeps the longer tensor alive. Bandwidth counts
 what must be moved: every row of the result once in and once out.
 """
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .record import Row
-from .rel_attention_case import DTYPES, FORWARD
-from .runner import Candidate, Tensors, Work, run_case
-from .session import Session
+from .cases.rel_attention import DTYPES, FORWARD
+from .harness.record import Row
+from .harness.runner import Candidate, run_case
+from .harness.session import Session
+from .providers.work import Tensors, Work
 
 KERNEL = "concat_memory"
 PROVIDERS = ("hf_eager", "ours", "ours_cuda", "ours_triton", "ours_sdpa")
@@ -140,19 +141,13 @@ def _candidate(
         build,
         bytes_moved=2.0 * shape.layers * shape.kept * row_bytes,
         memory_mib=session.memory_probe(
-            "bench_concat_memory", request, lambda: make_run(name, shape, hidden, mems)
+            __name__, request, lambda: make_run(name, shape, hidden, mems)
         ),
     )
 
 
 def memory_request(request: dict[str, Any]) -> Callable[[], Any]:
-    """Return the function whose memory the child process of `memory.py` measures."""
+    """Return the function whose memory the child process of `harness/memory.py` measures."""
     shape = Shape(**request["shape"])
     hidden, mems = draw(shape, request["dtype"], torch.device("cpu"))
     return make_run(request["provider"], shape, hidden, mems)
-
-
-if __name__ == "__main__":
-    from .run import main
-
-    raise SystemExit(main(only=(KERNEL,)))

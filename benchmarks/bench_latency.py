@@ -1,6 +1,6 @@
 """Latency of one short sequence: HF eager, captured and compiled, against ours in a CUDA graph.
 
-Run it alone: python -m benchmarks.bench_latency --preset full --out DIR
+Run it alone: python -m benchmarks bench_latency --preset full --out DIR
 A short forward waits for launches, not for arithmetic. `*_graph` replays a captured CUDA graph;
 `*_compile` uses the mode "reduce-overhead", which captures graphs by itself.
 """
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bench_model import Source, backend_of, load_source, providers
-from .corpus import make_batch
-from .model_case import ModelCase, flops, in_dtype, last_hidden, share
-from .record import Row
-from .rel_attention_case import DTYPES
-from .runner import Candidate, Tensors, Work, run_case
-from .session import Session
+from .cases.corpus import make_batch
+from .cases.model import ModelCase, Source, flops, in_dtype, last_hidden, load_source, share
+from .cases.rel_attention import DTYPES
+from .harness.record import Row
+from .harness.runner import Candidate, run_case
+from .harness.session import Session
+from .providers.model import backend_of, provider_names
+from .providers.work import Tensors, Work
 
 KERNEL = "latency"
 SHAPES = ((1, 128),)  # batch, length
@@ -43,10 +44,10 @@ def run(session: Session) -> list[Row]:
 
 def names_of(device: torch.device) -> tuple[str, ...]:
     """Return the providers: eager ones, their graphs, then what compiles."""
-    eager = [n for n in providers(device) if n != "gemm_floor" and not n.endswith("_compile")]
+    eager = [n for n in provider_names(device) if n != "gemm_floor" and not n.endswith("_compile")]
     # HF's last: a capture that fails may spoil what follows it.
     graphs = [*(f"{name}_graph" for name in eager if name.startswith("ours")), "hf_graph"]
-    compiled = [name for name in providers(device) if name.endswith("_compile")]
+    compiled = [name for name in provider_names(device) if name.endswith("_compile")]
     return (*eager, *graphs, *compiled)
 
 
@@ -145,9 +146,3 @@ def _candidate(
         return Work(timed, result)
 
     return Candidate(name, build, True, status, reason, flops=count)
-
-
-if __name__ == "__main__":
-    from .run import main
-
-    raise SystemExit(main(only=(KERNEL,)))

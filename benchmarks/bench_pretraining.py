@@ -1,12 +1,11 @@
 """One whole pretraining step: two streams, memory and targets, ours against HF eager and compiled.
 
-Run it alone: python -m benchmarks.bench_pretraining --preset full --out DIR
+Run it alone: python -m benchmarks bench_pretraining --preset full --out DIR
 A step is the forward of `XLNetLMHeadModel`, the loss of the targets and the backward, with dropout
 as configured and without an optimizer; its check runs without dropout. Ours gets the targets and
-the permutation in the compact form, Hugging Face's model in the dense one, as
-`xlnet_fast.train.pretraining.PretrainingTrainer` hands them out; half precision is autocast, as
-Trainer runs it. On a GPU the preset's first dtype is run alone. TFLOP/s count the necessary
-operations: see `PretrainingCase.flops`.
+the permutation in the compact form, Hugging Face's model in the dense one, as `PretrainingTrainer`
+hands them out; half precision is autocast, as Trainer runs it. On a GPU the preset's first dtype is
+run alone. TFLOP/s count the necessary operations: see `PretrainingCase.flops`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bench_model import Source, backend_of, load_source
-from .bench_model import providers as model_providers
-from .configs import TRAINING_STEP, Geometry, PretrainingShape
-from .model_case import in_dtype, share
-from .pretraining_case import (
+from .cases.model import Source, in_dtype, load_source, share
+from .cases.pretraining import (
     PretrainingCase,
     PretrainingInputs,
     double,
@@ -36,10 +32,13 @@ from .pretraining_case import (
     set_memory,
     target_losses,
 )
-from .record import Row
-from .rel_attention_case import DTYPES
-from .runner import Candidate, Tensors, Work, run_case
-from .session import Session
+from .cases.rel_attention import DTYPES
+from .cases.shapes import TRAINING_STEP, Geometry, PretrainingShape
+from .harness.record import Row
+from .harness.runner import Candidate, run_case
+from .harness.session import Session
+from .providers.model import backend_of, provider_names
+from .providers.work import Tensors, Work
 
 KERNEL = "pretraining"
 ARCHITECTURE = "XLNetLMHeadModel"
@@ -49,7 +48,7 @@ def providers(device: torch.device) -> tuple[str, ...]:
     """Return the names of all providers; what takes minutes to compile comes last."""
     eager = [
         name
-        for name in model_providers(device)
+        for name in provider_names(device)
         if name != "gemm_floor" and not name.endswith("_compile")
     ]
     return (*eager, "hf_compile", "ours_compile")
@@ -188,7 +187,7 @@ def _candidate(session: Session, batch: Batch, case: PretrainingCase, name: str)
     if session.preset.compiled_memory or not compiles:
         geometry = asdict(batch.source.geometry)
         request = {"provider": name, "case": asdict(case), "geometry": geometry}
-        memory = session.memory_probe("bench_pretraining", request, lambda: held[0])
+        memory = session.memory_probe(__name__, request, lambda: held[0])
     count = case.flops(batch.source.geometry)
     return Candidate(name, build, True, status, reason, flops=count, memory_mib=memory)
 
@@ -220,7 +219,7 @@ def make_work(name: str, batch: Batch, case: PretrainingCase) -> Work:
 
 
 def memory_request(request: dict[str, Any]) -> Callable[[], Any]:
-    """Return the function whose memory the child process of `memory.py` measures.
+    """Return the function whose memory the child process of `harness/memory.py` measures.
 
     The child uses random weights of the same geometry: memory does not depend on the values.
     """
@@ -231,9 +230,3 @@ def memory_request(request: dict[str, Any]) -> Callable[[], Any]:
     )  # fmt: skip
     batch = Batch(load(shape.geometry), shape, torch.device("cpu"))
     return make_work(request["provider"], batch, case).run
-
-
-if __name__ == "__main__":
-    from .run import main
-
-    raise SystemExit(main(only=(KERNEL,)))

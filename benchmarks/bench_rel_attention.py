@@ -1,6 +1,6 @@
 """Relative attention of one layer: ours against HF, compiled HF, SDPA with a bias, FlexAttention.
 
-Run it alone: python -m benchmarks.bench_rel_attention --preset full --out DIR
+Run it alone: python -m benchmarks bench_rel_attention --preset full --out DIR
 TFLOP/s count the necessary operations only: 6 B N I J D forward and 16 B N I J D backward for
 relative attention, 4 and 10 for content-only attention (`sdpa_flash`, the floor). Dropout is drawn
 by each provider in its own way, so a case with dropout is checked without it.
@@ -14,18 +14,14 @@ from typing import Any
 
 import torch
 
-from .configs import ordered
-from .record import Row
-from .rel_attention_case import (
-    LEAVES,
-    RelAttentionCase,
-    RelAttentionInputs,
-    make_inputs,
-)
-from .rel_attention_exact import hf_result
-from .rel_attention_providers import Provider, all_providers, prepare
-from .runner import Candidate, Tensors, Work, run_case
-from .session import Session
+from .cases.rel_attention import LEAVES, RelAttentionCase, RelAttentionInputs, make_inputs
+from .harness.presets import ordered
+from .harness.record import Row
+from .harness.runner import Candidate, run_case
+from .harness.session import Session
+from .providers.rel_attention import Provider, all_providers, prepare
+from .providers.rel_attention_exact import hf_result
+from .providers.work import Tensors, Work
 
 KERNEL = "rel_attention"
 
@@ -120,7 +116,7 @@ def _candidate(
     memory = None
     if session.preset.compiled_memory or not provider.compiles:
         request = asdict(case) | {"provider": provider.name}
-        memory = session.memory_probe("bench_rel_attention", request, lambda: held[0])
+        memory = session.memory_probe(__name__, request, lambda: held[0])
     flops = case.flops(content_only=not provider.exact)
     return Candidate(
         provider.name, build, provider.exact, status, reason, flops=flops, memory_mib=memory
@@ -128,14 +124,8 @@ def _candidate(
 
 
 def memory_request(request: dict[str, Any]) -> Callable[[], Any]:
-    """Return the function whose memory the child process of `memory.py` measures."""
+    """Return the function whose memory the child process of `harness/memory.py` measures."""
     name = request.pop("provider")
     case = RelAttentionCase(**request)
     (provider,) = [p for p in all_providers() if p.name == name]
     return prepare(provider, case, make_inputs(case)).run
-
-
-if __name__ == "__main__":
-    from .run import main
-
-    raise SystemExit(main(only=(KERNEL,)))

@@ -1,6 +1,6 @@
 """One two-stream attention layer of a pretraining step: ours against HF's layer and it compiled.
 
-Run it alone: python -m benchmarks.bench_two_stream --preset full --out DIR
+Run it alone: python -m benchmarks bench_two_stream --preset full --out DIR
 TFLOP/s count the necessary operations: see `TwoStreamCase.flops`.
 """
 
@@ -12,19 +12,13 @@ from typing import Any
 
 import torch
 
-from .record import Row
-from .rel_attention_case import FORWARD, FORWARD_BACKWARD
-from .rel_attention_providers import Attention, Prepared, prepare_attention
-from .runner import Candidate, Tensors, Work, run_case
-from .session import Session
-from .two_stream_case import (
-    TwoStreamCase,
-    TwoStreamInputs,
-    hf_layer,
-    leaf_names,
-    make_inputs,
-    our_layer,
-)
+from .cases.rel_attention import FORWARD, FORWARD_BACKWARD
+from .cases.two_stream import TwoStreamCase, TwoStreamInputs, leaf_names, make_inputs
+from .harness.record import Row
+from .harness.runner import Candidate, run_case
+from .harness.session import Session
+from .providers.two_stream import prepare
+from .providers.work import Tensors, Work
 
 KERNEL = "two_stream"
 PROVIDERS = ("hf_eager", "ours", "ours_cuda", "ours_triton", "ours_sdpa", "hf_compile")
@@ -57,20 +51,6 @@ def run(session: Session) -> list[Row]:
         rows += bench_case(session, case)
         session.advance()
     return rows
-
-
-def prepare(provider: str, case: TwoStreamCase, inputs: TwoStreamInputs) -> Prepared:
-    """Return a function that gives [h, g], or [h, g, *gradients of the leaves]."""
-    if provider.startswith("hf_"):
-        layer = hf_layer(case, inputs)
-    else:
-        backend = provider.removeprefix("ours").removeprefix("_") or "auto"
-        layer = our_layer(case, inputs, backend)
-    compiles = provider == "hf_compile"
-    if compiles:
-        layer = torch.compile(layer, dynamic=False)
-    attention = Attention(layer, inputs.leaves(), inputs.grads)
-    return prepare_attention(attention, case.pass_name, compiles=compiles)
 
 
 def bench_case(session: Session, case: TwoStreamCase) -> list[Row]:
@@ -132,18 +112,12 @@ def _candidate(
     memory = None
     if session.preset.compiled_memory or not compiles:
         request = asdict(case) | {"provider": name}
-        memory = session.memory_probe("bench_two_stream", request, lambda: held[0])
+        memory = session.memory_probe(__name__, request, lambda: held[0])
     return Candidate(name, build, True, status, reason, flops=case.flops(), memory_mib=memory)
 
 
 def memory_request(request: dict[str, Any]) -> Callable[[], Any]:
-    """Return the function whose memory the child process of `memory.py` measures."""
+    """Return the function whose memory the child process of `harness/memory.py` measures."""
     name = request.pop("provider")
     case = TwoStreamCase(**request)
     return prepare(name, case, make_inputs(case)).run
-
-
-if __name__ == "__main__":
-    from .run import main
-
-    raise SystemExit(main(only=(KERNEL,)))

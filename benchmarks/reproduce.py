@@ -25,15 +25,12 @@ from pathlib import Path
 
 import torch
 
-from . import configs
-from .console import Display
 from .gpu import counters, gpu_tests
 from .gpu.supervise import python_module
-from .harness import Deadline
-from .record import CSV_FILE, ENVIRONMENT_FILE, environment, read_results, write_environment
-from .run import finish
-from .runner import OUT_OF_TIME
-from .stages import (
+from .harness import presets
+from .harness.record import CSV_FILE, ENVIRONMENT_FILE, environment, read_results, write_environment
+from .harness.runner import OUT_OF_TIME
+from .harness.stages import (
     EVIDENCE_FILE,
     Evidence,
     StageFailed,
@@ -41,6 +38,9 @@ from .stages import (
     ended_like_an_interrupt,
     run_command,
 )
+from .harness.timing import Deadline
+from .pages.console import Display
+from .run import finish
 
 LOG_FILE = "log.txt"
 QUALIFICATION_FILE = "qualification.json"
@@ -314,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=9.0, help="time for everything")
     parser.add_argument("--out", type=Path, default=Path("reproduce_out"))
-    parser.add_argument("--preset", choices=configs.PRESETS, help="of what follows the headline")
+    parser.add_argument("--preset", choices=presets.PRESETS, help="of what follows the headline")
     parser.add_argument("--cpu", action="store_true", help="time the CPU even where there is a GPU")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:

@@ -26,14 +26,13 @@ from . import (
     bench_pretraining,
     bench_rel_attention,
     bench_two_stream,
-    configs,
 )
-from .configs import Preset
-from .console import Display, print_table
-from .harness import Deadline, describe, make_timer
-from .memory import MemoryWorker
-from .plot import FILE_NAMES, draw_all
-from .record import (
+from .cases.corpus import load_corpus
+from .cases.model import Source, load_source
+from .harness import presets
+from .harness.memory import MemoryWorker
+from .harness.presets import Preset
+from .harness.record import (
     CSV_FILE,
     ResultsWriter,
     Row,
@@ -44,10 +43,13 @@ from .record import (
     write_atomically,
     write_environment,
 )
-from .report import write_report
-from .runner import Context
-from .session import Session
-from .table import tables
+from .harness.runner import Context
+from .harness.session import Session
+from .harness.timing import Deadline, describe, make_timer
+from .pages.console import Display, print_table
+from .pages.plot import FILE_NAMES, draw_all
+from .pages.report import write_report
+from .pages.table import tables
 
 # In the order in which they run.
 _SMALL: dict[str, Any] = {
@@ -98,7 +100,7 @@ def run_bench(
     only = _chosen(chosen, only)
     source = _source(chosen, model, file, only)
     if file is not None and source is None:
-        bench_model.load_corpus(file)
+        load_corpus(file)
     extra = {"preset": chosen.name, "text": "none", "model": "none"}
     if source is not None:
         extra |= {
@@ -154,7 +156,7 @@ def _run_all(
     only: Collection[str],
     model: str | None,
     text: str | None,
-    source: bench_model.Source | None,
+    source: Source | None,
     display: Display,
 ) -> bool:
     """Run the chosen benchmarks; return whether the user interrupted them."""
@@ -239,8 +241,8 @@ def _device(name: str | None) -> torch.device:
 def _preset(preset: str | Preset, device: torch.device, dtype: str | None) -> Preset:
     try:
         if isinstance(preset, Preset):
-            return configs.narrowed(preset, dtype)
-        return configs.preset(preset, device.type, dtype)
+            return presets.narrowed(preset, dtype)
+        return presets.preset(preset, device.type, dtype)
     except ValueError as error:
         raise ArgumentError(str(error)) from None
 
@@ -258,19 +260,17 @@ def _folder(out: str | os.PathLike[str]) -> Path:
 
 def _source(
     preset: Preset, model: str | None, text: str | None, only: Collection[str]
-) -> bench_model.Source | None:
+) -> Source | None:
     """Return what the first benchmark of whole models needs, None where there is none."""
     if "model" in only:
         first = preset.model_shapes[0].geometry if preset.model_shapes else None
-        return bench_model.load_source(first or preset.geometry, model, text)
+        return load_source(first or preset.geometry, model, text)
     if bench_pretraining.KERNEL in only and preset.pretraining_shapes:
         return bench_pretraining.load(preset.pretraining_shapes[0].geometry, model, text)
     return None
 
 
-def _model_text(
-    preset: Preset, model: str | None, source: bench_model.Source, only: Collection[str]
-) -> str:
+def _model_text(preset: Preset, model: str | None, source: Source, only: Collection[str]) -> str:
     if model is not None:
         g = source.geometry
         return f"the user's: {g.n_layer} layers, width {g.d_model}, {g.n_head} heads"
@@ -285,7 +285,7 @@ def _model_text(
 def main(arguments: Sequence[str] | None = None, only: Collection[str] = KERNELS) -> int:
     """Command line of the benchmarks; bad arguments give one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--preset", choices=configs.PRESETS, default="quick")
+    parser.add_argument("--preset", choices=presets.PRESETS, default="quick")
     parser.add_argument("--model", help="checkpoint folder or Hub id; default: random weights")
     parser.add_argument("--text", type=Path, help="UTF-8 text file; default: built-in text")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: the GPU if there is one")

@@ -89,7 +89,10 @@ class Tree:
     def environment(self, **changes: str | Path) -> dict[str, str]:
         ours = ("XLNET_FAST_", "CXX", "LDFLAGS", "PYTHON", "CUDA", "NVCC")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-        mine = {"XLNET_FAST_CACHE": self.cache, "PYTHONPATH": self.root} | changes
+        mine = {"XLNET_FAST_CACHE": self.cache, "PYTHONPATH": self.root, "XLNET_FAST_CUDA": "1"}
+        if "XLNET_FAST_NO_CUDA" in changes:
+            del mine["XLNET_FAST_CUDA"]
+        mine |= changes
         return kept | {name: str(value) for name, value in mine.items()}
 
     def start(self, *options: str, **environment: str | Path) -> subprocess.Popen[str]:

@@ -3,7 +3,9 @@
     foundation -> reference -> kernels/* -> ops -> nn -> hf -> {train, generate, serve, ...} -> cli
 
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
-never another backend nor the reference; nothing left of hf imports transformers.
+never another backend nor the reference; nothing left of hf imports transformers. In train,
+pretraining and finetune import themselves and shared, which imports itself alone; the proof of
+training imports all three.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+ROOMS = ("", "shared", "pretraining", "finetune", "proof")  # of train; "" is its __init__.py
 KERNELS, HF, PUBLIC = RANK["kernels"], RANK["hf"], RANK[""]
 
 
@@ -82,11 +85,26 @@ def backend(name: str) -> str | None:
     return parts[1] if rank(name) == KERNELS and len(parts) > 1 else None
 
 
+def room(name: str) -> str | None:
+    """train.shared.plots -> shared; None for what is not in train, "" for train itself.
+
+    Raises:
+        LookupError: a module of train in none of its rooms.
+    """
+    top, _, below = name.partition(".")
+    if top != "train":
+        return None
+    found = below.partition(".")[0]
+    if found not in ROOMS:
+        raise LookupError(f"{PACKAGE}.{name} is in none of the rooms {', '.join(ROOMS[1:])}")
+    return found
+
+
 def problems(name: str, source: str, is_package: bool, modules: set[str]) -> list[str]:
     """What is wrong with the imports of module `name` (below the package)."""
     absolute = f"{PACKAGE}.{name}".rstrip(".")
     known = {f"{PACKAGE}.{other}".rstrip(".") for other in modules}
-    own, found = rank(name), []
+    own, found, home = rank(name), [], room(name)
     for target in imports(ast.parse(source), absolute, is_package, known):
         top, _, below = target.partition(".")
         if top == "transformers" and own < HF:
@@ -111,6 +129,8 @@ def problems(name: str, source: str, is_package: bool, modules: set[str]) -> lis
                 found.append(f"{absolute} is a kernel backend and imports the reference")
             elif rank(below) == KERNELS and below != "kernels" and backend(below) != backend(name):
                 found.append(f"{absolute} imports another kernel backend, {target}")
+        elif home not in (None, "proof") and room(below) not in (None, home, "shared"):
+            found.append(f"{absolute} imports {target}: only its own room and shared may be")
     return found
 
 
@@ -135,26 +155,6 @@ def test_kernel_package_imports_no_backend():
     ]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
-)
-def test_benchmarks_import_each_other_relatively(path):
-    """The folder is installed as xlnet_fast.benchmarks: the name `benchmarks` is gone there."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    absolute = [
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    ]
-    absolute += [
-        node.module
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and not node.level
-    ]
-    assert not [name for name in absolute if name.split(".")[0] == "benchmarks"]
-
-
 SKETCH = {
     "",
     "errors",
@@ -172,6 +172,14 @@ SKETCH = {
     "ops._dispatch",
     "nn",
     "hf",
+    "train",
+    "train.shared",
+    "train.shared.trainer",
+    "train.pretraining",
+    "train.pretraining.trainer",
+    "train.finetune",
+    "train.finetune.trainer",
+    "train.proof",
     "cli",
 }
 
@@ -197,6 +205,13 @@ SKETCH = {
         ("hf", "import xlnet_fast.cli"),
         ("hf", "from benchmarks import run"),
         ("hf", "from xlnet_fast.benchmarks.run import run_bench"),
+        ("hf", "from xlnet_fast.train.shared.trainer import XLNetTrainer"),
+        ("train.shared.trainer", "from xlnet_fast.train.pretraining import PretrainOptions"),
+        ("train.shared.trainer", "def f():\n    from ..finetune import trainer"),
+        ("train.finetune.trainer", "from xlnet_fast.train.pretraining.trainer import collate"),
+        ("train.pretraining.trainer", "import xlnet_fast.train.finetune"),
+        ("train", "from xlnet_fast.train.finetune import finetune"),
+        ("train.finetune.trainer", "import xlnet_fast.train.proof"),
     ],
 )
 def test_the_rule_finds_what_breaks_it(name, source):
@@ -215,6 +230,11 @@ def test_the_rule_finds_what_breaks_it(name, source):
         ("ops._dispatch", "from xlnet_fast.kernels import cpu"),
         ("ops._dispatch", "from xlnet_fast.kernels import sdpa\nfrom xlnet_fast import reference"),
         ("hf", "import transformers\nfrom xlnet_fast.nn import RelativeAttention"),
+        ("train.finetune.trainer", "from xlnet_fast.train.shared.trainer import XLNetTrainer"),
+        ("train.finetune.trainer", "from . import run\nfrom xlnet_fast.train.finetune import task"),
+        ("train.pretraining.trainer", "import xlnet_fast.train.shared\nfrom xlnet_fast import hf"),
+        ("train.proof", "from xlnet_fast.train import finetune, pretraining"),
+        ("cli", "from xlnet_fast.train.pretraining import pretrain"),
         ("cli", "import xlnet_fast\nfrom xlnet_fast.benchmarks.run import run_bench"),
         ("", "from xlnet_fast.hf import accelerate"),
     ],
@@ -226,3 +246,8 @@ def test_the_rule_allows_what_keeps_it(name, source):
 def test_a_module_without_a_layer_is_told():
     with pytest.raises(LookupError, match=r"xlnet_fast\.novelty is in no layer"):
         problems("novelty", "", False, SKETCH | {"novelty"})
+
+
+def test_a_module_of_train_without_a_room_is_told():
+    with pytest.raises(LookupError, match=r"xlnet_fast\.train\.novelty is in none of the rooms"):
+        problems("train.novelty", "", False, SKETCH | {"train.novelty"})

@@ -9,7 +9,7 @@ import pytest
 from transformers import XLNetConfig, XLNetForSequenceClassification, XLNetTokenizer
 
 import xlnet_fast
-from benchmarks import readme_table
+from benchmarks.pages import readme_table
 from xlnet_fast.cli import app
 from xlnet_fast.ops._dispatch import BACKENDS, CAPABILITIES
 from xlnet_fast.ops.qualification import files

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xlnet_fast.text import builtin_articles
-from xlnet_fast.train.options import PretrainOptions
+from xlnet_fast.train.pretraining import PretrainOptions
 
 CHARACTERS = 6_000
 

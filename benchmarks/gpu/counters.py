@@ -21,8 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness import Deadline
-from ..stages import ROOT, Evidence, end_group, ended_like_an_interrupt, without_paths
+from ..harness.stages import ROOT, Evidence, end_group, ended_like_an_interrupt, without_paths
+from ..harness.timing import Deadline
 from .supervise import python_module
 
 STAGE = "counters"
@@ -107,8 +107,8 @@ def profile(backend: str, ncu: str, seconds: float, evidence: Evidence, log: Pat
 
 def run_pass(backend: str) -> None:
     """Forward and backward of 8 x 512 tokens, 16 heads of 64, padding and segments, in bf16."""
-    from ..rel_attention_case import FORWARD_BACKWARD, RelAttentionCase, make_inputs
-    from ..rel_attention_providers import named_provider, prepare
+    from ..cases.rel_attention import FORWARD_BACKWARD, RelAttentionCase, make_inputs
+    from ..providers.rel_attention import named_provider, prepare
 
     case = RelAttentionCase(8, 512, 0, 16, 64, "bf16", "cuda", FORWARD_BACKWARD)
     prepare(named_provider(backend), case, make_inputs(case)).run()

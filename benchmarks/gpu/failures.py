@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..stages import EVIDENCE_VARIABLE, Evidence
+from ..harness.stages import EVIDENCE_VARIABLE, Evidence
 from . import context
 
 STAGE = "GPU tests"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..stages import EVIDENCE_VARIABLE, ROOT
+from ..harness.stages import EVIDENCE_VARIABLE, ROOT
 
 # What the GPU is for: the kernels themselves.
 TELLING = (

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from ..harness import Deadline
-from ..rel_attention_case import FORWARD_BACKWARD
-from ..stages import Evidence, ended_like_an_interrupt
+from ..cases.rel_attention import FORWARD_BACKWARD
+from ..harness.stages import Evidence, ended_like_an_interrupt
+from ..harness.timing import Deadline
 from . import context
 from .smoke_problems import SIZES, Problem, problems, verdict
 from .supervise import Answer, Team, python_module, supervise, work
@@ -103,7 +103,7 @@ def _work(device: str, backend: str, compiling: bool) -> int:
     def do(task: str) -> Answer:
         if not compiling:
             return verdict(known[task], backend)
-        from ..rel_attention_case import DTYPES
+        from ..cases.rel_attention import DTYPES
 
         known[task].compute(backend, DTYPES[known[task].dtype])
         torch.cuda.synchronize()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rel_attention_case import DTYPES, FORWARD, FORWARD_BACKWARD, LEAVES, RelAttentionCase
-from ..rel_attention_case import make_inputs as make_attention_inputs
+from ..cases.rel_attention import DTYPES, FORWARD, FORWARD_BACKWARD, LEAVES, RelAttentionCase
+from ..cases.rel_attention import make_inputs as make_attention_inputs
 
 Tensors = list[Tensor]
 SIZES = ("small", "middle")
@@ -125,7 +125,7 @@ def attention_cases(device: str, dtype: str, pass_name: str, size: str) -> list[
 
 
 def _attention(device: str, dtype: str, pass_name: str, size: str) -> list[Problem]:
-    from ..rel_attention_providers import named_provider, prepare
+    from ..providers.rel_attention import named_provider, prepare
 
     def made(case: RelAttentionCase) -> Problem:
         def compute(backend: str, kind: torch.dtype) -> Tensors:
@@ -140,8 +140,8 @@ def _attention(device: str, dtype: str, pass_name: str, size: str) -> list[Probl
 
 
 def _two_streams(device: str, dtype: str, pass_name: str, size: str) -> Problem:
-    from .. import two_stream_case as two_streams
-    from ..bench_two_stream import prepare
+    from ..cases import two_stream as two_streams
+    from ..providers.two_stream import prepare
 
     rows, heads = _ROWS[device, size], _HEADS[device]
     case = two_streams.TwoStreamCase(
@@ -158,8 +158,9 @@ def _two_streams(device: str, dtype: str, pass_name: str, size: str) -> Problem:
 
 
 def _softmax(device: str, dtype: str, pass_name: str, size: str) -> Problem:
-    from ..bench_masked_softmax import Scores, our_run
-    from ..rel_attention_providers import Attention, prepare_attention
+    from ..cases.masked_softmax import Scores
+    from ..providers.masked_softmax import our_run
+    from ..providers.rel_attention import Attention, prepare_attention
 
     length = _SCORES[device, size]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..stages import ROOT, without_paths
+from ..harness.stages import ROOT, without_paths
 
 Answer = dict[str, Any]
 # In an answer: the worker's process can no longer be trusted, and it leaves.
@@ -156,7 +156,7 @@ def work(do: Callable[[str], Answer], is_poisoned: Callable[[], bool] = lambda: 
         try:
             answer = do(line.strip())
         except Exception as error:
-            from ..harness import describe
+            from ..harness.timing import describe
 
             answer = {"outcome": "raised", "reason": without_paths(describe(error))}
         if answer["outcome"] == "raised" and is_poisoned():

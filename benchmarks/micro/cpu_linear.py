@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.tolerance import error_and_bound
 
-from ..rel_attention_case import DTYPES
+from ..cases.rel_attention import DTYPES
 
 TOKENS = (1, 16, 128, 1024, 2048)
 WIDTHS = ((768, 768), (768, 3072), (3072, 768))

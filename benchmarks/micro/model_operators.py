@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from ..bench_model import load_source, make_work
-from ..configs import BASE, TRAINING_STEP
-from ..corpus import make_batch
-from ..model_case import ModelCase, in_dtype
-from ..rel_attention_case import DTYPES, FORWARD
+from ..cases.corpus import make_batch
+from ..cases.model import ModelCase, in_dtype, load_source
+from ..cases.rel_attention import DTYPES, FORWARD
+from ..cases.shapes import BASE, TRAINING_STEP
+from ..providers.model import make_work
 
 PROVIDERS = ("hf_eager", "ours")
 _REST, _OUTSIDE = "the rest", "no operator"

@@ -24,12 +24,12 @@ from transformers import DataCollatorForPermutationLanguageModeling, XLNetTokeni
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.text import builtin_articles, builtin_text, train_tokenizer
-from xlnet_fast.train.collator import PermutationCollator, collate
-from xlnet_fast.train.corpus import Corpus, Vocabulary, encode
-from xlnet_fast.train.permutation import dense_masks
-from xlnet_fast.train.streams import PermutationStreams, SequenceShape
+from xlnet_fast.train.pretraining.collator import PermutationCollator, collate
+from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary, encode
+from xlnet_fast.train.pretraining.permutation import dense_masks
+from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
 
-from ..harness import CpuTimer, Measurement, Plan, measure, paired_ratio
+from ..harness.timing import CpuTimer, Measurement, Plan, measure, paired_ratio
 
 BASELINE = "hf"
 VOCABULARY_SIZE = 8000

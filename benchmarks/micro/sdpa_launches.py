@@ -5,7 +5,7 @@
 A layer's launches are those between its input and its output, forward in inference, forward and
 backward in training with dropout. Peak memory is that of the attention alone, and in brackets that
 of a model of one layer, with its linear layers and all gradients: bytes of live tensors made on the
-way, without parameters and inputs. How it is counted: benchmarks/launches.py.
+way, without parameters and inputs. How it is counted: benchmarks/harness/launches.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from xlnet_fast.hf import inputs
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import rel_attention
 
-from ..launches import Ledger, fake_gpu
+from ..harness.launches import Ledger, fake_gpu
 
 DROPOUT = 0.1
 HEAD_DIM = 64

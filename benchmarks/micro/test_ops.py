@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ..bench_masked_softmax import Scores, hf_run, our_run
-from ..rel_attention_case import FORWARD, FORWARD_BACKWARD, RelAttentionCase, make_inputs
-from ..rel_attention_providers import HF_EAGER, OURS, SDPA_BIAS, prepare
+from ..cases.masked_softmax import Scores
+from ..cases.rel_attention import FORWARD, FORWARD_BACKWARD, RelAttentionCase, make_inputs
+from ..providers.masked_softmax import hf_run, our_run
+from ..providers.rel_attention import HF_EAGER, OURS, SDPA_BIAS, prepare
 
 
 @pytest.mark.parametrize("provider", [HF_EAGER, SDPA_BIAS, OURS], ids=lambda p: p.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import counters
-from benchmarks.stages import Evidence
+from benchmarks.harness.stages import Evidence
 
 PROFILE = """loading
 ==PROF== Connected to process 7

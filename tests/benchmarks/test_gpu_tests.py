@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import context, failures, gpu_tests
-from benchmarks.stages import EVIDENCE_VARIABLE, ROOT, Evidence, StageFailed, run_command
+from benchmarks.harness.stages import EVIDENCE_VARIABLE, ROOT, Evidence, StageFailed, run_command
 
 # Not spelled out, or this file would count as one that needs a GPU.
 TESTS = """

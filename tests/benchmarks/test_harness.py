@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from benchmarks.harness import (
+from benchmarks.harness.memory import host_peak_mib
+from benchmarks.harness.timing import (
     CpuTimer,
     Deadline,
     Measurement,
@@ -16,7 +17,6 @@ from benchmarks.harness import (
     paired_ratio,
     percentile,
 )
-from benchmarks.memory import host_peak_mib
 
 
 class FakeClock:
@@ -185,7 +185,7 @@ def test_cuda_timer_sees_more_work_take_longer():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_peak_memory():
-    from benchmarks.memory import cuda_peak_mib
+    from benchmarks.harness.memory import cuda_peak_mib
 
     peak = cuda_peak_mib(lambda: torch.ones(2**20, device="cuda") + 1, torch.device("cuda"))
     assert peak == pytest.approx(8.0)

@@ -10,9 +10,9 @@ import torch
 from cpu_kernels import needs_kernels
 from rich.console import Console
 
-from benchmarks.configs import Geometry
+from benchmarks.cases.model import ModelCase
+from benchmarks.cases.shapes import Geometry
 from benchmarks.micro import cpu_linear, model_operators, sdpa_launches
-from benchmarks.model_case import ModelCase
 
 has_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"

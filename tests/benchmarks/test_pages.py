@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from benchmarks import plot, readme_table, report
-from benchmarks.console import make_console, print_table
-from benchmarks.record import ResultsWriter, Row, environment
-from benchmarks.table import (
+from benchmarks.harness.record import ResultsWriter, Row, environment
+from benchmarks.pages import plot, readme_table, report
+from benchmarks.pages.console import make_console, print_table
+from benchmarks.pages.table import (
     provider_label,
     provider_order,
     shape_label,

@@ -8,26 +8,28 @@ import pytest
 import torch
 
 import xlnet_fast
-from benchmarks import bench_pretraining, configs, pretraining_case, run
-from benchmarks.corpus import Corpus, load_corpus
-from benchmarks.harness import Plan
-from benchmarks.model_case import random_model
-from benchmarks.pretraining_case import PretrainingCase, double, make_batches, results
-from benchmarks.record import read_results
+from benchmarks import bench_pretraining, cases, run
+from benchmarks.cases import pretraining as pretraining_case
+from benchmarks.cases.corpus import Corpus, load_corpus
+from benchmarks.cases.model import random_model
+from benchmarks.cases.pretraining import PretrainingCase, double, make_batches, results
+from benchmarks.harness import presets
+from benchmarks.harness.record import read_results
+from benchmarks.harness.timing import Plan
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.permutation import dense_masks
+from xlnet_fast.train.pretraining.permutation import dense_masks
 
 # Of eight heads: the gradient of r_s_bias is one number a head; of two the largest error is luck.
-GEOMETRY = configs.Geometry("tiny", 3, 32, 8, 48, 600)
-SHAPE = configs.PretrainingShape(GEOMETRY, 4, 32, 16, 5, 24)
+GEOMETRY = presets.Geometry("tiny", 3, 32, 8, 48, 600)
+SHAPE = presets.PretrainingShape(GEOMETRY, 4, 32, 16, 5, 24)
 CASE = PretrainingCase(4, 32, 16, 5, 24)
 PLAN = Plan(min_rounds=1, max_rounds=2, budget_s=0.1, min_sample_us=1.0)
-TINY = configs.Preset(
+TINY = presets.Preset(
     name="tiny",
     plan=PLAN,
     attention_plan=PLAN,
     dtypes=("fp32",),
-    model_shapes=(configs.ModelShape(1, 24),),
+    model_shapes=(presets.ModelShape(1, 24),),
     attention_shapes=(),
     pretraining_shapes=(SHAPE,),
     geometry=GEOMETRY,
@@ -50,7 +52,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def one_text_and_no_child(corpus, monkeypatch):
     """The text is tokenised once, and no child process measures memory."""
-    monkeypatch.setattr(run.bench_model, "load_corpus", lambda *_, **__: corpus)
+    monkeypatch.setattr(cases.model, "load_corpus", lambda *_, **__: corpus)
     monkeypatch.setattr(run.MemoryWorker, "peak_mib", lambda *_: 1.0)
 
 
@@ -274,14 +276,14 @@ def test_it_is_run_with_the_small_ops_or_when_asked_for():
 def test_the_presets_hold_the_promised_steps():
     paper = {"length": 512, "reuse_len": 256, "targets": 85, "memory": 384}
     for name in ("headline", "full", "quick"):
-        shapes = configs.preset(name, "cuda").pretraining_shapes
+        shapes = presets.preset(name, "cuda").pretraining_shapes
         assert {(s.geometry.name, s.batch) for s in shapes} == {
             (model, batch) for model in ("xlnet-base", "xlnet-large") for batch in (8, 32)
         }
         assert all(asdict(s).items() > paper.items() for s in shapes)
-        assert shapes[-1] == configs.PretrainingShape(configs.LARGE, 32)
-    for name in configs.PRESETS:
-        shapes = configs.preset(name, "cpu").pretraining_shapes
+        assert shapes[-1] == presets.PretrainingShape(presets.LARGE, 32)
+    for name in presets.PRESETS:
+        shapes = presets.preset(name, "cpu").pretraining_shapes
         assert [(s.batch, s.length, s.targets, s.memory) for s in shapes] == [
             (4, 128, 22, 96), (2, 512, 85, 384),
         ]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import (
+from benchmarks.harness.record import (
     COLUMNS,
     ResultsWriter,
     Row,

@@ -4,10 +4,11 @@ import sys
 
 import pytest
 
-from benchmarks import configs, reproduce
-from benchmarks.record import ResultsWriter, Row, environment
+from benchmarks import reproduce
+from benchmarks.harness import presets
+from benchmarks.harness.record import ResultsWriter, Row, environment
+from benchmarks.harness.stages import Evidence, StageFailed
 from benchmarks.run import KERNELS
-from benchmarks.stages import Evidence, StageFailed
 
 
 def rows_into(out, only):
@@ -277,7 +278,7 @@ def test_every_part_names_benchmarks_and_presets_that_exist():
             parts += reproduce.parts_after(preset, gpu)
     for part in parts:
         assert set(part.only) <= set(KERNELS)
-        assert part.preset in configs.PRESETS
+        assert part.preset in presets.PRESETS
         assert 0 < part.budget.share <= 1
     assert reproduce.Budget(60, 0.1).of(1000) == 100
     assert reproduce.Budget(60, 0.1).of(400) == 60

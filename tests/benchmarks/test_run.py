@@ -7,22 +7,23 @@ import pytest
 import torch
 
 import xlnet_fast
-from benchmarks import bench_rel_attention, bench_two_stream, configs, run
+from benchmarks import bench_rel_attention, bench_two_stream, run
 from benchmarks.bench_concat_memory import Shape
-from benchmarks.harness import Plan
-from benchmarks.record import read_results
+from benchmarks.harness import presets
+from benchmarks.harness.record import read_results
+from benchmarks.harness.timing import Plan
 from xlnet_fast.errors import ArgumentError
 
 PLAN = Plan(min_rounds=1, max_rounds=2, budget_s=0.1, min_sample_us=1.0)
-TINY = configs.Preset(
+TINY = presets.Preset(
     name="tiny",
     plan=PLAN,
     attention_plan=PLAN,
     dtypes=("fp32",),
-    model_shapes=(configs.ModelShape(2, 24, ("forward", "training_step")),),
-    attention_shapes=(configs.AttentionShape(1, 24, 8, 2, ("forward", "forward_backward")),),
+    model_shapes=(presets.ModelShape(2, 24, ("forward", "training_step")),),
+    attention_shapes=(presets.AttentionShape(1, 24, 8, 2, ("forward", "forward_backward")),),
     pretraining_shapes=(),
-    geometry=configs.Geometry("tiny", 2, 32, 2, 48, 600),
+    geometry=presets.Geometry("tiny", 2, 32, 2, 48, 600),
     compile_budget_s=0.0,
     model_memory=False,
     small_ops=False,
@@ -184,11 +185,11 @@ def test_the_child_process_measures_memory(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shape = {"queries": 512, "batch": 1, "heads": 4}
     with run.MemoryWorker() as worker:
-        hf = worker.peak_mib("bench_rel_attention", shape | {"provider": "hf_eager"})
+        hf = worker.peak_mib(bench_rel_attention.__name__, shape | {"provider": "hf_eager"})
         wrong = shape | {"provider": "ours", "dtype": "int8"}
         with pytest.raises(RuntimeError, match="dtype must be one of"):
-            worker.peak_mib("bench_rel_attention", wrong)
-        ours = worker.peak_mib("bench_rel_attention", shape | {"provider": "ours"})
+            worker.peak_mib(bench_rel_attention.__name__, wrong)
+        ours = worker.peak_mib(bench_rel_attention.__name__, shape | {"provider": "ours"})
     # Four (n, i, j) tensors at least, 4 MiB each.
     assert 16 < hf < 64
     assert 0 < ours < hf

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from benchmarks.check import _within_on_device, check, max_error
-from benchmarks.harness import CpuTimer, Plan
-from benchmarks.record import ResultsWriter, environment, read_results
-from benchmarks.runner import Candidate, Context, Work, run_case
-from benchmarks.table import tables
+from benchmarks.harness.check import _within_on_device, check, max_error
+from benchmarks.harness.record import ResultsWriter, environment, read_results
+from benchmarks.harness.runner import Candidate, Context, run_case
+from benchmarks.harness.timing import CpuTimer, Plan
+from benchmarks.pages.table import tables
+from benchmarks.providers.work import Work
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.tolerance import error_and_bound
 

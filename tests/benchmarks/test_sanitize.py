@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import torch
 
-from benchmarks import sanitize
+from benchmarks.gpu import sanitize
 from benchmarks.micro.gpu_kernels import DTYPES, Workload
 from xlnet_fast.ops import _dispatch
 

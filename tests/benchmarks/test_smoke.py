@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.cases.rel_attention import FORWARD, FORWARD_BACKWARD, RelAttentionCase, make_inputs
 from benchmarks.gpu import smoke, smoke_problems
 from benchmarks.gpu.compilations import recording
 from benchmarks.gpu.smoke_problems import SIZES, problems, verdict
-from benchmarks.rel_attention_case import FORWARD, FORWARD_BACKWARD, RelAttentionCase, make_inputs
-from benchmarks.rel_attention_providers import named_provider, prepare
-from benchmarks.stages import Evidence
+from benchmarks.harness.stages import Evidence
+from benchmarks.providers.rel_attention import named_provider, prepare
 from xlnet_fast.ops import _dispatch
 
 

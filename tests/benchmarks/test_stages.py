@@ -10,8 +10,8 @@ import time
 import pytest
 from processes import has_ended
 
-from benchmarks import stages
-from benchmarks.stages import ROOT, Evidence, StageFailed, StageRunner, run_command
+from benchmarks.harness import stages
+from benchmarks.harness.stages import ROOT, Evidence, StageFailed, StageRunner, run_command
 
 
 def python(code):
@@ -70,7 +70,7 @@ def test_a_killed_command_fails_and_what_it_told_stays(tmp_path):
     path = tmp_path / "evidence.jsonl"
     code = (
         "import os, signal, pathlib\n"
-        "from benchmarks.stages import Evidence\n"
+        "from benchmarks.harness.stages import Evidence\n"
         f"Evidence(pathlib.Path({str(path)!r})).add('smoke', 'passed', problem='first')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -115,7 +115,7 @@ def test_a_run_that_is_told_to_end_ends_its_command(tmp_path):
     inner = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid())); "
     code = (
         "import sys\n"
-        "from benchmarks.stages import ended_like_an_interrupt, run_command\n"
+        "from benchmarks.harness.stages import ended_like_an_interrupt, run_command\n"
         "with ended_like_an_interrupt():\n"
         f"    run_command([sys.executable, '-c', {inner + 'time.sleep(60)'!r}], 60)\n"
     )

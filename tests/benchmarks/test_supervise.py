@@ -9,7 +9,7 @@ from processes import has_ended
 
 from benchmarks.gpu import supervise as module
 from benchmarks.gpu.supervise import POISONED, Team, supervise
-from benchmarks.stages import StageFailed, run_command
+from benchmarks.harness.stages import StageFailed, run_command
 
 WORKER = f"""
 import json, os, signal, sys, time

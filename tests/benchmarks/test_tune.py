@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import tune, tune_workbench
-from benchmarks.harness import CpuTimer, Plan
-from benchmarks.rel_attention_providers import named_provider, prepare
-from benchmarks.tune import Job, Trial, fastest, jobs, merge_tuned, try_job
+from benchmarks.gpu import tune, tune_workbench
+from benchmarks.gpu.tune import Trial, fastest, jobs, merge_tuned, try_job
+from benchmarks.gpu.tune_workbench import Job
+from benchmarks.harness.timing import CpuTimer, Plan
+from benchmarks.providers.rel_attention import named_provider, prepare
 from xlnet_fast.kernels.triton import tiles
 
 PLAN = Plan(min_rounds=2, max_rounds=2, min_sample_us=1.0)

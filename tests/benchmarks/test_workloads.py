@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench_concat_memory, bench_two_stream, configs
-from benchmarks import rel_attention_providers as providers
-from benchmarks.corpus import Corpus, load_corpus, make_batch
-from benchmarks.floor import GemmFloor
-from benchmarks.model_case import ModelCase, flops, load_model, random_model, share
-from benchmarks.pretraining_case import PretrainingCase
-from benchmarks.rel_attention_case import PASSES, RelAttentionCase, make_inputs
-from benchmarks.rel_attention_exact import hf_result
-from benchmarks.rel_attention_providers import (
+from benchmarks import bench_concat_memory, bench_two_stream
+from benchmarks.cases.corpus import Corpus, load_corpus, make_batch
+from benchmarks.cases.model import ModelCase, flops, load_model, random_model, share
+from benchmarks.cases.pretraining import PretrainingCase
+from benchmarks.cases.rel_attention import PASSES, RelAttentionCase, make_inputs
+from benchmarks.cases.two_stream import TwoStreamCase, leaf_names
+from benchmarks.cases.two_stream import make_inputs as two_stream_inputs
+from benchmarks.harness import presets
+from benchmarks.providers import rel_attention as providers
+from benchmarks.providers.floor import GemmFloor
+from benchmarks.providers.rel_attention import (
     FLEX,
     HF_EAGER,
     OURS,
@@ -23,11 +25,10 @@ from benchmarks.rel_attention_providers import (
     all_providers,
     prepare,
 )
-from benchmarks.two_stream_case import TwoStreamCase, leaf_names
-from benchmarks.two_stream_case import make_inputs as two_stream_inputs
+from benchmarks.providers.rel_attention_exact import hf_result
 from xlnet_fast.errors import ArgumentError
 
-TINY = configs.Geometry("tiny", 2, 64, 4, 96, 600)
+TINY = presets.Geometry("tiny", 2, 64, 4, 96, 600)
 
 
 def test_batches_are_pairs_of_text_padded_on_the_left():
@@ -266,33 +267,33 @@ def test_models_that_cannot_be_used_give_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", configs.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_presets_name_only_what_exists(name, device):
-    preset = configs.preset(name, device)
-    for shape, dtype, pass_name in configs.ordered(preset.model_shapes, preset):
+    preset = presets.preset(name, device)
+    for shape, dtype, pass_name in presets.ordered(preset.model_shapes, preset):
         ModelCase(shape.batch, shape.length, dtype, pass_name)
-    for shape, dtype, pass_name in configs.ordered(preset.attention_shapes, preset):
+    for shape, dtype, pass_name in presets.ordered(preset.attention_shapes, preset):
         RelAttentionCase(shape.batch, shape.queries, dtype=dtype, pass_name=pass_name)
     for shape in preset.pretraining_shapes:
         PretrainingCase(shape.batch, memory=shape.memory)
-    assert configs.preset(name, device, "bf16").dtypes == ("bf16",)
+    assert presets.preset(name, device, "bf16").dtypes == ("bf16",)
 
 
 def test_the_cpu_presets_hold_the_promised_shapes():
     promised = {(1, 128), (8, 128), (1, 512), (4, 512), (1, 2048)}
     for name in ("quick", "full", "headline"):
-        preset = configs.preset(name, "cpu")
+        preset = presets.preset(name, "cpu")
         assert {(s.batch, s.length) for s in preset.model_shapes} == promised
         assert set(preset.dtypes) == {"fp32", "bf16"}
         assert preset.geometry.n_layer == 12
 
 
 def test_the_cpu_targets_are_the_designs_table_and_a_scaling():
-    targets = configs.preset("targets", "cpu")
+    targets = presets.preset("targets", "cpu")
     shapes = {(s.batch, s.length): s.passes for s in targets.model_shapes}
     assert set(shapes) == {(1, 128), (8, 128), (4, 512), (1, 2048)}
-    assert configs.TRAINING_STEP in shapes[4, 512]
-    assert targets.geometry == replace(configs.BASE, name=targets.geometry.name, n_layer=4)
+    assert presets.TRAINING_STEP in shapes[4, 512]
+    assert targets.geometry == replace(presets.BASE, name=targets.geometry.name, n_layer=4)
     assert targets.compile_budget_s == float("inf")
     alone = {s.queries for s in targets.attention_shapes if s.batch == 1}
     assert alone == {128, 256, 512, 1024, 2048, 4096, 8192}
@@ -314,7 +315,7 @@ def test_what_memory_cannot_hold_is_not_begun(monkeypatch):
 
 
 def test_the_gpu_headline_is_the_designs_goals_without_compiling():
-    headline, full = configs.preset("headline", "cuda"), configs.preset("full", "cuda")
+    headline, full = presets.preset("headline", "cuda"), presets.preset("full", "cuda")
     assert headline.compile_budget_s == 0
     assert headline.dtypes == ("bf16",)
     assert {s.queries for s in headline.attention_shapes} == {512, 1024, 2048, 4096, 8192}
@@ -334,9 +335,9 @@ def test_the_gpu_headline_is_the_designs_goals_without_compiling():
 
 def test_unknown_presets_and_dtypes():
     with pytest.raises(ValueError, match="preset must be one of quick, full, headline"):
-        configs.preset("huge", "cpu")
+        presets.preset("huge", "cpu")
     with pytest.raises(ValueError, match="dtype must be one of"):
-        configs.preset("quick", "cpu", "int8")
+        presets.preset("quick", "cpu", "int8")
     with pytest.raises(ValueError, match="dtype must be one of"):
         RelAttentionCase(1, 8, dtype="int8")
     with pytest.raises(ValueError, match="pass must be"):

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -242,9 +243,71 @@ def test_where_nvcc_is_looked_for(fake_nvcc, monkeypatch, tmp_path, no_nvcc):
     assert found.runtime == fake_nvcc.library / "libcudart_static.a"
     monkeypatch.setenv("CUDACXX", f"{home}/bin/nvcc -ccbin g++")
     assert nvcc.find().command == (f"{home}/bin/nvcc", "-ccbin", "g++")
+
+
+def test_the_kernels_are_made_where_a_gpu_is_seen_or_when_asked(fake_nvcc, monkeypatch):
+    for name in ("XLNET_FAST_CUDA", "XLNET_FAST_NO_CUDA", "XLNET_FAST_CUDA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDACXX", str(fake_nvcc.path))
+    monkeypatch.setattr(nvcc, "sees_gpu", lambda: True)
+    assert nvcc.find_wanted().archs == ("80", "90a")
+    monkeypatch.setattr(nvcc, "sees_gpu", lambda: False)
+    with pytest.raises(nvcc.NoGpu, match=r"no GPU is seen; XLNET_FAST_CUDA=1 compiles them"):
+        nvcc.find_wanted()
+    monkeypatch.setenv("XLNET_FAST_CUDA_ARCHS", "86")
+    assert nvcc.find_wanted().archs == ("86",)
+    monkeypatch.delenv("XLNET_FAST_CUDA_ARCHS")
+    monkeypatch.setenv("XLNET_FAST_CUDA", "1")
+    assert nvcc.find_wanted().archs == ("80", "90a")
     monkeypatch.setenv("XLNET_FAST_NO_CUDA", "1")
+    with pytest.raises(ValueError, match="are both set: unset one"):
+        nvcc.find_wanted()
+    monkeypatch.setenv("XLNET_FAST_CUDA", "0")
     with pytest.raises(nvcc.Unwanted):
-        nvcc.find()
+        nvcc.find_wanted()
+
+
+def test_a_build_without_a_gpu_runs_no_nvcc(checkout, fake_nvcc):
+    checkout.add_kernel()
+    code, out, _ = checkout.build(CUDACXX=fake_nvcc.path, XLNET_FAST_CUDA="")
+    assert code == 0
+    assert f"{LEFT_OUT}(no GPU is seen; XLNET_FAST_CUDA=1 compiles them all the same)" in out
+    assert (facts(checkout), fake_nvcc.ran()) == (WITHOUT, [])
+    assert "built in" in checkout.build(CUDACXX=fake_nvcc.path, XLNET_FAST_CUDA="1")[1]
+    assert "there already" in checkout.build(CUDACXX=fake_nvcc.path, XLNET_FAST_CUDA="")[1]
+    assert facts(checkout) == WITH, "kernels that somebody asked for stay"
+
+
+@pytest.mark.parametrize(
+    ("status", "count", "version", "expected"),
+    [
+        (0, 1, "cuda: Optional[str] = '13.0'", True),
+        (0, 1, "cuda = '12.8'", True),
+        (0, 1, "", True),  # no PyTorch to ask
+        (0, 1, "cuda: Optional[str] = None\nhip = '6.2'", False),
+        (0, 0, "cuda = '12.8'", False),
+        (100, 1, "cuda = '12.8'", False),  # CUDA_ERROR_NO_DEVICE
+    ],
+)
+def test_what_counts_as_a_gpu(monkeypatch, tmp_path, status, count, version, expected):
+    driver = tmp_path / "libcuda.so.1"
+    code = (
+        f'extern "C" int cuInit(unsigned) {{ return {status}; }}\n'
+        f'extern "C" int cuDeviceGetCount(int* n) {{ *n = {count}; return 0; }}\n'
+    )
+    (tmp_path / "driver.cpp").write_text(code)
+    command = [*compiler.find_compiler(), "-shared", "-fPIC", "-o", driver, tmp_path / "driver.cpp"]
+    subprocess.run(list(map(str, command)), check=True)
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    if version:
+        (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.13'\n{version}\n")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(nvcc, "DRIVER", str(tmp_path / "no-driver"))
+    assert nvcc.sees_gpu() is False
+    monkeypatch.setattr(nvcc, "DRIVER", str(driver))
+    assert nvcc.sees_gpu() is expected
 
 
 def test_the_runtime_is_linked_and_its_names_stay_inside(

@@ -17,8 +17,8 @@ from tiny_pretraining import write_text
 from typer.testing import CliRunner
 
 from xlnet_fast import cli
-from xlnet_fast.train import requirements
-from xlnet_fast.train.options import PretrainOptions
+from xlnet_fast.train.pretraining import PretrainOptions
+from xlnet_fast.train.shared import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def given(monkeypatch):
         return command_result
 
     command_result = type("Result", (), {"stopped_by": None, "metrics": {}, "model": "here"})()
-    from xlnet_fast.train import pretrain as module
+    from xlnet_fast.train.pretraining import run as module
 
     monkeypatch.setattr(module, "pretrain", catch)
     return found

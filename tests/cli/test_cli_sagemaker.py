@@ -259,7 +259,7 @@ def check_delivered(base: Path) -> None:
 def test_an_interrupted_job_goes_on_and_leaves_a_model(
     container, training_text, monkeypatch, capfd
 ):
-    from xlnet_fast.train.callbacks import RichProgress
+    from xlnet_fast.train.shared.callbacks import RichProgress
 
     def interrupt(self, args, state, control, **_):
         if state.global_step == 3:

@@ -1,6 +1,6 @@
 """Backend ``sdpa`` on a GPU against Hugging Face: launches, peak memory, synchronisations, counted.
 
-The real code runs on fake CUDA tensors (benchmarks/launches.py), at the full sizes.
+The real code runs on fake CUDA tensors (benchmarks/harness/launches.py), at the full sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.launches import Ledger, fake_gpu
+from benchmarks.harness.launches import Ledger, fake_gpu
 from benchmarks.micro.sdpa_launches import CASES, Case, Count, count_attention, count_layer
 from xlnet_fast import ops, philox
 from xlnet_fast.kernels.sdpa import budget, few_launches

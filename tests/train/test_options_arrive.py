@@ -12,9 +12,9 @@ from transformers import TrainingArguments
 
 from xlnet_fast.train.finetune import FinetuneOptions, finetune
 from xlnet_fast.train.finetune.trainer import FinetuneTrainer
-from xlnet_fast.train.pretrain import pretrain
-from xlnet_fast.train.pretraining import PretrainingTrainer
-from xlnet_fast.train.trainer import XLNetTrainer
+from xlnet_fast.train.pretraining import pretrain
+from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
+from xlnet_fast.train.shared.trainer import XLNetTrainer
 
 SHARED = {  # option: value, and how TrainingArguments call it and hold it
     "batch_size": (2, "per_device_train_batch_size", 2),

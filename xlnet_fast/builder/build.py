@@ -76,9 +76,9 @@ def build_extension(
 ) -> Built:
     """Compile the C++ extension, unless one of these very sources is there already.
 
-    With an nvcc the extension has the CUDA kernels too, `XLNET_FAST_NO_CUDA` leaves them out. Where
-    nvcc is missing or fails, `say` gets the reason; `XLNET_FAST_REQUIRE_EXT` makes a failing one an
-    error.
+    Where PyTorch sees a GPU, or `XLNET_FAST_CUDA` asks for it, the extension has the CUDA kernels
+    too; `XLNET_FAST_NO_CUDA` leaves them out. Where nvcc is missing or fails, `say` gets the
+    reason; `XLNET_FAST_REQUIRE_EXT` makes a failing one an error.
 
     Of several processes at once, one compiles and the others wait and take what it made. A process
     that looked for the extension before goes on without it; this one looks anew.
@@ -90,7 +90,8 @@ def build_extension(
         say: called with each line of progress.
 
     Raises:
-        ArgumentError: `timeout_s` is not positive, or `XLNET_FAST_CUDA_ARCHS` is malformed.
+        ArgumentError: `timeout_s` is not positive, `XLNET_FAST_CUDA_ARCHS` is malformed, or
+            `XLNET_FAST_CUDA` and `XLNET_FAST_NO_CUDA` are both set.
         BuildError: no compiler, no headers, no sources, no folder to write to, a compiler that
             fails, the time-out, or an extension that does not load. Nothing half-built stays.
     """
@@ -225,7 +226,7 @@ def _find_cuda() -> _Cuda:
     if not recipe.cuda_sources():
         return _Cuda()
     try:
-        found = nvcc.find()
+        found = nvcc.find_wanted()
     except ValueError as error:
         raise ArgumentError(str(error)) from error
     except nvcc.LeftOut as error:

@@ -1,4 +1,4 @@
-"""nvcc: where it is, the chips it compiles for, and its command lines.
+"""nvcc: when it is wanted, where it is, the chips it compiles for, and its command lines.
 
 `setup.py` executes this file by its path, as it does `recipe.py`: nothing but the standard library,
 and no name of the package. Whether there is anything to compile, `recipe.cuda_sources` knows.
@@ -6,6 +6,8 @@ and no name of the package. Whether there is anything to compile, `recipe.cuda_s
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import re
 import shlex
@@ -20,6 +22,7 @@ DEFAULT_ARCHS = ("80", "90a")
 OLDEST = 80  # of mma.sync with bfloat16 and of cp.async
 FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 RUNTIME = "libcudart_static.a"
+DRIVER = "libcuda.so.1"
 LINES_SHOWN = 15
 _ASK_TIMEOUT_S = 60.0
 
@@ -30,6 +33,10 @@ class LeftOut(Exception):
 
 class Unwanted(LeftOut):
     """`XLNET_FAST_NO_CUDA` asks for that."""
+
+
+class NoGpu(LeftOut):
+    """Nobody asks for them, and there is no GPU to run them."""
 
 
 class Missing(LeftOut):
@@ -49,6 +56,36 @@ class Nvcc(NamedTuple):
     runtime: Path  # the static CUDA runtime library of its toolkit
 
 
+def find_wanted() -> Nvcc:
+    """What :func:`find` gives, where the extension shall have CUDA kernels.
+
+    That is where PyTorch sees a GPU, or `XLNET_FAST_CUDA=1` or `XLNET_FAST_CUDA_ARCHS` asks for
+    them: they take minutes, and a machine without a GPU cannot run them.
+
+    Raises:
+        ValueError: as :func:`find`; or `XLNET_FAST_NO_CUDA` is set beside `XLNET_FAST_CUDA`.
+        LeftOut: one of its kinds.
+    """
+    if _is_set("XLNET_FAST_NO_CUDA"):
+        if _is_set("XLNET_FAST_CUDA"):
+            raise ValueError("XLNET_FAST_CUDA and XLNET_FAST_NO_CUDA are both set: unset one")
+        raise Unwanted("XLNET_FAST_NO_CUDA is set")
+    asked = _is_set("XLNET_FAST_CUDA") or os.environ.get("XLNET_FAST_CUDA_ARCHS", "").strip()
+    if not asked and not sees_gpu():
+        raise NoGpu("no GPU is seen; XLNET_FAST_CUDA=1 compiles them all the same")
+    return find()
+
+
+def sees_gpu() -> bool:
+    """Whether PyTorch would see a GPU here.
+
+    It is not asked, since importing it takes seconds: its file says whether it was built for CUDA,
+    and the driver how many GPUs this process may use. Where there is no PyTorch, as in pip's
+    isolated builds, the driver alone decides.
+    """
+    return _torch_is_for_cuda() and _gpus() > 0
+
+
 def find() -> Nvcc:
     """The nvcc to compile with: `CUDACXX`, else that on the path, else that of `CUDA_HOME`.
 
@@ -57,8 +94,6 @@ def find() -> Nvcc:
             does not know.
         LeftOut: one of its kinds, where there is none to compile with.
     """
-    if os.environ.get("XLNET_FAST_NO_CUDA", "0") not in ("", "0"):
-        raise Unwanted("XLNET_FAST_NO_CUDA is set")
     asked = parse_archs(os.environ.get("XLNET_FAST_CUDA_ARCHS", ""))
     if not sys.platform.startswith("linux"):
         raise Missing(f"they are compiled on Linux only, and this is {sys.platform}")
@@ -132,6 +167,32 @@ def last_lines(said: str) -> str:
     """The end of what a compiler said, indented, each line after a line break."""
     lines = said.rstrip().splitlines()[-LINES_SHOWN:]
     return "".join(f"\n    {line}" for line in lines)
+
+
+def _is_set(variable: str) -> bool:
+    """As `recipe.is_set`."""
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+def _torch_is_for_cuda() -> bool:
+    """Whether the PyTorch here was built for CUDA; true where there is none to ask."""
+    torch = importlib.util.find_spec("torch")  # found, not imported
+    for folder in (torch.submodule_search_locations or []) if torch else []:
+        if (version := Path(folder, "version.py")).is_file():
+            text = version.read_text(encoding="utf-8")
+            return re.search(r"^cuda\b[^=]*= *['\"]", text, flags=re.MULTILINE) is not None
+    return True
+
+
+def _gpus() -> int:
+    """How many GPUs NVIDIA's driver gives this process; 0 without a driver."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL(DRIVER)
+        failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    except (OSError, AttributeError):
+        return 0
+    return 0 if failed else count.value
 
 
 def _command() -> tuple[str, ...]:

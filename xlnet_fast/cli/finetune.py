@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 
 from xlnet_fast.cli.options import command_of
-from xlnet_fast.train.finetune.options import FinetuneOptions
-from xlnet_fast.train.requirements import require_packages
+from xlnet_fast.train.finetune import FinetuneOptions
+from xlnet_fast.train.shared.requirements import require_packages
 
 
 def run_finetune(options: FinetuneOptions) -> None:

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 import typer
 
 from xlnet_fast.cli.options import command_of
-from xlnet_fast.train.options import PretrainOptions
-from xlnet_fast.train.requirements import require_packages
+from xlnet_fast.train.pretraining import PretrainOptions
+from xlnet_fast.train.shared.requirements import require_packages
 
 if TYPE_CHECKING:
-    from xlnet_fast.train.pretrain import PretrainResult
+    from xlnet_fast.train.pretraining import PretrainResult
 
 
 def run_pretrain(options: PretrainOptions) -> None:
     """Pretrain, print what came of it, and exit with 128 + signal where one ended it."""
     options.check()
     require_packages()
-    from xlnet_fast.train.pretrain import pretrain
+    from xlnet_fast.train.pretraining import pretrain
 
     result = pretrain(options)
     if result.stopped_by is not None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.finetune.options import FinetuneOptions
-from xlnet_fast.train.options import PretrainOptions
+from xlnet_fast.train.finetune import FinetuneOptions
+from xlnet_fast.train.pretraining import PretrainOptions
 
 BASE = Path("/opt/ml")  # where SageMaker mounts everything, unless a variable says otherwise
 CHECKPOINTS = "XLNET_FAST_SM_CHECKPOINTS"  # names another folder than BASE / "checkpoints"

@@ -4,7 +4,7 @@ For each entry of the table (chip class, kernel, dtype class, load, head dim) ca
 compiled for one chip of the class after the other, until as many are found that the report finds
 nothing wrong with as the entry is to have. First come those of the tables that there are, as what
 one release of Triton takes mostly suits another; then all tiles that are no larger, the larger
-ones first. None is timed: `benchmarks.tune` does that, on a GPU.
+ones first. None is timed: `benchmarks/gpu/tune.py` does that, on a GPU.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def choose_config(
 def candidates(
     kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
 ) -> tuple[Config, ...]:
-    """Tiles that fit the chip, the safe one first: what `benchmarks.tune` tries.
+    """Tiles that fit the chip, the safe one first: what `benchmarks/gpu/tune.py` tries.
 
     Raises:
         ArgumentError: a kernel, dtype, head dim or chip there is no tile for.

@@ -11,7 +11,7 @@ from xlnet_fast.checkpoint import load_config, load_weights
 from xlnet_fast.hf import accelerate
 from xlnet_fast.train.finetune.options import FinetuneOptions
 from xlnet_fast.train.finetune.task import Task
-from xlnet_fast.train.tokenizers import check_vocabulary, load_tokenizer
+from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
 
 BEAM_HEAD = "XLNetForQuestionAnswering"
 

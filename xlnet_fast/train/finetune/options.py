@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.option_fields import CHOICES, check_values, option, record_of
+from xlnet_fast.train.shared.option_fields import CHOICES, check_values, option, record_of
 
 TASKS = ("text-classification", "token-classification", "question-answering", "multiple-choice")
 

@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from xlnet_fast.train.finetune.confusion import plot_confusion
 from xlnet_fast.train.finetune.options import FREE_ON_RESUME, FinetuneOptions
 from xlnet_fast.train.finetune.task import Report, Split, Task
-from xlnet_fast.train.plots import plot_confusion, plot_losses
-from xlnet_fast.train.run_folder import (
+from xlnet_fast.train.shared.plots import plot_losses
+from xlnet_fast.train.shared.run_folder import (
     check_same_run,
     prepare_folder,
     write_json,

@@ -14,7 +14,6 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments, set_seed
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.checkpoints import newest_checkpoint, remove_leftovers
 from xlnet_fast.train.finetune import outputs
 from xlnet_fast.train.finetune.data import cut_evaluation, hub_splits, load_rows
 from xlnet_fast.train.finetune.model import (
@@ -31,9 +30,10 @@ from xlnet_fast.train.finetune.task import Split, Task
 from xlnet_fast.train.finetune.text_classification import TextClassification
 from xlnet_fast.train.finetune.token_classification import TokenClassification
 from xlnet_fast.train.finetune.trainer import FinetuneTrainer
-from xlnet_fast.train.option_fields import warmup_arguments
-from xlnet_fast.train.run_folder import write_json
-from xlnet_fast.train.trainer import training_arguments
+from xlnet_fast.train.shared.checkpoints import newest_checkpoint, remove_leftovers
+from xlnet_fast.train.shared.option_fields import warmup_arguments
+from xlnet_fast.train.shared.run_folder import write_json
+from xlnet_fast.train.shared.trainer import training_arguments
 
 _TASKS: dict[str, type[Task]] = {
     "text-classification": TextClassification,

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from xlnet_fast.train.finetune.layerwise import parameter_groups
 from xlnet_fast.train.finetune.options import FinetuneOptions
 from xlnet_fast.train.finetune.task import IGNORED, Batch, Task
-from xlnet_fast.train.trainer import XLNetTrainer
+from xlnet_fast.train.shared.trainer import XLNetTrainer
 
 
 class FinetuneTrainer(XLNetTrainer):

@@ -1,0 +1,1 @@
+"""What is measured: sizes, inputs, models and batches of real text."""

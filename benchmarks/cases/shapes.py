@@ -1,0 +1,67 @@
+"""The sizes that are measured: geometries of an XLNet, batches, and attention shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .rel_attention import FORWARD
+
+TRAINING_STEP = "training_step"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of an XLNet."""
+
+    name: str
+    n_layer: int
+    d_model: int
+    n_head: int
+    d_inner: int
+    vocab_size: int = 32000
+
+
+BASE = Geometry("xlnet-base", 12, 768, 12, 3072)
+BASE_4 = Geometry("xlnet-base, 4 layers", 4, 768, 12, 3072)
+LARGE = Geometry("xlnet-large", 24, 1024, 16, 4096)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A batch of sequences, the passes to time on it, and the model's size (None: the preset's)."""
+
+    batch: int
+    length: int
+    passes: tuple[str, ...] = (FORWARD,)
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True)
+class PretrainingShape:
+    """A batch of a pretraining step, by default that of the paper, and the model's size.
+
+    length: tokens of a sequence. reuse_len: those that its memory keeps. targets: those that are
+    predicted. memory: tokens of the memory that the step gets.
+    """
+
+    geometry: Geometry
+    batch: int
+    length: int = 512
+    reuse_len: int = 256
+    targets: int = 85
+    memory: int = 384
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes and features of an attention case, and the passes to time on it."""
+
+    batch: int
+    queries: int
+    memory: int = 0
+    heads: int = 12
+    passes: tuple[str, ...] = (FORWARD,)
+    padding: bool = True
+    segments: bool = True
+    dropout: float = 0.0
+    head_dim: int = 64

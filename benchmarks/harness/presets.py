@@ -1,0 +1,237 @@
+"""What the presets measure: shapes, dtypes, passes and how long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from ..cases.rel_attention import DTYPES, FORWARD, FORWARD_BACKWARD, PASSES
+from ..cases.shapes import (
+    BASE,
+    BASE_4,
+    LARGE,
+    TRAINING_STEP,
+    AttentionShape,
+    Geometry,
+    ModelShape,
+    PretrainingShape,
+)
+from .timing import Plan
+
+PRESETS = ("quick", "full", "headline", "targets")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A list of cases and the effort spent on each.
+
+    dtype_first: finish one dtype before the next; otherwise one shape before the next, which lets
+        all dtypes share one float64 result.
+    compile_budget_s: compiled providers are begun only while the run spent fewer seconds on them.
+    compiled_memory: also measure the peak memory of compiled providers (each compiles once more).
+    model_memory: measure the peak memory of the whole model.
+    small_ops: also time concat_memory, masked_softmax, the two-stream layer, latency and the
+        pretraining step.
+    large_ops: these at the sizes of a GPU.
+    """
+
+    name: str
+    plan: Plan
+    attention_plan: Plan
+    dtypes: tuple[str, ...]
+    model_shapes: tuple[ModelShape, ...]
+    attention_shapes: tuple[AttentionShape, ...]
+    pretraining_shapes: tuple[PretrainingShape, ...]
+    geometry: Geometry = BASE
+    dtype_first: bool = False
+    compile_budget_s: float = float("inf")
+    compiled_memory: bool = True
+    model_memory: bool = True
+    small_ops: bool = True
+    large_ops: bool = False
+
+
+_Shape = TypeVar("_Shape", ModelShape, AttentionShape)
+_BOTH = (FORWARD, FORWARD_BACKWARD)
+_STEP = (FORWARD, TRAINING_STEP)
+
+# A CPU takes minutes for twelve layers of this.
+_CPU_PRETRAINING = (PretrainingShape(BASE_4, 4, 128, 64, 22, 96), PretrainingShape(BASE_4, 2))
+# What does not fit for Hugging Face comes last.
+_CUDA_PRETRAINING = tuple(PretrainingShape(g, batch) for batch in (8, 32) for g in (BASE, LARGE))
+
+_CPU_QUICK = Preset(
+    name="quick",
+    plan=Plan(min_rounds=3, max_rounds=15, budget_s=4.0),
+    attention_plan=Plan(min_rounds=3, max_rounds=15, budget_s=1.5),
+    dtypes=("fp32", "bf16"),
+    model_shapes=tuple(
+        ModelShape(batch, length)
+        for batch, length in ((1, 128), (8, 128), (1, 512), (4, 512), (1, 2048))
+    ),
+    attention_shapes=(AttentionShape(1, 512), AttentionShape(1, 2048)),
+    pretraining_shapes=_CPU_PRETRAINING,
+    # Compiling twelve layers takes half a minute and more: enough for the smallest shape.
+    compile_budget_s=45.0,
+    compiled_memory=False,
+    model_memory=False,
+    small_ops=False,
+)
+_CPU_FULL = Preset(
+    name="full",
+    plan=Plan(min_rounds=5, max_rounds=30, budget_s=30.0),
+    attention_plan=Plan(min_rounds=5, max_rounds=30, budget_s=8.0),
+    dtypes=("fp32", "bf16"),
+    model_shapes=(
+        ModelShape(1, 128, _STEP),
+        ModelShape(8, 128, _STEP),
+        ModelShape(1, 512, _STEP),
+        ModelShape(4, 512, _STEP),
+        ModelShape(1, 2048),
+    ),
+    attention_shapes=(
+        AttentionShape(1, 128, passes=_BOTH),
+        AttentionShape(8, 128, passes=_BOTH),
+        AttentionShape(1, 512, passes=_BOTH),
+        AttentionShape(4, 512, passes=PASSES),
+        AttentionShape(4, 512, passes=_BOTH, padding=False, segments=False),
+        AttentionShape(4, 512, passes=(FORWARD_BACKWARD,), dropout=0.1),
+        AttentionShape(1, 512, 384, passes=_BOTH),
+        AttentionShape(1, 2048, passes=_BOTH),
+    ),
+    pretraining_shapes=_CPU_PRETRAINING,
+)
+
+
+def _long(*lengths: int, passes: tuple[str, ...], **features: Any) -> tuple[AttentionShape, ...]:
+    """16k tokens a batch and 16 heads of 64, as in xlnet-large."""
+    return tuple(
+        AttentionShape(max(1, 2**14 // length), length, heads=16, passes=passes, **features)
+        for length in lengths
+    )
+
+
+_PLAIN = {"padding": False, "segments": False}
+# The rows of docs/design.md's goals first, and nothing that waits for torch.compile: content-only
+# flash attention, the limit, has neither padding nor segments.
+_CUDA_HEADLINE = Preset(
+    name="headline",
+    plan=Plan(min_rounds=5, max_rounds=30, budget_s=4.0, min_sample_us=20_000.0),
+    attention_plan=Plan(min_rounds=7, max_rounds=30, budget_s=1.5, min_sample_us=5_000.0),
+    dtypes=("bf16",),
+    model_shapes=(ModelShape(32, 512, _STEP, LARGE),),
+    attention_shapes=(
+        *_long(512, 2048, 8192, passes=_BOTH, **_PLAIN),
+        *_long(1024, 4096, passes=_BOTH, **_PLAIN),
+    ),
+    pretraining_shapes=_CUDA_PRETRAINING,
+    compile_budget_s=0.0,
+    large_ops=True,
+)
+_CUDA_FULL = Preset(
+    name="full",
+    plan=Plan(min_rounds=10, max_rounds=50, budget_s=6.0, min_sample_us=20_000.0),
+    attention_plan=Plan(min_rounds=10, max_rounds=50, budget_s=3.0, min_sample_us=5_000.0),
+    dtypes=("bf16", "fp16", "fp32"),
+    # Time may run out, and bf16 is what people run.
+    dtype_first=True,
+    model_shapes=(
+        ModelShape(32, 512, _STEP, LARGE),
+        ModelShape(1, 128, _STEP),
+        ModelShape(32, 128, _STEP),
+        ModelShape(8, 512, _STEP),
+        ModelShape(4, 2048),
+    ),
+    # A backward alone keeps every provider's graph at once, for which long inputs leave no room.
+    attention_shapes=(
+        *_long(512, 2048, passes=PASSES),
+        AttentionShape(32, 512, 384, heads=16, passes=_BOTH),
+        *_long(512, passes=(FORWARD_BACKWARD,), dropout=0.1),
+        *_long(128, 256, 1024, passes=PASSES),
+        *_long(4096, 8192, passes=_BOTH),
+        *_long(512, passes=_BOTH, padding=False),
+        *_long(512, passes=_BOTH, segments=False),
+        AttentionShape(32, 512, 384, heads=16, passes=_BOTH, dropout=0.1),
+        *_long(512, 2048, passes=_BOTH, head_dim=128),
+    ),
+    pretraining_shapes=_CUDA_PRETRAINING,
+    large_ops=True,
+)
+_CUDA_QUICK = replace(
+    _CUDA_FULL,
+    name="quick",
+    plan=Plan(min_rounds=5, max_rounds=20, budget_s=2.0),
+    attention_plan=Plan(min_rounds=5, max_rounds=20, budget_s=1.0, min_sample_us=5_000.0),
+    dtypes=("bf16", "fp32"),
+    model_shapes=(ModelShape(1, 128), ModelShape(32, 128), ModelShape(32, 512, geometry=LARGE)),
+    attention_shapes=_long(512, 2048, passes=(FORWARD,)),
+    compile_budget_s=90.0,
+    compiled_memory=False,
+    small_ops=False,
+)
+# A CPU has no floor that flash attention sets: the same command then times the quick shapes.
+_CPU_HEADLINE = replace(_CPU_QUICK, name="headline", compile_budget_s=0.0)
+
+
+# The CPU table of docs/design.md section 8, every form compiled too, and attention from 128 to 8192
+# keys. Four layers, as there: compiling twelve at every shape takes half an hour.
+_CPU_TARGETS = Preset(
+    name="targets",
+    plan=Plan(min_rounds=5, max_rounds=31, budget_s=6.0),
+    attention_plan=Plan(min_rounds=5, max_rounds=31, budget_s=2.0),
+    dtypes=("fp32", "bf16"),
+    model_shapes=(
+        ModelShape(1, 128),
+        ModelShape(8, 128),
+        ModelShape(4, 512, _STEP),
+        ModelShape(1, 2048),
+    ),
+    attention_shapes=(
+        AttentionShape(4, 512, passes=_BOTH),
+        AttentionShape(1, 2048, passes=_BOTH),
+        *(AttentionShape(1, length) for length in (128, 256, 512, 1024, 4096, 8192)),
+    ),
+    pretraining_shapes=_CPU_PRETRAINING,
+    geometry=BASE_4,
+    compiled_memory=False,
+    model_memory=False,
+    small_ops=False,
+)
+
+
+def ordered(shapes: Sequence[_Shape], preset: Preset) -> list[tuple[_Shape, str, str]]:
+    """Return every (shape, dtype, pass) of some shapes in the preset's order."""
+    if preset.dtype_first:
+        return [(s, d, p) for d in preset.dtypes for s in shapes for p in s.passes]
+    return [(s, d, p) for s in shapes for p in s.passes for d in preset.dtypes]
+
+
+def preset(name: str, device_type: str, dtype: str | None = None) -> Preset:
+    """Return a preset for a device, narrowed to one dtype if given.
+
+    Raises ValueError for an unknown preset or dtype.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    table = {
+        ("headline", "cuda"): _CUDA_HEADLINE,
+        ("headline", "cpu"): _CPU_HEADLINE,
+        ("quick", "cuda"): _CUDA_QUICK,
+        ("full", "cuda"): _CUDA_FULL,
+        ("quick", "cpu"): _CPU_QUICK,
+        ("full", "cpu"): _CPU_FULL,
+        ("targets", "cpu"): _CPU_TARGETS,
+        ("targets", "cuda"): _CUDA_HEADLINE,
+    }
+    chosen = table[name, "cuda" if device_type == "cuda" else "cpu"]
+    return narrowed(chosen, dtype)
+
+
+def narrowed(chosen: Preset, dtype: str | None) -> Preset:
+    """Return a preset with one dtype alone, or as it is for None; raises ValueError if unknown."""
+    if dtype is None:
+        return chosen
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return replace(chosen, dtypes=(dtype,))

@@ -1,0 +1,1 @@
+"""What is shown: tables, plots, the HTML page, the README's table."""

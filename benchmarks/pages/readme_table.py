@@ -1,0 +1,168 @@
+"""The README's benchmark table, generated from a results CSV and never typed.
+
+python -m benchmarks readme_table           # rewrites README.md from benchmarks/results/*.csv
+python -m benchmarks readme_table --check   # exits 1 when README.md does not match
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..harness.record import Row, cases, read_results, write_atomically
+from .table import best_ours, shape_label, speedup_text, time_text, tokens_text
+
+START = "<!-- benchmark:start -->"
+END = "<!-- benchmark:end -->"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def markdown(files: Sequence[Path]) -> str:
+    """Return the tables of the model benchmarks of each CSV, one heading per device.
+
+    A table of pretraining steps follows where the CSV has any.
+
+    Raises ValueError when a file has no timed model rows, or when there is no file.
+    """
+    if not files:
+        raise ValueError("there is no results CSV to make the README's table from")
+    return "\n\n".join(_file_markdown(path) for path in files)
+
+
+def _file_markdown(path: Path) -> str:
+    timed = [case for case in cases(read_results(path)) if any(row.p50_us for row in case)]
+    groups = [case for case in timed if case[0].kernel == "model"]
+    if not groups:
+        raise ValueError(f"{path.name} holds no timed rows of the model benchmark")
+    first = groups[0][0]
+    versions = f"torch {first.torch}, transformers {first.transformers}"
+    lines = [
+        f"{first.device}; {versions}; {first.layers} layers, {first.features}; milliseconds, "
+        f"median of interleaved rounds (`benchmarks/results/{path.name}`). Speed-ups are medians "
+        "of paired rounds, so with few rounds they need not equal the ratio of the medians; over "
+        "HF compiled counts whichever of ours has the lower median.",
+        "",
+        "| batch x length | dtype | pass | HF eager | HF compiled | ours | ours compiled "
+        "| over HF eager | over HF compiled | error (HF's) |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    lines += [_line({row.provider: row for row in case}) for case in groups]
+    steps = [case for case in timed if case[0].kernel == "pretraining"]
+    return "\n".join(lines + (_pretraining(steps) if steps else []))
+
+
+def _pretraining(groups: Sequence[list[Row]]) -> list[str]:
+    first = groups[0][0]
+    return [
+        "",
+        "A pretraining step with two streams, memory, targets and dropout, in half precision by "
+        f"autocast, on {first.device}; milliseconds, tokens per second without those of the "
+        "memory, and the peak memory of a step in MiB. Tokens per second count whichever of ours "
+        "has the lower median.",
+        "",
+        "| batch x length + memory | layers | dtype | HF eager | HF compiled | ours "
+        "| ours compiled | over HF eager | over HF compiled | tokens/s (HF's) | memory (HF's) |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        *(_step_line({row.provider: row for row in case}) for case in groups),
+    ]
+
+
+def _line(by_name: dict[str, Row]) -> str:
+    any_row = next(iter(by_name.values()))
+    cells = [
+        f"{any_row.batch}x{any_row.length}",
+        any_row.dtype,
+        any_row.pass_name.replace("_", " ").replace("forward", "inference"),
+        *_times_and_speedups(by_name),
+        _errors(by_name.get("ours"), by_name.get("hf_eager")),
+    ]
+    return _joined(cells)
+
+
+def _step_line(by_name: dict[str, Row]) -> str:
+    any_row = next(iter(by_name.values()))
+    ours, eager = by_name.get("ours"), by_name.get("hf_eager")
+    memories = [
+        f"{row.peak_memory_mib:,.0f}" if row and row.peak_memory_mib is not None else "-"
+        for row in (ours, eager)
+    ]
+    cells = [
+        shape_label(any_row),
+        str(any_row.layers),
+        any_row.dtype,
+        *_times_and_speedups(by_name),
+        f"{tokens_text(best_ours(by_name)) or '-'} ({tokens_text(eager) or '-'})",
+        f"{memories[0]} ({memories[1]})",
+    ]
+    return _joined(cells)
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell or "-" for cell in cells) + " |"
+
+
+def _times_and_speedups(by_name: dict[str, Row]) -> list[str]:
+    def time(name: str) -> str:
+        row = by_name.get(name)
+        if row is None:
+            return "-"
+        return time_text(row.p50_us) if row.status == "ok" else row.status.replace("_", " ")
+
+    ours, best = by_name.get("ours"), best_ours(by_name)
+    return [
+        *(time(name) for name in ("hf_eager", "hf_compile", "ours", "ours_compile")),
+        speedup_text(ours.speedup_over_hf_eager) if ours else "",
+        speedup_text(best.speedup_over_hf_compile) if best else "",
+    ]
+
+
+def _errors(ours: Row | None, eager: Row | None) -> str:
+    if ours is None or ours.error is None or eager is None or eager.error is None:
+        return ""
+    return f"{ours.error:.1e} ({eager.error:.1e})"
+
+
+def replace_between_markers(readme: str, table: str) -> str:
+    """Return the README with the text between the markers replaced.
+
+    Raises ValueError unless both markers stand in it exactly once and in order.
+    """
+    if (
+        readme.count(START) != 1
+        or readme.count(END) != 1
+        or readme.index(START) > readme.index(END)
+    ):
+        raise ValueError(f"the README must hold {START} and, after it, {END}, each once")
+    before, rest = readme.split(START)
+    after = rest.split(END)[1]
+    return f"{before}{START}\n{table}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the README's table, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="only say whether it matches")
+    parser.add_argument("--readme", type=Path, default=RESULTS.parents[1] / "README.md")
+    parser.add_argument("csv", type=Path, nargs="*", help="default: benchmarks/results/*.csv")
+    options = parser.parse_args(arguments)
+    try:
+        old = options.readme.read_text(encoding="utf-8")
+        new = replace_between_markers(old, markdown(options.csv or sorted(RESULTS.glob("*.csv"))))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if old == new:
+        print("the benchmark table of the README matches the results")
+        return 0
+    if options.check:
+        print("the README's benchmark table is stale: run python -m benchmarks readme_table")
+        return 1
+    write_atomically(options.readme, new)
+    print(f"rewrote the benchmark table of {options.readme.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

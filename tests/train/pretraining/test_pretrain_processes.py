@@ -1,0 +1,135 @@
+"""Two processes on a CPU, started by torchrun: what one process computes with the same batch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_pretraining import tiny_options, write_text
+from transformers import XLNetLMHeadModel
+
+from xlnet_fast.train.pretraining import PretrainOptions, pretrain
+
+ROOT = Path(__file__).resolve().parents[3]
+RESUMED, LAST = 9, 11  # steps; an epoch has 8 updates
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the text, and a cache of these tests alone."""
+    folder = tmp_path_factory.mktemp("processes")
+    write_text(folder / "articles.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield folder
+
+
+def arguments(options: PretrainOptions) -> list[str]:
+    """The command line that stands for the options."""
+    found = ["pretrain"]
+    default = PretrainOptions(output=options.output)
+    for name, value in options.record().items():
+        if value == default.record()[name] and name != "output":
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            values = value if isinstance(value, list) else [value]
+            found += [word for one in values for word in (flag, str(one))]
+    return found
+
+
+def torchrun(options: PretrainOptions, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(processes), "-m", "xlnet_fast", *arguments(options),
+    ]  # fmt: skip
+    return subprocess.run(
+        command, cwd=options.output.parent, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def history(folder: Path, step: int) -> list[dict[str, float]]:
+    return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())[
+        "log_history"
+    ]
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Weights, losses, gradient norms and evaluations, but for roundings."""
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-6), name
+    for entry, expected in zip(history(one, LAST), history(other, LAST), strict=True):
+        assert entry["step"] == expected["step"]
+        for name in ("loss", "grad_norm", "eval_loss"):
+            wanted = expected.get(name, math.nan)
+            found = entry.get(name, math.nan)
+            assert found == pytest.approx(wanted, rel=1e-5, nan_ok=True), name
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """One process with 16 rows in both directions, two batches an update."""
+    options = tiny_options(
+        place / "alone", place / "articles.txt", dropout=0.0, bi_data=True,
+        gradient_accumulation=2, eval_share=0.3, steps=LAST, save_every=RESUMED, eval_every=4,
+    )  # fmt: skip
+    pretrain(options)
+    return options
+
+
+@pytest.mark.parametrize("changes", [{}, {"fsdp": True, "gradient_checkpointing": True}], ids=str)
+def test_two_processes_compute_what_one_does(place, alone, changes):
+    """DDP, and FSDP2 with activation checkpointing; then a resume of half the run."""
+    name = "fsdp" if changes else "ddp"
+    options = replace(alone, output=place / name, batch_size=alone.batch_size // 2, **changes)
+    done = torchrun(options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("eval perplexity") == 1, "one process prints"
+    assert_alike(options.output, alone.output)
+    memories = sorted(
+        path.name for path in (options.output / f"checkpoint-{RESUMED}").glob("memory-*")
+    )
+    assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
+    found = XLNetLMHeadModel.from_pretrained(options.output / "model", output_loading_info=True)[1]
+    assert not any(found.values())
+
+    # In the middle of the second epoch: its documents stand in another order.
+    epoch = history(options.output, RESUMED)[-1]["epoch"]
+    assert epoch > 1
+    assert epoch % 1 > 0
+    resumed = replace(options, output=place / f"{name}-resumed", resume=True)
+    resumed.output.mkdir()
+    shutil.copy(options.output / "pretrain.json", resumed.output)
+    name = f"checkpoint-{RESUMED}"
+    shutil.copytree(options.output / name, resumed.output / name)
+    done = torchrun(resumed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_alike(resumed.output, options.output)
+
+
+def test_another_number_of_processes_cannot_resume(place, alone):
+    options = replace(alone, batch_size=8, resume=True)
+    done = torchrun(options)
+    assert done.returncode != 0
+    assert "batch_size was 16 and is 8; processes was 1 and is 2" in done.stderr
+
+
+def test_rows_that_two_processes_cannot_share(place, alone):
+    options = replace(alone, output=place / "odd", batch_size=1)
+    done = torchrun(options)
+    assert done.returncode != 0
+    assert "2 rows cannot be shared by 2 process(es) in two directions each" in done.stderr

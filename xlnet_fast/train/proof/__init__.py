@@ -1,0 +1,1 @@
+"""Does training on the accelerated modules learn what it should? `-m xlnet_fast.train.proof`."""

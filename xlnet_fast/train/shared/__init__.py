@@ -1,0 +1,1 @@
+"""What pretraining and fine-tuning share: Trainer, checkpoints, run folder, options, tokenizers."""

@@ -1,0 +1,74 @@
+"""XLNet tokenizers of a folder, a file or the Hub, and whether one fits a model."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.text import MODEL_FILE, SPECIAL_TOKENS
+
+_FILES = (MODEL_FILE, "tokenizer.json")
+
+
+def load_tokenizer(name: str) -> Any:
+    """An ``XLNetTokenizer``.
+
+    Args:
+        name: a folder with ``spiece.model`` or ``tokenizer.json``, a SentencePiece ``.model`` file,
+            or a Hub id.
+
+    Raises:
+        ArgumentError: there is none, it cannot be read, or it lacks XLNet's special tokens.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and not any((path / file).is_file() for file in _FILES):
+        raise ArgumentError(f"the folder {name} holds no tokenizer ({' or '.join(_FILES)})")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ArgumentError(f"the tokenizer {name} does not exist")
+    try:
+        tokenizer = _from_file(path) if path.is_file() else _from_pretrained(name, path)
+    except Exception as error:  # of the tokenizers library, the Hub client and transformers
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ArgumentError(f"no tokenizer can be read from {name}: {first}") from error
+    # What it cannot find or read, transformers replaces by an empty vocabulary without a word.
+    if len(tokenizer) <= len(SPECIAL_TOKENS):
+        raise ArgumentError(
+            f"no tokenizer can be read from {name}: it is not there, cannot be fetched, or is no "
+            "SentencePiece model"
+        )
+    known = tokenizer.get_vocab()
+    missing = [token for token in SPECIAL_TOKENS if token not in known]
+    if missing:
+        raise ArgumentError(
+            f"the tokenizer {name} has no {', '.join(missing)}: expected an XLNet vocabulary"
+        )
+    return tokenizer
+
+
+def _from_pretrained(name: str, path: Path) -> Any:
+    from transformers import XLNetTokenizer
+
+    return XLNetTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+
+
+def _from_file(path: Path) -> Any:
+    """That of a SentencePiece model; transformers finds it in a folder, under its own name."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(path, Path(folder) / MODEL_FILE)
+        return _from_pretrained("", Path(folder))
+
+
+def check_vocabulary(tokenizer: Any, vocab_size: int, model: str) -> None:
+    """Compare a tokenizer with a model's embedding table.
+
+    Raises:
+        ArgumentError: the tokenizer has ids that the model lacks.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ArgumentError(
+            f"the tokenizer has {len(tokenizer)} pieces, {model} only {vocab_size}: give the "
+            "tokenizer that the model was trained with"
+        )
