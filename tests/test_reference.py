@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -367,22 +368,21 @@ def hf_cache_mem(
     return XLNetModel.cache_mem(model, current, memory)
 
 
-@pytest.mark.parametrize("mem_len", [None, 0, 1, 4, 6, 9, 50])
-@pytest.mark.parametrize("reuse_len", [None, 0, 1, 3, 50])
 @pytest.mark.parametrize("memory_length", [None, 0, 1, 5])
-def test_concat_memory_is_cache_mem(mem_len, reuse_len, memory_length):
-    hidden = torch.randn(4, 2, 3, requires_grad=True)
-    memory = None if memory_length is None else torch.randn(memory_length, 2, 3)
-    expected = hf_cache_mem(hidden, memory, mem_len, reuse_len)
-    actual = reference.concat_memory(hidden, memory, mem_len, reuse_len)
-    assert torch.equal(actual, expected)
-    assert not actual.requires_grad
-    before = actual.clone()
-    with torch.no_grad():
-        hidden.zero_()
-        if memory is not None:
-            memory.zero_()
-    assert torch.equal(actual, before), "the new memory shares storage with its sources"
+def test_concat_memory_is_cache_mem(memory_length):
+    for lengths in itertools.product((None, 0, 1, 4, 6, 9, 50), (None, 0, 1, 3, 50)):
+        hidden = torch.randn(4, 2, 3, requires_grad=True)
+        memory = None if memory_length is None else torch.randn(memory_length, 2, 3)
+        expected = hf_cache_mem(hidden, memory, *lengths)
+        actual = reference.concat_memory(hidden, memory, *lengths)
+        assert torch.equal(actual, expected), lengths
+        assert not actual.requires_grad
+        before = actual.clone()
+        with torch.no_grad():
+            hidden.zero_()
+            if memory is not None:
+                memory.zero_()
+        assert torch.equal(actual, before), f"the new memory is that of its sources: {lengths}"
 
 
 def test_the_index_identity_is_rel_shift():

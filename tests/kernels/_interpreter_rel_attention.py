@@ -12,7 +12,8 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import CASES, Case, make_inputs
-from attention_runs import SENTINEL, check_case, check_gradients, gradients, operands
+from attention_runs import SENTINEL, check_output, check_passes, gradients, operands
+from quick_interpreter import speed_up
 from shared_compilations import FULL, ONE_OF_EACH
 
 from xlnet_fast.errors import ArgumentError
@@ -31,10 +32,22 @@ REFUSED = {
     "errors-short-r": ("r", lambda x: x[:, :17], "r has 17 rows, expected at least J . 1 = 18"),
     "errors-seed": ("seed", lambda _: None, "dropout_p 0.5 needs the seed of every stream"),
 }
-FORWARD_CASES = [(name, dtype) for name, case in CASES.items() for dtype in case.dtypes]
-# One row with one key: its gradients are exactly zero, and so is the bound of the tolerance rule.
-GRADIENT_CASES = [(name, dtype) for name, dtype in FORWARD_CASES if name != "shapes-one"]
-FAMILIES = ("masks", "shapes", "apart", "dropout", "hostile")
+# Each read of a head is in the other families, too.
+HERE = {
+    name: replace(case, heads=1) if name.startswith("masks-") else case
+    for name, case in CASES.items()
+}
+# Two stretches of few keys each.
+HERE["shapes-chunks"] = replace(CASES["shapes-chunks"], rows=70)
+HERE["shapes-chunks-positions"] = replace(
+    CASES["shapes-chunks-positions"], heads=1, rows=70, current=80
+)
+# The dtypes share all branches; DRESSED are of float16, too.
+IN_HALF = (
+    "masks-all-self", "masks-bits-hide-all", "shapes-d80", "shapes-positions-self",
+    "hostile-nan-padding-all-self", "hostile-large-scores",
+)  # fmt: skip
+RUNS = [(name, "float32") for name in CASES] + [(name, "float16") for name in IN_HALF]
 # Sets of features that only the GPU's form of a case has; the interpreter has no bfloat16.
 DRESSED = [
     run
@@ -43,12 +56,17 @@ DRESSED = [
     and run.profile.features >= set(FULL.split())
     and run.profile.features & {"apart", "positions", "see_self"}
 ]
-GROUPS = {"errors-": len(REFUSED), "strips": 12, "dressed": len(DRESSED)}
-for _family in FAMILIES:
-    for _test, _cases in (("interpreted", FORWARD_CASES), ("gradients", GRADIENT_CASES)):
-        GROUPS[f"{_test} and {_family}-"] = sum(name.startswith(_family) for name, _ in _cases)
+FAMILIES = (("masks",), ("shapes",), ("apart", "dropout", "hostile"))
+GROUPS = {"errors- or strips or dressed": len(REFUSED) + 12 + len(DRESSED)} | {
+    f"interpreted and ({' or '.join(f'{family}-' for family in families)})": sum(
+        name.startswith(families) for name, _ in RUNS
+    )
+    for families in FAMILIES
+}
 """Groups of tests, each an expression for `pytest -k`, and how many there are in each."""
 
+if INTERPRETED:
+    speed_up()
 
 interpreted = pytest.mark.skipif(
     not INTERPRETED, reason="needs TRITON_INTERPRET=1: run by the file beside"
@@ -67,30 +85,31 @@ def test_refused(name):
         rel_attention.rel_attention_forward(keys, [queries], [x.q], [x.q])
 
 
-@interpreted
-@pytest.mark.parametrize(("name", "dtype"), FORWARD_CASES)
-def test_interpreted(name, dtype, monkeypatch):
-    monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)  # several stretches of keys
-    check_case(name, getattr(torch, dtype), rel_attention, "cpu")
-
-
-@interpreted
-@pytest.mark.parametrize(("name", "dtype"), GRADIENT_CASES)
-def test_gradients(name, dtype, monkeypatch):
+@pytest.fixture
+def short_stretches(monkeypatch):
+    """Several stretches of keys."""
     monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
-    check_gradients(name, getattr(torch, dtype), rel_attention, "cpu")
 
 
 @interpreted
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_interpreted_output_and_gradients(name, dtype):
+    # One row with one key: its gradients are exactly zero, and so is the bound of the rule.
+    check = check_output if name == "shapes-one" else check_passes
+    check(name, getattr(torch, dtype), rel_attention, "cpu", HERE[name])
+
+
+@interpreted
+@pytest.mark.usefixtures("short_stretches")
 @pytest.mark.parametrize("run", DRESSED, ids=lambda run: run.profile.label)
-def test_dressed(run, monkeypatch):
-    monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
+def test_dressed(run):
     case = replace(run.case, heads=1)
-    check_case(run.name, torch.float16, rel_attention, "cpu", case)
-    check_gradients(run.name, torch.float16, rel_attention, "cpu", case, run.ordered)
+    check_passes(run.name, torch.float16, rel_attention, "cpu", case, run.ordered)
 
 
 @interpreted
+@pytest.mark.usefixtures("short_stretches")
 @pytest.mark.parametrize("block", [(64, 32), (16, 64), (32, 32)])
 @pytest.mark.parametrize("name", ["masks-none", "apart-plain", "shapes-positions", "shapes-130"])
 def test_strips_are_not_left(name, block, monkeypatch):
@@ -107,7 +126,6 @@ def test_strips_are_not_left(name, block, monkeypatch):
 
     monkeypatch.setattr(launch_module.Call, "scratch", scratch)
     monkeypatch.setattr(launch_module.Call, "programs", lambda call, config: 1)
-    monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
     config = tiles.Config(*block, 4, 1)
     with contextlib.ExitStack() as stack:
         for kernel in tiles.KERNELS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quick_interpreter import speed_up
 from small_ops import (
     CASES,
     MEMORY,
@@ -40,16 +41,29 @@ PHILOX_MASKS = {  # p, heads, rows, keys, batch elements
     "far": (0.2, 5, (2**31 - 9, 2**31 - 2), 6, (2**28, 2**28 + 1)),
     "empty": (0.2, 2, (3, 3), 6, (0, 1)),
 }
-GROUPS = {
-    group: len(DTYPES) * sum(name.startswith(group + "-") for name in CASES)
-    for group in ("masks", "shapes", "dropout", "hostile")
+# The dtypes share all branches, and each case costs a GPU machine two compilations in each of them.
+IN_EVERY_DTYPE = (
+    "masks-none", "masks-every", "masks-every-self", "masks-every-sweeps", "dropout-every",
+    "shapes-positions-absent", "shapes-2000", "hostile-large-scores", "hostile-nan-hidden-sweeps",
+)  # fmt: skip
+RUNS = [(name, "float32") for name in CASES] + [(name, "float16") for name in IN_EVERY_DTYPE]
+_COUNTS = {
+    word: sum(name.startswith(f"{word}-") for name, _ in RUNS)
+    for word in ("masks", "shapes", "dropout", "hostile")
 } | {
     "memory": 2 * len(MEMORY) * len(MEMORY_WIDTHS) + 2,
     "errors": len(REFUSED) + len(REFUSED_MEMORY),
     "keep": 2,
     "philox": len(PHILOX_MASKS) + 2,
 }
-"""Groups of tests by the first word of their name, and how many there are in each."""
+GROUPS = {
+    " or ".join(f"{word}-" for word in words): sum(_COUNTS[word] for word in words)
+    for words in (("masks", "memory", "keep"), ("shapes", "dropout", "hostile", "errors", "philox"))
+}
+"""Groups of tests, each an expression for `pytest -k`, and how many there are in each."""
+
+if INTERPRETED:
+    speed_up()
 
 interpreted = pytest.mark.skipif(
     not INTERPRETED, reason="needs TRITON_INTERPRET=1: run by the file beside"
@@ -64,7 +78,7 @@ def use_tile(case: Case, monkeypatch) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize(("name", "dtype"), [(n, dtype) for n in CASES for dtype in DTYPES])
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
 def test_interpreted(name, dtype, monkeypatch):
     use_tile(CASES[name], monkeypatch)
     check_case(name, getattr(torch, dtype), masked_softmax, "cpu")

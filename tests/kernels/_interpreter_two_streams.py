@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _interpreter_rel_attention import interpreted
+from _interpreter_rel_attention import interpreted, short_stretches
 from attention_cases import Case
 from attention_runs import operands
 from two_stream_cases import CASES, Streams, check_streams, make_streams
@@ -17,15 +17,20 @@ from two_stream_cases import CASES, Streams, check_streams, make_streams
 from xlnet_fast.kernels.triton import launch as launch_module
 from xlnet_fast.kernels.triton import rel_attention, tiles
 
-DTYPES = ("float32", "float16")
+__all__ = ["short_stretches"]  # a fixture
+
+_LARGE = CASES["streams-pretraining"]
+_SMALLER = replace(_LARGE, content=replace(_LARGE.content, heads=1, rows=33), targets=20)
+HERE = CASES | {"streams-pretraining": _SMALLER}
+RUNS = [(name, "float32") for name in CASES]
+RUNS += [(name, "float16") for name in ("streams-any-order", "streams-one-target")]
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", CASES)
-def test_streams(name, dtype, monkeypatch):
-    monkeypatch.setattr(launch_module, "STRIP_KEYS", 64)
-    check_streams(name, getattr(torch, dtype), rel_attention, "cpu")
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_streams(name, dtype):
+    check_streams(name, getattr(torch, dtype), rel_attention, "cpu", HERE[name])
 
 
 @interpreted

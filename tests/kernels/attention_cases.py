@@ -36,7 +36,6 @@ class Case:
     pad: int = 1  # elements between rows of strided operands
     bits_batch: int | None = None
     apart: bool = False  # keys and values of the memory in tensors of their own
-    dtypes: tuple[str, ...] = ("float32", "float16")
     values: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -5,8 +5,9 @@ A backend is a module with `rel_attention_forward` and `rel_attention_backward`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attention_cases import CASES, Case, formula, make_inputs
@@ -49,7 +50,16 @@ def operands(x: SimpleNamespace, case: Case) -> tuple[Keys, Queries]:
     return keys, Queries(x.q, x.segments_q, x.mask or AttentionMask(), x.positions, x.seed)
 
 
-def launch(x: SimpleNamespace, case: Case, backend: Any, device: str) -> torch.Tensor:
+class Forward(NamedTuple):
+    """A forward pass: what it took and what it left to the backward pass."""
+
+    keys: Keys
+    queries: Queries
+    out: torch.Tensor  # (B, I, N, D)
+    stats: torch.Tensor  # (B, N, I)
+
+
+def run_forward(x: SimpleNamespace, case: Case, backend: Any, device: str) -> Forward:
     """Run the kernel into a guarded output; also proves that nothing around it is written."""
     y = moved(x, device)
     b, i, n, d = x.q.shape
@@ -63,27 +73,68 @@ def launch(x: SimpleNamespace, case: Case, backend: Any, device: str) -> torch.T
     keys, queries = operands(y, case)
     stats = torch.full((b, n, i), float("nan"), device=device)
     backend.rel_attention_forward(keys, [queries], [out], [stats])
-    result = out.cpu().clone()
-    out.fill_(SENTINEL)
-    assert bool((buffer == SENTINEL).all()), "the kernel wrote outside of `out`"
-    return result
+    around = buffer.clone()
+    around.as_strided(out.shape, out.stride(), out.storage_offset()).fill_(SENTINEL)
+    assert bool((around == SENTINEL).all()), "the kernel wrote outside of `out`"
+    return Forward(keys, queries, out, stats)
 
 
-def exact_gradients(
-    x: SimpleNamespace, case: Case, dtype: torch.dtype, d_out: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Gradients of the operands by autograd through the formula in `dtype`."""
+def launch(x: SimpleNamespace, case: Case, backend: Any, device: str) -> torch.Tensor:
+    """The output by the kernel, on the CPU."""
+    return run_forward(x, case, backend, device).out.cpu()
+
+
+def by_formula(
+    x: SimpleNamespace, case: Case, dtype: torch.dtype
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], dict[str, torch.Tensor]]]:
+    """The output of the formula in `dtype`, and the operands' gradients of a gradient of it."""
     leaves = {
         name: getattr(x, name).to(dtype).detach().clone().requires_grad_()
         for name in OPERANDS
         if getattr(x, name) is not None
     }
     out = formula(SimpleNamespace(**(vars(x) | leaves)), case, dtype)
-    grads = torch.autograd.grad(out, list(leaves.values()), d_out.to(dtype), allow_unused=True)
-    return {
-        name: torch.zeros_like(leaf) if grad is None else grad
-        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+
+    def gradients_of(d_out: torch.Tensor) -> dict[str, torch.Tensor]:
+        grads = torch.autograd.grad(
+            out, list(leaves.values()), d_out.to(dtype), retain_graph=True, allow_unused=True
+        )
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        }
+
+    return out.detach(), gradients_of
+
+
+def run_backward(
+    forward: Forward,
+    x: SimpleNamespace,
+    case: Case,
+    d_out: torch.Tensor,
+    backend: Any,
+    deterministic: bool = True,
+    only: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Gradients by the kernels, on the CPU; NaN where none was written.
+
+    `only`: the number of the one gradient asked for, in the order of `places`.
+    """
+    device = forward.out.device.type
+    grads = {
+        name: torch.full_like(getattr(x, name), float("nan"), device=device)
+        for name in OPERANDS
+        if getattr(x, name) is not None
     }
+    wanted = places(grads, ["q"], case)
+    if only is not None:
+        wanted = [grad if number == only else None for number, grad in enumerate(wanted)]
+    d_out = moved(SimpleNamespace(d_out=d_out), device).d_out
+    backend.rel_attention_backward(
+        forward.keys, [forward.queries], [forward.out], [forward.stats], [d_out], wanted,
+        deterministic,
+    )  # fmt: skip
+    return {name: grad.cpu() for name, grad in grads.items()}
 
 
 def gradients(
@@ -95,27 +146,9 @@ def gradients(
     deterministic: bool = True,
     only: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Gradients by the kernels, of a forward pass by the kernels; NaN where none was written.
-
-    `only`: the number of the one gradient asked for, in the order of `places`.
-    """
-    y = moved(x, device)
-    keys, queries = operands(y, case)
-    b, i, n, _ = x.q.shape
-    out = torch.empty_like(y.q)
-    stats = torch.full((b, n, i), float("nan"), device=device)
-    backend.rel_attention_forward(keys, [queries], [out], [stats])
-    grads = {
-        name: torch.full_like(getattr(y, name), float("nan"))
-        for name in OPERANDS
-        if getattr(y, name) is not None
-    }
-    wanted = places(grads, ["q"], case)
-    if only is not None:
-        wanted = [grad if number == only else None for number, grad in enumerate(wanted)]
-    d_out = moved(SimpleNamespace(d_out=d_out), device).d_out
-    backend.rel_attention_backward(keys, [queries], [out], [stats], [d_out], wanted, deterministic)
-    return {name: grad.cpu() for name, grad in grads.items()}
+    """`run_backward` of a forward pass of its own."""
+    forward = run_forward(x, case, backend, device)
+    return run_backward(forward, x, case, d_out, backend, deterministic, only)
 
 
 def places(
@@ -133,7 +166,7 @@ def number_of(name: str) -> int:
     return [*CASES, name].index(name)
 
 
-def check_gradients(
+def check_passes(
     name: str,
     dtype: torch.dtype,
     backend: Any,
@@ -141,9 +174,10 @@ def check_gradients(
     case: Case | None = None,
     ordered: bool | None = None,
 ) -> None:
-    """Hold every gradient of one case to the tolerance rule; `case`: instead of the named one.
+    """Hold the output and every gradient of one case to the tolerance rule.
 
-    `ordered`: whether the same bits are asked for; by default of every second case.
+    `case`: instead of the one of that name. `ordered`: whether the same bits are asked for; by
+    default of every second case.
     """
     case, number = case or CASES[name], number_of(name)
     ordered = number % 2 == 0 if ordered is None else ordered
@@ -151,25 +185,35 @@ def check_gradients(
     d_out = torch.randn(x.q.shape, generator=torch.Generator().manual_seed(number)).to(dtype)
     if x.positions is not None:
         d_out[x.positions < 0] = float("nan")  # of an absent row: nobody may read it
+    forward = run_forward(x, case, backend, device)
+    (exact, exact_gradients), (eager, eager_gradients) = (
+        by_formula(x, case, kind) for kind in (torch.float64, dtype)
+    )
+    _check_output(forward.out.cpu(), eager, exact, x, f"{name} {dtype}")
     clean = d_out.nan_to_num()
-    exact = exact_gradients(x, case, torch.float64, clean)
-    actual = gradients(x, case, d_out, backend, device, deterministic=ordered)
-    bounds = gradient_bounds(lambda d, y: exact_gradients(x, case, d, y), dtype, clean)
-    for operand, grad in actual.items():
-        error, _ = error_and_bound(grad, grad, exact[operand])
+    of_dtype = {torch.float64: exact_gradients, dtype: eager_gradients}
+    bounds = gradient_bounds(lambda kind, d: of_dtype[kind](d), dtype, clean)
+    right = exact_gradients(clean)
+    for operand, grad in run_backward(forward, x, case, d_out, backend, ordered).items():
+        error, _ = error_and_bound(grad, grad, right[operand])
         assert error <= bounds[operand], (
             f"{name} {dtype} d {operand}: error {error:.3e}, bound {bounds[operand]:.3e}"
         )
 
 
-def check_case(
+def check_output(
     name: str, dtype: torch.dtype, backend: Any, device: str, case: Case | None = None
 ) -> None:
-    """Hold one case to the tolerance rule; `case`: instead of the one of that name."""
+    """Hold the output alone to the tolerance rule, as `check_passes` does."""
     case = case or CASES[name]
     x = make_inputs(case, dtype, seed=number_of(name))
     exact, eager = formula(x, case, torch.float64), formula(x, case, dtype)
-    actual = launch(x, case, backend, device)
+    _check_output(launch(x, case, backend, device), eager, exact, x, f"{name} {dtype}")
+
+
+def _check_output(
+    out: torch.Tensor, eager: torch.Tensor, exact: torch.Tensor, x: SimpleNamespace, label: str
+) -> None:
     if x.positions is not None:
-        assert bool((actual[x.positions < 0] == 0).all()), "an absent row is not exactly zero"
-    assert_within(actual, eager, exact, f"{name} {dtype}")
+        assert bool((out[x.positions < 0] == 0).all()), "an absent row is not exactly zero"
+    assert_within(out, eager, exact, label)

@@ -16,7 +16,7 @@ from typing import Any
 import attention_checks as checks
 import pytest
 import torch
-from cpu_kernels import each_isa, each_kernel, isa, needs_kernels
+from cpu_kernels import ISAS, each_isa, each_kernel, isa, needs_kernels
 from hf_oracle import Problem, assert_same, make_problem, run
 from two_sources import apart, kernel_operands
 
@@ -333,30 +333,28 @@ def test_an_unknown_instruction_set():
         raise AssertionError("it must not come here")
 
 
+@pytest.fixture
+def set_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the variable as if no kernel had run before."""
+    monkeypatch.setattr(instruction_sets, "_chosen", None)
+    return functools.partial(monkeypatch.setenv, instruction_sets.VARIABLE)
+
+
 @pytest.mark.parametrize("name", ["avx9", "AVX2", ""])
-def test_an_unknown_instruction_set_in_the_environment(name):
-    done = child(
-        """
-        import torch
-        from xlnet_fast import ops
-        q = torch.zeros(1, 2, 1, 4)
-        ops.rel_attention(q, q, q, torch.zeros(1, 4, 1, 4), q[0, 0], q[0, 0], backend="cpu")
-        """,
-        XLNET_FAST_CPU_ISA=name,
+def test_an_unknown_instruction_set_in_the_environment(name, set_environment):
+    set_environment(name)
+    message = (
+        f"environment variable XLNET_FAST_CPU_ISA: instruction set {name!r} is not one of auto, "
+        "baseline"
     )
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert "ArgumentError: environment variable XLNET_FAST_CPU_ISA: " in last
-    assert f"instruction set {name!r} is not one of auto, baseline" in last
+    problem = make_problem().to(torch.float32)
+    with pytest.raises(ArgumentError, match=message):
+        attend(**problem.operands, **problem.options)
 
 
-@each_isa
-def test_the_environment_caps_the_instruction_set(isa):
-    done = child(
-        """
-        from xlnet_fast.kernels.cpu import instruction_sets
-        print(instruction_sets.instruction_set())
-        """,
-        XLNET_FAST_CPU_ISA=isa,
-    )
-    assert done.stdout == f"{isa}\n", done.stderr
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_environment_caps_the_instruction_set(isa, set_environment):
+    set_environment(isa)
+    assert instruction_sets.instruction_set() == isa
+    set_environment("auto")
+    assert instruction_sets.instruction_set() == isa, "it is read once"

@@ -195,15 +195,15 @@ def test_nan_in_hidden_scores_reaches_nothing(mask, dropout, isa, dtype):
 
 @each_kernel
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
-@pytest.mark.parametrize("key", [0, 11, 16, 22])
-def test_nan_in_a_visible_score_fills_its_row(bad, key, isa, dtype):
+def test_nan_in_a_visible_score_fills_its_row(bad, isa, dtype):
     """A diverging model must show: a finite row in the place of NaN would hide it."""
-    operands, options = problem_of(dtype, segments=2)
-    operands["scores"][1, 2, 3, key] = bad
-    out = ops.masked_softmax(**operands, **options, backend="cpu")
-    assert out[1, 2, 3].isnan().all()
-    out[1, 2, 3] = 0
-    assert out.isfinite().all()
+    for key in (0, 11, 16, 22):
+        operands, options = problem_of(dtype, segments=2)
+        operands["scores"][1, 2, 3, key] = bad
+        out = ops.masked_softmax(**operands, **options, backend="cpu")
+        assert out[1, 2, 3].isnan().all(), key
+        out[1, 2, 3] = 0
+        assert out.isfinite().all(), key
 
 
 @each_kernel

@@ -11,7 +11,7 @@ import cuda_emulation
 import pytest
 import torch
 from attention_cases import CASES
-from attention_runs import check_case
+from attention_runs import check_output
 
 from xlnet_fast.kernels.cuda import entries, rel_attention
 
@@ -91,7 +91,7 @@ def build(csrc: Path) -> ModuleType:
 def run(module: ModuleType, names: tuple[str, ...] = RUN) -> None:
     with entries.emulating(module):
         for name in names:
-            check_case(name, torch.bfloat16, rel_attention, "cpu", CASES[name])
+            check_output(name, torch.bfloat16, rel_attention, "cpu", CASES[name])
 
 
 def test_without_a_fault_all_is_well():

@@ -15,13 +15,15 @@ import two_stream_cases as two_streams
 from attention_cases import CASES, Case, make_inputs
 from attention_runs import (
     SENTINEL,
-    check_case,
-    check_gradients,
+    check_output,
+    check_passes,
     gradients,
     launch,
     moved,
     operands,
     places,
+    run_backward,
+    run_forward,
 )
 from cuda_emulation import device, emulation, emulation_module
 from torch import Tensor
@@ -73,16 +75,21 @@ STREAMS = {
 ONE_OF_EACH = ("masks-all-self", "shapes-positions-absent", "apart-causal", "dropout-masked")
 
 
-@each_half
-@pytest.mark.parametrize("name", [*ALL, *OWN])
-def test_outputs(name, dtype, device):
-    check_case(name, dtype, rel_attention, device, (ALL | OWN)[name])
+# The dtypes share all branches: float16 runs a case of each width, of each group, and large scores.
+IN_HALF = (
+    *ONE_OF_EACH, "head-dim-8", "head-dim-64", "head-dim-128", "masks-padding-all-of-one",
+    "hostile-nan-padding-hidden-rows", "hostile-large-scores", "strided-d40",
+)  # fmt: skip
+RUNS = [(name, torch.bfloat16) for name in (*ALL, *OWN)]
+RUNS += [(name, torch.float16) for name in IN_HALF]
+STREAM_RUNS = [(name, torch.bfloat16) for name in STREAMS]
+STREAM_RUNS += [(name, torch.float16) for name in ("streams-absent", "streams-every-position")]
 
 
-@each_half
-@pytest.mark.parametrize("name", [name for name in (*ALL, *OWN) if name != "shapes-one"])
-def test_gradients(name, dtype, device):
-    check_gradients(name, dtype, rel_attention, device, (ALL | OWN)[name])
+@pytest.mark.parametrize(("name", "dtype"), RUNS)
+def test_passes(name, dtype, device):
+    check = check_output if name == "shapes-one" else check_passes  # see the next test
+    check(name, dtype, rel_attention, device, (ALL | OWN)[name])
 
 
 @each_half
@@ -96,8 +103,7 @@ def test_one_row_and_one_key_have_no_gradient_through_their_score(dtype, device)
     assert all(float(grad.abs().max()) < 1e-5 for grad in grads.values())
 
 
-@each_half
-@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize(("name", "dtype"), STREAM_RUNS)
 def test_two_streams(name, dtype, device):
     check_streams(name, dtype, rel_attention, device, STREAMS[name])
 
@@ -115,8 +121,9 @@ def results(case: Case | Streams, device: str, dtype: torch.dtype = torch.bfloat
         return [*outs, *grads.values()]
     x = make_inputs(case, dtype, seed=0)
     d_out = torch.randn(x.q.shape, generator=gen).to(dtype)
-    grads = gradients(x, case, d_out, rel_attention, device)
-    return [launch(x, case, rel_attention, device), *grads.values()]
+    forward = run_forward(x, case, rel_attention, device)
+    grads = run_backward(forward, x, case, d_out, rel_attention)
+    return [forward.out.cpu(), *grads.values()]
 
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
@@ -131,6 +138,8 @@ REPEATED = {
 }
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
 @pytest.mark.parametrize("name", REPEATED)
 def test_twice_the_same_bits(name, device):
     assert_equal(results(REPEATED[name], device), results(REPEATED[name], device))
@@ -143,37 +152,40 @@ def test_the_same_bits_whatever_the_order_of_warps(name, emulation):
     assert_equal(results(REPEATED[name], "cpu"), upwards)
 
 
-@pytest.mark.parametrize("only", range(10))
 @pytest.mark.parametrize("name", ["apart-causal", "shapes-positions"])
-def test_a_gradient_asked_for_alone_has_the_bits_it_has_among_all(name, only, device):
+def test_a_gradient_asked_for_alone_has_the_bits_it_has_among_all(name, device):
     case = ALL[name]
     x = make_inputs(case, torch.bfloat16, seed=0)
     d_out = torch.randn(x.q.shape).to(torch.bfloat16)
-    among = gradients(x, case, d_out, rel_attention, device)
-    alone = gradients(x, case, d_out, rel_attention, device, only=only)
-    pairs = zip(places(alone, ["q"], case), places(among, ["q"], case), strict=True)
-    for number, (mine, theirs) in enumerate(pairs):
-        if mine is not None and number == only:
-            assert torch.equal(mine, theirs)
-        elif mine is not None:
-            assert mine.isnan().all(), "a gradient that nobody asked for was written"
+    forward = run_forward(x, case, rel_attention, device)
+    among = places(run_backward(forward, x, case, d_out, rel_attention), ["q"], case)
+    for only in range(len(among)):
+        alone = run_backward(forward, x, case, d_out, rel_attention, only=only)
+        pairs = zip(places(alone, ["q"], case), among, strict=True)
+        for number, (mine, theirs) in enumerate(pairs):
+            if mine is not None and number == only:
+                assert torch.equal(mine, theirs), number
+            elif mine is not None:
+                assert mine.isnan().all(), f"{number}, for which nobody asked, was written"
 
 
-@each_half
 @pytest.mark.parametrize("name", ["shapes-positions-absent", "shapes-positions-self"])
-def test_absent_rows_may_hold_anything(name, dtype, device):
+def test_absent_rows_may_hold_anything(name, device):
     case = ALL[name]
-    x = make_inputs(case, dtype, seed=0)
+    x = make_inputs(case, torch.bfloat16, seed=0)
     absent = x.positions < 0
     assert absent.any()
-    d_out = torch.randn(x.q.shape).to(dtype)
-    expected = [launch(x, case, rel_attention, device)]
-    expected += gradients(x, case, d_out, rel_attention, device).values()
+    d_out = torch.randn(x.q.shape).to(torch.bfloat16)
+
+    def both_passes() -> tuple[Tensor, dict[str, Tensor]]:
+        forward = run_forward(x, case, rel_attention, device)
+        return forward.out.cpu(), run_backward(forward, x, case, d_out, rel_attention)
+
+    expected, expected_grads = both_passes()
     x.q[absent] = d_out[absent] = float("nan")
-    actual = [launch(x, case, rel_attention, device)]
-    grads = gradients(x, case, d_out, rel_attention, device)
-    assert_equal([*actual, *grads.values()], expected)
-    assert (actual[0][absent] == 0).all()
+    out, grads = both_passes()
+    assert_equal([out, *grads.values()], [expected, *expected_grads.values()])
+    assert (out[absent] == 0).all()
     assert (grads["q"][absent] == 0).all()
 
 
@@ -244,10 +256,8 @@ def test_an_output_of_any_layout_is_filled_and_nothing_beside_it(pad, device):
 # --- how the work is cut --------------------------------------------------------------------------
 
 
-@each_half
-@pytest.mark.parametrize("splits", [1, 2, 3, 5])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_gradients_of_r_from_parts_of_the_batch(groups, splits, dtype, device, monkeypatch):
+@pytest.mark.parametrize(("groups", "splits"), [(1, 1), (1, 3), (2, 2), (2, 5)])
+def test_gradients_of_r_from_parts_of_the_batch(groups, splits, device, monkeypatch):
     case = Case(batch=10, groups=groups, rows=17, memory=3, head_dim=16, segments=True)
     tiles = rel_attention.tiles_of_table(2 * case.rows + case.memory, case.rows, case.head_dim)
     blocks = splits * tiles * groups * case.heads
@@ -259,7 +269,7 @@ def test_gradients_of_r_from_parts_of_the_batch(groups, splits, dtype, device, m
         call(name, *arguments)
 
     monkeypatch.setattr(entries, "call", spy)
-    check_gradients("parts", dtype, rel_attention, device, case)
+    check_passes("parts", torch.bfloat16, rel_attention, device, case)
     given = [last["splits"] for name, last in launches if name == "rel_attention_backward"]
     assert given == [splits]
 
@@ -287,16 +297,18 @@ def test_matrices_are_read_without_bank_conflicts(dim, positions, dtype, emulati
 )
 def test_the_cost_of_a_tile(dim, units, emulation):
     """Matrix products of 64 x 64 scores, in units of the product of their rows with their keys."""
-    case = Case(batch=1, rows=512, heads=1, head_dim=dim)
-    x = make_inputs(case, torch.bfloat16, seed=0)
     products = []
-    for only in (None, 0, 1, 5):  # forward alone, then gradients of q, k and r
+    # Forward alone, then gradients of q, k and r, which alone has a cost of its edges.
+    for only, tiles in ((None, 2), (0, 2), (1, 2), (5, 8)):
+        case = Case(batch=1, rows=64 * tiles, heads=1, head_dim=dim)
+        x = make_inputs(case, torch.bfloat16, seed=0)
         emulation.take_counters()
         if only is None:
             launch(x, case, rel_attention, "cpu")
         else:
             gradients(x, case, torch.zeros_like(x.q), rel_attention, "cpu", only=only)
-        products.append(emulation.take_counters()["products"] / (8 * 8 * 4 * 8 * dim / 16))
+        counted = emulation.take_counters()["products"]
+        products.append(counted / (tiles * tiles * 4 * 8 * dim / 16))
     forward, with_q, with_k, with_r = products  # each with those of all kernels it needs
     parts = [forward, with_q - forward, with_k - with_q, with_r - with_q]
     assert [round(part, 2) for part in parts] == units  # docs/design.md, section 5

@@ -6,7 +6,7 @@ content-shaped mask and segments at its positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -86,10 +86,10 @@ def stream_inputs(x: SimpleNamespace) -> tuple[SimpleNamespace, SimpleNamespace]
     return content, query
 
 
-def exact(
-    x: SimpleNamespace, case: Streams, dtype: torch.dtype, d_h: torch.Tensor, d_g: torch.Tensor
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    """Outputs of both streams in `dtype`, and the gradients of all operands by autograd."""
+def by_formula(
+    x: SimpleNamespace, case: Streams, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], Callable[[torch.Tensor], dict[str, torch.Tensor]]]:
+    """Outputs of both streams in `dtype`; the operands' gradients of one of both, side by side."""
     leaves = {
         name: getattr(x, name).to(dtype).detach().clone().requires_grad_()
         for name in ("q_g", *OPERANDS)
@@ -97,12 +97,18 @@ def exact(
     }
     streams = stream_inputs(SimpleNamespace(**(vars(x) | leaves)))
     outs = [formula(stream, case.content, dtype) for stream in streams]
-    loss = sum((out * d.to(dtype)).sum() for out, d in zip(outs, (d_h, d_g), strict=True))
-    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return [out.detach() for out in outs], {
-        name: torch.zeros_like(leaf) if grad is None else grad
-        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
-    }
+    both = torch.cat(outs, dim=1)
+
+    def gradients_of(d_both: torch.Tensor) -> dict[str, torch.Tensor]:
+        grads = torch.autograd.grad(
+            both, list(leaves.values()), d_both.to(dtype), retain_graph=True, allow_unused=True
+        )
+        return {
+            name: torch.zeros_like(leaf) if grad is None else grad
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        }
+
+    return [out.detach() for out in outs], gradients_of
 
 
 def run_streams(
@@ -158,18 +164,17 @@ def check_streams(
     gen = torch.Generator().manual_seed(number)
     d_h, d_g = (torch.randn(q.shape, generator=gen).to(dtype) for q in (x.q, x.q_g))
     outs, grads = run_streams(x, case, [d_h, d_g], backend, device, ordered)
-    (eager, _), (wide, grads_wide) = (
-        exact(x, case, kind, d_h, d_g) for kind in (dtype, torch.float64)
+    (eager, eager_gradients), (exact, exact_gradients) = (
+        by_formula(x, case, kind) for kind in (dtype, torch.float64)
     )
-    for stream, out, theirs, oracle in zip("hg", outs, eager, wide, strict=True):
+    for stream, out, theirs, oracle in zip("hg", outs, eager, exact, strict=True):
         assert_within(out, theirs, oracle, f"{name} {dtype} out_{stream}")
-
-    def gradients_of(kind: torch.dtype, d: torch.Tensor) -> dict[str, torch.Tensor]:
-        return exact(x, case, kind, *d.split([x.q.shape[1], case.targets], dim=1))[1]
-
-    bounds = gradient_bounds(gradients_of, dtype, torch.cat([d_h, d_g], dim=1))
+    both = torch.cat([d_h, d_g], dim=1)
+    of_dtype = {dtype: eager_gradients, torch.float64: exact_gradients}
+    bounds = gradient_bounds(lambda kind, d: of_dtype[kind](d), dtype, both)
+    right = exact_gradients(both)
     for operand, grad in grads.items():
-        error, _ = error_and_bound(grad, grad, grads_wide[operand])
+        error, _ = error_and_bound(grad, grad, right[operand])
         assert error <= bounds[operand], (
             f"{name} {dtype} d {operand}: error {error:.3e}, bound {bounds[operand]:.3e}"
         )

@@ -30,9 +30,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("memory_apart", [False, True])
+@pytest.mark.parametrize(
+    ("case", "dropout_p", "memory_apart"),
+    [
+        ("plain", 0.0, False),
+        ("segments, ranks", 0.3, True),
+        ("targets", 0.0, True),
+        ("uni, groups", 0.3, False),
+    ],
+)
 @pytest.mark.parametrize(("backend", "dtype"), FUSED)
 def test_opcheck_rel_attention(case, dropout_p, memory_apart, backend, dtype):
     problem = small(**CASES[case]).to(dtype)
@@ -49,8 +55,7 @@ def test_opcheck_rel_attention(case, dropout_p, memory_apart, backend, dtype):
         )
 
 
-@pytest.mark.parametrize("case", ["plain", "targets"])
-@pytest.mark.parametrize("memory_apart", [False, True])
+@pytest.mark.parametrize(("case", "memory_apart"), [("plain", False), ("targets", True)])
 @pytest.mark.parametrize(("backend", "dtype"), FUSED)
 def test_opcheck_two_stream_attention(case, memory_apart, backend, dtype):
     content = small(**{**CASES[case], "targets": None}).to(dtype)
