@@ -42,20 +42,21 @@ WITHOUT = ([], "", -1)
 WITH = (["80", "90a"], "12.4.131", 7)
 
 
-def test_with_nvcc_the_extension_has_the_kernels(tree, fake_nvcc):
-    code, out, err = tree.build(CUDACXX=fake_nvcc.path)
+def test_with_nvcc_the_extension_has_the_kernels(checkout, fake_nvcc):
+    checkout.add_kernel()
+    code, out, err = checkout.build(CUDACXX=fake_nvcc.path)
     assert (code, err) == (0, "")
     assert f"and {fake_nvcc.path} for 80, 90a, " in out
     assert "CUDA kernels: sm_80, sm_90a" in out
     assert LEFT_OUT not in out
-    assert facts(tree) == WITH
+    assert facts(checkout) == WITH
     (ran,) = fake_nvcc.ran()
     assert "-gencode=arch=compute_80,code=[sm_80,compute_80]" in ran
     assert "-gencode=arch=compute_90a,code=sm_90a" in ran
     assert "-std=c++17 -O3" in ran
     assert "-fPIC,-fvisibility=hidden" in ran
-    assert tree.leftovers() == []
-    assert "there already" in tree.build(CUDACXX=fake_nvcc.path)[1]
+    assert checkout.leftovers() == []
+    assert "there already" in checkout.build(CUDACXX=fake_nvcc.path)[1]
     assert fake_nvcc.ran() == []
 
 
@@ -90,18 +91,19 @@ def test_a_changed_kernel_is_compiled_anew(tree, fake_nvcc):
     assert "there already" in tree.build(CUDACXX=fake_nvcc.path)[1]
 
 
-def test_a_failing_nvcc_leaves_the_kernels_out_and_says_what_it_said(tree, fake_nvcc):
+def test_a_failing_nvcc_leaves_the_kernels_out_and_says_what_it_said(checkout, fake_nvcc):
+    checkout.add_kernel()
     fake_nvcc.write('echo "kernel.cu(3): error: no such thing"; exit 2')
-    code, out, err = tree.build(CUDACXX=fake_nvcc.path)
+    code, out, err = checkout.build(CUDACXX=fake_nvcc.path)
     assert (code, err) == (0, "")
     assert (
         f"{LEFT_OUT}(the compiler failed on csrc/cuda/instantiations/kernel.cu (exit code 2)" in out
     )
     assert re.search(r"^    kernel\.cu\(3\): error: no such thing$", out, flags=re.MULTILINE)
-    assert facts(tree) == WITHOUT
-    assert tree.leftovers() == []
+    assert facts(checkout) == WITHOUT
+    assert checkout.leftovers() == []
 
-    err = fails(tree, "--force", CUDACXX=fake_nvcc.path, XLNET_FAST_REQUIRE_EXT="1")
+    err = fails(checkout, "--force", CUDACXX=fake_nvcc.path, XLNET_FAST_REQUIRE_EXT="1")
     assert "failed on csrc/cuda/instantiations/kernel.cu (exit code 2)" in err
     assert "no such thing" in err
 
