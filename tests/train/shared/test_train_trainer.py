@@ -16,6 +16,7 @@ import pytest
 import torch
 from _two_trainers import SignalAt
 from transformers import TrainerCallback, TrainingArguments
+from two_processes import in_two_processes
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.shared import trainer as trainer_module
@@ -151,16 +152,16 @@ def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp"])
 def test_two_processes_stop_together_and_resume(tmp_path: Path, fsdp: bool) -> None:
-    tiny.in_two_processes(two.interrupt_and_resume, tmp_path, fsdp)
+    in_two_processes(two.interrupt_and_resume, tmp_path, fsdp)
 
 
 def test_fsdp_computes_what_ddp_computes(tmp_path: Path) -> None:
     """On CPUs, too, where accelerate by itself would do DDP instead."""
-    tiny.in_two_processes(two.ddp_and_fsdp_agree, tmp_path)
+    in_two_processes(two.ddp_and_fsdp_agree, tmp_path)
 
 
 def test_two_processes_and_a_full_disk(tmp_path: Path) -> None:
-    tiny.in_two_processes(two.full_disk_of_one, tmp_path)
+    in_two_processes(two.full_disk_of_one, tmp_path)
 
 
 def test_early_stopping_keeps_its_patience_over_a_resume(tmp_path: Path) -> None:
