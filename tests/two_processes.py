@@ -17,9 +17,10 @@ import torch
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(
     [
-        "xlnet_fast.train.pretraining",
-        "xlnet_fast.train.finetune",
+        "xlnet_fast.train.pretraining.run",
+        "xlnet_fast.train.finetune.run",
         "transformers.models.xlnet.modeling_xlnet",
+        "torch.utils.tensorboard",
     ]
 )
 
