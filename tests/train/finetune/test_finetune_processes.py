@@ -18,6 +18,8 @@ from two_processes import in_two_processes
 
 from xlnet_fast.train.finetune import finetune
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CASES = ("text-classification", "token-classification", "question-answering", "beam", "fsdp")
 # 30 rows in batches of 4 leave 2, all of them in the first process; 22 rows in evaluation batches
 # of 2 x 4 leave 6.
