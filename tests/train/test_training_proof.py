@@ -7,6 +7,7 @@ import json
 import pytest
 from matplotlib.image import imread
 
+from xlnet_fast.train.finetune import outputs
 from xlnet_fast.train.pretraining import options
 from xlnet_fast.train.proof import questions, tasks
 from xlnet_fast.train.proof.questions import answers, draw_curves, largest_distance
@@ -33,6 +34,7 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
         "FINETUNING_STEPS": {"order": 2, "article": 1},
     }.items():  # fmt: skip
         monkeypatch.setattr(questions, name, value)
+    monkeypatch.setattr(outputs, "write_plots", lambda *_: None)  # of eight fine-tunings
     out = tmp_path / "proof"
     code = questions.main(["--out", str(out), "--steps", "2", "--seeds", "1"])
     printed = capsys.readouterr().out
