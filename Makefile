@@ -16,7 +16,8 @@ EXAMPLES_TIMEOUT ?= 120
 
 BENCH_OUT ?= bench_out
 BENCH_FLAGS ?= --preset quick
-PYTEST_FLAGS ?= -n 2 --benchmark-disable
+# Neighbours stay together: they share what a file or a worker makes once.
+PYTEST_FLAGS ?= -n 2 --dist worksteal --benchmark-disable
 # All five chips take about twenty minutes from scratch; --arch 90 asks for one, --backend cuda for the
 # CUDA C++ kernels alone, which need nvcc.
 REPORT_FLAGS ?=

@@ -7,6 +7,7 @@ should have written and did not, or should not have read and did, turns a result
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,6 +49,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no later collection of garbage looks through it again.
+
+    Every training and every compilation collects, which took a sixth of a short run.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Or nanobind would tell at the end of leaks that are none."""
+    gc.unfreeze()
 
 
 @pytest.fixture

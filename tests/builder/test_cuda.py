@@ -42,43 +42,45 @@ WITHOUT = ([], "", -1)
 WITH = (["80", "90a"], "12.4.131", 7)
 
 
-def test_with_nvcc_the_extension_has_the_kernels(tree, fake_nvcc):
-    code, out, err = tree.build(CUDACXX=fake_nvcc.path)
+def test_with_nvcc_the_extension_has_the_kernels(checkout, fake_nvcc):
+    checkout.add_kernel()
+    code, out, err = checkout.build(CUDACXX=fake_nvcc.path)
     assert (code, err) == (0, "")
     assert f"and {fake_nvcc.path} for 80, 90a, " in out
     assert "CUDA kernels: sm_80, sm_90a" in out
     assert LEFT_OUT not in out
-    assert facts(tree) == WITH
+    assert facts(checkout) == WITH
     (ran,) = fake_nvcc.ran()
     assert "-gencode=arch=compute_80,code=[sm_80,compute_80]" in ran
     assert "-gencode=arch=compute_90a,code=sm_90a" in ran
     assert "-std=c++17 -O3" in ran
     assert "-fPIC,-fvisibility=hidden" in ran
-    assert tree.leftovers() == []
-    assert "there already" in tree.build(CUDACXX=fake_nvcc.path)[1]
+    assert checkout.leftovers() == []
+    assert "there already" in checkout.build(CUDACXX=fake_nvcc.path)[1]
     assert fake_nvcc.ran() == []
 
 
-def test_what_is_there_is_compared_with_what_nvcc_would_make(tree, fake_nvcc, no_nvcc):
-    code, out, _ = tree.build(PATH=no_nvcc)
+def test_what_is_there_is_compared_with_what_nvcc_would_make(installed, fake_nvcc, no_nvcc):
+    installed.add_kernel()
+    code, out, _ = installed.build(PATH=no_nvcc)
     assert code == 0
     assert out.count(LEFT_OUT + "(there is no nvcc on the path, nor in CUDA_HOME") == 1
     assert "CUDA kernels: none" in out
-    assert facts(tree) == WITHOUT
-    assert "there already" in tree.build(PATH=no_nvcc)[1]
-    assert "there already" in tree.build(CUDACXX=fake_nvcc.path, XLNET_FAST_NO_CUDA="1")[1]
+    assert facts(installed) == WITHOUT
+    assert "there already" in installed.build(PATH=no_nvcc)[1]
+    assert "there already" in installed.build(CUDACXX=fake_nvcc.path, XLNET_FAST_NO_CUDA="1")[1]
 
-    assert "built in" in tree.build(CUDACXX=fake_nvcc.path)[1]
-    assert facts(tree) == WITH
-    code, out, _ = tree.build(PATH=no_nvcc)
+    assert "built in" in installed.build(CUDACXX=fake_nvcc.path)[1]
+    assert facts(installed) == WITH
+    code, out, _ = installed.build(PATH=no_nvcc)
     assert "there already" in out, "a machine without nvcc keeps the kernels it was given"
     assert LEFT_OUT not in out
-    assert facts(tree) == WITH
-    assert "built in" in tree.build(CUDACXX=fake_nvcc.path, XLNET_FAST_CUDA_ARCHS="86")[1]
-    assert facts(tree)[0] == ["86"]
-    _, out, _ = tree.build(CUDACXX=fake_nvcc.path, XLNET_FAST_NO_CUDA="1")
+    assert facts(installed) == WITH
+    assert "built in" in installed.build(CUDACXX=fake_nvcc.path, XLNET_FAST_CUDA_ARCHS="86")[1]
+    assert facts(installed)[0] == ["86"]
+    _, out, _ = installed.build(CUDACXX=fake_nvcc.path, XLNET_FAST_NO_CUDA="1")
     assert LEFT_OUT + "(XLNET_FAST_NO_CUDA is set)" in out
-    assert facts(tree) == WITHOUT
+    assert facts(installed) == WITHOUT
 
 
 def test_a_changed_kernel_is_compiled_anew(tree, fake_nvcc):
@@ -90,18 +92,19 @@ def test_a_changed_kernel_is_compiled_anew(tree, fake_nvcc):
     assert "there already" in tree.build(CUDACXX=fake_nvcc.path)[1]
 
 
-def test_a_failing_nvcc_leaves_the_kernels_out_and_says_what_it_said(tree, fake_nvcc):
+def test_a_failing_nvcc_leaves_the_kernels_out_and_says_what_it_said(checkout, fake_nvcc):
+    checkout.add_kernel()
     fake_nvcc.write('echo "kernel.cu(3): error: no such thing"; exit 2')
-    code, out, err = tree.build(CUDACXX=fake_nvcc.path)
+    code, out, err = checkout.build(CUDACXX=fake_nvcc.path)
     assert (code, err) == (0, "")
     assert (
         f"{LEFT_OUT}(the compiler failed on csrc/cuda/instantiations/kernel.cu (exit code 2)" in out
     )
     assert re.search(r"^    kernel\.cu\(3\): error: no such thing$", out, flags=re.MULTILINE)
-    assert facts(tree) == WITHOUT
-    assert tree.leftovers() == []
+    assert facts(checkout) == WITHOUT
+    assert checkout.leftovers() == []
 
-    err = fails(tree, "--force", CUDACXX=fake_nvcc.path, XLNET_FAST_REQUIRE_EXT="1")
+    err = fails(checkout, "--force", CUDACXX=fake_nvcc.path, XLNET_FAST_REQUIRE_EXT="1")
     assert "failed on csrc/cuda/instantiations/kernel.cu (exit code 2)" in err
     assert "no such thing" in err
 
@@ -152,26 +155,26 @@ def test_a_wrong_architecture_is_told_before_anything_is_compiled(
     assert compiled() == fake_nvcc.ran() == []
 
 
-def test_an_nvcc_that_cannot_be_used(checkout, fake_nvcc, script):
-    checkout.add_kernel()
-
-    def reason(**environment) -> str:
-        code, out, _ = checkout.build("--force", **environment)
-        assert code == 0
-        assert facts(checkout) == WITHOUT
-        return re.search(rf"{LEFT_OUT}\((.*)\)$", out, flags=re.MULTILINE | re.DOTALL)[1]
-
-    assert reason(CUDACXX="no-such-nvcc").startswith(
-        "CUDACXX names 'no-such-nvcc', which is not there"
-    )
+def test_an_nvcc_that_cannot_be_used(checkout, fake_nvcc, script, monkeypatch):
+    monkeypatch.delenv("XLNET_FAST_NO_CUDA", raising=False)
     mute = script("mute", "exit 0")
-    assert reason(CUDACXX=mute).startswith(f"`{mute} --version` does not tell a version")
     sick = script("sick", "echo no licence; exit 3")
-    words = rf"`{sick} --version` fails with exit code 3\n    no licence"
-    assert re.match(words, reason(CUDACXX=sick))
+    for path, words in (
+        ("no-such-nvcc", "CUDACXX names 'no-such-nvcc', which is not there"),
+        (mute, f"`{mute} --version` does not tell a version"),
+        (sick, f"`{sick} --version` fails with exit code 3\n    no licence"),
+    ):
+        monkeypatch.setenv("CUDACXX", str(path))
+        with pytest.raises(nvcc.Broken, match=re.escape(words)):
+            nvcc.find()
+
+    checkout.add_kernel()
     (fake_nvcc.library / "libcudart_static.a").unlink()
+    code, out, _ = checkout.build(CUDACXX=fake_nvcc.path)
+    assert code == 0
     words = f"comes with the CUDA toolkit of {fake_nvcc.path}, is not in {fake_nvcc.library}/stubs"
-    assert words in reason(CUDACXX=fake_nvcc.path)
+    assert re.search(rf"{LEFT_OUT}\(.*{re.escape(words)}.*\)$", out, flags=re.MULTILINE)
+    assert facts(checkout) == WITHOUT
     err = fails(checkout, "--force", CUDACXX=fake_nvcc.path, XLNET_FAST_REQUIRE_EXT="1")
     assert "XLNET_FAST_REQUIRE_EXT is set, but the CUDA kernels cannot be built" in err
 

@@ -115,7 +115,7 @@ def test_setup_takes_sources_flags_and_headers_from_the_recipe():
     names = ("sources", "inputs", "compile_flags", "link_flags", "macros", "pybind11_include")
     for name in (*names, "cuda_sources"):
         assert f"recipe.{name}(" in text
-    for name in ("find", "compile_command", "link_flags"):
+    for name in ("find_wanted", "compile_command", "link_flags"):
         assert f"nvcc.{name}(" in text
     assert not re.findall(r"bindings\.cpp|-std|-O3|/O2", text)
 

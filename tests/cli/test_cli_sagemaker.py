@@ -307,6 +307,7 @@ def test_two_processes(container, training_text):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("xlnet-fast pretrain ") == 1
+    assert done.stdout.count("eval perplexity") == 1, "one process prints"
     record = json.loads((container / "checkpoints" / "pretrain.json").read_text())
     assert record["processes"] == 2
     check_delivered(container)

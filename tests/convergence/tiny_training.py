@@ -30,7 +30,7 @@ CHARACTERS = 60_000  # of the text, about 26 000 pieces
 class Task:
     """Sizes of a run: B streams, L tokens a segment of which I' are predicted, M of memory."""
 
-    steps: int = 100
+    steps: int = 50
     batch: int = 4
     length: int = 32
     predicted: int = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cpu_kernels import FUSED_ON_CPU, ON_CPU
+from cpu_kernels import FUSED_ON_CPU
 from hf_parity import (
     CLASSES,
     accelerated,
@@ -28,6 +28,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer
 import xlnet_fast
 
 BATCH, LENGTH = 2, 6
+TRACED = "eager"  # a backend for what Dynamo alone decides: graph breaks and recompilation
 F64 = torch.float64
 
 
@@ -81,7 +82,7 @@ def test_one_graph_with_probabilities_and_dense_arguments(layer):
     assert_tight(actual, expected)
 
 
-@pytest.mark.parametrize("kind", ["plain", "padding", "mems", "two streams", "compact"])
+@pytest.mark.parametrize("kind", ["mems", "two streams", "compact"])
 def test_one_graph_with_gradients(kind):
     model = accelerated(tiny_model(XLNetLMHeadModel, F64, n_layer=1)).train(kind != "mems")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -96,13 +97,13 @@ def test_one_graph_for_every_class(cls):
     inputs = inputs_of("padding")
     if cls is XLNetForMultipleChoice:
         inputs = {name: x[None] for name, x in inputs.items()}
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=TRACED)
     with torch.no_grad():
         actual, expected = (run(m, inputs, backward=False) for m in (compiled, model))
     assert_tight(actual, expected)
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_one_graph_with_dropout(backend):
     model = accelerated(tiny_model(XLNetLMHeadModel, n_layer=1, dropout=0.2), backend=backend)
     model.train()
@@ -113,9 +114,9 @@ def test_one_graph_with_dropout(backend):
     assert model.transformer.layer[0].rel_attn.q.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["plain", "padding", "mems"])
+@pytest.mark.parametrize("kind", ["padding", "mems"])
 def test_a_second_batch_does_not_recompile(kind):
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend(TRACED)
     model = accelerated(tiny_model(XLNetModel, F64, n_layer=1))
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     with torch.no_grad():
@@ -130,7 +131,7 @@ def test_a_second_batch_does_not_recompile(kind):
 
 
 def test_dynamic_sizes_compile_once():
-    counter, first = CompileCounterWithBackend("aot_eager"), 0
+    counter, first = CompileCounterWithBackend(TRACED), 0
     model = accelerated(tiny_model(XLNetModel, F64, n_layer=1))
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
     with torch.no_grad():
@@ -142,7 +143,7 @@ def test_dynamic_sizes_compile_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["auto", *FUSED_ON_CPU])
+@pytest.mark.parametrize("backend", FUSED_ON_CPU)
 def test_inductor(backend):
     model = accelerated(tiny_model(XLNetLMHeadModel, n_layer=1), backend=backend)
     compiled = torch.compile(model, fullgraph=True)

@@ -11,7 +11,7 @@ import copy
 
 import pytest
 import torch
-from cpu_kernels import ON_CPU
+from cpu_kernels import ON_CPU, needs_kernels
 from hf_parity import (
     F64,
     accelerated,
@@ -181,8 +181,15 @@ def hugging_faces_draws():
     return model, ids, draws_of(model, ids)
 
 
-@pytest.mark.parametrize("exact_dropout", [False, True])
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize(
+    ("backend", "exact_dropout"),
+    [
+        pytest.param("cpu", False, marks=needs_kernels),
+        ("sdpa", False),
+        ("sdpa", True),
+        ("reference", False),
+    ],
+)
 def test_distribution_of_outputs(hugging_faces_draws, backend, exact_dropout):
     """Mean and variance of every output element, over draws, within sampling error of HF's."""
     model, ids, theirs = hugging_faces_draws

@@ -36,16 +36,18 @@ def test_a_real_child_proves_and_times_what_it_is_asked_for():
     assert outcome.record.seconds > 0
 
 
-def test_nothing_in_the_folder_of_the_user_is_imported(tmp_path):
+def test_a_child_imports_nothing_of_the_users_folder_and_goes_with_its_parent(tmp_path):
     for name in ("random", "torch", "typing", "xlnet_fast"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
-    order = Order("cpu", "sdpa", (), 5.0).to_json() + "\n"
+    order = Order("cpu", "sdpa", tuple([SOFTMAX] * 10_000), seconds=600.0)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(CHILD, cwd=tmp_path, **pipes) as child:
-        child.stdin.write(order)
+        child.stdin.write(order.to_json() + "\n")
         child.stdin.flush()
         assert json.loads(child.stdout.readline())["kind"] == "ready"
-        child.kill()
+        child.stdin.close()
+        child.stdout.read()  # to its end, or its pipe would be full before it looks
+        assert child.wait(timeout=60) == 1
 
 
 def test_a_backend_that_aborts_is_disqualified_with_the_class_named():
@@ -59,17 +61,6 @@ def test_a_backend_that_aborts_is_disqualified_with_the_class_named():
     (reason,) = {row.reason for row in outcome.rows}
     assert reason.startswith("died of SIGABRT")
     assert reason.endswith("in rel_attention memory float32 D=64 forward")
-
-
-def test_a_child_goes_with_its_parent():
-    order = Order("cpu", "sdpa", tuple([SOFTMAX] * 10_000), seconds=600.0)
-    process = subprocess.Popen(CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write(f"{order.to_json()}\n".encode())
-    process.stdin.flush()
-    assert b'"ready"' in process.stdout.readline()
-    process.stdin.close()
-    process.stdout.read()  # to its end, or its pipe would be full before it looks
-    assert process.wait(timeout=60) == 1
 
 
 # --- in this process ----------------------------------------------------------------------------

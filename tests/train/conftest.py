@@ -1,4 +1,4 @@
-"""What the tests of both plots look at."""
+"""Plots: what is looked at in the tests of both, and how other tests do without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from undrawn import write_nothing
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs of which other things are asked."""
+    monkeypatch.setattr(Figure, "savefig", write_nothing)
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
-"""Run by torchrun: fine-tune with the options of each JSON file named on the command line."""
+"""What each of two processes runs in the tests of fine-tuning."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
+
+import datasets
+from matplotlib.figure import Figure
+from undrawn import write_nothing
 
 from xlnet_fast.train.finetune import FinetuneOptions, finetune
 
-for file in sys.argv[1:]:
-    values = json.loads(Path(file).read_text(encoding="utf-8"))
-    values |= {"output": Path(values["output"]), "column": tuple(values["column"])}
-    finetune(FinetuneOptions(**values))
+
+def run(rank: int, cache: Path, runs: list[FinetuneOptions]) -> None:
+    Figure.savefig = write_nothing
+    datasets.config.HF_DATASETS_CACHE = cache
+    for options in runs:
+        finetune(options)

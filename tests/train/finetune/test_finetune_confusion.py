@@ -26,11 +26,13 @@ def test_confusion(tmp_path: Path, figure: list[Figure]) -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("size", [1, 2, 30])
 def test_text_stays_inside_its_cell(tmp_path: Path, figure: list[Figure], size: int) -> None:
     """Four digits in the largest matrix that is written out, and no overlap of the names."""
     names = [f"a label whose name is long {i}" for i in range(size)]
     plot_confusion(np.full((size, size), 8888), names, tmp_path / "confusion.png", "Test")
+    figure[0].draw_without_rendering()
     axes, renderer = figure[0].axes[0], figure[0].canvas.get_renderer()
     cell = axes.transData.transform([(0, 0), (1, 1)])
     width, height = np.abs(cell[1] - cell[0])

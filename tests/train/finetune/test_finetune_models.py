@@ -18,6 +18,8 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import train_tokenizer
 from xlnet_fast.train.finetune import finetune
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import _finetune_processes as processes
 import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_finetuning import ROWS, checkpoint, options, read_jsonl, write_jsonl
 from transformers import AutoConfig
+from two_processes import in_two_processes
 
 from xlnet_fast.train.finetune import finetune
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CASES = ("text-classification", "token-classification", "question-answering", "beam", "fsdp")
-SCRIPT = Path(__file__).with_name("_finetune_processes.py")
 # 30 rows in batches of 4 leave 2, all of them in the first process; 22 rows in evaluation batches
 # of 2 x 4 leave 6.
 RUN = {
@@ -38,26 +37,6 @@ RUN = {
 def own_cache(tmp_path, monkeypatch):
     """What `datasets` keeps of a file stays in the test's folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def torchrun(folder: Path, runs: list, count: int = 2) -> None:
-    """Fine-tune each of the runs in several processes."""
-    files = []
-    for i, run in enumerate(runs):
-        files.append(folder / f"options{i}.json")
-        files[-1].write_text(json.dumps(run.record()))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
-        str(SCRIPT), *map(str, files),
-    ]  # fmt: skip
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-        "HF_DATASETS_CACHE": str(folder / "cache"),
-    }  # fmt: skip
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=250, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def history(output: Path, key: str) -> list[float]:
@@ -113,11 +92,10 @@ def runs(tmp_path_factory):
     ones["beam"] = dataclasses.replace(ones["beam"], batch_size=8)
     twos["beam"] = dataclasses.replace(twos["beam"], gradient_accumulation=2)
     twos["fsdp"] = dataclasses.replace(twos["fsdp"], fsdp=True)
-    torchrun(folder, list(twos.values()))
+    in_two_processes(processes.run, folder / "cache", list(twos.values()))
     return {task: (ones[task], twos[task].output) for task in ones}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", CASES)
 def test_two_processes_learn_what_one_does(runs, task):
     """The beam's is also accumulated over two batches, and with FSDP2 weights are sharded."""
@@ -128,7 +106,6 @@ def test_two_processes_learn_what_one_does(runs, task):
     assert config["architectures"][0].startswith("XLNetFor")
 
 
-@pytest.mark.slow
 def test_two_processes_go_on_in_the_midst_of_an_epoch(runs, tmp_path):
     """From step 10 of 17, with 8 steps in an epoch, as if nothing had been; bit for bit."""
     one, two = runs["text-classification"]
@@ -137,7 +114,7 @@ def test_two_processes_go_on_in_the_midst_of_an_epoch(runs, tmp_path):
     shutil.copytree(two, cut.output)
     for name in ("checkpoint-15", "checkpoint-17", "model"):
         shutil.rmtree(cut.output / name)
-    torchrun(tmp_path, [cut])
+    in_two_processes(processes.run, tmp_path / "cache", [cut])
     assert history(cut.output, "loss") == history(two, "loss")
     weights, others = (load_file(run / "model" / "model.safetensors") for run in (two, cut.output))
     assert all(torch.equal(weights[name], others[name]) for name in weights)

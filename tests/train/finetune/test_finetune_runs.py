@@ -36,6 +36,7 @@ CLASSES = {
     "question-answering": ("XLNetForQuestionAnsweringSimple", "f1"),
 }
 PLOTS = {"loss.png", "confusion.png"}
+undrawn = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,7 @@ def test_a_toy_task_is_learnt_and_plain_hf_loads_the_model(task, model, tmp_path
             assert float(scores.softmax(-1).max()) == pytest.approx(row["probability"], abs=1e-4)
 
 
+@undrawn
 def test_questions_without_an_answer_are_learnt(model, tmp_path):
     """Both heads; the beam's is made from its config."""
     settings = options("question-answering", model, tmp_path, epochs=12)
@@ -123,6 +125,7 @@ def test_questions_without_an_answer_are_learnt(model, tmp_path):
     assert finetune(settings).metrics["eval"]["f1_no_answer"] > 0.9
 
 
+@undrawn
 def test_the_beam_head_is_fine_tuned(model, tmp_path):
     """Of a checkpoint that has it; it has no evaluation loss, and learns."""
     source = tmp_path / "beam"
@@ -145,6 +148,7 @@ def test_the_beam_head_is_fine_tuned(model, tmp_path):
 # --- data ----------------------------------------------------------------------------------------
 
 
+@undrawn
 def test_a_table_with_other_columns_and_an_evaluation_share(model, tmp_path, capsys):
     rows = [
         {"body of it": row["text"] * (1 + 9 * (i == 0)), "grade": row["label"]}
@@ -161,6 +165,7 @@ def test_a_table_with_other_columns_and_an_evaluation_share(model, tmp_path, cap
     assert "1 of 32 sequences" in capsys.readouterr().err.replace("\n", " ")
 
 
+@undrawn
 def test_a_data_set_with_splits(model, tmp_path):
     parts = {
         name: datasets.Dataset.from_list(text_rows(count, seed))
@@ -173,6 +178,7 @@ def test_a_data_set_with_splits(model, tmp_path):
     assert written["rows"] == {"train": 16, "eval": 6, "test": 4}
 
 
+@undrawn
 def test_test_rows_without_labels_are_predicted(model, tmp_path):
     rows = [{"text": row["text"]} for row in text_rows(5)]
     path = write_jsonl(tmp_path / "test.jsonl", rows)
@@ -190,6 +196,7 @@ def test_an_unknown_metric(model, tmp_path):
 # --- runs that end early, or go on ---------------------------------------------------------------
 
 
+@undrawn
 def test_the_run_stops_when_nothing_gets_better_and_keeps_the_best(model, tmp_path):
     """The learning rate is so small that the first evaluation is the best of all."""
     settings = short(model, tmp_path, steps=40, eval_every=2, patience=2, learning_rate=1e-12)
@@ -213,6 +220,7 @@ class _Stop(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@undrawn
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     """With dropout, in the midst of an epoch; weights bit for bit, and the same losses."""
     model = checkpoint(tmp_path / "model", dropout=0.1)
@@ -257,12 +265,14 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     assert result.metrics == whole.metrics
 
 
+@undrawn
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(model, tmp_path, capsys):
     settings = short(model, tmp_path, resume=True)
     assert finetune(settings).metrics
     assert "the run begins anew" in capsys.readouterr().err.replace("\n", " ")
 
 
+@undrawn
 def test_a_folder_that_is_in_use(model, tmp_path):
     settings = short(model, tmp_path, steps=2)
     settings.output.mkdir()

@@ -1,25 +1,23 @@
-"""Two processes on a CPU, started by torchrun: what one process computes with the same batch."""
+"""Two processes on a CPU: what one process computes with the same batch."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import _pretrain_processes as processes
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_pretraining import tiny_options, write_text
 from transformers import XLNetLMHeadModel
+from two_processes import in_two_processes
 
-from xlnet_fast.train.pretraining import PretrainOptions, pretrain
+from xlnet_fast.train.pretraining import pretrain
 
-ROOT = Path(__file__).resolve().parents[3]
 RESUMED, LAST = 9, 11  # steps; an epoch has 8 updates
 
 
@@ -31,33 +29,6 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
-
-
-def arguments(options: PretrainOptions) -> list[str]:
-    """The command line that stands for the options."""
-    found = ["pretrain"]
-    default = PretrainOptions(output=options.output)
-    for name, value in options.record().items():
-        if value == default.record()[name] and name != "output":
-            continue
-        flag = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            found.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            values = value if isinstance(value, list) else [value]
-            found += [word for one in values for word in (flag, str(one))]
-    return found
-
-
-def torchrun(options: PretrainOptions, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(processes), "-m", "xlnet_fast", *arguments(options),
-    ]  # fmt: skip
-    return subprocess.run(
-        command, cwd=options.output.parent, capture_output=True, text=True, timeout=240,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def history(folder: Path, step: int) -> list[dict[str, float]]:
@@ -96,9 +67,9 @@ def test_two_processes_compute_what_one_does(place, alone, changes):
     """DDP, and FSDP2 with activation checkpointing; then a resume of half the run."""
     name = "fsdp" if changes else "ddp"
     options = replace(alone, output=place / name, batch_size=alone.batch_size // 2, **changes)
-    done = torchrun(options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("eval perplexity") == 1, "one process prints"
+    in_two_processes(processes.run, place, options)
+    said = [(place / f"said-{rank}").read_text() for rank in range(2)]
+    assert [text.count(f"step {LAST}/{LAST}") for text in said] == [1, 0], "one process prints"
     assert_alike(options.output, alone.output)
     memories = sorted(
         path.name for path in (options.output / f"checkpoint-{RESUMED}").glob("memory-*")
@@ -116,20 +87,17 @@ def test_two_processes_compute_what_one_does(place, alone, changes):
     shutil.copy(options.output / "pretrain.json", resumed.output)
     name = f"checkpoint-{RESUMED}"
     shutil.copytree(options.output / name, resumed.output / name)
-    done = torchrun(resumed)
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(processes.run, place, resumed)
     assert_alike(resumed.output, options.output)
 
 
 def test_another_number_of_processes_cannot_resume(place, alone):
     options = replace(alone, batch_size=8, resume=True)
-    done = torchrun(options)
-    assert done.returncode != 0
-    assert "batch_size was 16 and is 8; processes was 1 and is 2" in done.stderr
+    words = "batch_size was 16 and is 8; processes was 1 and is 2"
+    in_two_processes(processes.be_refused, place, options, words)
 
 
 def test_rows_that_two_processes_cannot_share(place, alone):
     options = replace(alone, output=place / "odd", batch_size=1)
-    done = torchrun(options)
-    assert done.returncode != 0
-    assert "2 rows cannot be shared by 2 process(es) in two directions each" in done.stderr
+    words = r"2 rows cannot be shared by 2 process\(es\) in two directions each"
+    in_two_processes(processes.be_refused, place, options, words)

@@ -25,6 +25,8 @@ from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceSha
 from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
 from xlnet_fast.train.shared.checkpoints import SAVING
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):

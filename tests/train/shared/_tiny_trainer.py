@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +11,13 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, XLNetConfig, XLNetLMHeadModel
+from two_processes import CHILDREN
 
 from xlnet_fast.hf.patching import accelerate
 from xlnet_fast.train.shared.trainer import XLNetTrainer, training_arguments
 
 VOCABULARY, LENGTH = 50, 8
 KILLED_STEP = 4  # the save of this step is killed
-# Forked from one process that has imported everything: children start in milliseconds. Forking the
-# test's own process fails once autograd has run in it.
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(
-    ["xlnet_fast.train.shared.trainer", "transformers.models.xlnet.modeling_xlnet"]
-)
 
 
 def model(dropout: float = 0.1) -> XLNetLMHeadModel:
@@ -161,32 +154,3 @@ def _arm(run: Path, moment: str) -> None:
         os.replace = hang_before(os.replace, lambda a, b: b.endswith("model.safetensors"))
     else:
         raise AssertionError(moment)
-
-
-def in_two_processes(function: Callable[..., None], *args: Any) -> None:
-    """Run ``function(rank, *args)`` in two processes that are one gloo group on this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [
-        CHILDREN.Process(target=_as_rank, args=(rank, port, function, *args)) for rank in range(2)
-    ]
-    for child in children:
-        child.start()
-    try:
-        for child in children:
-            child.join(timeout=120)
-            assert child.exitcode == 0, f"a process ended with {child.exitcode}"
-    finally:
-        for child in children:
-            child.kill()
-
-
-def _as_rank(rank: int, port: int, function: Callable[..., None], *args: Any) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    function(rank, *args)
-    torch.distributed.destroy_process_group()

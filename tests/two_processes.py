@@ -1,0 +1,54 @@
+"""Two processes of one gloo group on a CPU, as torchrun starts them and within milliseconds.
+
+They are forked from one process that has imported everything. Forking the test's own process fails
+once autograd has run in it, and torchrun's take many seconds to import the same anew.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(
+    [
+        "xlnet_fast.train.pretraining.run",
+        "xlnet_fast.train.finetune.run",
+        "transformers.models.xlnet.modeling_xlnet",
+        "torch.utils.tensorboard",
+    ]
+)
+
+
+def in_two_processes(function: Callable[..., None], *args: Any) -> None:
+    """Run ``function(rank, *args)`` in both; variables of this process do not reach them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [
+        CHILDREN.Process(target=_as_rank, args=(rank, port, function, *args)) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    try:
+        for child in children:
+            child.join(timeout=240)
+            assert child.exitcode == 0, f"a process ended with {child.exitcode}"
+    finally:
+        for child in children:
+            child.kill()
+
+
+def _as_rank(rank: int, port: int, function: Callable[..., None], *args: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    function(rank, *args)
+    torch.distributed.destroy_process_group()
