@@ -10,9 +10,12 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from xlnet_fast.train.shared import process_group
 
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(
@@ -51,4 +54,6 @@ def _as_rank(rank: int, port: int, function: Callable[..., None], *args: Any) ->
     )  # fmt: skip
     torch.set_num_threads(1)
     function(rank, *args)
-    torch.distributed.destroy_process_group()
+    process_group.leave()
+    tasks = Path("/proc/self/task").glob("*/comm")
+    assert not [name for task in tasks if "gloo" in (name := task.read_text())]

@@ -63,7 +63,8 @@ def fresh_compiler():
 
 
 @pytest.mark.parametrize(
-    ("backend", "segmented"), [("sdpa", False), ("sdpa", True), ("auto", True), ("reference", False)]
+    ("backend", "segmented"),
+    [("sdpa", False), ("sdpa", True), ("auto", True), ("reference", False)],
 )
 @pytest.mark.usefixtures("fresh_compiler")
 def test_one_graph_for_all_sizes(backend, segmented):

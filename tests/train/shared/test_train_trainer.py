@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import _tiny_trainer as tiny
@@ -19,6 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from two_processes import in_two_processes
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.shared import process_group
 from xlnet_fast.train.shared import trainer as trainer_module
 from xlnet_fast.train.shared.checkpoints import newest_checkpoint
 from xlnet_fast.train.shared.trainer import XLNetTrainer, training_arguments
@@ -148,6 +150,21 @@ def test_an_error_gives_the_signals_back(tmp_path: Path) -> None:
     """The fixture of this file compares the handlers."""
     with pytest.raises(LookupError):
         tiny.trainer(tmp_path, callbacks=[_Bug()]).train()
+
+
+def test_the_process_group_is_left_at_exit_after_a_training_that_went_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failure a collective may be pending, for which the exit would wait."""
+    registered: list[Any] = []
+    handlers = SimpleNamespace(register=registered.append, unregister=lambda _: registered.clear())
+    monkeypatch.setattr(process_group, "atexit", handlers)
+    tiny.trainer(tmp_path / "well", max_steps=1).train()
+    assert registered == [process_group.leave]
+    failing = tiny.trainer(tmp_path / "failing", callbacks=[_Bug()], max_steps=1)
+    with pytest.raises(LookupError):
+        failing.train()
+    assert registered == []
 
 
 def test_outside_the_main_thread_signals_are_left_alone(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from xlnet_fast.train.shared.checkpoints import (
     remove_leftovers,
     warn,
 )
+from xlnet_fast.train.shared.process_group import leave_at_exit, stay_at_exit
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
@@ -94,11 +95,14 @@ class XLNetTrainer(AtomicSaves, Trainer):
         elif resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint))
             checkpoint = str(resume_from_checkpoint)
+        stay_at_exit()
         try:
-            return super().train(checkpoint, *args, **kwargs)
+            output = super().train(checkpoint, *args, **kwargs)
         finally:
             self._stop.close()
             self._progress.close()
+        leave_at_exit()
+        return output
 
     def _tied_weights(self) -> dict[str, str]:
         """Name of each tied weight, to the name of the weight that it is tied to."""
