@@ -14,7 +14,8 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
+from xlnet_fast.hf.adoption import checked_module, obstacle
+from xlnet_fast.hf.modules import FastModel, takes_context
 from xlnet_fast.ops._dispatch import OPS, choose, named_or_auto, request_on, usual_features
 from xlnet_fast.ops.linear import library_of
 from xlnet_fast.ops.qualification import proof
