@@ -28,7 +28,7 @@ SANITIZE_CPU_FLAGS ?=
 
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-EXT_FILES := setup.py xlnet_fast/_version.py xlnet_fast/builder/recipe.py xlnet_fast/builder/nvcc.py \
+EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,recipe.py nvcc.py progress.py) \
 	$(filter-out csrc/cuda/emulation/%,$(filter csrc/bindings.cpp csrc/%.h csrc/cpu/% csrc/cuda/%,$(CPP_FILES)))
 
 # Two workers, one thread each: more threads than cores make the small tests slower, not faster.

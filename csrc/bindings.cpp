@@ -77,30 +77,14 @@ PYBIND11_MODULE(_C, m) {
         return cpu::linear_takes(static_cast<Dtype>(dtype), isa);
       },
       py::arg("dtype"), py::arg("isa"));
-  m.def(
-      "linear",
-      [](const py::dict& arguments, int threads, const std::string& isa) {
-        const LinearParams params = linear_params(arguments);
-        const py::gil_scoped_release release;
-        cpu::linear(params, threads, isa);
-      },
-      py::arg("arguments"), py::arg("threads"), py::arg("isa"));
-  m.def(
-      "masked_softmax_forward",
-      [](const py::dict& arguments, int threads, const std::string& isa) {
-        const MaskedSoftmaxParams params = masked_softmax_params(arguments);
-        const py::gil_scoped_release release;
-        cpu::masked_softmax_forward(params, threads, isa);
-      },
-      py::arg("arguments"), py::arg("threads"), py::arg("isa"));
-  m.def(
-      "masked_softmax_backward",
-      [](const py::dict& arguments, int threads, const std::string& isa) {
-        const MaskedSoftmaxParams params = masked_softmax_params(arguments);
-        const py::gil_scoped_release release;
-        cpu::masked_softmax_backward(params, threads, isa);
-      },
-      py::arg("arguments"), py::arg("threads"), py::arg("isa"));
+  m.def("linear", &run_with<&linear_params, &cpu::linear, int, const std::string&>,
+        py::arg("arguments"), py::arg("threads"), py::arg("isa"));
+  m.def("masked_softmax_forward",
+        &run_with<&masked_softmax_params, &cpu::masked_softmax_forward, int, const std::string&>,
+        py::arg("arguments"), py::arg("threads"), py::arg("isa"));
+  m.def("masked_softmax_backward",
+        &run_with<&masked_softmax_params, &cpu::masked_softmax_backward, int, const std::string&>,
+        py::arg("arguments"), py::arg("threads"), py::arg("isa"));
 #ifdef XLNET_FAST_CUDA
   define_cuda(m);
 #endif

@@ -26,6 +26,14 @@ inline View view_of(const pybind11::handle& value) {
   return view;
 }
 
+// An entry that reads a struct from a dict of fields and runs without Python's lock.
+template <auto Read, auto Run, class... Rest>
+void run_with(const pybind11::dict& fields, Rest... rest) {
+  const auto params = Read(fields);
+  const pybind11::gil_scoped_release release;
+  Run(params, rest...);
+}
+
 // Takes fields out of a dict one by one; what is left over at the end was misspelt.
 class Fields {
  public:

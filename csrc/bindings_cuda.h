@@ -48,30 +48,15 @@ inline void define_cuda(pybind11::module_& m) {
         cuda::rel_attention_backward(call, stream);
       },
       py::arg("keys"), py::arg("streams"), py::arg("gradients"), py::arg("stream"));
-  m.def(
-      "cuda_masked_softmax_forward",
-      [](const py::dict& arguments, cuda::Stream stream) {
-        const MaskedSoftmaxParams params = masked_softmax_params(arguments);
-        const py::gil_scoped_release release;
-        cuda::masked_softmax_forward(params, stream);
-      },
-      py::arg("arguments"), py::arg("stream"));
-  m.def(
-      "cuda_masked_softmax_backward",
-      [](const py::dict& arguments, cuda::Stream stream) {
-        const MaskedSoftmaxParams params = masked_softmax_params(arguments);
-        const py::gil_scoped_release release;
-        cuda::masked_softmax_backward(params, stream);
-      },
-      py::arg("arguments"), py::arg("stream"));
-  m.def(
-      "cuda_concat_memory_forward",
-      [](const py::dict& arguments, cuda::Stream stream) {
-        const ConcatMemoryParams params = concat_memory_params(arguments);
-        const py::gil_scoped_release release;
-        cuda::concat_memory_forward(params, stream);
-      },
-      py::arg("arguments"), py::arg("stream"));
+  m.def("cuda_masked_softmax_forward",
+        &run_with<&masked_softmax_params, &cuda::masked_softmax_forward, cuda::Stream>,
+        py::arg("arguments"), py::arg("stream"));
+  m.def("cuda_masked_softmax_backward",
+        &run_with<&masked_softmax_params, &cuda::masked_softmax_backward, cuda::Stream>,
+        py::arg("arguments"), py::arg("stream"));
+  m.def("cuda_concat_memory_forward",
+        &run_with<&concat_memory_params, &cuda::concat_memory_forward, cuda::Stream>,
+        py::arg("arguments"), py::arg("stream"));
   m.def("cuda_attention_shapes", [] {
     py::list all;
     for (const cuda::AttentionShape& shape : cuda::attention_shapes()) {

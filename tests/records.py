@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from xlnet_fast.ops.qualification.record import Identity, Record, Row, Timing
+import torch
+
+from xlnet_fast.ops._dispatch import Choice, choose, request_on
+from xlnet_fast.ops.qualification import files, proof
+from xlnet_fast.ops.qualification.record import Identity, Record, Row, Timing, write
 
 IDENTITY = Identity(
     device="cuda", name="NVIDIA Test 9000", capability="9.0", multiprocessors=132, driver="580",
@@ -34,3 +39,18 @@ def a_record(rows: Sequence[Row] = (), identity: Identity | None = None, **chang
     """Of these rows, or of :func:`a_row`; ``changes`` are of its identity."""
     identity = replace(identity or IDENTITY, **changes)
     return Record(identity, tuple(rows) or (a_row(),), "2026-11-28T12:00:00+00:00", 60.0)
+
+
+def put(record: Record, path: Path | None = None) -> Path:
+    """Write a record, by default where the cache has it."""
+    path = path or files.cache_file(record.identity)
+    write(record, path)
+    proof.forget()
+    return path
+
+
+def on_gpu(
+    op: str = "rel_attention", dtype: torch.dtype = torch.bfloat16, **options: Any
+) -> Choice:
+    """What is chosen for a call on the GPU of the fixture ``gpu``."""
+    return choose(request_on(op, torch.device("cuda", 0), dtype, **options))

@@ -6,6 +6,8 @@
 // vectors wide as its columns need. A may be read in either direction (strides in words).
 #pragma once
 
+#include "simd.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 
@@ -37,6 +39,15 @@ struct BFloat16Tiles : BFloat16Pairs {  // products by AMX where A's words lie s
   static constexpr bool kTiles = true;
 };
 #endif
+
+#if defined(XLNET_FAST_AMX)
+using FastestWords = BFloat16Tiles;
+#elif defined(XLNET_FAST_BF16)
+using FastestWords = BFloat16Pairs;
+#else
+using FastestWords = FloatWords;
+#endif
+constexpr bool kMultipliesBFloat16 = FastestWords::kElements == 2;
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -12,12 +12,12 @@ namespace {
 std::vector<const LinearKernels*> all_kernels() {
   return {
 #if defined(XLNET_FAST_VECTOR_KERNELS)
-      &kLinearBaseline,
+      &linear_baseline,
 #endif
 #if defined(XLNET_FAST_X86_KERNELS)
-      &kLinearAvx2,
-      &kLinearAvx512,
-      &kLinearAvx512Bf16,
+      &linear_avx2,
+      &linear_avx512,
+      &linear_avx512_bf16,
 #endif
   };
 }

@@ -24,12 +24,10 @@ struct LinearKernels {
 };
 
 #if defined(XLNET_FAST_VECTOR_KERNELS)
-extern const LinearKernels kLinearBaseline;
+extern const LinearKernels linear_baseline;
 #endif
 #if defined(XLNET_FAST_X86_KERNELS)
-extern const LinearKernels kLinearAvx2;
-extern const LinearKernels kLinearAvx512;
-extern const LinearKernels kLinearAvx512Bf16;
+extern const LinearKernels linear_avx2, linear_avx512, linear_avx512_bf16;
 #endif
 
 // Whether `isa` ("auto" or one of attention_isa_available()) has a kernel for this dtype here.

@@ -1,6 +1,8 @@
 // X W^T + b with what follows it, a block of rows and one panel of columns at a time.
 #pragma once
 
+#include "row_io.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

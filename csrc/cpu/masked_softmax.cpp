@@ -13,11 +13,11 @@ namespace {
 std::vector<const MaskedSoftmaxKernels*> all_kernels() {
   return {
 #if defined(XLNET_FAST_VECTOR_KERNELS)
-      &kSoftmaxBaseline,
+      &masked_softmax_baseline,
 #endif
 #if defined(XLNET_FAST_X86_KERNELS)
-      &kSoftmaxAvx2,
-      &kSoftmaxAvx512,
+      &masked_softmax_avx2,
+      &masked_softmax_avx512,
 #endif
   };
 }

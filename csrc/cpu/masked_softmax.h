@@ -25,11 +25,10 @@ struct MaskedSoftmaxKernels {
 };
 
 #if defined(XLNET_FAST_VECTOR_KERNELS)
-extern const MaskedSoftmaxKernels kSoftmaxBaseline;
+extern const MaskedSoftmaxKernels masked_softmax_baseline;
 #endif
 #if defined(XLNET_FAST_X86_KERNELS)
-extern const MaskedSoftmaxKernels kSoftmaxAvx2;
-extern const MaskedSoftmaxKernels kSoftmaxAvx512;
+extern const MaskedSoftmaxKernels masked_softmax_avx2, masked_softmax_avx512;
 #endif
 
 // Fills params.out. `isa` is "auto" or the highest of attention_isa_available() to use.

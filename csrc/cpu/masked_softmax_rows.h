@@ -11,6 +11,9 @@
 // NaN in the score of a hidden key reaches nothing; in that of a key that is seen, all of the row.
 #pragma once
 
+#include "row_io.h"
+#include "row_mask.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

@@ -1,6 +1,8 @@
 // From tensors of any dtype to what gemm.h multiplies: rows of elements, and panels of words.
 #pragma once
 
+#include "gemm.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

@@ -20,19 +20,19 @@ const std::vector<Variant>& variants() {
   static const std::vector<Variant> all = [] {
     std::vector<Variant> found;
 #if defined(XLNET_FAST_VECTOR_KERNELS)
-    found.push_back({&kAttentionBaseline, true});
+    found.push_back({&rel_attention_baseline, true});
 #endif
 #if defined(XLNET_FAST_X86_KERNELS)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    found.push_back({&kAttentionAvx2, avx2});
-    found.push_back({&kAttentionAvx512, avx512});
+    found.push_back({&rel_attention_avx2, avx2});
+    found.push_back({&rel_attention_avx512, avx512});
     const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
-    found.push_back({&kAttentionAvx512Bf16, pairs});
-    found.push_back({&kAttentionAmxBf16, pairs && amx_available(), true});
-    found.push_back({&kAttentionAmxEmulated, pairs, true});
+    found.push_back({&rel_attention_avx512_bf16, pairs});
+    found.push_back({&rel_attention_amx_bf16, pairs && amx_available(), true});
+    found.push_back({&rel_attention_amx_emulated, pairs, true});
 #endif
     return found;
   }();

@@ -38,14 +38,11 @@ struct AttentionKernels {
 };
 
 #if defined(XLNET_FAST_VECTOR_KERNELS)
-extern const AttentionKernels kAttentionBaseline;
+extern const AttentionKernels rel_attention_baseline;
 #endif
 #if defined(XLNET_FAST_X86_KERNELS)
-extern const AttentionKernels kAttentionAvx2;
-extern const AttentionKernels kAttentionAvx512;
-extern const AttentionKernels kAttentionAvx512Bf16;
-extern const AttentionKernels kAttentionAmxBf16;
-extern const AttentionKernels kAttentionAmxEmulated;
+extern const AttentionKernels rel_attention_avx2, rel_attention_avx512, rel_attention_avx512_bf16,
+    rel_attention_amx_bf16, rel_attention_amx_emulated;
 #endif
 
 // Whether this CPU and its system let this process use AMX with bfloat16; asks the system for it.

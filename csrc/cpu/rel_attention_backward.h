@@ -10,6 +10,8 @@
 // and with the queries are plain ones.
 #pragma once
 
+#include "rel_attention_scores.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

@@ -3,6 +3,8 @@
 // a tile gives depends on the tile alone, so results do not depend on the number of threads.
 #pragma once
 
+#include "rel_attention_scores.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

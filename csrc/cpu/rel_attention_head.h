@@ -2,6 +2,8 @@
 // needs of the keys.
 #pragma once
 
+#include "pack.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

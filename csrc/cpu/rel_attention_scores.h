@@ -8,6 +8,9 @@
 // All keys of the rows lie side by side, so the softmax needs no running maximum.
 #pragma once
 
+#include "rel_attention_head.h"
+#include "row_mask.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

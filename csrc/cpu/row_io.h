@@ -2,6 +2,8 @@
 // its ends. The scalar conversions are in pack.h.
 #pragma once
 
+#include "pack.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

@@ -3,6 +3,8 @@
 // The arrays over the keys are read in whole vectors: they reach to the end of the last one.
 #pragma once
 
+#include "simd.h"
+
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 

@@ -1,14 +1,6 @@
-// Vectors of fp32 lanes for the instruction set a file is compiled for. Included once in such a
-// file, between isa_begin and isa_end: everything here lives in that set's own namespace, so no
-// two files share an inline function compiled differently.
-//
-//   XLNET_FAST_ISA     the namespace
-//   XLNET_FAST_LANES   lanes of a vector: 4, 8 or 16
-//   XLNET_FAST_TILES   vectors of a row of a register tile
-//   XLNET_FAST_BF16    defined where pairs of bfloat16 are multiplied by one instruction
-#if !defined(XLNET_FAST_ISA) || !defined(XLNET_FAST_LANES) || !defined(XLNET_FAST_TILES)
-#error "define XLNET_FAST_ISA, XLNET_FAST_LANES and XLNET_FAST_TILES before including simd.h"
-#endif
+// Vectors of fp32 lanes for the instruction set a file is compiled for. Everything here lives
+// in that set's own namespace, so no two files share an inline function compiled differently.
+#pragma once
 
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {

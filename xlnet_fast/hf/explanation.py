@@ -15,8 +15,9 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.adoption import checked_module, obstacle
 from xlnet_fast.hf.feed_forward import FastFeedForward
-from xlnet_fast.hf.modules import FastModel, checked_module, obstacle, takes_context
+from xlnet_fast.hf.modules import FastModel, takes_context
 from xlnet_fast.ops._dispatch import (
     ATTENTION,
     OPS,

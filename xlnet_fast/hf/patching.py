@@ -9,17 +9,9 @@ from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class
 from xlnet_fast.hf.feed_forward import FastFeedForward, runs_own_code
-from xlnet_fast.hf.modules import (
-    FastLayer,
-    FastModel,
-    FastRelativeAttention,
-    Options,
-    adopt,
-    checked_module,
-    obstacle,
-    original_class,
-)
+from xlnet_fast.hf.modules import FastLayer, FastModel, FastRelativeAttention, Options
 from xlnet_fast.ops._dispatch import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -39,93 +39,17 @@ from xlnet_fast.kernels.triton.masked_softmax_launch import (
     grid_of,
     launch_arguments,
 )
-from xlnet_fast.kernels.triton.tile_ops import _expand_bits, _keep_tile
+from xlnet_fast.kernels.triton.masked_softmax_scores import _own_rows, _score_tile
+from xlnet_fast.kernels.triton.tile_ops import _keep_tile
 from xlnet_fast.operands import SoftmaxInputs, check_gradients, check_like, rows_in_order
 
 
 @jit()
-def _positions_of(positions, i_b, rows, o_i):
-    """Positions of the rows o_i, within 30 bits so that sums with a key number fit 32: [BM]."""
-    b_pos = o_i
-    if positions is not None:
-        b_pos = tl.load(positions + i_b * rows + o_i, mask=o_i < rows, other=0)
-        b_pos = tl.minimum(tl.maximum(b_pos, -(2**30)), 2**30).to(tl.int32)
-    return b_pos
-
-
-@jit()
-def _score_tile(
-    scores, position_scores, segment_scores, segments, mask, strides,  # as the kernels' arguments
-    b_pos, i_b, i_n, o_i, j0,  # positions [BM], batch, head, rows [BM], first key
-    rows, keys, length, width, heads, scale,
-    CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Scores [BM, BN] in fp32: -1e30 for hidden keys, -inf beyond the last."""
-    key_padding, rank_q, rank_k, bits = mask
-    segments_q, segments_k = segments
-    s_scores, s_position, s_bits = strides
-    memory = keys - length
-    o_j = j0 + tl.arange(0, BN)
-    o_row = o_i.to(tl.int64)
-    m_i = o_i < rows
-    m_j = o_j < keys
-
-    m_seen = m_j[None, :]
-    if key_padding is not None:
-        b_padded = tl.load(key_padding + i_b * keys + o_j, mask=m_j, other=1)
-        m_seen = m_seen & (b_padded == 0)[None, :]
-    if CAUSAL:
-        m_seen = m_seen & (o_j[None, :] <= b_pos[:, None] + memory)
-    if SAME_LENGTH:
-        m_seen = m_seen & (o_j[None, :] >= b_pos[:, None])
-    if rank_q is not None:
-        # [BM], [BN]
-        b_rank_q = tl.load(rank_q + i_b * rows + o_i, mask=m_i, other=0)
-        b_rank_k = tl.load(rank_k + i_b * keys + o_j, mask=m_j, other=0)
-        m_seen = m_seen & (b_rank_q[:, None] > b_rank_k[None, :])
-    if bits is not None:
-        n_bytes = (keys + 7) // 8
-        o_byte = j0 // 8 + tl.arange(0, BN // 8)
-        # [BM, BN / 8]
-        b_bits = tl.load(
-            bits + i_b * s_bits + o_row[:, None] * n_bytes + o_byte[None, :],
-            mask=m_i[:, None] & (o_byte < n_bytes)[None, :], other=0,
-        )  # fmt: skip
-        m_seen = m_seen & ~_expand_bits(b_bits.to(tl.int32), 8, BM, BN)
-    if SEE_SELF:
-        m_seen = m_seen | (m_j[None, :] & (o_j[None, :] == b_pos[:, None] + memory))
-    # Hidden scores are loaded too: only so does a thread load 16 bytes at once.
-    m_load = m_i[:, None] & m_j[None, :]
-
-    # [BM, BN]
-    p_scores = scores + i_b * s_scores[0] + i_n * s_scores[1] + o_row * s_scores[2]
-    b_s = tl.load(p_scores[:, None] + o_j[None, :], mask=m_load, other=0.0).to(tl.float32)
-    if position_scores is not None:
-        o_p = o_j[None, :] - b_pos[:, None] + length
-        p_position = position_scores + i_b * s_position[0] + i_n * s_position[1]
-        # [BM, BN]
-        b_s += tl.load(
-            (p_position + o_row * s_position[2])[:, None] + o_p,
-            mask=m_load & m_seen & (o_p >= 0) & (o_p < width), other=0.0,
-        ).to(tl.float32)  # fmt: skip
-    if segment_scores is not None:
-        p_segment = segment_scores + (i_b * heads + i_n) * rows + o_i
-        # [BM], [BM], [BN]
-        b_c = tl.load(p_segment, mask=m_i, other=0.0).to(tl.float32)
-        b_seg_q = tl.load(segments_q + i_b * rows + o_i, mask=m_i, other=0)
-        b_seg_k = tl.load(segments_k + i_b * keys + o_j, mask=m_j, other=0)
-        b_s += tl.where(b_seg_q[:, None] != b_seg_k[None, :], b_c[:, None], 0.0)
-    b_s = tl.where(m_seen, b_s * scale, -1e30)
-    return tl.where(m_j[None, :], b_s, float("-inf"))
-
-
-@jit()
 def _store_probabilities(
-    p_out, b_p, seed, o_i, j0, i_bn, rows, keys, keep_from, keep_scale,
-    BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    p_out, b_p, dropout, o_i, j0, i_bn, rows, keys, BM: tl.constexpr, BN: tl.constexpr
+):
     """Drop, scale and write a tile of probabilities; p_out [BM] are the rows of the output."""
+    seed, keep_from, keep_scale = dropout
     o_j = j0 + tl.arange(0, BN)
     if seed is not None:
         m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
@@ -154,57 +78,39 @@ def _forward_kernel(
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    n_tiles = tl.cdiv(rows, BM)
-    i_bn = tl.program_id(0) // n_tiles
-    i_b = (i_bn // heads).to(tl.int64)
-    i_n = (i_bn % heads).to(tl.int64)
-    o_i = (tl.program_id(0) % n_tiles) * BM + tl.arange(0, BM)
-    b_pos = _positions_of(positions, i_b, rows, o_i)
+    own = _own_rows(positions, rows, heads, BM)
+    i_bn, i_b, i_n, o_i, _ = own
+    operands = (scores, position_scores, segment_scores, segments, mask, strides)
+    sizes = (rows, keys, length, width, heads, scale)
+    dropout = (seed, keep_from, keep_scale)
     p_out = out + i_b * s_out[0] + i_n * s_out[1] + o_i.to(tl.int64) * s_out[2]
 
     if WHOLE:
         # [BM, BN]
-        b_s = _score_tile(
-            scores, position_scores, segment_scores, segments, mask, strides, b_pos, i_b, i_n, o_i,
-            0, rows, keys, length, width, heads, scale, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN,
-        )  # fmt: skip
+        b_s = _score_tile(operands, sizes, own, 0, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN)
         b_p = tl.exp(b_s - tl.max(b_s, axis=1)[:, None])
         b_p = b_p / tl.sum(b_p, axis=1)[:, None]
-        _store_probabilities(
-            p_out, b_p, seed, o_i, 0, i_bn, rows, keys, keep_from, keep_scale, BM, BN
-        )
+        _store_probabilities(p_out, b_p, dropout, o_i, 0, i_bn, rows, keys, BM, BN)
     else:
         # Not -inf: the difference of a first tile of infinite scores must not be NaN.
         b_max = tl.full((BM,), -3e38, tl.float32)
         b_sum = tl.zeros((BM,), tl.float32)
         for j0 in range(0, keys, BN):
-            b_s = _score_tile(
-                scores, position_scores, segment_scores, segments, mask, strides, b_pos, i_b, i_n,
-                o_i, j0, rows, keys, length, width, heads, scale,
-                CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN,
-            )  # fmt: skip
+            b_s = _score_tile(operands, sizes, own, j0, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN)
             b_next = tl.maximum(b_max, tl.max(b_s, axis=1))
             b_sum = b_sum * tl.exp(b_max - b_next)
             b_sum += tl.sum(tl.exp(b_s - b_next[:, None]), axis=1)
             b_max = b_next
         for j0 in range(0, keys, BN):
-            b_s = _score_tile(
-                scores, position_scores, segment_scores, segments, mask, strides, b_pos, i_b, i_n,
-                o_i, j0, rows, keys, length, width, heads, scale,
-                CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN,
-            )  # fmt: skip
+            b_s = _score_tile(operands, sizes, own, j0, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN)
             b_p = tl.exp(b_s - b_max[:, None]) / b_sum[:, None]
-            _store_probabilities(
-                p_out, b_p, seed, o_i, j0, i_bn, rows, keys, keep_from, keep_scale, BM, BN
-            )
+            _store_probabilities(p_out, b_p, dropout, o_i, j0, i_bn, rows, keys, BM, BN)
 
 
 @jit()
-def _upstream_tile(
-    p_grad, seed, o_i, j0, i_bn, rows, keys, keep_from, keep_scale,
-    BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+def _upstream_tile(p_grad, dropout, o_i, j0, i_bn, rows, keys, BM: tl.constexpr, BN: tl.constexpr):
     """dP [BM, BN] in fp32, zero beyond the last key; p_grad [BM] are the rows of d_out."""
+    seed, keep_from, keep_scale = dropout
     o_j = j0 + tl.arange(0, BN)
     m_grad = (o_i < rows)[:, None] & (o_j < keys)[None, :]
     b_dp = tl.load(p_grad[:, None] + o_j[None, :], mask=m_grad, other=0.0).to(tl.float32)
@@ -216,11 +122,12 @@ def _upstream_tile(
 
 @jit()
 def _store_gradients(
-    b_ds, d_scores, d_position, segments, b_pos, i_bn, i_b, o_i, j0, rows, keys, length, width,
-    BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    b_ds, d_scores, d_position, segments, own, j0, sizes, BM: tl.constexpr, BN: tl.constexpr
+):
     """Write a tile of dS (BM, BN) to both tables; return its part of dc, [BM]."""
     segments_q, segments_k = segments
+    rows, keys, length, width, _, _ = sizes
+    i_bn, i_b, _, o_i, b_pos = own
     o_j = j0 + tl.arange(0, BN)
     m_i = o_i < rows
     m_j = o_j < keys
@@ -266,41 +173,28 @@ def _backward_kernel(
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    n_tiles = tl.cdiv(rows, BM)
-    i_bn = tl.program_id(0) // n_tiles
-    i_b = (i_bn // heads).to(tl.int64)
-    i_n = (i_bn % heads).to(tl.int64)
-    o_i = (tl.program_id(0) % n_tiles) * BM + tl.arange(0, BM)
-    b_pos = _positions_of(positions, i_b, rows, o_i)
+    own = _own_rows(positions, rows, heads, BM)
+    i_bn, i_b, i_n, o_i, b_pos = own
+    operands = (scores, position_scores, segment_scores, segments, mask, strides)
+    sizes = (rows, keys, length, width, heads, scale)
+    dropout = (seed, keep_from, keep_scale)
     p_grad = grad_out + i_b * s_grad[0] + i_n * s_grad[1] + o_i.to(tl.int64) * s_grad[2]
 
     if WHOLE:
         # [BM, BN]
-        b_s = _score_tile(
-            scores, position_scores, segment_scores, segments, mask, strides, b_pos, i_b, i_n, o_i,
-            0, rows, keys, length, width, heads, scale, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN,
-        )  # fmt: skip
+        b_s = _score_tile(operands, sizes, own, 0, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN)
         b_p = tl.exp(b_s - tl.max(b_s, axis=1)[:, None])
         b_p = b_p / tl.sum(b_p, axis=1)[:, None]
-        b_ds = _upstream_tile(p_grad, seed, o_i, 0, i_bn, rows, keys, keep_from, keep_scale, BM, BN)
+        b_ds = _upstream_tile(p_grad, dropout, o_i, 0, i_bn, rows, keys, BM, BN)
         b_ds = b_p * (b_ds - tl.sum(b_p * b_ds, axis=1)[:, None]) * scale
-        b_dc = _store_gradients(
-            b_ds, d_scores, d_position, segments, b_pos, i_bn, i_b, o_i, 0, rows, keys, length,
-            width, BM, BN,
-        )  # fmt: skip
+        b_dc = _store_gradients(b_ds, d_scores, d_position, segments, own, 0, sizes, BM, BN)
     else:
         b_max = tl.full((BM,), -3e38, tl.float32)
         b_sum = tl.zeros((BM,), tl.float32)
         b_dot = tl.zeros((BM,), tl.float32)  # sum_j P dP, times b_sum
         for j0 in range(0, keys, BN):
-            b_s = _score_tile(
-                scores, position_scores, segment_scores, segments, mask, strides, b_pos, i_b, i_n,
-                o_i, j0, rows, keys, length, width, heads, scale,
-                CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN,
-            )  # fmt: skip
-            b_dp = _upstream_tile(
-                p_grad, seed, o_i, j0, i_bn, rows, keys, keep_from, keep_scale, BM, BN
-            )
+            b_s = _score_tile(operands, sizes, own, j0, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN)
+            b_dp = _upstream_tile(p_grad, dropout, o_i, j0, i_bn, rows, keys, BM, BN)
             b_next = tl.maximum(b_max, tl.max(b_s, axis=1))
             b_shrink = tl.exp(b_max - b_next)
             b_p = tl.exp(b_s - b_next[:, None])
@@ -310,19 +204,10 @@ def _backward_kernel(
         b_dot = b_dot / b_sum
         b_dc = tl.zeros((BM,), tl.float32)
         for j0 in range(0, keys, BN):
-            b_s = _score_tile(
-                scores, position_scores, segment_scores, segments, mask, strides, b_pos, i_b, i_n,
-                o_i, j0, rows, keys, length, width, heads, scale,
-                CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN,
-            )  # fmt: skip
-            b_dp = _upstream_tile(
-                p_grad, seed, o_i, j0, i_bn, rows, keys, keep_from, keep_scale, BM, BN
-            )
+            b_s = _score_tile(operands, sizes, own, j0, CAUSAL, SAME_LENGTH, SEE_SELF, BM, BN)
+            b_dp = _upstream_tile(p_grad, dropout, o_i, j0, i_bn, rows, keys, BM, BN)
             b_ds = tl.exp(b_s - b_max[:, None]) / b_sum[:, None] * (b_dp - b_dot[:, None]) * scale
-            b_dc += _store_gradients(
-                b_ds, d_scores, d_position, segments, b_pos, i_bn, i_b, o_i, j0, rows, keys, length,
-                width, BM, BN,
-            )  # fmt: skip
+            b_dc += _store_gradients(b_ds, d_scores, d_position, segments, own, j0, sizes, BM, BN)
     if d_position is not None:
         _clear_unmet(d_position, b_pos, i_bn, o_i, rows, keys, length, width, BN)
     if d_segment is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.tile_ops import (
+    SIZES,
     _finite_or_zero,
     _is_finite,
     _keep_tile,
@@ -143,19 +144,7 @@ def _backward_kv_rows(
     return b_dk, b_dv
 
 
-@jit(
-    do_not_specialize=[
-        "rows_h",
-        "rows_g",
-        "batch",
-        "heads",
-        "keys",
-        "memory",
-        "table",
-        "group_size",
-        "keep_from",
-    ]
-)
+@jit(do_not_specialize=[*SIZES, "batch"])
 def _backward_kv_kernel(
     content, query,  # streams: (q, grad of out (B, I, N, D), stats, delta, c, norm (B, N, I) fp32,
     #  positions, segments, rank_q, bits, seed); None where there is none

@@ -21,6 +21,7 @@ from __future__ import annotations
 from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
+    SIZES,
     _finite_or_zero,
     _keep_one,
     _keep_tile,
@@ -307,20 +308,7 @@ def _backward_q_tile(
     tl.debug_barrier()
 
 
-@jit(
-    do_not_specialize=[
-        "rows_h",
-        "rows_g",
-        "heads",
-        "keys",
-        "memory",
-        "table",
-        "group_size",
-        "groups",
-        "splits",
-        "keep_from",
-    ]
-)
+@jit(do_not_specialize=[*SIZES, "groups", "splits"])
 def _backward_q_kernel(
     # Streams: (q, out, grad of out, dq (B, I, N, D); stats, delta, c, norm fp32 (B, N, I);
     # positions, segments, rank_q, bits, seed); None where there is none.

@@ -40,6 +40,7 @@ from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.launch import Call, device_guard
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
+    SIZES,
     _finite_or_zero,
     _keep_one,
     _keep_tile,
@@ -250,19 +251,7 @@ def _forward_tile(
     tl.store(stats + i_bn.to(tl.int64) * rows + o_i, b_lse, mask=o_i < rows)
 
 
-@jit(
-    do_not_specialize=[
-        "rows_h",
-        "rows_g",
-        "batch",
-        "heads",
-        "keys",
-        "memory",
-        "table",
-        "group_size",
-        "keep_from",
-    ]
-)
+@jit(do_not_specialize=[*SIZES, "batch"])
 def _forward_kernel(
     content, query,  # streams: (q, out (B, I, N, D), stats (B, N, I), positions (B, I), segments,
     #  rank_q, bits (one for each row, or for each position), seed); None where there is none

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from xlnet_fast.kernels.triton import jit, tl
 
+SIZES = ("rows_h", "rows_g", "heads", "keys", "memory", "table", "group_size", "keep_from")
+"""Arguments of a kernel of relative attention that are not specialised: a new length must not mean
+a new compilation."""
+
 PADDED_CODE = -(2**31)
 PADDED = PADDED_CODE if tl is None else tl.constexpr(PADDED_CODE)
 """What stands for a padded key where the others have their segment."""

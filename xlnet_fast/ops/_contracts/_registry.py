@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
+from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops.qualification import proof
 
 _T = TypeVar("_T")
@@ -26,6 +27,13 @@ PARTS = (  # of an AttentionMask, and what belongs to every attention op
     "Tensor? seed, bool causal, bool same_length, bool see_self, SymInt memory_length, "
     "float scale, float dropout_p"
 )
+
+
+def parts_of(
+    args: Sequence[Any],
+) -> tuple[AttentionMask, Tensor | None, Tensor | None, Sequence[Any]]:
+    """From the arguments of ``PARTS`` on: mask, positions, seed; memory length, scale, dropout."""
+    return AttentionMask(*args[:4], *args[6:9]), args[4], args[5], args[9:12]
 
 
 def names(backend: str) -> tuple[str, str]:

@@ -36,16 +36,8 @@ _differs: dict[int, bool] = {}
 """By a device's index, whether the kernel cannot be used there; no entry before it was compared."""
 
 
-def _keep_mask(
-    seed: Tensor,
-    threshold: int,
-    heads: int,
-    first_row: int,
-    last_row: int,
-    keys: int,
-    first_element: int,
-    last_element: int,
-) -> Tensor:
+def _keep_mask(seed: Tensor, threshold: int, heads: int, *region: int) -> Tensor:
+    first_row, last_row, keys, first_element, last_element = region
     rows, batch = (first_row, last_row), (first_element, last_element)
     if _can_use_kernel(seed.device):
         from xlnet_fast.kernels.triton import philox as kernel
@@ -54,16 +46,8 @@ def _keep_mask(
     return philox.keep_mask_aten(seed.reshape(()), threshold, heads, rows, keys, batch, seed.device)
 
 
-def _fake_keep_mask(
-    seed: Tensor,
-    threshold: int,
-    heads: int,
-    first_row: int,
-    last_row: int,
-    keys: int,
-    first_element: int,
-    last_element: int,
-) -> Tensor:
+def _fake_keep_mask(seed: Tensor, threshold: int, heads: int, *region: int) -> Tensor:
+    first_row, last_row, keys, first_element, last_element = region
     shape = (last_element - first_element, heads, last_row - first_row, keys)
     return seed.new_empty(shape, dtype=torch.bool)
 

@@ -13,9 +13,8 @@ from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import masked_softmax as cpu_softmax
 from xlnet_fast.kernels.cuda import masked_softmax as cuda_softmax
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
-from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import SoftmaxInputs
-from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, launch, register
+from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, launch, parts_of, register
 from xlnet_fast.ops._validation import check_positions
 
 _SOFTMAX = (
@@ -31,9 +30,8 @@ LIBRARY.define(
 
 def _inputs(scores: Tensor, args: Sequence[Any]) -> SoftmaxInputs:
     """From the schema's arguments, ``args`` being those after ``scores``."""
-    optional, parts, positions, seed, flags = args[:4], args[4:8], args[8], args[9], args[10:13]
-    numbers = args[13:16]  # memory_length, scale, dropout_p
-    fields = (*optional, AttentionMask(*parts, *flags), positions, *numbers, seed)
+    mask, positions, seed, numbers = parts_of(args[4:])
+    fields = (*args[:4], mask, positions, *numbers, seed)
     return SoftmaxInputs(scores, *fields)
 
 
@@ -57,7 +55,7 @@ def _masked_softmax(scores: Tensor, *args: Any) -> Tensor:
     inputs = _inputs(scores, args)
     check_positions(inputs.positions, inputs.current)
     if scores.numel():
-        launch(args[16], lambda name: _kernels(name).masked_softmax_forward(inputs, out))
+        launch(args[-1], lambda name: _kernels(name).masked_softmax_forward(inputs, out))
     return out
 
 
@@ -74,7 +72,7 @@ def _masked_softmax_backward(
     if scores.numel() == 0:
         return tuple(grad.zero_() for grad in grads)
     arguments = (inputs, out, grad_out, grads)
-    launch(args[16], lambda name: _kernels(name).masked_softmax_backward(*arguments))
+    launch(args[-1], lambda name: _kernels(name).masked_softmax_backward(*arguments))
     return grads
 
 

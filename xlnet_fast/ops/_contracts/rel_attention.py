@@ -7,7 +7,7 @@ Beside its outputs an op returns statistics of their rows, which its backward op
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import rel_attention as cpu_attention
 from xlnet_fast.kernels.cuda import rel_attention as cuda_attention
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
-from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.ops._contracts._registry import (
     LIBRARY,
@@ -25,6 +24,7 @@ from xlnet_fast.ops._contracts._registry import (
     empty_grads,
     launch,
     names,
+    parts_of,
     register,
 )
 from xlnet_fast.ops._validation import check_positions
@@ -52,67 +52,23 @@ LIBRARY.define(
 )
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Schema arguments of an attention op after its queries, in schema order."""
+def _call(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Keys, tuple[Queries, ...], str]:
+    """Keys, streams and backend, from the schema's arguments, ``args`` being those of _ATTENTION.
 
-    k: Tensor
-    v: Tensor
-    k_memory: Tensor | None
-    v_memory: Tensor | None
-    r: Tensor
-    r_w_bias: Tensor
-    r_r_bias: Tensor
-    r_s_bias: Tensor | None
-    seg_embed: Tensor | None
-    segments_q: Tensor | None
-    segments_k: Tensor | None
-    key_padding: Tensor | None
-    rank_q: Tensor | None
-    rank_k: Tensor | None
-    bits: Tensor | None
-    positions: Tensor | None
-    seed: Tensor | None
-    causal: bool
-    same_length: bool
-    see_self: bool
-    memory_length: int
-    scale: float
-    dropout_p: float
-    backend: str
-
-    @property
-    def keys(self) -> Keys:
-        """What the query rows of all streams share."""
-        return Keys(
-            self.k, self.v, self.k_memory, self.v_memory, self.r, self.r_w_bias, self.r_r_bias,
-            self.r_s_bias, self.seg_embed, self.segments_k, self.memory_length, self.scale,
-            self.dropout_p,
-        )  # fmt: skip
-
-    def streams(self, *queries: Tensor) -> tuple[Queries, ...]:
-        """The query rows of one stream, or of the content and the query stream."""
-        mask = AttentionMask(
-            self.key_padding, self.rank_q, self.rank_k, self.bits,
-            self.causal, self.same_length, self.see_self,
-        )  # fmt: skip
-        if len(queries) == 1:
-            return (Queries(queries[0], self.segments_q, mask, self.positions, self.seed),)
-        content = replace(mask, see_self=True)
-        query = replace(mask, see_self=False)
-        seed = None if self.seed is None else self.seed + 1
-        return (
-            Queries(queries[0], self.segments_q, content, None, self.seed),
-            Queries(queries[1], self.segments_q, query, self.positions, seed, by_position=True),
-        )
-
-    @property
-    def gradient_likes(self) -> tuple[Tensor | None, ...]:
-        """The arguments that get a gradient; None where there is none."""
-        segmented = self.segments_q is not None
-        optional = (self.r_s_bias, self.seg_embed) if segmented else (None, None)
-        sources = (self.k, self.v, self.k_memory, self.v_memory)
-        return *sources, self.r, self.r_w_bias, self.r_r_bias, *optional
+    The query rows are those of one stream, or of the content and the query stream.
+    """
+    *shared, segments, key_segments = args[:11]
+    mask, positions, seed, numbers = parts_of(args[11:])
+    keys, backend = Keys(*[*shared, key_segments, *numbers]), args[-1]
+    if len(queries) == 1:
+        return keys, (Queries(queries[0], segments, mask, positions, seed),), backend
+    content, query = (replace(mask, see_self=see_self) for see_self in (True, False))
+    next_seed = None if seed is None else seed + 1
+    streams = (
+        Queries(queries[0], segments, content, None, seed),
+        Queries(queries[1], segments, query, positions, next_seed, by_position=True),
+    )
+    return keys, streams, backend
 
 
 def _kernels(backend: str) -> Any:
@@ -132,9 +88,8 @@ def _kernels(backend: str) -> Any:
 
 def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
     """Outputs and statistics of each stream; also the fakes."""
-    call = _Call(*args)
     outs = [torch.empty_like(q) for q in queries]
-    if names(call.backend)[0] in ("cpu", "sdpa"):  # they recompute
+    if names(args[-1])[0] in ("cpu", "sdpa"):  # they recompute
         return *outs, *(q.new_empty(0, dtype=torch.float32) for q in queries)
     shapes = [(q.shape[0], q.shape[2], q.shape[1]) for q in queries]
     stats = (
@@ -144,19 +99,14 @@ def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, .
 
 
 def _forward(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
-    call = _Call(*args)
+    keys, streams, backend = _call(queries, args)
     results = _allocate(queries, args)
-    check_positions(call.positions, call.keys.current)
+    check_positions(streams[-1].positions, keys.current)
     live = [s for s, q in enumerate(queries) if q.numel()]
     if live:
-        streams, count = call.streams(*queries), len(queries)
-        arguments = (
-            call.keys,
-            [streams[s] for s in live],
-            [results[s] for s in live],
-            [results[count + s] for s in live],
-        )
-        launch(call.backend, lambda name: _kernels(name).rel_attention_forward(*arguments))
+        stats = results[len(queries) :]
+        arguments = (keys, *([x[s] for s in live] for x in (streams, results, stats)))
+        launch(backend, lambda name: _kernels(name).rel_attention_forward(*arguments))
     return results
 
 
@@ -168,24 +118,20 @@ def _backward(
     queries: Sequence[Tensor],
     args: Sequence[Any],
 ) -> tuple[Tensor, ...]:
-    call = _Call(*args)
     likes = _wanted_likes(wanted, queries, args)
     grads = empty_grads(likes, queries[0])
     asked = [None if like is None else grad for like, grad in zip(likes, grads, strict=True)]
     live = [s for s, q in enumerate(queries) if q.numel()]
     if not live:
         return tuple(grad.zero_() for grad in grads)
-    streams = call.streams(*queries)
+    keys, streams, backend = _call(queries, args)
     arguments = (
-        call.keys,
-        [streams[s] for s in live],
-        [outs[s] for s in live],
-        [stats[s] for s in live],
-        [grad_outs[s] for s in live],
+        keys,
+        *([x[s] for s in live] for x in (streams, outs, stats, grad_outs)),
         [*(asked[s] for s in live), *asked[len(queries) :]],
         torch.are_deterministic_algorithms_enabled(),
     )
-    launch(call.backend, lambda name: _kernels(name).rel_attention_backward(*arguments))
+    launch(backend, lambda name: _kernels(name).rel_attention_backward(*arguments))
     return grads
 
 
@@ -193,7 +139,9 @@ def _wanted_likes(
     wanted: Sequence[bool], queries: Sequence[Tensor], args: Sequence[Any]
 ) -> tuple[Tensor | None, ...]:
     """The arguments whose gradient is asked for, None in the place of the others."""
-    likes = (*queries, *_Call(*args).gradient_likes)
+    *shared, r_s_bias, seg_embed, segments_q = args[:10]
+    segment_operands = (None, None) if segments_q is None else (r_s_bias, seg_embed)
+    likes = (*queries, *shared, *segment_operands)
     return tuple(x if want else None for x, want in zip(likes, wanted, strict=True))
 
 
