@@ -133,6 +133,8 @@ def _candidate(
         status, reason = session.compile_status()
     if name == "gemm_floor" and case.pass_name == TRAINING_STEP:
         status, reason = "unavailable", "the floor is defined for the forward pass"
+    if name in session.preset.left_out:
+        status, reason = "not_run", f"the {session.preset.name} preset leaves it out"
     held: list[Callable[[], Any]] = []
 
     def build() -> Work:
