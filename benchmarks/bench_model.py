@@ -118,6 +118,22 @@ def bench_case(
     )
 
 
+def _why_not(session: Session, case: ModelCase, name: str) -> tuple[str, str]:
+    """Return the status and the reason of a provider that is not run, ("", "") for one that is."""
+    preset = session.preset
+    if name in preset.left_out:
+        return "not_run", f"the {preset.name} preset leaves it out"
+    if name == "gemm_floor" and case.pass_name == TRAINING_STEP:
+        return "unavailable", "the floor is defined for the forward pass"
+    if not name.endswith("_compile"):
+        return "", ""
+    if case.length < preset.compile_from:
+        shortest = preset.compile_from
+        reason = f"the {preset.name} preset uses torch.compile from length {shortest} on"
+        return "not_run", reason
+    return session.compile_status()
+
+
 def _candidate(
     session: Session,
     source: Source,
@@ -127,12 +143,8 @@ def _candidate(
     optimizer: torch.optim.Optimizer,
     name: str,
 ) -> Candidate:
-    status = reason = ""
     compiles = name.endswith("_compile")
-    if compiles:
-        status, reason = session.compile_status()
-    if name == "gemm_floor" and case.pass_name == TRAINING_STEP:
-        status, reason = "unavailable", "the floor is defined for the forward pass"
+    status, reason = _why_not(session, case, name)
     held: list[Callable[[], Any]] = []
 
     def build() -> Work:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from .harness.runner import Context
 from .harness.session import Session
 from .harness.timing import Deadline, describe, make_timer
 from .pages.console import Display, print_table
+from .pages.headline import case_line, headline, what_next
 from .pages.plot import FILE_NAMES, draw_all
 from .pages.report import write_report
 from .pages.table import tables
@@ -96,8 +99,10 @@ def run_bench(
         raise ArgumentError(f"minutes must be positive, got {minutes}")
     folder = _folder(out)
     file = None if text is None else str(text)
+    display = display or Display()
     # Before anything is overwritten: a wrong model or text must not cost the earlier results.
     only = _chosen(chosen, only)
+    display.say(f"Preparing the {chosen.name} preset.")
     source = _source(chosen, model, file, only)
     if file is not None and source is None:
         load_corpus(file)
@@ -111,26 +116,44 @@ def run_bench(
     record = info
     if append:
         record = merged_environment(read_environment(folder), info)
-    display = display or Display()
     with MemoryWorker() as worker:
         write_environment(folder, record)
         with ResultsWriter(folder / CSV_FILE, info, chosen.name, append=append) as writer, display:
             context = Context(
-                writer, make_timer(where), chosen.plan, say=display.say, step=display.step
-            )
+                writer, make_timer(where), chosen.plan, say=display.say, step=display.step,
+                time_is_over=Deadline(chosen.limit_s if minutes is None else minutes * 60).passed,
+                done=_teller(display),
+            )  # fmt: skip
             session = Session(context, chosen, where, worker, advance=display.advance)
-            if minutes is not None:
-                context.time_is_over = Deadline(minutes * 60).passed
-            display.say(f"Measuring on {info['device']}.")
+            display.say(f"Measuring on {info['device']}, a line for each case.")
+            context.quiet.look()
+            if warning := context.quiet.warning():
+                display.say(warning)
             interrupted = _run_all(session, only, model, file, source, display)
     rows = read_results(folder / CSV_FILE)
     notes = [f"Red check, so no speed-up: {red}" for red in context.red]
     notes += [f"Failed: {failure}" for failure in context.failed]
     if interrupted:
         notes.append("Interrupted: the results are those up to then.")
+    if warning := context.quiet.warning():
+        notes.append(warning)
     if pages:
         finish(folder, rows, record, notes, display)
+        display.say(f"\n{headline(rows, record)}.\nNext:")
+        for command, effect in what_next(record):
+            command = command.replace("MODEL", "MODEL" if model is None else shlex.quote(model))
+            display.say(f"  {command:32}  {effect}")
     return _exit_code(context, writer.rows, interrupted)
+
+
+def _teller(display: Display) -> Callable[[Sequence[Row]], None]:
+    """What prints a line for each case that is done, and after how many seconds."""
+    start = time.monotonic()
+
+    def tell(rows: Sequence[Row]) -> None:
+        display.say(f"[{time.monotonic() - start:4.0f} s] {case_line(rows)}")
+
+    return tell
 
 
 def _exit_code(context: Context, rows: Sequence[Row], interrupted: bool) -> int:
@@ -143,11 +166,13 @@ def _exit_code(context: Context, rows: Sequence[Row], interrupted: bool) -> int:
 def _chosen(preset: Preset, only: Collection[str]) -> tuple[str, ...]:
     """Return which benchmarks to run, without those that the preset leaves out.
 
-    A preset that leaves the small ones out still runs them when they are asked for.
+    A preset that leaves some out still runs them when they are asked for alone.
     """
-    optional = {*_SMALL, bench_pretraining.KERNEL}
-    if preset.small_ops or "rel_attention" not in only:
-        optional = set()
+    optional = set[str]()
+    if not preset.small_ops and "rel_attention" in only:
+        optional |= {*_SMALL, bench_pretraining.KERNEL}
+    if preset.model_alone and "model" in only:
+        optional |= {"ceiling", "rel_attention"}
     return tuple(name for name in KERNELS if name in only and name not in optional)
 
 

@@ -10,8 +10,9 @@ import torch
 
 from ..harness import check as checking
 from ..providers.work import Tensors, Work
+from .quiet import Quiet
 from .record import ResultsWriter, Row
-from .timing import Measurement, Plan, Timer, describe, measure, paired_ratio
+from .timing import Measurement, Plan, Timer, describe, measure, paired_ratio, paired_spread
 
 HF_EAGER = "hf_eager"
 HF_COMPILE = "hf_compile"
@@ -44,9 +45,9 @@ class Candidate:
 class Context:
     """What all cases of a run share.
 
-    say: shows a line. step: moves the progress display.
+    say: shows a line. step: moves the progress display. done: gets the rows of each case.
     time_is_over: whether to begin no further provider.
-    red, failed: what went wrong with ours so far.
+    red, failed: what went wrong with ours so far. quiet: what was seen of the machine's load.
     """
 
     writer: ResultsWriter
@@ -54,9 +55,11 @@ class Context:
     plan: Plan
     say: Callable[[str], None] = print
     step: Callable[[str], None] = lambda text: None
+    done: Callable[[Sequence[Row]], None] = lambda rows: None
     time_is_over: Callable[[], bool] = lambda: False
     red: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    quiet: Quiet = field(default_factory=Quiet)
 
 
 @dataclass
@@ -114,6 +117,9 @@ def run_case(
         rows.append(context.writer.add(row))
     works.clear()
     _free_memory()
+    eager, ours = (measured.get(name, Measurement()) for name in (HF_EAGER, "ours"))
+    context.quiet.case_done(label, paired_spread(eager, ours))
+    context.done(rows)
     return rows
 
 

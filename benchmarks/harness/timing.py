@@ -137,6 +137,14 @@ def paired_ratio(base: Measurement, other: Measurement) -> float:
     return statistics.median(b / o for b, o in pairs)
 
 
+def paired_spread(base: Measurement, other: Measurement) -> float | None:
+    """Return the middle 60% of the rounds' ratios over their median; None for fewer than three."""
+    if not base.ok or not other.ok or min(len(base.samples_us), len(other.samples_us)) < 3:
+        return None
+    ratios = [b / o for b, o in zip(base.samples_us, other.samples_us, strict=True)]
+    return (percentile(ratios, 80) - percentile(ratios, 20)) / statistics.median(ratios)
+
+
 def measure(
     functions: Mapping[str, Function],
     timer: Timer,

@@ -14,18 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from ..harness.record import CSV_FILE, ENVIRONMENT_FILE, Row, read_results, write_atomically
+from .headline import headline, what_next
 from .table import Table, tables
 
 REPORT_FILE = "index.html"
+# Of a cell that keeps to one line, in characters: the features of a case may be many.
+_LONGEST = 24
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1rem;
        color: #1b1b1b; background: #fff; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p { max-width: 72rem; } code { background: #f5f6f8; padding: 0.1rem 0.3rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.87rem; }
-th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; }
-th { vertical-align: bottom; background: #f5f6f8; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.8rem; }
+th, td { padding: 0.25rem 0.45rem; border-bottom: 1px solid #ddd; text-align: right; }
+th { vertical-align: bottom; background: #f5f6f8; white-space: pre-line; }
+td { white-space: nowrap; } td.long { white-space: normal; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 .win { color: #066f3c; font-weight: 600; } .loss { color: #b3261e; font-weight: 600; }
 .left-out { color: #777; } ul.notes { font-size: 0.85rem; color: #555; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
@@ -43,24 +48,31 @@ def render(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>xlnet_fast benchmark</title><style>{_STYLE}</style></head><body>",
-        "<h1>xlnet_fast against Hugging Face</h1>",
+        f"<h1>{html.escape(headline(rows, environment))}</h1>",
+        _next(environment),
         *(f"<p class='red'>{html.escape(note)}</p>" for note in notes),
-        _explanation(rows),
-        _environment(environment),
         *(_table(table) for table in tables(rows)),
     ]
     images = [_image(path) for path in plots]
     if images:
         parts += ["<h2>Plots</h2>", *images]
-    parts.append("</body></html>\n")
+    parts += [_explanation(rows), _environment(environment), "</body></html>\n"]
     return "\n".join(parts)
+
+
+def _next(environment: Mapping[str, Any]) -> str:
+    items = (
+        f"<li><code>{html.escape(command)}</code> {html.escape(effect)}</li>"
+        for command, effect in what_next(environment)
+    )
+    return f"<p>Next:</p><ul>{''.join(items)}</ul>"
 
 
 def _explanation(rows: Sequence[Row]) -> str:
     rounds = [row.rounds for row in rows if row.rounds]
     span = f"{min(rounds)} to {max(rounds)}" if rounds else "no"
     return (
-        "<p>Times are medians in milliseconds over interleaved rounds "
+        "<h2>How it was measured</h2><p>Times are medians in milliseconds over interleaved rounds "
         f"({span} rounds per case). A speed-up is the median of the ratios within a round; the one "
         "over compiled Hugging Face takes the faster of ours and ours compiled. Everything timed "
         "was checked first: the error against float64 is at most twice that of Hugging Face eager "
@@ -87,16 +99,20 @@ def _environment(environment: Mapping[str, Any]) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
-    body = "".join(
-        "<tr>" + "".join(f"<td{_class(cell)}>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table.rows
-    )
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return (
         f"<h2>{html.escape(table.title)}</h2><div class='scroll'><table><thead><tr>{head}</tr>"
         f"</thead><tbody>{body}</tbody></table></div>"
         + (f"<ul class='notes'>{notes}</ul>" if notes else "")
     )
+
+
+def _cell(cell: str) -> str:
+    if len(cell) > _LONGEST:
+        broken = html.escape(cell).replace("+", "+\N{ZERO WIDTH SPACE}")
+        return f"<td class='long'>{broken}</td>"
+    return f"<td{_class(cell)}>{html.escape(cell)}</td>"
 
 
 def _class(cell: str) -> str:

@@ -70,6 +70,19 @@ def test_the_table_takes_the_better_of_ours_against_compiled():
     assert len(table.rows) == 4
 
 
+def test_the_page_begins_with_the_gain_and_a_narrow_window_cuts_off_no_gain():
+    rows = make_rows(lengths=(128,))
+    (table,) = tables(rows)
+    assert [name.split()[0] for name in table.header[2:6]] == ["speed-up"] * 2 + ["memory"] * 2
+    for row in rows[:4]:
+        row.features = "22 targets+permutation+segments+bi_data"
+    page = report.render(rows, {"model": "the user's: 12 layers"}, [], ["Busy"])
+    assert re.search(r"<body>\s*<h1>Your model: 2\.0x at 2x128 fp32 over Hugging Face", page)
+    places = [page.index(text) for text in ("accelerate(model)", "Busy", "<table>", "medians")]
+    assert places == sorted(places)
+    assert "<td class='long'>22 targets+\N{ZERO WIDTH SPACE}perm" in page
+
+
 def test_features_floors_and_ceilings_have_their_columns():
     rows = make_rows("rel_attention", (128,), {"hf_eager": 8.0, "ours": 4.0, "ours_triton": 2.0})
     for row in rows:

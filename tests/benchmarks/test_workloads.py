@@ -281,7 +281,7 @@ def test_presets_name_only_what_exists(name, device):
 
 def test_the_cpu_presets_hold_the_promised_shapes():
     promised = {(1, 128), (8, 128), (1, 512), (4, 512), (1, 2048)}
-    for name in ("quick", "full", "headline"):
+    for name in ("full", "headline"):
         preset = presets.preset(name, "cpu")
         assert {(s.batch, s.length) for s in preset.model_shapes} == promised
         assert set(preset.dtypes) == {"fp32", "bf16"}
