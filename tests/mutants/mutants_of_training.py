@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from mutant_fault import faults_of
 
-PRETRAINING = FINETUNE = SHARED = "xlnet_fast/train"
-FINETUNE += "/finetune"
-PRETRAINING_TESTS = FINETUNE_TESTS = SHARED_TESTS = "train"
+PRETRAINING = "xlnet_fast/train/pretraining"
+FINETUNE = "xlnet_fast/train/finetune"
+SHARED = "xlnet_fast/train/shared"
 
 FAULTS = [
     *faults_of(
         f"{PRETRAINING}/permutation.py",
-        f"{PRETRAINING_TESTS}/test_train_permutation.py",
+        "train/pretraining/test_train_permutation.py",
         (
             "permutation: a target sees itself",
             "np.where(targets, order, 0) + base + 1)",
@@ -40,7 +40,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{PRETRAINING}/streams.py",
-        f"{PRETRAINING_TESTS}/test_train_streams.py",
+        "train/pretraining/test_train_streams.py",
         (
             "streams: the row of a step goes on in another stream",
             "found: Ints = backward * self._texts + process * (own // 2) + row",
@@ -69,7 +69,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{PRETRAINING}/collator.py",
-        f"{PRETRAINING_TESTS}/test_train_collator.py",
+        "train/pretraining/test_train_collator.py",
         (
             "collator: padding on the right",
             "real = np.arange(length)[None] >= (length - lengths)[:, None]",
@@ -87,8 +87,8 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        f"{PRETRAINING}/pretraining.py",
-        f"{PRETRAINING_TESTS}/test_pretraining_trainer.py",
+        f"{PRETRAINING}/trainer.py",
+        "train/pretraining/test_pretraining_trainer.py",
         (
             "pretraining: memory of the last epoch goes on",
             "self._memory, self._memory_epoch = None, epoch",
@@ -111,8 +111,8 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        f"{PRETRAINING}/pretraining.py",
-        f"{PRETRAINING_TESTS}/test_pretrain_run.py {PRETRAINING_TESTS}/test_pretraining_trainer.py",
+        f"{PRETRAINING}/trainer.py",
+        "train/pretraining/test_pretrain_run.py train/pretraining/test_pretraining_trainer.py",
         (
             "pretraining: a resumed run begins without memory",
             "self._memory = tuple(layer.to(self.args.device) for layer in layers)",
@@ -127,7 +127,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{SHARED}/checkpoints.py",
-        f"{SHARED_TESTS}/test_train_checkpoints.py",
+        "train/shared/test_train_checkpoints.py",
         (
             "checkpoints: written under their own name",
             'with self._saving_into(run / f"{SAVING}{final.name}", final.name, run) as staging:',
@@ -158,7 +158,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{SHARED}/checkpoint_files.py",
-        f"{SHARED_TESTS}/test_train_checkpoints.py",
+        "train/shared/test_train_checkpoints.py",
         (
             "checkpoints: the optimizer may be missing",
             "            _check_zip(folder / name)\n    _check_random_states(folder)",
@@ -168,7 +168,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{SHARED}/trainer.py",
-        f"{SHARED_TESTS}/test_train_trainer.py",
+        "train/shared/test_train_trainer.py",
         (
             "trainer: a save without a log",
             "        if self.control.should_save or saves_if_best:\n"
@@ -189,7 +189,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{FINETUNE}/layerwise.py",
-        f"{FINETUNE_TESTS}/test_finetune_training.py",
+        "train/finetune/test_finetune_training.py",
         (
             "layerwise: the bottom layer has the highest rate",
             "return float(decay ** (n_layer - 1 - int(layer.group(1))))",
@@ -204,7 +204,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{FINETUNE}/metrics.py",
-        f"{FINETUNE_TESTS}/test_finetune_metrics.py",
+        "train/finetune/test_finetune_metrics.py",
         (
             "metrics: labels that are nowhere lower the mean",
             "present = np.union1d(gold, predicted)",
@@ -228,7 +228,7 @@ FAULTS = [
     ),
     *faults_of(
         f"{FINETUNE}/spans.py",
-        f"{FINETUNE_TESTS}/test_finetune_question_answering.py",
+        "train/finetune/test_finetune_question_answering.py",
         (
             "spans: an answer may end before it begins",
             "best_ends[(best_ends >= i) & (best_ends < i + longest)]",

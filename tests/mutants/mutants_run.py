@@ -64,35 +64,49 @@ class Tree:
     """A copy of the repository's files, as they lie there, and of its compiled extension."""
 
     def __init__(self, source: Path, folder: Path):
-        self.source, self.folder = source, folder
-        self.extensions = [path.relative_to(source) for path in source.glob("xlnet_fast/_C*.so")]
-        for name in [*_files(source), *self.extensions]:
+        self.folder = folder
+        extensions = [path.relative_to(source) for path in source.glob("xlnet_fast/_C*.so")]
+        for name in [*_files(source), *extensions]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source / name, folder / name)
+        self._extensions = {folder / name: (folder / name).read_bytes() for name in extensions}
         emulation = source / "build" / "cuda-emulation"  # of objects under the hash of their source
         if emulation.is_dir():
             (folder / "build").mkdir()
             (folder / "build" / "cuda-emulation").symlink_to(emulation)
+        self._unchanged = ("", "")  # the file that is changed, and what it was
         # In steps of a second, which is how finely Python tells an old .pyc.
         self._dates = itertools.count(int(time.time()) + 1)
 
-    def write(self, name: str, text: str) -> None:
-        """Give a file another content, and a date that no older content of it had."""
+    def change(self, fault: Fault) -> None:
+        """Put a fault into its file.
+
+        Raises:
+            Stale: it does not fit. OSError: there is no such file.
+        """
+        text = (self.folder / fault.file).read_text(encoding="utf-8")
+        changed_text = changed(fault, text)
+        self._unchanged = fault.file, text
+        self._write(fault.file, changed_text)
+
+    def restore(self) -> None:
+        """Undo the last change, and what was compiled with it."""
+        name, text = self._unchanged
+        self._write(name, text)
+        if name.startswith("csrc/"):
+            self.restore_extension()
+
+    def restore_extension(self) -> None:
+        for file, content in self._extensions.items():
+            file.unlink()  # it may be mapped into a process
+            file.write_bytes(content)
+
+    def _write(self, name: str, text: str) -> None:
+        """With a date that no older content of the file had."""
         file = self.folder / name
         file.write_text(text, encoding="utf-8")
         date = next(self._dates)
         os.utime(file, (date, date))
-
-    def read(self, name: str) -> str:
-        return (self.folder / name).read_text(encoding="utf-8")
-
-    def restore(self, name: str) -> None:
-        """The file's content, and where it belongs to the extension, that too."""
-        self.write(name, (self.source / name).read_text(encoding="utf-8"))
-        if name.startswith("csrc/"):
-            for extension in self.extensions:
-                (self.folder / extension).unlink()  # it may be mapped into a process
-                shutil.copy2(self.source / extension, self.folder / extension)
 
 
 def _files(root: Path) -> list[Path]:
@@ -233,7 +247,7 @@ def _start(fault: Fault, tree: Tree, cache: Path) -> Run:
         if fault.file.startswith("csrc/"):
             mutant_extension.build(cache, (tree.folder / fault.file).resolve(), fault.objects)
 
-    tree.write(fault.file, changed(fault, tree.read(fault.file)))
+    tree.change(fault)
     select = ["-k", fault.select] if fault.select else []
     return Run(tree, [*OPTIONS, *select, *fault.tests], (), prepare, fault.interpreted)
 
@@ -270,7 +284,7 @@ def try_all(
                 finished = run.finished(limit_s)
                 if finished is not None:
                     running.remove((fault, tree, run))
-                    tree.restore(fault.file)
+                    tree.restore()
                     free.append(tree)
                     yield _judged(fault, finished, round(time.monotonic() - run.began_s, 1))
             time.sleep(0.05)
@@ -379,9 +393,7 @@ def _build_unchanged(tree: Tree, cache: Path) -> None:
         time.sleep(0.1)
     if finished[0] != 0:
         raise SystemExit(f"the extension cannot be built: {run.log.read_text()}")
-    for extension in tree.extensions:
-        (tree.folder / extension).unlink()
-        shutil.copy2(tree.source / extension, tree.folder / extension)
+    tree.restore_extension()
 
 
 def _proved(faults: Mapping[str, Fault], results: Sequence[Result], tree: Tree) -> list[Result]:
