@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mutant_fault import faults_of
 
-TIMING = "benchmarks/harness.py"
-RUNNER = "benchmarks/runner.py"
-RECORD = "benchmarks/record.py"
-CHECK = "benchmarks/check.py"
-TABLE = "benchmarks/table.py"
+TIMING = "benchmarks/harness/timing.py"
+RUNNER = "benchmarks/harness/runner.py"
+RECORD = "benchmarks/harness/record.py"
+CHECK = "benchmarks/harness/check.py"
+TABLE = "benchmarks/pages/table.py"
 
 FAULTS = [
     *faults_of(

@@ -33,7 +33,9 @@ import mutant_extension
 from mutant_fault import Fault, Stale, changed
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = ("-x", "-q", "-n", "0", "--benchmark-disable", "-p", "no:cacheprovider")
+OPTIONS = (
+    "-x", "-q", "-n", "0", "--benchmark-disable", "-p", "no:cacheprovider", "--timeout", "0",
+)  # fmt: skip
 LIMIT_S = 300.0
 FOUND, SURVIVED, STALE, RED = "found", "SURVIVED", "STALE", "RED WITHOUT THE FAULT"
 ENVIRONMENT = {
