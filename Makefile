@@ -25,6 +25,8 @@ GPU_FLAGS ?= --minutes 20 --out gpu_out
 TUNE_FLAGS ?= --minutes 20 --out gpu_out --write
 SANITIZE_FLAGS ?=
 SANITIZE_CPU_FLAGS ?=
+# --only 'masks: *' tries some, --jobs 2 two at a time; --out FILE --resume goes on with what was cut off.
+MUTANTS_FLAGS ?=
 
 BIN := $(VENV)/bin
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -35,7 +37,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format docs examples ext kernels-report gpu tune sanitize sanitize-cpu clean
+.PHONY: help bench test lint format docs examples ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -101,6 +103,9 @@ sanitize: ## on a GPU machine: memcheck and racecheck of every GPU kernel at sma
 
 sanitize-cpu: $(VENV)/.installed ## CPU attention under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(TEST_ENV) $(BIN)/python tests/sanitize_cpu.py $(SANITIZE_CPU_FLAGS)
+
+mutants: $(VENV)/.installed ## try every deliberate fault of tests/mutants: which do the tests find?
+	$(TEST_ENV) $(BIN)/python tests/mutants/mutants_run.py $(MUTANTS_FLAGS)
 
 clean: ## remove what was built and every cache; .venv stays
 	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

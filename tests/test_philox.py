@@ -113,6 +113,17 @@ def test_keep_mask_matches_the_definition(seed, p, heads, row, n_rows, keys, fir
 
 
 @pytest.mark.parametrize("compiled", [True, False])
+def test_what_equals_the_threshold_is_kept(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(_extension, "load", lambda: None)
+    words = philox_plain((0, 0, 0, 0), (5, 0))
+    for j, word in enumerate(words):
+        for threshold in (word, word + 1):
+            keep = philox.keep_mask(5, threshold / 2**32, 1, 1, (0, 1), 4)
+            assert bool(keep[0, 0, 0, j]) == (word >= threshold)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
 def test_chunks_are_independent(compiled, monkeypatch):
     """Any tile of rows and batch elements equals that part of the whole mask."""
     if not compiled:

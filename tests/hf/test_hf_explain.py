@@ -58,6 +58,21 @@ def test_every_op_and_mode_has_a_row(backend, dtype):
             assert (row.backend, row.reason) == (backend, "asked for by name")
 
 
+def test_each_mode_asks_for_what_it_does(monkeypatch):
+    """A record may call a backend right in inference and not in training."""
+    asked = {}
+
+    def choose(request, backend):
+        asked[request.op, request.needs_grad] = request.features
+        return Choice("sdpa", "")
+
+    monkeypatch.setattr(explanation_module, "choose", choose)
+    rows_of(accelerated(tiny_model(XLNetModel)))
+    for op in set(OPS) - {"concat_memory"}:
+        assert "dropout" in asked[op, True]
+        assert "dropout" not in asked[op, False]
+
+
 @needs_kernels
 def test_the_cpu_kernels_by_name():
     rows = rows_of(accelerated(tiny_model(XLNetForSequenceClassification), backend="cpu"))

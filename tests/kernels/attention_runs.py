@@ -43,6 +43,8 @@ def operands(x: SimpleNamespace, case: Case) -> tuple[Keys, Queries]:
         k, v, k_memory, v_memory = (
             y[:, part] for part in (slice(case.memory, None), slice(case.memory)) for y in (k, v)
         )
+        if case.strided:  # strides of its own
+            k_memory, v_memory = k_memory.contiguous(), v_memory.contiguous()
     keys = Keys(
         k, v, k_memory, v_memory, x.r, x.r_w_bias, x.r_r_bias, x.r_s_bias, x.seg_embed,
         x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p,

@@ -151,6 +151,18 @@ def test_gradients_that_differ_from_run_to_run_are_found(monkeypatch):
     assert verdict(SOFTMAX, BACKWARD).reason == "call 1: d scores has other bits than a second run"
 
 
+def test_gradients_that_only_the_op_gets_right_are_found(monkeypatch):
+    real, turn = sdpa_softmax.masked_softmax_backward, itertools.count()
+
+    def spoiled(inputs, out, grad_out, grads):
+        real(inputs, out, grad_out, grads)
+        if next(turn) > 0:  # the first call is the op's own
+            grads[0][0, 0, 0, 0] += 0.5
+
+    monkeypatch.setattr(sdpa_softmax, "masked_softmax_backward", spoiled)
+    assert verdict(SOFTMAX, BACKWARD).reason.startswith("call 1: d scores is off by 0.5")
+
+
 def test_an_exception_is_a_verdict(forward):
     def spoil(keys, outs):
         raise RuntimeError("CUDA error: invalid argument\nfurther lines")

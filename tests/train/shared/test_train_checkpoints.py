@@ -232,6 +232,27 @@ def test_leftovers_of_a_replaced_checkpoint(run: Path) -> None:
     assert newest_checkpoint(run) == run / "checkpoint-8"
 
 
+def test_a_kill_between_two_folders_of_one_name_leaves_the_older(tmp_path, monkeypatch) -> None:
+    final, written = tmp_path / "checkpoint-8", tmp_path / ".saving-checkpoint-8"
+    for folder in (final, written):
+        folder.mkdir()
+        (folder / "whose").write_text(folder.name)
+    rename = os.rename
+
+    def killed(old: Path, new: Path) -> None:
+        if new == final:
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints._replace_folder(written, final)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-8"]
+    assert (final / "whose").read_text() == "checkpoint-8"
+
+
 class _At(TrainerCallback):
     """Calls a function before a step."""
 

@@ -1,0 +1,253 @@
+"""Faults of pretraining and fine-tuning: who sees whom, memory, checkpoints, metrics, answers."""
+
+from __future__ import annotations
+
+from mutant_fault import faults_of
+
+PRETRAINING = "xlnet_fast/train/pretraining"
+FINETUNE = "xlnet_fast/train/finetune"
+SHARED = "xlnet_fast/train/shared"
+
+FAULTS = [
+    *faults_of(
+        f"{PRETRAINING}/permutation.py",
+        "train/pretraining/test_train_permutation.py",
+        (
+            "permutation: a target sees itself",
+            "np.where(targets, order, 0) + base + 1)",
+            "np.where(targets, order + 1, 0) + base + 1)",
+        ),
+        (
+            "permutation: a span one token too long",
+            "if spans.whole_words else begin + units",
+            "if spans.whole_words else begin + units + 1",
+        ),
+        (
+            "permutation: the last span exceeds the goal",
+            "        end = np.minimum(end, begin + left[active])\n",
+            "",
+        ),
+        (
+            "permutation: spans of all lengths alike",
+            "chance = np.cumsum(1.0 / np.arange(1, spans.max_span + 1))",
+            "chance = np.cumsum(np.ones(spans.max_span))",
+        ),
+        (
+            "permutation: the base of the next part is one too low",
+            "return base + 1 + blocks * perm_size",
+            "return base + blocks * perm_size",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/streams.py",
+        "train/pretraining/test_train_streams.py",
+        (
+            "streams: the row of a step goes on in another stream",
+            "found: Ints = backward * self._texts + process * (own // 2) + row",
+            "found: Ints = backward * self._texts + row * self.processes + process",
+        ),
+        (
+            "streams: a step begins where the last sequence ended",
+            "self.begin = step * self.shape.reuse_len",
+            "self.begin = step * self.shape.pair_len",
+        ),
+        (
+            "streams: backward rows read forwards",
+            "place = np.where(self.backward[:, None], self.length - 1 - place, place)",
+            "place = np.where(self.backward[:, None], place, place)",
+        ),
+        (
+            "streams: the same order of documents in each epoch",
+            "np.random.default_rng([self.seed % 2**64, epoch]).permutation(count)",
+            "np.random.default_rng([self.seed % 2**64]).permutation(count)",
+        ),
+        (
+            "streams: the first part sees the second",
+            "            base = next_base(base, end - begin, self.shape.perm_size)\n",
+            "",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/collator.py",
+        "train/pretraining/test_train_collator.py",
+        (
+            "collator: padding on the right",
+            "real = np.arange(length)[None] >= (length - lengths)[:, None]",
+            "real = np.arange(length)[None] < lengths[:, None]",
+        ),
+        (
+            "collator: padding has segment 0",
+            "_PADDING_SEGMENT = 3",
+            "_PADDING_SEGMENT = 0",
+        ),
+        (
+            "collator: no target in a short text",
+            "wanted = np.maximum(1, np.round(lengths * share)).astype(np.int64)",
+            "wanted = np.floor(lengths * share).astype(np.int64)",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/trainer.py",
+        "train/pretraining/test_pretraining_trainer.py",
+        (
+            "pretraining: memory of the last epoch goes on",
+            "self._memory, self._memory_epoch = None, epoch",
+            "self._memory_epoch = epoch",
+        ),
+        (
+            "pretraining: an evaluation begins with the training's memory",
+            "self._eval_sums = None, torch.zeros(2)\n",
+            "self._eval_sums = self._memory, torch.zeros(2)\n",
+        ),
+        (
+            "pretraining: the loss of a batch is its own mean",
+            "items = count if num_items_in_batch is None else num_items_in_batch",
+            "items = count",
+        ),
+        (
+            "pretraining: the loss in half precision",
+            "logits.reshape(len(flat), -1).float(), flat,",
+            "logits.reshape(len(flat), -1), flat,",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/trainer.py",
+        "train/pretraining/test_pretrain_run.py train/pretraining/test_pretraining_trainer.py",
+        (
+            "pretraining: a resumed run begins without memory",
+            "self._memory = tuple(layer.to(self.args.device) for layer in layers)",
+            "self._memory = None",
+        ),
+        (
+            "pretraining: layers of the memory in the order of their names",
+            "for name in sorted(file.keys(), key=int)]",
+            "for name in sorted(file.keys(), reverse=True)]",
+        ),
+        select="resume or interrupt or stop or memory",
+    ),
+    *faults_of(
+        f"{SHARED}/checkpoints.py",
+        "train/shared/test_train_checkpoints.py",
+        (
+            "checkpoints: written under their own name",
+            'with self._saving_into(run / f"{SAVING}{final.name}", final.name, run) as staging:',
+            "with self._saving_into(run, final.name, run) as staging:",
+        ),
+        (
+            "checkpoints: a replaced one is deleted before the new one is there",
+            "        os.rename(final, old)\n    os.rename(written, final)\n",
+            "        shutil.rmtree(final)\n    os.rename(written, final)\n",
+        ),
+        (
+            "checkpoints: weights first",
+            'key=lambda path: path.suffix == ".safetensors"):',
+            'key=lambda path: path.suffix != ".safetensors"):',
+        ),
+        (
+            "checkpoints: a full disk that shows late is not seen",
+            "                os.fsync(file.fileno())\n        _flush_folder",
+            "                file.fileno()\n        _flush_folder",
+        ),
+        (
+            "checkpoints: a damaged one is resumed from",
+            "            check_checkpoint(folder)\n        except ArgumentError as error:\n"
+            '            warn(f"skipping',
+            '            pass\n        except ArgumentError as error:\n            warn(f"skipping',
+        ),
+        select="damaged or leftovers or kill or full_disk or too_large or replace",
+    ),
+    *faults_of(
+        f"{SHARED}/checkpoint_files.py",
+        "train/shared/test_train_checkpoints.py",
+        (
+            "checkpoints: the optimizer may be missing",
+            "            _check_zip(folder / name)\n    _check_random_states(folder)",
+            "            _check_zip(folder / name)\n    return",
+        ),
+        select="damaged",
+    ),
+    *faults_of(
+        f"{SHARED}/trainer.py",
+        "train/shared/test_train_trainer.py",
+        (
+            "trainer: a save without a log",
+            "        if self.control.should_save or saves_if_best:\n"
+            "            self.control.should_log = True\n",
+            "",
+        ),
+        (
+            "trainer: a stop deletes the newest checkpoint",
+            "best, self.state.best_model_checkpoint = self.state.best_model_checkpoint, None",
+            "best = self.state.best_model_checkpoint",
+        ),
+        (
+            "trainer: signals stay caught after an error",
+            "            self._stop.close()\n            self._progress.close()\n",
+            "            self._progress.close()\n",
+        ),
+        select="resumed or stop or signal or error or arguments",
+    ),
+    *faults_of(
+        f"{FINETUNE}/layerwise.py",
+        "train/finetune/test_finetune_training.py",
+        (
+            "layerwise: the bottom layer has the highest rate",
+            "return float(decay ** (n_layer - 1 - int(layer.group(1))))",
+            "return float(decay ** int(layer.group(1)))",
+        ),
+        (
+            "layerwise: biases decay",
+            '"weight_decay": weight_decay if decayed else 0.0,',
+            '"weight_decay": weight_decay,',
+        ),
+        select="rate",
+    ),
+    *faults_of(
+        f"{FINETUNE}/metrics.py",
+        "train/finetune/test_finetune_metrics.py",
+        (
+            "metrics: labels that are nowhere lower the mean",
+            "present = np.union1d(gold, predicted)",
+            "present = np.arange(max(gold.max(), predicted.max()) + 2)",
+        ),
+        (
+            "metrics: an entity of another type counts",
+            '("right", true & guess)):',
+            '("right", {e for e in guess if e[1:] in {t[1:] for t in true}})):',
+        ),
+        (
+            "metrics: articles count",
+            'return " ".join(_ARTICLES.sub(" ", text).split())',
+            'return " ".join(text.split())',
+        ),
+        (
+            "metrics: the first gold answer counts",
+            "max(answer_f1(guess, answer) for answer in real),",
+            "answer_f1(guess, real[0]),",
+        ),
+    ),
+    *faults_of(
+        f"{FINETUNE}/spans.py",
+        "train/finetune/test_finetune_question_answering.py",
+        (
+            "spans: an answer may end before it begins",
+            "best_ends[(best_ends >= i) & (best_ends < i + longest)]",
+            "best_ends[best_ends < i + longest]",
+        ),
+        (
+            "spans: padding is not taken off the positions",
+            "first, last = window.shift, window.shift + len(window.starts)",
+            "first, last = 0, len(window.starts)",
+        ),
+        (
+            "spans: no answer below the threshold",
+            "none = null_scores is not None and null_scores[k] > threshold",
+            "none = null_scores is not None and null_scores[k] < threshold",
+        ),
+        (
+            "spans: the beam read starts by ends",
+            "zip(end_positions[:, k] - window.shift, end_scores[:, k], strict=True):",
+            "zip(end_positions[k] - window.shift, end_scores[k], strict=False):",
+        ),
+    ),
+]
