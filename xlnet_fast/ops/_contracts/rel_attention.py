@@ -59,7 +59,8 @@ def _call(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Keys, tuple[Q
     """
     *shared, segments, key_segments = args[:11]
     mask, positions, seed, numbers = parts_of(args[11:])
-    keys, backend = Keys(*shared, key_segments, *numbers), args[-1]
+    fields = (*shared, key_segments, *numbers)
+    keys, backend = Keys(*fields), args[-1]
     if len(queries) == 1:
         return keys, (Queries(queries[0], segments, mask, positions, seed),), backend
     content, query = (replace(mask, see_self=see_self) for see_self in (True, False))
