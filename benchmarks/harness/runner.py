@@ -47,7 +47,7 @@ class Context:
     """What all cases of a run share.
 
     say: shows a line. step: moves the progress display. done: gets the rows of each case.
-    time_is_over: whether to begin no further case, nor a provider but ours in one that was begun.
+    time_is_over: whether to begin no further case, nor a provider but two in one that was begun.
     red, failed: what went wrong with ours so far. quiet: what was seen of the machine's load.
     """
 
@@ -152,8 +152,8 @@ def _check_all(
         outcome = outcomes[candidate.name]
         if outcome.status != "ok":
             continue
-        # A case that was begun is worth nothing without ours.
-        if context.time_is_over() and candidate.name != OURS:
+        # A case that was begun is worth nothing without these two.
+        if context.time_is_over() and candidate.name not in (HF_EAGER, OURS):
             _leave_out({candidate.name: outcome})
             continue
         if candidate.exact and candidate.name != HF_EAGER and eager is None:
