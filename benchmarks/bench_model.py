@@ -127,10 +127,10 @@ def _why_not(session: Session, case: ModelCase, name: str) -> tuple[str, str]:
         return "unavailable", "the floor is defined for the forward pass"
     if not name.endswith("_compile"):
         return "", ""
-    if case.length < preset.compile_from:
-        shortest = preset.compile_from
-        reason = f"the {preset.name} preset uses torch.compile from length {shortest} on"
-        return "not_run", reason
+    shapes = preset.compile_shapes
+    if shapes is not None and (case.batch, case.length) not in shapes:
+        where = ", ".join(f"{batch}x{length}" for batch, length in shapes)
+        return "not_run", f"the {preset.name} preset uses torch.compile at {where} alone"
     return session.compile_status()
 
 

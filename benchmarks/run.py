@@ -106,6 +106,8 @@ def run_bench(
     source = _source(chosen, model, file, only)
     if file is not None and source is None:
         load_corpus(file)
+    if model is not None and source is not None:
+        chosen = presets.scaled(chosen, max(1.0, source.geometry.work / chosen.geometry.work))
     extra = {"preset": chosen.name, "text": "none", "model": "none"}
     if source is not None:
         extra |= {
@@ -125,10 +127,10 @@ def run_bench(
                 done=_teller(display),
             )  # fmt: skip
             session = Session(context, chosen, where, worker, advance=display.advance)
-            display.say(f"Measuring on {info['device']}, a line for each case.")
+            display.say(f"Measuring on {info['device']}{_until(chosen)}; a line for each case:")
             context.quiet.look()
-            if warning := context.quiet.warning():
-                display.say(warning)
+            if load := context.quiet.crowded():
+                display.say(f"Other programs run here ({load}): the times will be rough.")
             interrupted = _run_all(session, only, model, file, source, display)
     rows = read_results(folder / CSV_FILE)
     notes = [f"Red check, so no speed-up: {red}" for red in context.red]
@@ -144,6 +146,10 @@ def run_bench(
             command = command.replace("MODEL", "MODEL" if model is None else shlex.quote(model))
             display.say(f"  {command:32}  {effect}")
     return _exit_code(context, writer.rows, interrupted)
+
+
+def _until(preset: Preset) -> str:
+    return "" if preset.limit_s == float("inf") else f", no new case after {preset.limit_s:.0f} s"
 
 
 def _teller(display: Display) -> Callable[[Sequence[Row]], None]:

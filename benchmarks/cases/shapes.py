@@ -20,6 +20,11 @@ class Geometry:
     d_inner: int
     vocab_size: int = 32000
 
+    @property
+    def work(self) -> int:
+        """Weights of all layers: what the time of short inputs goes with."""
+        return self.n_layer * self.d_model * (5 * self.d_model + 2 * self.d_inner)
+
 
 BASE = Geometry("xlnet-base", 12, 768, 12, 3072)
 BASE_4 = Geometry("xlnet-base, 4 layers", 4, 768, 12, 3072)

@@ -38,11 +38,16 @@ class Quiet:
         if spread is not None and spread > UNSTEADY:
             self.unsteady.append(label)
 
+    def crowded(self) -> str | None:
+        """Say how high the load was, None where that was no more than a run's own."""
+        if self.highest <= self.cores + _MARGIN:
+            return None
+        return f"a load average of {self.highest:.1f} on {self.cores} cores"
+
     def warning(self) -> str | None:
         """What to tell the reader of the figures in a sentence or two; None if all was quiet."""
-        found = []
-        if self.highest > self.cores + _MARGIN:
-            found.append(f"a load average of {self.highest:.1f} on {self.cores} cores")
+        load = self.crowded()
+        found = [load] if load else []
         if self.unsteady:
             found.append(
                 f"rounds that differ by more than {UNSTEADY:.0%} in {len(self.unsteady)} of "

@@ -16,6 +16,7 @@ from .timing import Measurement, Plan, Timer, describe, measure, paired_ratio, p
 
 HF_EAGER = "hf_eager"
 HF_COMPILE = "hf_compile"
+OURS = "ours"
 OUT_OF_TIME = "the time given for the run was over"
 
 
@@ -46,7 +47,7 @@ class Context:
     """What all cases of a run share.
 
     say: shows a line. step: moves the progress display. done: gets the rows of each case.
-    time_is_over: whether to begin no further provider.
+    time_is_over: whether to begin no further case, nor a provider but two in one that was begun.
     red, failed: what went wrong with ours so far. quiet: what was seen of the machine's load.
     """
 
@@ -117,7 +118,7 @@ def run_case(
         rows.append(context.writer.add(row))
     works.clear()
     _free_memory()
-    eager, ours = (measured.get(name, Measurement()) for name in (HF_EAGER, "ours"))
+    eager, ours = (measured.get(name, Measurement()) for name in (HF_EAGER, OURS))
     context.quiet.case_done(label, paired_spread(eager, ours))
     context.done(rows)
     return rows
@@ -151,7 +152,8 @@ def _check_all(
         outcome = outcomes[candidate.name]
         if outcome.status != "ok":
             continue
-        if context.time_is_over():
+        # A case that was begun is worth nothing without these two.
+        if context.time_is_over() and candidate.name not in (HF_EAGER, OURS):
             _leave_out({candidate.name: outcome})
             continue
         if candidate.exact and candidate.name != HF_EAGER and eager is None:

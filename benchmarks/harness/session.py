@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,14 +28,20 @@ class Session:
     memory: MemoryWorker
     advance: Callable[[], None] = lambda: None
     compile_spent_s: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
 
     def compile_status(self) -> tuple[str, str]:
         """Return ("", "") while compiled providers may begin, else the status and the reason."""
-        if self.compile_spent_s < self.preset.compile_budget_s:
-            return "", ""
-        budget = self.preset.compile_budget_s
-        reason = f"the {self.preset.name} preset spends at most {budget:.0f} s on torch.compile"
-        return "not_run", reason
+        name, budget, until = (
+            self.preset.name,
+            self.preset.compile_budget_s,
+            self.preset.compile_until_s,
+        )
+        if self.compile_spent_s >= budget:
+            return "not_run", f"the {name} preset spends at most {budget:.0f} s on torch.compile"
+        if time.monotonic() - self.begun > until:
+            return "not_run", f"the {name} preset begins no torch.compile after {until:.0f} s"
+        return "", ""
 
     @contextmanager
     def counted_as_compiling(self) -> Iterator[None]:

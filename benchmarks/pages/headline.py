@@ -76,6 +76,6 @@ def case_line(rows: Sequence[Row]) -> str:
         gain = f" ({speedup_text(ratio)})" if ratio is not None else ""
         parts.append(f"{provider_label(row.provider)} {time_text(row.p50_us)} ms{gain}")
     if not parts:
-        reasons = dict.fromkeys(row.reason for row in rows if row.reason)
-        return f"{label}: not timed: {'; '.join(reasons)}"
+        reason = next((row.reason for row in rows if row.reason), "nothing could be run")
+        return f"{label}: not timed: {reason}"
     return f"{label}: {', '.join(parts)}"

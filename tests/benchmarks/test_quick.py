@@ -13,6 +13,7 @@ from benchmarks.harness import presets
 from benchmarks.harness.quiet import Quiet
 from benchmarks.harness.record import Row, read_results
 from benchmarks.harness.runner import OUT_OF_TIME
+from benchmarks.harness.session import Session
 from benchmarks.harness.timing import Measurement, Plan, paired_spread
 from benchmarks.pages.console import Display
 from benchmarks.pages.headline import NEXT, TITLE, case_line, headline, what_next
@@ -68,7 +69,7 @@ def test_a_run_without_a_terminal_tells_each_case_the_gain_and_what_is_next(tmp_
     assert {row.kernel for row in rows} == {"model"}
     left_out = {row.provider: row.reason for row in rows if row.status == "not_run"}
     assert left_out["gemm_floor"] == left_out["ours_compile"] == "the quick preset leaves it out"
-    assert left_out["hf_compile"] == "the quick preset uses torch.compile from length 512 on"
+    assert left_out["hf_compile"] == "the quick preset uses torch.compile at 4x512 alone"
 
     printed, page = display.pipe.arrived, (tmp_path / "index.html").read_text()
     gain = headline(rows, {"model": "tiny geometry, random weights"})
@@ -91,7 +92,7 @@ def test_nothing_begins_after_the_presets_time(tmp_path):
 def test_quick_is_small_and_full_holds_what_quick_leaves_out():
     quick, full = (presets.preset(name, "cpu") for name in ("quick", "full"))
     assert [(s.batch, s.length, s.passes) for s in quick.model_shapes] == [
-        (1, 128, ("forward",)), (4, 512, ("forward",)), (1, 2048, ("forward",)),
+        (1, 128, ("forward",)), (1, 2048, ("forward",)), (4, 512, ("forward",)),
     ]  # fmt: skip
     assert quick.geometry.n_layer == 4
     assert run._chosen(quick, run.KERNELS) == ("model",)
@@ -101,8 +102,25 @@ def test_quick_is_small_and_full_holds_what_quick_leaves_out():
         (1, 128), (8, 128), (1, 512), (4, 512), (1, 2048),
     }  # fmt: skip
     assert {s.queries for s in full.attention_shapes if s.batch == 1} >= {512, 2048}
-    assert (full.left_out, full.compile_from) == ((), 0)
-    assert full.limit_s == full.compile_budget_s == float("inf")
+    assert (full.left_out, full.compile_shapes) == ((), None)
+    assert full.limit_s == full.compile_budget_s == full.compile_until_s == float("inf")
+
+
+def test_a_larger_model_gets_more_time():
+    assert presets.BASE.work == 3 * presets.BASE_4.work
+    longer = presets.scaled(TINY, 3.0)
+    assert (longer.limit_s, longer.compile_until_s) == (3 * TINY.limit_s, 3 * TINY.compile_until_s)
+    assert presets.scaled(presets.preset("full", "cpu"), 2.0) == presets.preset("full", "cpu")
+
+
+def test_what_compiles_is_begun_early_or_not_at_all():
+    preset = replace(TINY, compile_budget_s=10.0, compile_until_s=80.0)
+    session = Session(None, preset, None, None)
+    assert session.compile_status() == ("", "")
+    session.begun -= 81
+    assert session.compile_status()[1] == "the quick preset begins no torch.compile after 80 s"
+    session.compile_spent_s = 10.0
+    assert "at most 10 s" in session.compile_status()[1]
 
 
 def test_a_busy_machine_is_told_and_a_quiet_one_is_not():
