@@ -61,13 +61,13 @@ FAULTS = [
         TWO_STREAMS,
         (
             "two streams: the content stream does not see itself",
-            "content = replace(mask, see_self=True)",
-            "content = replace(mask, see_self=False)",
+            "for see_self in (True, False))",
+            "for see_self in (False, False))",
         ),
         (
             "two streams: the same seed for both",
-            "seed = None if self.seed is None else self.seed + 1",
-            "seed = self.seed",
+            "next_seed = None if seed is None else seed + 1",
+            "next_seed = seed",
         ),
         (
             "two streams: gradients of the second stream lost",
@@ -81,8 +81,8 @@ FAULTS = [
         ),
         (
             "attention: no gradient of the memory's values",
-            "sources = (self.k, self.v, self.k_memory, self.v_memory)\n",
-            "sources = (self.k, self.v, self.k_memory, None)\n",
+            "likes = (*queries, *shared, *segment_operands)",
+            "likes = (*queries, *shared[:3], None, *shared[4:], *segment_operands)",
         ),
         select="two_streams or backend_interface",
     ),
@@ -148,24 +148,24 @@ FAULTS = [
         "ops/test_dispatch.py ops/test_dispatch_cuda.py ops/test_qualification_proof.py",
         (
             "dispatch: the slowest that was proved",
-            "if obstacle is None and speed > fastest:",
-            "if obstacle is None and (best is None or speed < fastest):",
+            "        if speed > fastest:",
+            "        if best is None or speed < fastest:",
         ),
         (
             "dispatch: a GPU kernel without a record",
-            "    if not capability.gpu_kernel:\n        return None\n    if request.unproved:",
+            "    if not capability.gpu_kernel:\n        return None\n    verdict",
             "    if not capability.gpu_kernel or not request.proved:\n        return None\n"
-            "    if request.unproved:",
+            "    verdict",
         ),
         (
             "dispatch: a GPU kernel that was proved and not timed",
-            "return None if right and (speed is not None or not capability.gpu_kernel) else words",
-            "return None if right else words",
+            "return None if verdict[2] is not None else verdict[3]",
+            "return None",
         ),
         (
             "dispatch: what was proved wrong",
-            "return None if right and (speed is not None or not capability.gpu_kernel) else words",
-            "return None if speed is not None or not capability.gpu_kernel else words",
+            "return None if verdict is None or verdict[1] else verdict[3]",
+            "return None",
         ),
         (
             "dispatch: what was revoked is taken",
@@ -296,8 +296,8 @@ FAULTS = [
         ),
         (
             "linear: ours where the record calls it wrong",
-            '    if not right:\n        return Choice("aten", f"cpu: {words}")\n',
-            "",
+            "    if not right:\n",
+            "    if not right and speed is not None:\n",
         ),
     ),
     *faults_of(
