@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from xlnet_fast import info
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, PerformanceWarning
+from xlnet_fast.info import facts
 from xlnet_fast.kernels import ptx
 from xlnet_fast.kernels import report as whole_report
 from xlnet_fast.kernels.chips import CHIPS, SHARED_LIMITS, blocks_per_multiprocessor
@@ -121,9 +121,9 @@ def test_another_release_takes_the_nearest_older_table_and_says_so(
 
 
 def test_info_names_tiles_that_are_another_releases(monkeypatch):
-    monkeypatch.setattr(info.triton, "triton", type("Triton", (), {"__version__": "3.8.0"}))
+    monkeypatch.setattr(facts.triton, "triton", type("Triton", (), {"__version__": "3.8.0"}))
     install(monkeypatch, "3.8.0")
-    (row,) = [row for row in info._missing() if row["what"] == "tiles for Triton 3.8"]
+    (row,) = [row for row in facts._missing() if row["what"] == "tiles for Triton 3.8"]
     assert "those for 3.6" in row["effect"]
     assert "kernels-report" in row["remedy"]
 

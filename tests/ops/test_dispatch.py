@@ -146,7 +146,11 @@ def test_the_missing_record_is_the_reason():
         (proved("rel_attention", BF16), "triton", "3.00 times; cuda: "),
         (proved("two_stream_attention", F16, 16), "triton", "3.00 times"),
         (proved("rel_attention", F32, 128), "triton", "cuda: it takes float"),
-        (Request("rel_attention", "cuda", BF16, gpu="8.0"), "sdpa", "record does not cover"),
+        (
+            Request("rel_attention", "cuda", BF16, gpu="8.0"),
+            "sdpa",
+            "no such call in this machine's record",
+        ),
         (proved("rel_attention", BF16, 64, True), "triton", "3.00 times"),
         (proved("rel_attention", BF16, 8), "sdpa", "head dims 16 to 128"),
         (proved("rel_attention", BF16, 256), "sdpa", "not 256"),

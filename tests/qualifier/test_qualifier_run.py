@@ -135,6 +135,15 @@ def former() -> tuple[Path, str]:
     return outcome.path, outcome.path.read_text()
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """A shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_ends_the_child_and_leaves_the_former_record(former, tmp_path):
     path, text = former
     notes = tmp_path / "notes"

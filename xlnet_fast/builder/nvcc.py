@@ -66,12 +66,11 @@ def find_wanted() -> Nvcc:
         ValueError: as :func:`find`; or `XLNET_FAST_NO_CUDA` is set beside `XLNET_FAST_CUDA`.
         LeftOut: one of its kinds.
     """
-    if _is_set("XLNET_FAST_NO_CUDA"):
-        if _is_set("XLNET_FAST_CUDA"):
-            raise ValueError("XLNET_FAST_CUDA and XLNET_FAST_NO_CUDA are both set: unset one")
-        raise Unwanted("XLNET_FAST_NO_CUDA is set")
-    asked = _is_set("XLNET_FAST_CUDA") or os.environ.get("XLNET_FAST_CUDA_ARCHS", "").strip()
-    if not asked and not sees_gpu():
+    refused, asked = _is_set("XLNET_FAST_NO_CUDA"), _is_set("XLNET_FAST_CUDA")
+    if refused and asked:
+        raise ValueError("XLNET_FAST_CUDA and XLNET_FAST_NO_CUDA are both set: unset one")
+    names_archs = bool(os.environ.get("XLNET_FAST_CUDA_ARCHS", "").strip())
+    if not (refused or asked or names_archs or sees_gpu()):
         raise NoGpu("no GPU is seen; XLNET_FAST_CUDA=1 compiles them all the same")
     return find()
 
@@ -94,6 +93,8 @@ def find() -> Nvcc:
             does not know.
         LeftOut: one of its kinds, where there is none to compile with.
     """
+    if _is_set("XLNET_FAST_NO_CUDA"):
+        raise Unwanted("XLNET_FAST_NO_CUDA is set")
     asked = parse_archs(os.environ.get("XLNET_FAST_CUDA_ARCHS", ""))
     if not sys.platform.startswith("linux"):
         raise Missing(f"they are compiled on Linux only, and this is {sys.platform}")
