@@ -27,6 +27,7 @@ class Geometry:
 
 
 BASE = Geometry("xlnet-base", 12, 768, 12, 3072)
+BASE_2 = Geometry("xlnet-base, 2 layers", 2, 768, 12, 3072)
 BASE_4 = Geometry("xlnet-base, 4 layers", 4, 768, 12, 3072)
 LARGE = Geometry("xlnet-large", 24, 1024, 16, 4096)
 
