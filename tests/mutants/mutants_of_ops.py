@@ -230,7 +230,7 @@ FAULTS = [
     ),
     *faults_of(
         "xlnet_fast/ops/qualification/proof.py",
-        "ops/test_qualification_proof.py",
+        "ops/test_qualification_proof.py ops/test_qualification_jobs.py",
         (
             "proof: the row of the forward pass for a call that needs gradients",
             "direction = BACKWARD if needs_grad else FORWARD",
@@ -244,7 +244,7 @@ FAULTS = [
     ),
     *faults_of(
         "xlnet_fast/ops/qualification/files.py",
-        "ops/test_qualification_proof.py",
+        "ops/test_qualification_proof.py ops/test_qualification_jobs.py",
         (
             "files: a record that ships speaks for compiled kernels",
             'rows = tuple(row for row in record.rows if row.backend in ("triton", "sdpa"))',
@@ -260,7 +260,7 @@ FAULTS = [
     ),
     *faults_of(
         "xlnet_fast/ops/qualification/jobs.py",
-        "ops/test_qualification_proof.py",
+        "ops/test_qualification_proof.py ops/test_qualification_jobs.py",
         (
             "jobs: the pin of a launcher's last job counts",
             'return first if _lives(first["process"], first["start"]) else None',
@@ -288,7 +288,7 @@ FAULTS = [
     ),
     *faults_of(
         "xlnet_fast/ops/linear.py",
-        "ops/test_linear.py",
+        "ops/test_linear.py ops/test_linear_library.py",
         (
             "linear: GELU taken twice in its gradient",
             'before = product(x, weight, bias, None, "none")',
