@@ -118,6 +118,7 @@ def test_a_record_that_ships_speaks_for_triton_on_that_gpu(gpu, monkeypatch, tmp
     rows = [a_row(2.0), a_row(9.0, backend="cuda")]
     monkeypatch.setattr(files, "_shipped_files", lambda: iter([shipped]))
     put(a_record(rows, extension="another", torch="2.9.0", driver="1"), shipped)
+    assert [row.backend for row in files.look(gpu["is"]).record.rows] == ["triton"]
     assert on_gpu().backend == "triton"
     for change in ({"triton": "9"}, {"name": "X"}, {"kernels": "x"}, {"multiprocessors": 1}):
         gpu["is"] = an_identity(**change)
