@@ -4,10 +4,10 @@ In a writable checkout it goes into the package's folder, as `make ext` puts it.
 into the user's cache (`recipe.cached_extension`), since an installer that owns the package's folder
 would know nothing of the file.
 
-The CUDA kernels are in it where `nvcc.find_wanted` says so. The cache has one place for one set of sources,
-with kernels or without: a process that only loads the extension asks no nvcc, and finds the one
-that is there. Whether that has the kernels, it says itself (`build_info`), and a build without
---force compares that with what it would make.
+The CUDA kernels are in it where `nvcc.find_wanted` says so. The cache has one place for one set of
+sources, with kernels or without: a process that only loads the extension asks no nvcc, and finds
+the one that is there. Whether that has the kernels, it says itself (`build_info`), and a build
+without --force compares that with what it would make.
 """
 
 from __future__ import annotations
