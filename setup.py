@@ -12,7 +12,9 @@ PyTorch sees a GPU, or where they are asked for.
 """
 
 import importlib.util
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -25,12 +27,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError, CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
-ASK_ARCHS = """
-import importlib.util, sys
+ASK = """
+import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("xlnet_fast._C", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-print("archs", *module.build_info()["cuda_archs"])
+print("built", json.dumps(module.build_info()))
 """
 
 
@@ -78,29 +80,32 @@ def leave_cuda_out(reason: str, fault: bool) -> None:
     tell(f"the CUDA kernels are left out of the C++ extension ({reason})")
 
 
-def find_nvcc(there: Path) -> "tuple[NamedTuple | None, bool]":
-    """(what compiles the CUDA kernels, or None; whether the extension there has other ones)."""
+def find_nvcc() -> "tuple[NamedTuple | None, tuple[str, ...] | None]":
+    """(what compiles the CUDA kernels, or None; the architectures to have, None if any will do)."""
     if not recipe.cuda_sources():
-        return None, False
-    cuda = None
+        return None, None
     try:
         cuda = nvcc.find_wanted()
     except ValueError as error:
         raise SetupError(str(error)) from error
-    except nvcc.LeftOut as error:
+    except nvcc.Unwanted as error:
+        leave_cuda_out(str(error), fault=False)
+        return None, ()
+    except nvcc.LeftOut as error:  # kernels that were compiled before may stay
         leave_cuda_out(str(error), isinstance(error, nvcc.Broken))
-        if not isinstance(error, nvcc.Unwanted):
-            return None, False  # kernels that were compiled before may stay
-    archs = set(cuda.archs if cuda else ())
-    return cuda, there.exists() and archs_in(there) != archs
+        return None, None
+    return cuda, cuda.archs
 
 
-def archs_in(extension: Path) -> "set[str]":
-    """The architectures of a built extension's CUDA kernels, asked in a process of its own."""
-    command = [sys.executable, "-c", ASK_ARCHS, str(extension)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    return {arch for words in lines if words[:1] == ["archs"] for arch in words[1:]}
+def is_stale(extension: Path, flags: "list[str]", archs: "tuple[str, ...] | None") -> bool:
+    """Whether a built extension, asked in a process of its own, has other flags or kernels."""
+    done = subprocess.run([sys.executable, "-c", ASK, str(extension)], capture_output=True)
+    for line in done.stdout.decode().splitlines():
+        if line.startswith("built "):
+            info = json.loads(line.removeprefix("built "))
+            other_archs = archs is not None and set(archs) != set(info["cuda_archs"])
+            return other_archs or info["flags"] != " ".join(flags).split()
+    return True  # it cannot even be loaded
 
 
 class SideBySide:
@@ -183,8 +188,14 @@ class OptionalBuildExt(build_ext):
         ext.extra_link_args = recipe.link_flags(msvc)
         if msvc and not self.compiler.initialized:
             self.compiler.initialize()  # before the threads, which would all do it
-        cuda, stale = find_nvcc(Path(self.get_ext_fullpath(ext.name)))
-        self.force = self.force or stale
+        there = Path(self.get_ext_fullpath(ext.name))
+        beside = recipe.PACKAGE / recipe.extension_name()
+        if self.editable_mode and beside.exists():  # an editable install begins in an empty folder
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(beside, there)
+        cuda, archs = find_nvcc()
+        if there.exists() and is_stale(there, ext.extra_compile_args, archs):
+            self.force = True
         compile_all = self.compiler.compile
         self.compiler.compile = SideBySide(self, ext, cuda)
         try:

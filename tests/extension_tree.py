@@ -38,8 +38,9 @@ static int launch() { return -1; }
 #endif
 static PyObject* build_info(PyObject*, PyObject*) {
   PyObject* archs = PyObject_CallMethod(PyUnicode_FromString(ARCHS), "split", NULL);
-  return Py_BuildValue("{s:s,s:s,s:[s],s:[s],s:s,s:N,s:s,s:i,s:s}", "version", XLNET_FAST_VERSION,
-                       "compiler", MARK, "flags", XLNET_FAST_FLAGS, "isa_compiled", "baseline",
+  PyObject* flags = PyObject_CallMethod(PyUnicode_FromString(XLNET_FAST_FLAGS), "split", NULL);
+  return Py_BuildValue("{s:s,s:s,s:N,s:[s],s:s,s:N,s:s,s:i,s:s}", "version", XLNET_FAST_VERSION,
+                       "compiler", MARK, "flags", flags, "isa_compiled", "baseline",
                        "isa_used", part(), "cuda_archs", archs, "cuda_compiler", NVCC,
                        "launch", launch(), "pybind11", "0");
 }

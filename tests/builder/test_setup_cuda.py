@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from extension_tree import ROOT, has_compiler, posix
+from extension_tree import BOTH, ROOT, has_compiler, posix
 
 pytestmark = [
     posix,
@@ -28,8 +29,12 @@ def tree(checkout):
 
 def build_ext(tree, *options: str, **environment) -> tuple[int, str]:
     """(exit code, what it said) of `setup.py build_ext --inplace`."""
+    return run_setup(tree, "build_ext", "--inplace", *options, **environment)
+
+
+def run_setup(tree, *arguments: str, **environment) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", "--inplace", *options],
+        [sys.executable, "setup.py", *arguments],
         cwd=tree.root,
         env=tree.environment(**environment),
         capture_output=True,
@@ -74,6 +79,32 @@ def test_with_nvcc_and_without(tree, fake_nvcc, no_nvcc):
     code, said = build_ext(tree, CUDACXX=fake_nvcc.path, XLNET_FAST_NO_CUDA="1")
     assert LEFT_OUT + "(XLNET_FAST_NO_CUDA is set)" in said
     assert (facts(tree), fake_nvcc.ran()) == (WITHOUT, [])
+
+
+def test_an_editable_install_compiles_what_is_new(tree, fake_nvcc, counting):
+    """It begins in an empty folder each time; what lies beside the package counts all the same."""
+    cxx, compiled = counting
+    compilers = {"CC": cxx, "CXX": cxx, "CUDACXX": fake_nvcc.path}
+
+    def install(**more) -> tuple[list[str], int]:
+        """(C++ sources, number of CUDA ones) that it compiles."""
+        code, said = run_setup(tree, "editable_wheel", "--dist-dir", "out", **compilers, **more)
+        assert code == 0, said
+        return compiled(), len(fake_nvcc.ran())
+
+    assert install() == (BOTH, 1)
+    assert install() == ([], 0)
+    assert facts(tree) == WITH
+    assert install(XLNET_FAST_NO_CUDA="1") == (BOTH, 0)
+    assert facts(tree) == WITHOUT
+    assert install(XLNET_FAST_NO_CUDA="1", XLNET_FAST_CXXFLAGS="-O1") == (BOTH, 0)
+    extension = tree.package / tree.look()[0].name
+    extension.write_bytes(b"not a library")
+    assert install(XLNET_FAST_NO_CUDA="1") == (BOTH, 0)
+    source = tree.csrc / "cpu" / "part.cpp"
+    later = extension.stat().st_mtime + 1
+    os.utime(source, (later, later))
+    assert install(XLNET_FAST_NO_CUDA="1") == (BOTH, 0)
 
 
 def test_a_failing_nvcc(tree, fake_nvcc):
