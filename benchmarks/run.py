@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.files import write_whole
 
 from . import (
     bench_ceilings,
@@ -42,7 +43,6 @@ from .harness.record import (
     merged_environment,
     read_environment,
     read_results,
-    write_atomically,
     write_environment,
 )
 from .harness.runner import Context
@@ -232,7 +232,7 @@ def finish(
         page = write_report(folder, rows, info, plots, notes)
         kept = [p for p in plots if keep_plots is None or p.name in keep_plots]
         for path in kept:
-            write_atomically(folder / path.name, path.read_bytes())
+            write_whole(folder / path.name, path.read_bytes())
     for name in FILE_NAMES - {path.name for path in kept}:
         (folder / name).unlink(missing_ok=True)  # of an earlier run, so of other results
     # On a GPU a backend that `auto` does not choose yet is what the run is about.

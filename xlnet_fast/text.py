@@ -7,19 +7,18 @@ package runs on real text without a network. `train_tokenizer` writes `spiece.mo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError, XLNetFastError
+from .files import write_whole
 
 # The order of the published XLNet vocabularies; 0, 1 and 2 are SentencePiece's own meta symbols.
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>")
@@ -149,8 +148,8 @@ def train_tokenizer(
         folder.mkdir(parents=True, exist_ok=True)
         # The old record goes first, the new one comes last: it never describes another model.
         (folder / _RECORD_FILE).unlink(missing_ok=True)
-        _write_atomically(folder / MODEL_FILE, model)
-        _write_atomically(folder / _RECORD_FILE, json.dumps(record, indent=1).encode())
+        write_whole(folder / MODEL_FILE, model)
+        write_whole(folder / _RECORD_FILE, json.dumps(record, indent=1).encode())
     except OSError as error:
         raise ArgumentError(f"cannot write a tokenizer to {folder}: {error.strerror}") from error
     return folder
@@ -217,16 +216,3 @@ def _sentences(text: str) -> Iterator[str]:
             characters += len(word) + 1
         if sentence:
             yield " ".join(sentence)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..harness.record import write_atomically
+from xlnet_fast.files import write_whole
+
 from ..harness.timing import Deadline, Measurement, Plan, Timer, make_timer, measure, paired_ratio
 from .tune_workbench import GpuWorkbench, Job
 
@@ -143,7 +144,7 @@ class TrialWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        write_atomically(path, ",".join(field.name for field in fields(Trial)) + "\n")
+        write_whole(path, ",".join(field.name for field in fields(Trial)) + "\n")
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Write the trials of a job."""
@@ -173,7 +174,7 @@ def merge_tuned(path: Path, gpu: str, entries: dict[str, list[int]]) -> None:
     for name in sorted(tuned):
         lines = [f"    {json.dumps(k)}: {json.dumps(tuned[name][k])}" for k in sorted(tuned[name])]
         parts.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n  }")
-    write_atomically(path, "{\n" + ",\n".join(parts) + "\n}\n")
+    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def tune(

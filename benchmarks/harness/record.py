@@ -9,13 +9,14 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+
+from xlnet_fast.files import write_whole
 
 CSV_FILE = "results.csv"
 ENVIRONMENT_FILE = "environment.json"
@@ -111,7 +112,7 @@ class ResultsWriter:
             read_results(path)  # raises for a file that rows of this version do not fit
         else:
             # An earlier file is replaced whole, so a reader never sees two runs in one.
-            write_atomically(path, ",".join(COLUMNS) + "\n")
+            write_whole(path, ",".join(COLUMNS) + "\n")
         self._file: TextIO = path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file, lineterminator="\n")
 
@@ -169,21 +170,6 @@ def _parse(kind: Any, cell: str) -> Any:
     if kind == "int":
         return int(cell)
     return float(cell) if cell else None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def environment(
@@ -298,7 +284,7 @@ def _git_state() -> tuple[str, bool | None]:
 def write_environment(folder: Path, info: Mapping[str, Any]) -> Path:
     """Write `environment.json` and return where."""
     path = folder / ENVIRONMENT_FILE
-    write_atomically(path, json.dumps(info, indent=2, sort_keys=True) + "\n")
+    write_whole(path, json.dumps(info, indent=2, sort_keys=True) + "\n")
     return path
 
 

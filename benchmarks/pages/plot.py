@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness.record import CSV_FILE, Row, cases, read_results, write_atomically
+from xlnet_fast.files import write_whole
+
+from ..harness.record import CSV_FILE, Row, cases, read_results
 from .table import KERNEL_TITLES, PASS_TITLES, provider_label, provider_order, shape_label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -209,7 +211,7 @@ def _save(figure: Any, path: Path) -> Path:
     buffer = io.BytesIO()
     # No date and no version in the file: the same results give the same bytes.
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     return path
 
 

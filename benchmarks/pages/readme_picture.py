@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness.record import Row, read_results, write_atomically
+from xlnet_fast.files import write_whole
+
+from ..harness.record import Row, read_results
 from .plot import COLOURS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -88,7 +90,7 @@ def draw(numbers: dict[str, Any], path: Path) -> None:
     text = {KEYWORD: json.dumps(numbers, sort_keys=True), "Software": None}
     temporary = path.with_suffix(".part.png")
     canvas.print_png(temporary, metadata=text)
-    write_atomically(path, temporary.read_bytes())
+    write_whole(path, temporary.read_bytes())
     temporary.unlink()
 
 

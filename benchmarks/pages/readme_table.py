@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..harness.record import Row, cases, read_results, write_atomically
+from xlnet_fast.files import write_whole
+
+from ..harness.record import Row, cases, read_results
 from .table import best_ours, shape_label, speedup_text, time_text, tokens_text
 
 START = "<!-- benchmark:start -->"
@@ -156,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.check:
         print("the benchmark tables are stale: run python -m benchmarks readme_table")
         return 1
-    write_atomically(options.page, new)
+    write_whole(options.page, new)
     print(f"rewrote the benchmark tables of {options.page.name}")
     return 0
 

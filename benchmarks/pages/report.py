@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness.record import CSV_FILE, ENVIRONMENT_FILE, Row, read_results, write_atomically
+from xlnet_fast.files import write_whole
+
+from ..harness.record import CSV_FILE, ENVIRONMENT_FILE, Row, read_results
 from .headline import headline, what_next
 from .table import Table, tables
 
@@ -138,7 +140,7 @@ def write_report(
 ) -> Path:
     """Write `index.html` into a folder and return where."""
     path = folder / REPORT_FILE
-    write_atomically(path, render(rows, environment, plots, notes))
+    write_whole(path, render(rows, environment, plots, notes))
     return path
 
 

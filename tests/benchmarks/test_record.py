@@ -17,7 +17,6 @@ from benchmarks.harness.record import (
     merged_environment,
     read_environment,
     read_results,
-    write_atomically,
     write_environment,
 )
 
@@ -136,14 +135,3 @@ def test_records_of_two_parts_of_a_run_are_merged(tmp_path):
     (tmp_path / "environment.json").write_text("[]")
     with pytest.raises(ValueError, match="holds no record"):
         read_environment(tmp_path)
-
-
-def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    with pytest.raises(TypeError):
-        write_atomically(path, 7)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from xlnet_fast import files
 from xlnet_fast.builder.progress import Progress as Lines
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
 from xlnet_fast.kernels.cuda import report as cuda_report
@@ -144,7 +144,4 @@ def _counting(console: Console, what: str) -> Iterator[Callable[[int, int], None
 
 
 def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    files.write_whole(path, json.dumps(list(rows), indent=1) + "\n")

@@ -9,9 +9,9 @@ What nvcc made of a source is kept in the user's cache under a hash of all that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 import subprocess
 import tempfile
@@ -24,6 +24,7 @@ from rich.box import SIMPLE
 from rich.console import Group
 from rich.table import Table
 
+from xlnet_fast import files
 from xlnet_fast.builder import nvcc, recipe
 from xlnet_fast.builder.nvcc import Nvcc
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
@@ -250,13 +251,8 @@ def _closure(source: Path) -> list[Path]:
 
 def _keep(file: Path, rows: list[dict[str, Any]]) -> None:
     """Write a file of the cache whole or not at all; a cache that cannot be written to is none."""
-    partial = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(rows), encoding="utf-8")
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        files.write_whole(file, json.dumps(rows))
 
 
 # --- the verdict ---------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ ones first. None is timed: `benchmarks/gpu/tune.py` does that, on a GPU.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import product
 from typing import Any
 
+from xlnet_fast import files
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.chips import SHARED_LIMITS
 from xlnet_fast.kernels.triton import rel_attention_compilations, report, tiles, triton
@@ -190,14 +190,7 @@ def write(table: Table) -> None:
     Raises:
         OSError: the file cannot be written; it is as before then.
     """
-    path = tiles.SAFE_FILE
-    text = render(load_safe() | {table.release: table})
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write_whole(tiles.SAFE_FILE, render(load_safe() | {table.release: table}))
     load_safe.cache_clear()
     installed_table.cache_clear()
 

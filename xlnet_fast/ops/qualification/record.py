@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from xlnet_fast import files
 from xlnet_fast.errors import ArgumentError
 
 SCHEMA = 1
@@ -263,25 +262,11 @@ def write(record: Record, path: Path) -> None:
         ArgumentError: the folder cannot be made or written to; the path is a folder.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        files.write_whole(path, record.to_json())
     except OSError as error:
         raise ArgumentError(
             f"{path} cannot be written ({error}); --out FILE writes elsewhere"
         ) from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(record.to_json())
-        os.chmod(temporary, 0o644)  # others may read a record that an image's builder made
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise ArgumentError(
-            f"{path} cannot be written ({error}); --out FILE writes elsewhere"
-        ) from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # ---- reading a record that somebody may have edited ----

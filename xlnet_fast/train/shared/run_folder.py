@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from xlnet_fast import files
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 
 _LENGTHS = ("steps", "epochs")
@@ -97,20 +98,16 @@ def _way_on(
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, renamed afterwards: a kill leaves the old file or the new one.
+    """As :func:`xlnet_fast.files.written_whole`.
 
     Raises:
         XLNetFastError: it cannot be written, such as on a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with files.written_whole(path) as temporary:
+            yield temporary
     except OSError as error:
         raise XLNetFastError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

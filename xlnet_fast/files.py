@@ -1,0 +1,31 @@
+"""Writing a file so that a reader, or a kill, meets the old one or the whole new one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name in the same folder, which is made; renamed to `path` if nothing was raised.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was, and no part of the new one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, as :func:`written_whole` does, and raise as it does."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
