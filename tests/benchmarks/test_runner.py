@@ -1,5 +1,7 @@
 """The check runs first: what is red is not timed and shows no speed-up."""
 
+import time
+
 import pytest
 import torch
 
@@ -30,8 +32,10 @@ def context(tmp_path):
         yield result
 
 
-def candidate(name, value=None, calls=None, **options):
+def candidate(name, value=None, calls=None, pause_s=0.0, **options):
     def run():
+        if pause_s:
+            time.sleep(pause_s)
         if calls is not None:
             calls.append(name)
         return [EXACT.float() if value is None else value]
@@ -168,12 +172,13 @@ def test_where_the_whole_yardstick_does_not_fit_its_parts_judge(context):
 
 def test_a_floor_is_timed_unchecked(context):
     floor = candidate("gemm_floor", EXACT.float() * 0, exact=False)
-    rows = run(context, candidate("hf_eager", bytes_moved=1e6), floor)
+    slow = candidate("hf_eager", bytes_moved=1e6, pause_s=0.01)
+    rows = run(context, slow, floor)
     row = rows["gemm_floor"]
     assert row.status == "ok"
     assert row.error is None
     assert row.time_over_floor is None
-    assert rows["hf_eager"].time_over_floor > 0
+    assert rows["hf_eager"].time_over_floor > 2
     assert rows["hf_eager"].bandwidth_gb_s == pytest.approx(1e3 / rows["hf_eager"].p50_us)
 
 

@@ -98,6 +98,13 @@ def test_one_column(isa):
 
 
 @each_isa
+def test_a_residual_in_wider_rows(isa):
+    for dtype in dtypes_of_this_set():
+        residual = random(7, 40, dtype=dtype, seed=3)[:, 3:22]
+        check(random(7, 34, dtype=dtype), random(19, 34, dtype=dtype, seed=1), None, residual)
+
+
+@each_isa
 def test_more_rows_than_a_block(isa):
     for dtype in dtypes_of_this_set():
         check(random(1100, 6, dtype=dtype), random(17, 6, dtype=dtype, seed=1))

@@ -83,6 +83,11 @@ def test_entities_count_only_if_exact():
     assert scores[""]["support"] == 3
 
 
+def test_an_entity_of_another_type_is_wrong():
+    scores = metrics.entity_scores([["B-X", "I-X"]], [["B-Y", "I-Y"]])
+    assert [scores[kind]["f1"] for kind in ("", "X", "Y")] == [0, 0, 0]
+
+
 def test_entities_that_nobody_has():
     assert metrics.entity_scores([["O"]], [["O"]])[""]["f1"] == 0
 

@@ -91,6 +91,18 @@ def test_memory_goes_from_step_to_step_and_starts_anew_with_an_epoch(tmp_path, m
     assert [layer.shape for layer in calls[-1][1]] == [(12, ROWS, 16)] * 2
 
 
+def test_the_memory_of_a_checkpoint_has_its_layers_in_order(tmp_path):
+    run = trainer(tmp_path)
+    run.save_model(str(tmp_path / "saved"))
+    run._memory = tuple(torch.full((2, 1, 4), float(layer)) for layer in range(11))
+    run._memory_epoch = 3
+    run.save_extra(tmp_path / "saved")
+    run._memory = None
+    run._load_from_checkpoint(str(tmp_path / "saved"))
+    assert [int(layer[0, 0, 0]) for layer in run._memory] == list(range(11))
+    assert run._memory_epoch == 3
+
+
 def test_memory_goes_through_accumulated_batches(tmp_path, monkeypatch):
     run = trainer(tmp_path, max_steps=1, gradient_accumulation_steps=3)
     calls = watch(run.model, monkeypatch)
