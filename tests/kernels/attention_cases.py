@@ -102,7 +102,7 @@ CASES = {
     ),
     # keys in two tensors; the boundary cuts a tile
     "apart-plain": Case(rows=65, memory=70, apart=True, segments=True),
-    "apart-aligned": Case(rows=17, memory=64, apart=True, strided=True),
+    "apart-aligned": Case(rows=17, memory=64, apart=True, strided=True, pad=16),
     "apart-short": Case(rows=33, memory=3, apart=True, mask=("padding", "see_self"), segments=True),
     "apart-empty": Case(rows=17, memory=0, apart=True),
     "apart-left": Case(rows=33, memory=70, apart=True, mask=("padding_left", "see_self")),
