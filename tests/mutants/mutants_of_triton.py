@@ -84,12 +84,17 @@ FAULTS = [
             "b_dq = (b_dqw + b_dqr) * scale",
             "b_dq = b_dqw * scale",
         ),
+        select="gradients and shapes-d80",
+    ),
+    *interpreted(
+        BACKWARD_Q,
+        ATTENTION,
         (
             "triton: dc is not corrected for what O was rounded",
             "b_dc = tl.where(m_row, (b_dc + (b_d - b_exact) * b_pc) * b_norm * scale, 0.0)",
             "b_dc = tl.where(m_row, b_dc * b_norm * scale, 0.0)",
         ),
-        select="gradients and shapes-d80 or gradients and masks-all-self",
+        select="gradients and apart-causal",
     ),
     *interpreted(
         BACKWARD_KV,
