@@ -15,10 +15,12 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, NoReturn
 
 import torch
 
+PRINTED_ON = (1, 2)
 _server: Connection | None = None
 
 
@@ -51,7 +53,10 @@ class _Process:
         self.exitcode: int | None = None
 
     def start(self) -> None:
+        """It prints where this process prints now, which pytest may keep."""
         self._server.send(self._work)
+        for stream in PRINTED_ON:
+            send_handle(self._server, stream, None)
         self.pid = self._server.recv()
 
     def is_alive(self) -> bool:
@@ -83,11 +88,16 @@ def _serve(connection: Connection) -> NoReturn:
             done, status = os.waitpid(asked, os.WNOHANG)
             connection.send(os.waitstatus_to_exitcode(status) if done else None)
             continue
+        streams = [recv_handle(connection) for _ in PRINTED_ON]
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGINT, interrupted)
             connection.close()
+            for stream, own in zip(streams, PRINTED_ON, strict=True):
+                os.dup2(stream, own)
             _run(asked)
+        for stream in streams:
+            os.close(stream)
         connection.send(pid)
 
 
