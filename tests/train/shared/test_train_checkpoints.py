@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -297,10 +298,11 @@ def test_a_file_too_large(tmp_path: Path, finished: Path, largest: str, reason: 
 def test_a_full_disk_that_shows_when_flushing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No earlier checkpoint, and the error comes last: from fsync."""
+    """No earlier checkpoint, and the error comes last: from fsync, of a file."""
 
     def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoints.os, "fsync", full)
     with pytest.raises(XLNetFastError, match=r"No space left on device.*no earlier checkpoint"):
