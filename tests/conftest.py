@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # What a user once proved on this machine must not decide what is tested.
 os.environ.setdefault("XLNET_FAST_QUALIFICATION", "none")
 
+import forked
 import pytest
 import torch
 from order_of_tests import compiling_first
@@ -58,6 +59,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    forked.start()
 
 
 def pytest_unconfigure() -> None:

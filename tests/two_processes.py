@@ -1,31 +1,17 @@
-"""Two processes of one gloo group on a CPU, as torchrun starts them and within milliseconds.
-
-They are forked from one process that has imported everything. Forking the test's own process fails
-once autograd has run in it, and torchrun's take many seconds to import the same anew.
-"""
+"""Two processes of one gloo group on a CPU, as torchrun starts them and within milliseconds."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 
 from xlnet_fast.train.shared import process_group
-
-CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(
-    [
-        "xlnet_fast.train.pretraining.run",
-        "xlnet_fast.train.finetune.run",
-        "transformers.models.xlnet.modeling_xlnet",
-        "torch.utils.tensorboard",
-    ]
-)
 
 
 def in_two_processes(function: Callable[..., None], *args: Any) -> None:
@@ -33,9 +19,7 @@ def in_two_processes(function: Callable[..., None], *args: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [
-        CHILDREN.Process(target=_as_rank, args=(rank, port, function, *args)) for rank in range(2)
-    ]
+    children = [forked.process(_as_rank, rank, port, function, *args) for rank in range(2)]
     for child in children:
         child.start()
     try:

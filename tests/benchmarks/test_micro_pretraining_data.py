@@ -16,10 +16,8 @@ NAMES = ["streams", "streams, bi_data", "collator", "collator, dense", "hf"]
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield pretraining_data.load_text(300)
+def text(one_cache):
+    return pretraining_data.load_text(600)
 
 
 def test_every_provider_has_a_row(text):

@@ -170,7 +170,9 @@ def test_plots_are_png_and_the_page_holds_them_and_nothing_from_outside(tmp_path
         assert int.from_bytes(data[16:20], "big") > 600  # width in pixels
     again = tmp_path / "again"
     again.mkdir()
-    assert plot.draw_all(rows, again)[0].read_bytes() == plots[0].read_bytes()
+    one_plot = make_rows(times={"hf_eager": 8000.0})
+    first, second = (plot.draw_all(one_plot, again)[0].read_bytes() for _ in range(2))
+    assert first == second
 
     info = environment("cpu")
     page = report.write_report(tmp_path, rows, info, plots, ["Red <check>"]).read_text()

@@ -43,10 +43,8 @@ SEP = 4
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield load_corpus(vocab_size=GEOMETRY.vocab_size)
+def corpus(one_cache):
+    return load_corpus(vocab_size=GEOMETRY.vocab_size)
 
 
 @pytest.fixture(autouse=True)

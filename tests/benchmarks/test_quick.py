@@ -49,11 +49,7 @@ class Watched(Display):
         super().advance()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def test_a_run_without_a_terminal_tells_each_case_the_gain_and_what_is_next(tmp_path, monkeypatch):

@@ -31,8 +31,7 @@ TINY = presets.Preset(
 
 
 @pytest.fixture(autouse=True)
-def own_cache_and_no_child(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def no_child(one_cache, monkeypatch):
     monkeypatch.setattr(run.bench_ceilings, "SIZES", {"cpu": (2**16, 64)})
     # The child process takes seconds to start; one test measures with it.
     monkeypatch.setattr(run.MemoryWorker, "peak_mib", lambda *_: 1.0)

@@ -48,8 +48,7 @@ def test_batches_are_pairs_of_text_padded_on_the_left():
     assert following[:16] == [*range(135, 150), 100]  # starts again at the end of the corpus
 
 
-def test_the_built_in_corpus_is_real_text(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_built_in_corpus_is_real_text(one_cache):
     corpus = load_corpus(vocab_size=600)
     assert len(corpus.ids) > 50_000
     assert int(corpus.ids.min()) >= 0

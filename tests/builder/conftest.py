@@ -7,17 +7,22 @@ import shutil
 from pathlib import Path
 
 import pytest
-from extension_tree import Tree
+from extension_tree import Tree, copy_of_the_package
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory):
+    return copy_of_the_package(tmp_path_factory.mktemp("package") / "xlnet_fast")
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    return Tree(tmp_path / "checkout", installed=False)
+def checkout(tmp_path, package):
+    return Tree(tmp_path / "checkout", installed=False, package=package)
 
 
 @pytest.fixture
-def installed(tmp_path):
-    return Tree(tmp_path / "site", installed=True)
+def installed(tmp_path, package):
+    return Tree(tmp_path / "site", installed=True, package=package)
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_check_takes_every_kind_of_model(options, monkeypatch):
     monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32})
     monkeypatch.setattr(check, "BACKENDS", ("sdpa",))
     model = XLNetForSequenceClassification(
-        XLNetConfig(**TINY, **options, initializer_range=0.1, dropout=0.1)
+        XLNetConfig(**TINY | {"n_head": 32}, **options, initializer_range=0.1, dropout=0.1)
     )
     verdicts = list(check.check_model(model))
     assert [v.status for v in verdicts] == ["ok"] * 3, verdicts

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
+import forked
 import pytest
 from command_line import refused
 from tiny_pretraining import write_text
@@ -136,31 +138,34 @@ def test_the_output_is_required():
     assert "output" in refused(run())
 
 
+def command(words: list[str], folder: Path) -> None:
+    """What ``python -m xlnet_fast`` does, with what it says in files, once all is imported."""
+    for name, stream in (("output", 1), ("errors", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    sys.argv = ["xlnet_fast", *words]
+    runpy.run_module("xlnet_fast", run_name="__main__", alter_sys=True)
+
+
 def test_a_signal_stops_it_with_a_checkpoint_and_its_code(tmp_path):
-    """The whole command: SIGTERM, a checkpoint, 143, and a resume to the end."""
+    """The whole command: SIGTERM, a checkpoint, 143, and how to go on."""
     text = write_text(tmp_path / "articles.txt")
-    line = [
-        sys.executable, "-m", "xlnet_fast", "pretrain", "--output", tmp_path / "run", "--text",
-        text, "--vocab-size", "300", "--d-model", "16", "--n-layer", "1", "--n-head", "2",
-        "--d-inner", "16", "--seq-len", "32", "--batch-size", "4", "--log-every", "1",
-        "--eval-share", "0.2",
+    endless = [
+        "pretrain", "--output", str(tmp_path / "run"), "--text", str(text), "--vocab-size", "300",
+        "--d-model", "16", "--n-layer", "1", "--n-head", "2", "--d-inner", "16", "--seq-len", "32",
+        "--batch-size", "4", "--log-every", "1", "--eval-share", "0.2", "--steps", "100000",
     ]  # fmt: skip
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }  # fmt: skip
-    endless = [*map(str, line), "--steps", "100000"]
-    process = subprocess.Popen(
-        endless, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for message in process.stderr:
-        if message.startswith("step 3/"):
-            break
-    process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "go on from" in output
-    assert "--resume" in output
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    process = forked.process(command, endless, tmp_path)
+    process.start()
+    while not errors.exists() or "\nstep 3/" not in errors.read_text():
+        assert process.is_alive(), errors.read_text()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM, errors.read_text()
+    assert "go on from" in output.read_text()
+    assert "--resume" in output.read_text()
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     assert state["global_step"] >= 3

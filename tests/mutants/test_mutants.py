@@ -11,6 +11,7 @@ import pytest
 
 HERE = Path(__file__).parent
 TRY = """
+import os
 import sys
 from pathlib import Path
 import mutants_run
@@ -30,8 +31,13 @@ faults = [
     fault("red", "a + b", "a - b", select="red"),
     fault("no tests", "a + b", "a - b", select="nothing"),
 ]
-sys.exit(mutants_run.main(sys.argv[1:], faults, Path("tree").resolve(), heavy=["pytest"]))
+heavy = ["pytest", *os.environ["PYTEST_PLUGINS"].split(",")]
+sys.exit(mutants_run.main(sys.argv[1:], faults, Path("tree").resolve(), heavy=heavy))
 """
+PLUGINS = {  # of those that are installed only what the options of the runs need
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_PLUGINS": "xdist.plugin,pytest_timeout,pytest_benchmark.plugin",
+}
 SUMS = "def add(a, b=0):\n    return a + b\n"
 TESTS = """
 import sums
@@ -63,7 +69,7 @@ def tried(tmp_path):
     (tmp_path / "tree" / "test_sums.py").write_text(TESTS)
 
     def run(*options: str) -> tuple[int, list[str]]:
-        environment = {**os.environ, "PYTHONPATH": str(HERE)}
+        environment = {**os.environ, **PLUGINS, "PYTHONPATH": str(HERE)}
         command = [sys.executable, "-c", TRY, *options]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240

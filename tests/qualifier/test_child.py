@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
+import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -16,7 +18,6 @@ from xlnet_fast.qualifier import child as children
 from xlnet_fast.qualifier import messages
 from xlnet_fast.qualifier.child import Worker
 from xlnet_fast.qualifier.messages import Garbage, Order, line, read_line
-from xlnet_fast.qualifier.processes import CHILD
 from xlnet_fast.qualifier.run import run
 from xlnet_fast.qualifier.tasks import Task
 
@@ -25,7 +26,11 @@ COPY = Task("concat_memory", "all", "float32")
 SOFTMAX = Task("masked_softmax", "plain", "float32")
 
 
-def test_a_real_child_proves_and_times_what_it_is_asked_for():
+def test_a_real_child_proves_and_times_what_it_is_asked_for(tmp_path, monkeypatch):
+    """And imports nothing of the folder that the user happens to be in."""
+    for name in ("random", "torch", "typing", "xlnet_fast"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(tmp_path)
     outcome = run("cpu", backends=["sdpa"], wanted=lambda task: task in (COPY, SOFTMAX))
     assert [row.status for row in outcome.rows] == ["passed"] * 3
     assert outcome.record.identity == identity_of(torch.device("cpu"))
@@ -36,18 +41,29 @@ def test_a_real_child_proves_and_times_what_it_is_asked_for():
     assert outcome.record.seconds > 0
 
 
-def test_a_child_imports_nothing_of_the_users_folder_and_goes_with_its_parent(tmp_path):
-    for name in ("random", "torch", "typing", "xlnet_fast"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
-    order = Order("cpu", "sdpa", tuple([SOFTMAX] * 10_000), seconds=600.0)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(CHILD, cwd=tmp_path, **pipes) as child:
-        child.stdin.write(order.to_json() + "\n")
-        child.stdin.flush()
-        assert json.loads(child.stdout.readline())["kind"] == "ready"
-        child.stdin.close()
-        child.stdout.read()  # to its end, or its pipe would be full before it looks
-        assert child.wait(timeout=60) == 1
+def child_of(pipe: Path, answers: Path) -> None:
+    """What the command of a child does in its process, once everything is imported."""
+    os.dup2(os.open(pipe, os.O_RDONLY), 0)
+    os.dup2(os.open(answers, os.O_WRONLY | os.O_CREAT), 1)
+    sys.stdin = os.fdopen(0)
+    children.main()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_child_goes_with_its_parent(tmp_path):
+    pipe, answers = tmp_path / "pipe", tmp_path / "answers"
+    os.mkfifo(pipe)
+    child = forked.process(child_of, pipe, answers)
+    child.start()
+    with open(pipe, "w") as orders:
+        order = Order("cpu", "sdpa", tuple([SOFTMAX] * 10_000), seconds=600.0)
+        print(order.to_json(), file=orders, flush=True)
+        while not answers.exists() or "\n" not in answers.read_text():
+            assert child.is_alive()
+            time.sleep(0.02)
+        assert json.loads(answers.read_text().splitlines()[0])["kind"] == "ready"
+    child.join(60)
+    assert child.exitcode == 1
 
 
 def test_a_backend_that_aborts_is_disqualified_with_the_class_named():

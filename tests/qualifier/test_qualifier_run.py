@@ -147,11 +147,17 @@ def heeds_interrupts():
 def test_ctrl_c_ends_the_child_and_leaves_the_former_record(former, tmp_path):
     path, text = former
     notes = tmp_path / "notes"
-    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def interrupt() -> None:
+        while not notes.exists() or not notes.read_text().endswith("\n"):  # the child has begun
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    user = threading.Thread(target=interrupt, daemon=True)
+    user.start()
     with pytest.raises(KeyboardInterrupt):
         qualify("hang", "*", "*", notes)
-    timer.join()
+    user.join()
     pid = int(notes.read_text().split()[1])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

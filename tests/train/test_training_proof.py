@@ -7,8 +7,10 @@ import json
 import pytest
 from matplotlib.image import imread
 
+from xlnet_fast.text import builtin_articles
 from xlnet_fast.train.finetune import outputs
-from xlnet_fast.train.pretraining import options
+from xlnet_fast.train.pretraining import options, sources
+from xlnet_fast.train.pretraining import run as pretraining
 from xlnet_fast.train.proof import questions, tasks
 from xlnet_fast.train.proof.questions import answers, draw_curves, largest_distance
 
@@ -34,7 +36,11 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
         "FINETUNING_STEPS": {"order": 2, "article": 1},
     }.items():  # fmt: skip
         monkeypatch.setattr(questions, name, value)
+    few = dict(list(builtin_articles().items())[:20])
+    for module in (sources, tasks):
+        monkeypatch.setattr(module, "builtin_articles", lambda: few)
     monkeypatch.setattr(outputs, "write_plots", lambda *_: None)  # of eight fine-tunings
+    monkeypatch.setattr(pretraining, "plot_losses", lambda *_: None)
     out = tmp_path / "proof"
     code = questions.main(["--out", str(out), "--steps", "2", "--seeds", "1"])
     printed = capsys.readouterr().out

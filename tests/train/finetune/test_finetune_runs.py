@@ -79,8 +79,11 @@ def plain_logits(task: str, folder, rows) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("task", sorted(ROWS))
-def test_a_toy_task_is_learnt_and_plain_hf_loads_the_model(task, model, tmp_path):
-    settings = options(task, model, tmp_path, epochs=10)
+def test_a_toy_task_is_learnt_and_plain_hf_loads_the_model(task, model, tmp_path, request):
+    draws = task.endswith("classification")  # all draw losses, these also their confusion
+    if not draws:
+        request.getfixturevalue("undrawn")
+    settings = options(task, model, tmp_path, epochs=10, eval_every=40)
     test = ROWS[task](20, seed=2)
     settings = dataclasses.replace(settings, test=str(write_jsonl(tmp_path / "test.jsonl", test)))
     result = finetune(settings)
@@ -93,7 +96,8 @@ def test_a_toy_task_is_learnt_and_plain_hf_loads_the_model(task, model, tmp_path
     assert {"model", "metrics.json", "loss.png", "runs", "finetune.json"} <= names
     assert {"predictions_eval.jsonl", "predictions_test.jsonl"} <= names
     assert ("confusion.png" in names) == task.endswith("classification")
-    assert all((settings.output / name).read_bytes()[:4] == b"\x89PNG" for name in PLOTS & names)
+    drawn = PLOTS & names if draws else set()
+    assert all((settings.output / name).read_bytes()[:4] == b"\x89PNG" for name in drawn)
     assert any((settings.output / "runs").iterdir())
     written = json.loads((settings.output / "metrics.json").read_text())
     assert written["test"][metric] == result.metrics["test"][metric]
@@ -133,7 +137,9 @@ def test_the_beam_head_is_fine_tuned(model, tmp_path):
     config.start_n_top, config.end_n_top = 3, 3
     torch.manual_seed(0)
     transformers.XLNetForQuestionAnswering(config).save_pretrained(source)
-    settings = options("question-answering", source, tmp_path, tokenizer=str(model), epochs=12)
+    settings = options(
+        "question-answering", source, tmp_path, tokenizer=str(model), epochs=12, eval_every=48
+    )
     rows = ROWS["question-answering"](64, without_answer=True)
     write_jsonl(tmp_path / "train.jsonl", rows)
     write_jsonl(tmp_path / "eval.jsonl", rows[:22])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,42 +61,32 @@ def alone(place):
     return options
 
 
-@pytest.mark.parametrize("changes", [{}, {"fsdp": True, "gradient_checkpointing": True}], ids=str)
-def test_two_processes_compute_what_one_does(place, alone, changes):
-    """DDP, and FSDP2 with activation checkpointing; then a resume of half the run."""
-    name = "fsdp" if changes else "ddp"
-    options = replace(alone, output=place / name, batch_size=alone.batch_size // 2, **changes)
-    in_two_processes(processes.run, place, options)
-    said = [(place / f"said-{rank}").read_text() for rank in range(2)]
-    assert [text.count(f"step {LAST}/{LAST}") for text in said] == [1, 0], "one process prints"
-    assert_alike(options.output, alone.output)
-    memories = sorted(
-        path.name for path in (options.output / f"checkpoint-{RESUMED}").glob("memory-*")
-    )
-    assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
-    found = XLNetLMHeadModel.from_pretrained(options.output / "model", output_loading_info=True)[1]
-    assert not any(found.values())
+def test_two_processes_compute_what_one_does(place, alone):
+    """DDP, and FSDP2 with activation checkpointing; then a resume of half of each run."""
+    ddp = replace(alone, output=place / "ddp", batch_size=alone.batch_size // 2)
+    fsdp = replace(ddp, output=place / "fsdp", fsdp=True, gradient_checkpointing=True)
+    in_two_processes(processes.run_and_resume, place, [ddp, fsdp], RESUMED)
+    for run in (ddp.output, fsdp.output):
+        said = [(place / f"{run.name}-said-{rank}").read_text() for rank in range(2)]
+        assert [text.count(f"step {LAST}/{LAST}") for text in said] == [1, 0], "one process prints"
+        assert_alike(run, alone.output)
+        memories = sorted(path.name for path in (run / f"checkpoint-{RESUMED}").glob("memory-*"))
+        assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
+        found = XLNetLMHeadModel.from_pretrained(run / "model", output_loading_info=True)[1]
+        assert not any(found.values())
 
-    # In the middle of the second epoch: its documents stand in another order.
-    epoch = history(options.output, RESUMED)[-1]["epoch"]
-    assert epoch > 1
-    assert epoch % 1 > 0
-    resumed = replace(options, output=place / f"{name}-resumed", resume=True)
-    resumed.output.mkdir()
-    shutil.copy(options.output / "pretrain.json", resumed.output)
-    name = f"checkpoint-{RESUMED}"
-    shutil.copytree(options.output / name, resumed.output / name)
-    in_two_processes(processes.run, place, resumed)
-    assert_alike(resumed.output, options.output)
+        # In the middle of the second epoch: its documents stand in another order.
+        epoch = history(run, RESUMED)[-1]["epoch"]
+        assert epoch > 1
+        assert epoch % 1 > 0
+        assert_alike(place / f"{run.name}-resumed", run)
 
 
-def test_another_number_of_processes_cannot_resume(place, alone):
-    options = replace(alone, batch_size=8, resume=True)
-    words = "batch_size was 16 and is 8; processes was 1 and is 2"
-    in_two_processes(processes.be_refused, place, options, words)
-
-
-def test_rows_that_two_processes_cannot_share(place, alone):
-    options = replace(alone, output=place / "odd", batch_size=1)
-    words = r"2 rows cannot be shared by 2 process\(es\) in two directions each"
-    in_two_processes(processes.be_refused, place, options, words)
+def test_what_two_processes_refuse(place, alone):
+    other_number = replace(alone, batch_size=8, resume=True)
+    odd = replace(alone, output=place / "odd", batch_size=1)
+    wrong = [
+        (other_number, "batch_size was 16 and is 8; processes was 1 and is 2"),
+        (odd, r"2 rows cannot be shared by 2 process\(es\) in two directions each"),
+    ]
+    in_two_processes(processes.be_refused, place, wrong)

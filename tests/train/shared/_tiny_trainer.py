@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 from transformers import Trainer, TrainerCallback, XLNetConfig, XLNetLMHeadModel
-from two_processes import CHILDREN
 
 from xlnet_fast.hf.patching import accelerate
 from xlnet_fast.train.shared.trainer import XLNetTrainer, training_arguments
@@ -84,7 +84,7 @@ def hidden(run: Path) -> list[str]:
 
 def kill_at(run: Path, moment: str, what: str = "checkpoint") -> None:
     """Run a child up to a moment of a save, and kill it there."""
-    child = CHILDREN.Process(target=_train_up_to, args=(run, moment, what))
+    child = forked.process(_train_up_to, run, moment, what)
     child.start()
     ready, deadline = run / "ready", time.monotonic() + 60
     while not ready.exists():
