@@ -111,7 +111,8 @@ def test_triton_under_the_interpreter(tokens, yardstick, tmp_path):
     task = Task(steps=3, batch=2, length=8, predicted=3, memory=8)
     theirs, noise = yardstick(task)
     torch.save(tokens, tmp_path / "tokens.pt")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    folders = (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(filter(None, folders))
     done = subprocess.run(
         [sys.executable, str(CHILD), str(tmp_path / "tokens.pt"), json.dumps(asdict(task))],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},

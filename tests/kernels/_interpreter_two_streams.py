@@ -20,7 +20,6 @@ from xlnet_fast.kernels.triton import rel_attention, tiles
 __all__ = ["short_stretches"]  # a fixture
 
 
-
 def smaller(name: str, targets: int, **sizes: int) -> Streams:
     """A case with fewer rows, heads or batch elements: two tiles of rows and of keys are left."""
     return replace(CASES[name], content=replace(CASES[name].content, **sizes), targets=targets)
@@ -29,6 +28,7 @@ def smaller(name: str, targets: int, **sizes: int) -> Streams:
 HERE = CASES | {
     "streams-pretraining": smaller("streams-pretraining", 20, batch=2, heads=1, rows=33),
     "streams-any-order": smaller("streams-any-order", 17, heads=1),
+    "streams-causal": smaller("streams-causal", 5, heads=1),
     "streams-every-position": smaller("streams-every-position", 35, heads=1),
 }
 RUNS = [(name, "float32") for name in CASES]

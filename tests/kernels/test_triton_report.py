@@ -90,12 +90,11 @@ def test_render_says_what_a_tile_costs_in_products():
 
 
 @needs_compiler
-@pytest.mark.parametrize("workers", [1, 2])
-def test_compiles_for_a_chip_that_is_not_there(workers):
+def test_compiles_for_a_chip_that_is_not_there():
     seen = []
     rows = report.compile_report(
         (90,), kernels=("masked_softmax_forward", "concat_memory"), dtypes=("bf16",),
-        features=("all", "memory"), modules=SMALL, workers=workers,
+        features=("all", "memory"), modules=SMALL, workers=1,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     kernels = [made["kernel"] for made in rows]
@@ -110,6 +109,21 @@ def test_compiles_for_a_chip_that_is_not_there(workers):
     assert (rows[-1]["block_m"], "block_n" in rows[-1]) == (concat_memory.BLOCK, False)
     assert report.check(rows) == []
     assert seen == [(done, tiles + 1) for done in range(1, tiles + 2)]
+
+
+@needs_compiler
+def test_two_processes_report_what_one_does():
+    reports = []
+    for workers in (1, 2):
+        seen = []
+        rows = report.compile_report(
+            (90,), kernels=("concat_memory",), dtypes=("bf16", "fp32"), features=("memory",),
+            modules=SMALL, workers=workers, on_progress=lambda *counts, to=seen: to.append(counts),
+        )  # fmt: skip
+        reports.append(rows)
+        assert seen == [(1, 2), (2, 2)]
+    assert reports[0] == reports[1]
+    assert [made["dtype"] for made in reports[1]] == ["bf16", "fp32"]
 
 
 @needs_compiler
