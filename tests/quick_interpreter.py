@@ -25,9 +25,9 @@ def speed_up() -> None:
     core.block_type.__init__ = _remembering_blocks(core.block_type.__init__)
     core.tensor.__init__ = _remembering_tensors(core.tensor.__init__)
     semantic: Any = TritonSemantic
-    semantic.broadcast_impl_value = _remembering_operands(semantic.broadcast_impl_value)
+    semantic.broadcast_impl_value = _remembering_operands(semantic.broadcast_impl_value, _spread)
     semantic.binary_op_type_checking_impl = _remembering_operands(
-        semantic.binary_op_type_checking_impl
+        semantic.binary_op_type_checking_impl, lambda data, kind: data
     )
     semantic.computation_type_impl = _remembering_types(semantic.computation_type_impl)
     semantic.cast = _casting(semantic.cast)
@@ -71,33 +71,47 @@ def _remembering_tensors(make: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def _remembering_operands(prepare: Callable[..., Any]) -> Callable[..., Any]:
-    """The types of two operands tell the type and the shape that an operation takes them with."""
+def _remembering_operands(
+    prepare: Callable[..., Any], spread: Callable[[numpy.ndarray, Any], numpy.ndarray]
+) -> Callable[..., Any]:
+    """Their types tell what two operands are cast and broadcast to; a number is always the same.
+
+    What is computed element by element need not be spread: numpy does it.
+    """
     known: dict[Any, tuple[Any, Any]] = {}
 
+    def as_before(self: Any, x: Any, before: Any) -> Any:
+        if not isinstance(x, core.tensor):
+            return before
+        kind = before.type
+        if x.dtype.name != kind.scalar.name:
+            x = self.cast(x, kind.scalar)
+        if x.type.name == kind.name:
+            return x
+        return core.tensor(TensorHandle(spread(x.handle.data, kind), kind.scalar), kind)
+
     def quick(self: Any, lhs: Any, rhs: Any, *flags: bool, **more: bool) -> Any:
-        if not (isinstance(lhs, core.tensor) and isinstance(rhs, core.tensor)):
+        key = (_key(lhs), _key(rhs), flags, *more.items())
+        if None in key:
             return prepare(self, lhs, rhs, *flags, **more)
-        key = (lhs.type.name, rhs.type.name, flags, *more.items())
         if key not in known:
-            lhs, rhs = prepare(self, lhs, rhs, *flags, **more)
-            known[key] = (lhs.type, rhs.type)
-            return lhs, rhs
+            known[key] = prepare(self, lhs, rhs, *flags, **more)
+            return known[key]
         left, right = known[key]
-        return _as(self, lhs, left), _as(self, rhs, right)
+        return as_before(self, lhs, left), as_before(self, rhs, right)
 
     return quick
 
 
-def _as(semantic: Any, x: Any, kind: Any) -> Any:
-    """`x` cast and broadcast to a type."""
-    if x.type.name == kind.name:
-        return x
-    x = semantic.cast(x, kind.scalar)
-    if x.type.name == kind.name:
-        return x
-    data = numpy.broadcast_to(x.handle.data, list(kind.shape))
-    return core.tensor(TensorHandle(data, kind.scalar), kind)
+def _key(x: Any) -> Any:
+    """What decides about an operand; None of a float, where 0.0 would pass for -0.0."""
+    if isinstance(x, core.tensor):
+        return x.type.name
+    return (type(x), x) if isinstance(x, int) else None
+
+
+def _spread(data: numpy.ndarray, kind: Any) -> numpy.ndarray:
+    return numpy.broadcast_to(data, list(kind.shape))
 
 
 def _remembering_types(find: Callable[..., Any]) -> Callable[..., Any]:

@@ -128,7 +128,7 @@ def test_two_processes_report_what_one_does():
 
 @needs_compiler
 def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
-    large = softmax_launch.Tile(16, 1024, True)
+    large = softmax_launch.Tile(32, 256, True)
     monkeypatch.setattr(masked_softmax, "TILES", (large,))
     report._compilations.cache_clear()
     try:
@@ -140,7 +140,7 @@ def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
         report._compilations.cache_clear()
     assert rows[0]["spill_bytes"] > report.SPILL_LIMIT
     problem = report.check(rows)[-1]
-    assert "masked_softmax_backward (row in registers, all) bf16 tile 16x1024 on sm_80" in problem
+    assert "masked_softmax_backward (row in registers, all) bf16 tile 32x256 on sm_80" in problem
 
 
 @needs_compiler
