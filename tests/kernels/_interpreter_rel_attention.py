@@ -36,8 +36,8 @@ REFUSED = {
 SEVERAL_HEADS = (
     "shapes-d80", "shapes-d20", "shapes-d17-odd", "shapes-groups-2", "shapes-groups-batch",
     "shapes-one-row-long-memory", "shapes-strided", "shapes-positions-absent",
-    "shapes-positions-none-present", "apart-aligned", "apart-short", "apart-empty", "dropout-self",
-    "hostile-nan-padding-self", "hostile-strided-positions",
+    "shapes-positions-none-present", "apart-aligned", "apart-short", "apart-empty", "apart-causal",
+    "dropout-self", "hostile-nan-padding-self", "hostile-strided-positions",
 )  # fmt: skip
 # As many rows and keys as it takes for two tiles or stretches of each kind that a case is about.
 FEWER: dict[str, dict[str, int]] = {
