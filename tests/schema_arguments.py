@@ -32,5 +32,16 @@ def with_grad(args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
+def opcheck_backward(op: Any, gradients: int, args: tuple[Any, ...]) -> None:
+    """Check a backward op with all gradients asked for, and with every second.
+
+    Each is asked for by itself, so sizes need to be dynamic (which is slow) only once.
+    """
+    torch.library.opcheck(op, ([True] * gradients, *args))
+    every_second = [number % 2 == 1 for number in range(gradients)]
+    utils = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op, (every_second, *args), test_utils=utils)
+
+
 def small(**case: Any) -> Problem:
     return make_problem(**{"batch": 2, "queries": 4, "memory": 2, "dim": 3, **case})

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from quick_interpreter import speed_up
 from tiny_training import Task, loss_curve
 
 from xlnet_fast.kernels.triton import INTERPRETED, rel_attention
@@ -23,6 +24,7 @@ from xlnet_fast.ops import _dispatch
 def main(tokens_file: str, sizes: str) -> None:
     assert INTERPRETED, "set TRITON_INTERPRET=1"
     torch.set_num_threads(1)
+    speed_up()
     # The dispatcher keeps CPU tensors from the GPU kernels; interpreted they take nothing else.
     _dispatch.CAPABILITIES = tuple(
         replace(capability, devices=("cpu",)) if capability.name == "triton" else capability

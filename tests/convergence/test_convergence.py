@@ -53,9 +53,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
 @pytest.fixture(scope="module")
 def yardstick(tokens: Tensor) -> Callable[..., tuple[Tensor, float]]:
     @functools.cache
-    def measure(
-        task: Task, device: str = "cpu", autocast: torch.dtype | None = None
-    ) -> tuple[Tensor, float]:
+    def measure(task: Task, device: str, autocast: torch.dtype | None) -> tuple[Tensor, float]:
         """HF's loss curve, and the largest distance of its moved runs from it."""
         where = {"device": device, "autocast": autocast}
         curve = loss_curve(tokens, task, **where)
@@ -82,7 +80,7 @@ def test_same_loss_curve_as_hugging_face(backend, device, autocast, tokens, yard
 @pytest.mark.parametrize("vector", ["r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"])
 def test_the_yardstick_tells_a_wrong_gradient(vector, tokens, yardstick, monkeypatch):
     """The smallest gradients there are, of the wrong sign: the curve leaves its band."""
-    theirs, noise = yardstick(Task())
+    theirs, noise = yardstick(Task(), "cpu", None)
     few = Task(steps=20)  # a wrong sign shows at once
     write = sdpa._write_shared
     row = ("r_w_bias", "r_r_bias", "r_s_bias", "seg_embed").index(vector)
@@ -109,9 +107,10 @@ def test_triton_under_the_interpreter(tokens, yardstick, tmp_path):
     if _version(triton.__version__) <= (3, 6) and _version(numpy.__version__) >= (2, 4):
         pytest.skip("the interpreter of Triton 3.6 cannot loop to a run-time bound with numpy 2.4")
     task = Task(steps=3, batch=2, length=8, predicted=3, memory=8)
-    theirs, noise = yardstick(task)
+    theirs, noise = yardstick(task, "cpu", None)
     torch.save(tokens, tmp_path / "tokens.pt")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    folders = (str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(filter(None, folders))
     done = subprocess.run(
         [sys.executable, str(CHILD), str(tmp_path / "tokens.pt"), json.dumps(asdict(task))],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},

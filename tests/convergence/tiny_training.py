@@ -30,7 +30,7 @@ CHARACTERS = 60_000  # of the text, about 26 000 pieces
 class Task:
     """Sizes of a run: B streams, L tokens a segment of which I' are predicted, M of memory."""
 
-    steps: int = 50
+    steps: int = 42
     batch: int = 4
     length: int = 32
     predicted: int = 6

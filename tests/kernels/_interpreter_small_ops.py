@@ -47,20 +47,11 @@ IN_EVERY_DTYPE = (
     "shapes-positions-absent", "shapes-2000", "hostile-large-scores", "hostile-nan-hidden-sweeps",
 )  # fmt: skip
 RUNS = [(name, "float32") for name in CASES] + [(name, "float16") for name in IN_EVERY_DTYPE]
-_COUNTS = {
-    word: sum(name.startswith(f"{word}-") for name, _ in RUNS)
-    for word in ("masks", "shapes", "dropout", "hostile")
-} | {
-    "memory": 2 * len(MEMORY) * len(MEMORY_WIDTHS) + 2,
-    "errors": len(REFUSED) + len(REFUSED_MEMORY),
-    "keep": 2,
-    "philox": len(PHILOX_MASKS) + 2,
-}
-GROUPS = {
-    " or ".join(f"{word}-" for word in words): sum(_COUNTS[word] for word in words)
-    for words in (("masks", "memory", "keep"), ("shapes", "dropout", "hostile", "errors", "philox"))
-}
-"""Groups of tests, each an expression for `pytest -k`, and how many there are in each."""
+TESTS = (
+    len(RUNS) + 2 * len(MEMORY) * len(MEMORY_WIDTHS) + 2 + len(REFUSED) + len(REFUSED_MEMORY)
+    + 2 + len(PHILOX_MASKS) + 2
+)  # fmt: skip
+"""How many tests there are here."""
 
 if INTERPRETED:
     speed_up()

@@ -19,9 +19,18 @@ from xlnet_fast.kernels.triton import rel_attention, tiles
 
 __all__ = ["short_stretches"]  # a fixture
 
-_LARGE = CASES["streams-pretraining"]
-_SMALLER = replace(_LARGE, content=replace(_LARGE.content, heads=1, rows=33), targets=20)
-HERE = CASES | {"streams-pretraining": _SMALLER}
+
+def smaller(name: str, targets: int, **sizes: int) -> Streams:
+    """A case with fewer rows, heads or batch elements: two tiles of rows and of keys are left."""
+    return replace(CASES[name], content=replace(CASES[name].content, **sizes), targets=targets)
+
+
+HERE = CASES | {
+    "streams-pretraining": smaller("streams-pretraining", 20, batch=2, heads=1, rows=33),
+    "streams-any-order": smaller("streams-any-order", 17, heads=1),
+    "streams-causal": smaller("streams-causal", 5, heads=1),
+    "streams-every-position": smaller("streams-every-position", 35, heads=1),
+}
 RUNS = [(name, "float32") for name in CASES]
 RUNS += [(name, "float16") for name in ("streams-any-order", "streams-one-target")]
 

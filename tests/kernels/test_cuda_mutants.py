@@ -15,7 +15,7 @@ from attention_runs import check_output
 
 from xlnet_fast.kernels.cuda import entries, rel_attention
 
-MODULE = Path(__file__).with_name("mutant.cpp")
+MODULE = [Path(__file__).with_name(name) for name in ("mutant.cpp", "mutant_kernel.cpp")]
 RUN = (
     "masks-none", "masks-all-self", "masks-padding-all-of-one", "shapes-uni-unmasked",
     "shapes-positions", "shapes-positions-absent",
@@ -82,10 +82,9 @@ FAULTS = {
 
 def build(csrc: Path) -> ModuleType:
     def taken(path: Path) -> bool:
-        ours = path.name == "rel_attention_forward_bfloat16_32.cu"
-        return ours or (path.parent.name == "emulation" and "bindings" not in path.name)
+        return path.parent.name == "emulation" and "bindings" not in path.name
 
-    return cuda_emulation.build_or_skip(csrc=csrc, only=taken, extra=[MODULE], name="_cuda_mutant")
+    return cuda_emulation.build_or_skip(csrc=csrc, only=taken, extra=MODULE, name="_cuda_mutant")
 
 
 def run(module: ModuleType, names: tuple[str, ...] = RUN) -> None:

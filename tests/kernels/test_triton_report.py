@@ -90,12 +90,11 @@ def test_render_says_what_a_tile_costs_in_products():
 
 
 @needs_compiler
-@pytest.mark.parametrize("workers", [1, 2])
-def test_compiles_for_a_chip_that_is_not_there(workers):
+def test_compiles_for_a_chip_that_is_not_there():
     seen = []
     rows = report.compile_report(
         (90,), kernels=("masked_softmax_forward", "concat_memory"), dtypes=("bf16",),
-        features=("all", "memory"), modules=SMALL, workers=workers,
+        features=("all", "memory"), modules=SMALL, workers=1,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     kernels = [made["kernel"] for made in rows]
@@ -113,8 +112,23 @@ def test_compiles_for_a_chip_that_is_not_there(workers):
 
 
 @needs_compiler
+def test_two_processes_report_what_one_does():
+    reports = []
+    for workers in (1, 2):
+        seen = []
+        rows = report.compile_report(
+            (90,), kernels=("concat_memory",), dtypes=("bf16", "fp32"), features=("memory",),
+            modules=SMALL, workers=workers, on_progress=lambda *counts, to=seen: to.append(counts),
+        )  # fmt: skip
+        reports.append(rows)
+        assert seen == [(1, 2), (2, 2)]
+    assert reports[0] == reports[1]
+    assert [made["dtype"] for made in reports[1]] == ["bf16", "fp32"]
+
+
+@needs_compiler
 def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
-    large = softmax_launch.Tile(16, 1024, True)
+    large = softmax_launch.Tile(32, 256, True)
     monkeypatch.setattr(masked_softmax, "TILES", (large,))
     report._compilations.cache_clear()
     try:
@@ -126,7 +140,7 @@ def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
         report._compilations.cache_clear()
     assert rows[0]["spill_bytes"] > report.SPILL_LIMIT
     problem = report.check(rows)[-1]
-    assert "masked_softmax_backward (row in registers, all) bf16 tile 16x1024 on sm_80" in problem
+    assert "masked_softmax_backward (row in registers, all) bf16 tile 32x256 on sm_80" in problem
 
 
 @needs_compiler

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cpu_kernels import ON_CPU, needs_kernels
 from hf_oracle import F64, MASKS, assert_same, make_problem, run
-from schema_arguments import SEED, schema_arguments, small, with_grad
+from schema_arguments import SEED, opcheck_backward, schema_arguments, small, with_grad
 from torch import Tensor
 from two_sources import apart
 
@@ -48,11 +48,9 @@ def test_opcheck_rel_attention(case, dropout_p, memory_apart, backend, dtype):
     q = problem.operands["q"].transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(OPS.rel_attention.default, with_grad((q, *args)))
     out, stats = OPS.rel_attention(q, *args)
-    for wanted in ([True] * 10, [False, True] * 5):
-        torch.library.opcheck(
-            OPS.rel_attention_backward.default,
-            (wanted, torch.ones_like(q), out, stats, q, *args),
-        )
+    opcheck_backward(
+        OPS.rel_attention_backward.default, 10, (torch.ones_like(q), out, stats, q, *args)
+    )
 
 
 @pytest.mark.parametrize(("case", "memory_apart"), [("plain", False), ("targets", True)])
@@ -67,11 +65,10 @@ def test_opcheck_two_stream_attention(case, memory_apart, backend, dtype):
     torch.library.opcheck(OPS.two_stream_attention.default, with_grad((q_h, q_g, *args)))
     *outs, stats_h, stats_g = OPS.two_stream_attention(q_h, q_g, *args)
     grads = tuple(torch.ones_like(out) for out in outs)
-    for wanted in ([True] * 11, [True, False] * 5 + [True]):
-        torch.library.opcheck(
-            OPS.two_stream_attention_backward.default,
-            (wanted, *grads, *outs, stats_h, stats_g, q_h, q_g, *args),
-        )
+    opcheck_backward(
+        OPS.two_stream_attention_backward.default, 11,
+        (*grads, *outs, stats_h, stats_g, q_h, q_g, *args),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("terms", [0, 2])

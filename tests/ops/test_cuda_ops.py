@@ -11,7 +11,7 @@ import pytest
 import torch
 from cuda_emulation import as_gpu, emulation, emulation_module
 from hf_oracle import MASKS, Problem, assert_same, hf_attention, make_problem, run
-from schema_arguments import SEED, schema_arguments, small, with_grad
+from schema_arguments import SEED, opcheck_backward, schema_arguments, small, with_grad
 from torch import Tensor
 from two_sources import apart
 from yardstick import Graph, Yardstick
@@ -140,10 +140,9 @@ def test_opcheck_rel_attention(case, dropout_p, memory_apart):
     q = checks.heads_first(problem.operands["q"])
     torch.library.opcheck(OPS.rel_attention.default, with_grad((q, *args)))
     out, stats = OPS.rel_attention(q, *args)
-    for wanted in ([True] * 10, [False, True] * 5):
-        torch.library.opcheck(
-            OPS.rel_attention_backward.default, (wanted, torch.ones_like(q), out, stats, q, *args)
-        )
+    opcheck_backward(
+        OPS.rel_attention_backward.default, 10, (torch.ones_like(q), out, stats, q, *args)
+    )
 
 
 def test_opcheck_two_stream_attention():
@@ -154,11 +153,10 @@ def test_opcheck_two_stream_attention():
     torch.library.opcheck(OPS.two_stream_attention.default, with_grad((q_h, q_g, *args)))
     *outs, stats_h, stats_g = OPS.two_stream_attention(q_h, q_g, *args)
     grads = tuple(torch.ones_like(out) for out in outs)
-    for wanted in ([True] * 11, [True, False] * 5 + [True]):
-        torch.library.opcheck(
-            OPS.two_stream_attention_backward.default,
-            (wanted, *grads, *outs, stats_h, stats_g, q_h, q_g, *args),
-        )
+    opcheck_backward(
+        OPS.two_stream_attention_backward.default, 11,
+        (*grads, *outs, stats_h, stats_g, q_h, q_g, *args),
+    )  # fmt: skip
 
 
 def softmax_terms(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Any]]:
