@@ -108,7 +108,7 @@ def test_accuracy_is_that_of_eager(case, isa, dtype):
 
 @pytest.mark.parametrize("isa", ["baseline"], indirect=True)
 def test_segment_gradients_are_as_exact_as_eagers_on_the_average(isa):
-    """D's rounding, the same for all keys of a row, would add up there: 1.5 times eager's error.
+    """D's rounding, the same for all keys of a row, would add up there: 1.3 times eager's error.
 
     The rule allows that, as the largest error of so few numbers is a matter of luck.
     """
@@ -116,7 +116,7 @@ def test_segment_gradients_are_as_exact_as_eagers_on_the_average(isa):
     ours, eagers = (dict.fromkeys(names, 0.0) for _ in range(2))
     for seed in range(10):
         problem = make_problem(
-            batch=2, queries=40, memory=0, heads=2, dim=16, segments=2, seed=seed
+            batch=2, queries=100, memory=0, heads=2, dim=4, segments=2, seed=seed
         ).to(torch.float32)
         wide = {name: x.double() for name, x in problem.operands.items()}
         exact = Graph(reference.rel_attention, wide, **problem.options)

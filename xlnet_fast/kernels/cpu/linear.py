@@ -62,7 +62,8 @@ def linear(
     x = _in_order(x, other_too=x.dtype == torch.float32)
     weight = _in_order(weight, other_too=True)
     bias = None if bias is None else bias.contiguous()
-    residual = None if residual is None else _in_order(residual, other_too=False)
+    if residual is not None and residual.stride(1) != 1:
+        residual = residual.contiguous()
     arguments = {
         "dtype": DTYPES[x.dtype], "rows": rows, "terms": terms, "columns": columns,
         "x": x.data_ptr(), "x_row": x.stride(0), "x_term": x.stride(1),
