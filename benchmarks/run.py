@@ -6,12 +6,14 @@ python -m benchmarks.run --preset quick --out bench_out
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def run_bench(
     record = info
     if append:
         record = merged_environment(read_environment(folder), info)
-    with MemoryWorker() as worker:
+    with _told(folder), MemoryWorker() as worker:
         write_environment(folder, record)
         with ResultsWriter(folder / CSV_FILE, info, chosen.name, append=append) as writer, display:
             context = Context(
@@ -140,12 +142,27 @@ def run_bench(
     if warning := context.quiet.warning():
         notes.append(warning)
     if pages:
-        finish(folder, rows, record, notes, display)
+        with _told(folder):
+            finish(folder, rows, record, notes, display)
         display.say(f"\n{headline(rows, record)}.\nNext:")
         for command, effect in what_next(record):
             command = command.replace("MODEL", "MODEL" if model is None else shlex.quote(model))
             display.say(f"  {command:32}  {effect}")
     return _exit_code(context, writer.rows, interrupted)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say in a sentence that there is no room for the results."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            raise
+        raise XLNetFastError(
+            f"the results cannot be written to {folder}: {error.strerror}; --out DIR writes "
+            "elsewhere, and what was printed is right"
+        ) from error
 
 
 def _until(preset: Preset) -> str:

@@ -1,6 +1,6 @@
 """The one import rule of docs/design.md section 3, checked by reading the imports.
 
-    foundation -> reference -> kernels/* -> ops -> nn -> hf -> {train, generate, serve, ...} -> cli
+    foundation -> reference -> kernels/* -> ops -> nn -> hf -> {train, check, ...} -> cli
 
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
 never another backend nor the reference; nothing left of hf imports transformers. In train,
@@ -31,7 +31,7 @@ LAYERS = [
     {"ops"},
     {"nn"},
     {"hf"},
-    {"text", "checkpoint", "info", "check", "qualifier", "train", "generate", "serve"},
+    {"text", "checkpoint", "info", "check", "qualifier", "train"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},
 ]

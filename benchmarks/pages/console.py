@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from xlnet_fast.builder.progress import QUIET_S
+from xlnet_fast.builder.progress import Progress as Lines
+
 from .table import Table
 
 
@@ -20,7 +23,10 @@ def make_console() -> Console:
 
 
 class Display:
-    """One progress bar over all cases, with what is being measured beside it."""
+    """One progress bar over all cases, with what is being measured beside it.
+
+    Where there is no terminal, a line says what is being measured if nobody spoke for a while.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or make_console()
@@ -34,6 +40,7 @@ class Display:
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=None)
+        self._lines = Lines(self._print, quiet_s=QUIET_S)
 
     def set_total(self, cases: int) -> None:
         """Say how many cases there will be."""
@@ -42,6 +49,7 @@ class Display:
     def step(self, text: str) -> None:
         """Say what is being done now."""
         self._progress.update(self._task, description=text)
+        self._lines.note(text)
 
     def advance(self) -> None:
         """Count one case as done."""
@@ -49,10 +57,15 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        self._lines.say(text)
+
+    def _print(self, text: str) -> None:
         self._progress.console.print(Text(text))
 
     def __enter__(self) -> Display:
         self._progress.start()
+        if not self.console.is_terminal:
+            self._lines.__enter__()
         return self
 
     def __exit__(
@@ -61,6 +74,8 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self.console.is_terminal:
+            self._lines.__exit__(kind, error, trace)
         self._progress.stop()
 
 

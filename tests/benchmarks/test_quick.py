@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from benchmarks.harness.record import Row, read_results
 from benchmarks.harness.runner import OUT_OF_TIME
 from benchmarks.harness.session import Session
 from benchmarks.harness.timing import Measurement, Plan, paired_spread
+from benchmarks.pages import console
 from benchmarks.pages.console import Display
 from benchmarks.pages.headline import NEXT, TITLE, case_line, headline, what_next
 
@@ -50,6 +52,16 @@ class Watched(Display):
 
 
 pytestmark = pytest.mark.usefixtures("one_cache")
+
+
+def test_without_a_terminal_a_long_case_says_that_it_goes_on(monkeypatch):
+    monkeypatch.setattr(console, "QUIET_S", 0.02)
+    display, deadline = Watched(), time.monotonic() + 10
+    with display:
+        display.step("model 4x512 fp32: timing hf_eager")
+        while not (said := display.pipe.arrived) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert re.match(r"model 4x512 fp32: timing hf_eager, \d+ s so far\n", said)
 
 
 def test_a_run_without_a_terminal_tells_each_case_the_gain_and_what_is_next(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """A whole run on a tiny model, in seconds: files, exit codes, bad arguments, interruption."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -109,6 +111,19 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     assert rows["rel_attention", "forward", "ours"].status == "ok"
     assert {key[1] for key in rows} == {"forward"}
     assert "Interrupted" in (tmp_path / "index.html").read_text()
+
+
+def test_a_full_disk_is_told_in_a_sentence(tmp_path, monkeypatch, capsys):
+    def full(self, row):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run.ResultsWriter, "add", full)
+    monkeypatch.setattr(run.presets, "preset", lambda *_: TINY)
+    assert run.main(["--device", "cpu", "--out", str(tmp_path), "--only", "rel_attention"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: the results cannot be written to {tmp_path}: No space left on device; --out DIR "
+        "writes elsewhere, and what was printed is right\n"
+    )
 
 
 def test_without_time_everything_is_marked_not_run(tmp_path):

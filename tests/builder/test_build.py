@@ -59,6 +59,15 @@ def test_a_checkout_gets_it_beside_the_package_and_only_when_needed(checkout, co
 
 @posix
 @has_compiler
+def test_other_flags_are_another_extension(checkout, counting):
+    cxx, compiled = counting
+    for flags, expected in (("", BOTH), ("-O1", BOTH), ("-O1", []), ("", BOTH)):
+        assert checkout.build(CXX=cxx, XLNET_FAST_CXXFLAGS=flags)[0] == 0
+        assert compiled() == expected
+
+
+@posix
+@has_compiler
 def test_a_source_that_changes_during_the_build_is_not_taken_for_built(checkout, script):
     change = f"printf '#define MARK \"meanwhile\"\\n' > {checkout.csrc / 'header.h'}"
     cxx = script("late", f'c++ "$@" || exit 1\ncase "$*" in *part.cpp*) {change};; esac')

@@ -163,6 +163,16 @@ def test_an_interrupt_while_a_compiler_starts_kills_it_too(sleeper, tmp_path, mo
 
 
 @posix
+@has_compiler
+def test_when_nobody_reads_the_lines_the_folder_is_not_blamed(checkout):
+    process = checkout.start()
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read() == ""
+    assert checkout.leftovers() == []
+
+
+@posix
 @proc
 def test_one_failure_stops_the_others(checkout, sleeper, script):
     cxx, file = sleeper

@@ -187,6 +187,8 @@ def _usable(place: Place, cuda: _Cuda) -> _Found | None:
     # One that came with the package could not be replaced: that is told when it is asked for.
     replaceable = found.path == place.target
     fits = cuda.archs is None or set(found.build_info["cuda_archs"]) == set(cuda.archs)
+    flags = [" ".join(recipe.compile_flags(msvc)).split() for msvc in (False, True)]
+    fits = fits and found.build_info["flags"] in flags
     return found if fits or not replaceable else None
 
 
@@ -296,6 +298,8 @@ def _compile(
         # Dated by its sources: what changed meanwhile is newer.
         os.utime(fresh, (began_at, began_at))
         _publish(fresh, place.target)
+    except BrokenPipeError:  # nobody reads the lines of progress any more
+        raise
     except OSError as error:
         raise _not_writable(place.work, error) from error
     finally:
@@ -314,7 +318,7 @@ def _run_compilers(
         kernels = compiler.cuda_steps(cuda, objects, optional)
         names += f" and {cuda.command[0]} for {', '.join(cuda.archs)}"
     count = len(kernels) + len(plain)
-    progress.say(f"compiling {count} files with {names}, {jobs} at a time")
+    progress.say(f"compiling {count} files with {names}, {jobs} at a time, then linking them")
     progress.expect(count + 1)
     # The kernels first: they take longest.
     failure = runner.run([*kernels, *plain], jobs)
