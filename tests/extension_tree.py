@@ -40,10 +40,11 @@ static int launch() { return -1; }
 static PyObject* build_info(PyObject*, PyObject*) {
   PyObject* archs = PyObject_CallMethod(PyUnicode_FromString(ARCHS), "split", NULL);
   PyObject* flags = PyObject_CallMethod(PyUnicode_FromString(XLNET_FAST_FLAGS), "split", NULL);
-  return Py_BuildValue("{s:s,s:s,s:N,s:[s],s:s,s:N,s:s,s:i,s:s}", "version", XLNET_FAST_VERSION,
-                       "compiler", MARK, "flags", flags, "isa_compiled", "baseline",
-                       "isa_used", part(), "cuda_archs", archs, "cuda_compiler", NVCC,
-                       "launch", launch(), "pybind11", "0");
+  return Py_BuildValue("{s:s,s:s,s:N,s:[s],s:[s],s:s,s:N,s:s,s:i,s:s}",
+                       "version", XLNET_FAST_VERSION, "compiler", MARK, "flags", flags,
+                       "attention_isa", part(), "isa_compiled", "baseline", "isa_used", part(),
+                       "cuda_archs", archs, "cuda_compiler", NVCC, "launch", launch(),
+                       "pybind11", "0");
 }
 static PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, ""}, {}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "", -1, methods};

@@ -102,9 +102,9 @@ def test_an_interrupt_gives_130(monkeypatch):
 BUILD_INFO = {
     "compiler": "gcc 1",
     "flags": ["-a", "-b"],
-    "isa_compiled": ["x", "y"],
+    "isa_compiled": ["x"],
     "isa_used": "y",
-    "attention_isa": ["baseline"],
+    "attention_isa": ["x", "y"],
     "thread_runtime": "openmp",
     "cuda_archs": ["80", "90a"],
 }
@@ -137,7 +137,7 @@ def test_build_passes_its_options_on_and_tells_what_it_found(monkeypatch, handle
         "working",
         f"/place/_C.so: {how}",
         "compiler: gcc 1, flags: -a -b",
-        "CPU variants: x, y; this CPU runs y",
+        "attention on this CPU, the last is taken: x, y",
         "CUDA kernels: sm_80, sm_90a",
     ]
 

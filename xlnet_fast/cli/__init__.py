@@ -151,7 +151,7 @@ def build(
     facts = built.build_info
     print(f"{built.path}: {how}")
     print(f"compiler: {facts['compiler']}, flags: {' '.join(facts['flags'])}")
-    print(f"CPU variants: {', '.join(facts['isa_compiled'])}; this CPU runs {facts['isa_used']}")
+    print(f"attention on this CPU, the last is taken: {', '.join(facts['attention_isa'])}")
     print(f"CUDA kernels: {', '.join(f'sm_{arch}' for arch in facts['cuda_archs']) or 'none'}")
 
 
