@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from transformers import XLNetModel
 
+from xlnet_fast.builder.progress import Progress as Lines
 from xlnet_fast.checkpoint import load_model
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.hf import accelerate
@@ -32,6 +35,8 @@ BATCH, LENGTH, TARGETS = 2, 40, 7
 
 Results = dict[str, Tensor]
 Computation = Callable[[nn.Module, int], Results]
+OnBatch = Callable[[str, int, int], None]
+"""Hears which batch of which part begins: the part's name, the batch from 1 on, how many."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,33 @@ def run_check(model: str | None = None, console: Console | None = None) -> int:
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, 120), highlight=False)
     base, title = load_model(model)
-    verdicts = []
-    with console.status("") as status:
-        for verdict in check_model(base, lambda text: status.update(Text(text))):
-            verdicts.append(verdict)
+    with _progress(console) as on_batch:
+        verdicts = list(check_model(base, on_batch))
     _show(console, title, verdicts)
     states = [verdict.status for verdict in verdicts]
     return 0 if "ok" in states and "FAILED" not in states else 1
 
 
-def check_model(base: nn.Module, say: Callable[[str], None] = lambda _: None) -> Iterator[Verdict]:
-    """The verdicts on an fp32 model, one by one; ``say`` hears what comes next."""
+@contextmanager
+def _progress(console: Console) -> Iterator[OnBatch]:
+    """A spinner on a terminal, else lines on stderr where a part begins or lasts."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda part, batch, of: status.update(Text(f"{part}, batch {batch} of {of}"))
+        return
+    with Lines(lambda line: print(line, file=sys.stderr, flush=True)) as lines:
+
+        def on_batch(part: str, batch: int, batches: int) -> None:
+            if batch == 1:
+                lines.say(f"checking {part}")
+            else:
+                lines.note(f"checking {part}, batch {batch} of {batches}")
+
+        yield on_batch
+
+
+def check_model(base: nn.Module, on_batch: OnBatch = lambda *_: None) -> Iterator[Verdict]:
+    """The verdicts on an fp32 model, one by one."""
     base = copy.deepcopy(base)
     for module in base.modules():
         if isinstance(module, nn.Dropout):
@@ -95,7 +116,7 @@ def check_model(base: nn.Module, say: Callable[[str], None] = lambda _: None) ->
             ]
             batches = _batches(name, base)
             for batch in range(batches):
-                say(f"{name}, {dtype_name}, batch {batch + 1} of {batches}")
+                on_batch(f"{name}, {dtype_name}", batch + 1, batches)
                 exact = compute(double, batch)
                 for device in devices:
                     model = copy.deepcopy(rounded).to(device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -52,6 +54,20 @@ def test_check_passes_on_a_checkpoint(folder):
     # Three computations in two dtypes.
     assert f"{6 * len(backends_here())} passed, 0 failed" in result.stdout
     assert "triton on cpu was not run: it runs on cuda" in result.stdout
+
+
+def test_check_says_on_stderr_what_it_is_at(folder, monkeypatch, one_computation):
+    """Each part that begins, and a batch of it that lasts; stdout has the result alone."""
+    monkeypatch.setattr(check, "Lines", partial(check.Lines, quiet_s=0.01))
+    monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32, "bf16": torch.bfloat16})
+    result = run("check", folder)
+    lines = result.stderr.splitlines()
+    begins = [line for line in lines if "so far" not in line]
+    assert begins == [f"checking memory and padding, {dtype}" for dtype in ("fp32", "bf16")]
+    lasting = r"checking memory and padding, (fp32|bf16)(, batch [23] of 3)?, \d+ s so far"
+    assert all(re.fullmatch(lasting, line) for line in lines if line not in begins)
+    assert len(lines) > len(begins)
+    assert "checking" not in result.stdout
 
 
 def test_check_fails_on_a_wrong_backend(folder, monkeypatch, one_computation):

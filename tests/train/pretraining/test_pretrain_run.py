@@ -79,6 +79,8 @@ def test_it_learns_and_says_how_well(whole):
     assert written == result.metrics
     assert math.isclose(written["eval_perplexity"], math.exp(written["eval_loss"]))
     assert written["steps"] == 20
+    assert written["tokens_in_the_text"] > 0
+    assert "tokens" not in written, "it would be taken for those that it was trained on"
 
 
 def test_it_leaves_a_plot_and_tensorboard_logs(whole):

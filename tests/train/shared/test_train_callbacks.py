@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,9 +38,40 @@ def test_lines_in_a_log_file(tmp_path: Path) -> None:
         rf"step 3/8: loss {number}, lr 7\.50e-03, {number} samples/s, \d+:\d\d:\d\d left", lines[0]
     )
     assert [line.split(":")[0] for line in lines] == [
-        "step 3/8", "evaluation at step 4", "step 6/8", "evaluation at step 8",
+        "step 3/8", "evaluating 1 batch", "evaluation at step 4",
+        "step 6/8", "evaluating 1 batch", "evaluation at step 8",
     ]  # fmt: skip
-    assert re.fullmatch(rf"evaluation at step 4: loss {number}", lines[1])
+    assert re.fullmatch(rf"evaluation at step 4: loss {number}", lines[2])
+
+
+@pytest.mark.parametrize(
+    ("batches", "lines"),
+    [
+        (1483, ["evaluating 1,483 batches", "evaluated 3 of 1,483 batches, 3:17:20 left"]),
+        (None, ["evaluating", "evaluated 3 batches"]),
+    ],
+)
+def test_a_long_evaluation_says_how_far_it_is(
+    batches: int | None, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 8 seconds each: after the third, 20 seconds went by without a line."""
+    text, clock = io.StringIO(), itertools.count(0, 8)
+    monkeypatch.setattr("xlnet_fast.train.shared.callbacks.time.monotonic", lambda: next(clock))
+    progress = RichProgress(Console(file=text, width=200))
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    progress.begin_evaluation(state, batches)
+    for _ in range(5):
+        progress.on_prediction_step(None, state, None)
+    assert text.getvalue().splitlines() == lines
+    progress.on_prediction_step(None, state, None)
+    assert len(text.getvalue().splitlines()) == 3
+
+
+def test_a_prediction_says_how_many_batches_it_has(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, per_device_eval_batch_size=2)
+    text = showing(trainer, terminal=False)
+    trainer.predict(tiny.dataset(5))
+    assert text.getvalue() == "evaluating 3 batches\n"
 
 
 def test_tokens_are_counted_on_request(tmp_path: Path) -> None:
@@ -115,7 +147,6 @@ def test_the_bar_ends_on_an_error(tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, callbacks=[_Bug()])
     for error, call in ((KeyboardInterrupt, trainer.train), (LookupError, trainer.evaluate)):
         text = showing(trainer, terminal=True)
-        trainer._progress.on_prediction_step(trainer.args, trainer.state, trainer.control)
         with pytest.raises(error):
             call()
         assert SHOW_CURSOR in text.getvalue()
@@ -132,6 +163,7 @@ def test_other_processes_show_nothing() -> None:
     progress.on_train_begin(args, state, None)
     progress.on_step_end(args, state, None)
     progress.on_log(args, state, None, logs={"loss": 1.0})
+    progress.begin_evaluation(state, 3)
     progress.on_prediction_step(args, state, None)
     progress.on_evaluate(args, state, None, metrics={"eval_loss": 1.0})
     progress.on_train_end(args, state, None)

@@ -36,7 +36,7 @@ class PretrainResult:
     Attributes:
         metrics: ``eval_loss``, ``eval_perplexity``, ``unigram_perplexity`` (of the same targets,
             by the frequencies of the training text), ``train_loss`` (at the last log), ``steps``,
-            ``tokens`` of the training text.
+            ``tokens_in_the_text`` to train on, however many it was trained on.
         stopped_by: the signal that ended it early, or None.
         model: folder of the model, or of the last checkpoint where a signal ended it.
     """
@@ -95,7 +95,7 @@ def pretrain(options: PretrainOptions) -> PretrainResult:
         "unigram_perplexity": unigram_perplexity(train_text, eval_data),
         "train_loss": next(e["loss"] for e in reversed(trainer.state.log_history) if "loss" in e),
         "steps": trainer.state.global_step,
-        "tokens": len(train_text),
+        "tokens_in_the_text": len(train_text),
     }
     folder = options.output / "model"
     trainer.save_model(str(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -21,7 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback
-from transformers.trainer_utils import has_length
+
+from xlnet_fast.builder.progress import QUIET_S
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Processes ask each other about this often whether one was told to stop. It costs a wait for the
@@ -36,7 +38,8 @@ class RichProgress(TrainerCallback):
 
     A line has the step, the logged loss and learning rate, the speed since the last one without
     evaluations and saves (tokens per second if the arguments' ``include_num_input_tokens_seen``
-    counts them, else samples) and the time left. Evaluation results are one line each.
+    counts them, else samples) and the time left. An evaluation begins with a line that has the
+    number of its batches, where it lasts lines say how many are done, and its results are one.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -44,6 +47,7 @@ class RichProgress(TrainerCallback):
         self._bar: Progress | None = None
         self._training: TaskID | None = None
         self._evaluation: TaskID | None = None
+        self._batches: _BatchLines | None = None
         self._began = (0.0, 0)  # time and step at which this training began
         self._last = (0.0, 0, 0)  # time, step and tokens at the last log
         self._step_ended = 0.0
@@ -54,7 +58,7 @@ class RichProgress(TrainerCallback):
         """End the bar and give the terminal back; after an error nobody else does."""
         if self._bar is not None:
             self._bar.stop()
-        self._bar = self._training = self._evaluation = None
+        self._bar = self._training = self._evaluation = self._batches = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar at the step where a resumed training goes on."""
@@ -98,17 +102,25 @@ class RichProgress(TrainerCallback):
             left = timedelta(seconds=round(left_s))
             self._print(f"step {state.global_step}/{state.max_steps}: {self._facts}, {left} left")
 
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        """Advance a second bar, which is gone when the evaluation is done."""
-        if not state.is_world_process_zero or not self.console.is_terminal:
+    def begin_evaluation(self, state: Any, batches: int | None) -> None:
+        """Open a second bar, which is gone when the evaluation is done; HF has no event for this.
+
+        Args:
+            batches: how many this process evaluates, None where that is unknown.
+        """
+        if not state.is_world_process_zero:
             return
-        bar = self._open()
-        if self._evaluation is None:
-            total = len(eval_dataloader) if has_length(eval_dataloader) else None
-            self._evaluation = bar.add_task("evaluation", total=total, facts="")
-        bar.advance(self._evaluation)
+        if self.console.is_terminal:
+            self._evaluation = self._open().add_task("evaluation", total=batches, facts="")
+        else:
+            self._batches = _BatchLines(self._print, batches)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance the second bar."""
+        if self._bar is not None and self._evaluation is not None:
+            self._bar.advance(self._evaluation)
+        elif self._batches is not None:
+            self._batches.advance()
 
     def on_evaluate(
         self,
@@ -158,12 +170,36 @@ class RichProgress(TrainerCallback):
     def _end_evaluation(self) -> None:
         if self._bar is not None and self._evaluation is not None:
             self._bar.remove_task(self._evaluation)
-        self._evaluation = None
+        self._evaluation = self._batches = None
         if self._training is None:
             self.close()
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _BatchLines:
+    """Says how many batches an evaluation has and, after a silence, how many of them are done."""
+
+    def __init__(self, say: Callable[[str], None], total: int | None) -> None:
+        self._say, self._total, self._done = say, total, 0
+        self._began_s = self._last_s = time.monotonic()
+        number = "" if total is None else " 1 batch" if total == 1 else f" {total:,} batches"
+        say(f"evaluating{number}")
+
+    def advance(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._last_s < QUIET_S:
+            return
+        self._last_s = now
+        if self._total is None:
+            self._say(f"evaluated {self._done:,} batches")
+            return
+        left_s = (now - self._began_s) / self._done * (self._total - self._done)
+        left = timedelta(seconds=round(left_s))
+        self._say(f"evaluated {self._done:,} of {self._total:,} batches, {left} left")
 
 
 class StopOnSignal(TrainerCallback):

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import SaveStrategy, TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput, has_length
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.shared.callbacks import RichProgress, StopOnSignal
@@ -137,10 +137,12 @@ class XLNetTrainer(AtomicSaves, Trainer):
         with torch.random.fork_rng(devices=()):
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As HF's; an error in it does not leave a progress bar behind."""
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As HF's; its beginning is shown, and an error in it leaves no progress bar behind."""
+        batches = len(dataloader) if has_length(dataloader) else None
+        self._progress.begin_evaluation(self.state, batches)
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            return super().evaluation_loop(dataloader, *args, **kwargs)
         except BaseException:
             self._progress.close()
             raise
