@@ -79,7 +79,7 @@ def test_each_product_of_a_layer(products):
 @pytest.mark.parametrize(
     "activation",
     ["relu", "gelu_new", nn.GELU(), nn.GELU("tanh"), nn.functional.gelu, torch.tanh],
-    ids=repr,
+    ids=["relu", "gelu_new", "GELU", "GELU-tanh", "gelu", "tanh"],
 )
 def test_activations(activation, products):
     original = tiny_model(XLNetModel)
