@@ -6,7 +6,9 @@ VENV ?= .venv
 # Installed first and by itself, so that no other package's requirement picks another torch.
 TORCH ?= torch==2.13.0
 EXTRAS ?= bench,train,dev
-# Modules are compiled to bytecode when they are first imported: most of them never are.
+# Modules are compiled to bytecode when they are first imported: most of them never are. Where that
+# may not be kept, each process would compile PyTorch anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
 # The site's tools, named in pyproject.toml, have an environment to themselves: they read the sources
