@@ -51,7 +51,7 @@ $(VENV)/.torch:
 	$(PIP_INSTALL) '$(TORCH)'
 	@touch $@
 
-# What measuring needs is installed in half the time of everything, and is a part of it.
+# What measuring needs, a part of what is installed for the rest.
 $(VENV)/.bench: $(VENV)/.torch pyproject.toml $(EXT_FILES)
 	$(PIP_INSTALL) -e '.[bench]'
 	@touch $@

@@ -36,7 +36,7 @@ def test_a_checkout_gets_it_beside_the_package_and_only_when_needed(checkout, co
     target = checkout.package / recipe.extension_name()
     assert (code, err) == (0, "")
     assert f"{target}: built in" in out
-    assert "the last is taken: tiny" in out
+    assert "attention variants on this CPU: tiny" in out
     assert compiled() == BOTH
     path, reason, info = checkout.look()
     assert (path, reason) == (target, None)

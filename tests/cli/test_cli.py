@@ -137,7 +137,7 @@ def test_build_passes_its_options_on_and_tells_what_it_found(monkeypatch, handle
         "working",
         f"/place/_C.so: {how}",
         "compiler: gcc 1, flags: -a -b",
-        "attention on this CPU, the last is taken: x, y",
+        "attention variants on this CPU: x, y",
         "CUDA kernels: sm_80, sm_90a",
     ]
 

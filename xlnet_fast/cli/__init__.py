@@ -151,7 +151,7 @@ def build(
     facts = built.build_info
     print(f"{built.path}: {how}")
     print(f"compiler: {facts['compiler']}, flags: {' '.join(facts['flags'])}")
-    print(f"attention on this CPU, the last is taken: {', '.join(facts['attention_isa'])}")
+    print(f"attention variants on this CPU: {', '.join(facts['attention_isa'])}")
     print(f"CUDA kernels: {', '.join(f'sm_{arch}' for arch in facts['cuda_archs']) or 'none'}")
 
 

@@ -103,9 +103,8 @@ def _extension_text(built: dict[str, Any]) -> dict[str, str]:
         "built with": f"{built['compiler']}, pybind11 {built['pybind11']}",
         "flags": " ".join(built["flags"]),
         "dropout variants": f"{', '.join(built['isa_compiled'])}; here {built['isa_used']}",
-        "attention variants": f"{', '.join(built['attention_isa'])} on this CPU, which takes the "
-        f"last; threads of {built['thread_runtime']}. amx_bf16 was tested by emulation only: by "
-        "name alone",
+        "attention variants": f"{', '.join(built['attention_isa'])} on this CPU, on threads of "
+        f"{built['thread_runtime']}. amx_bf16 was tested by emulation only: by name alone",
         "CUDA archs": _cuda_text(built),
     }
 
