@@ -18,6 +18,7 @@ from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.patches import patched
 
 
 def checked_module(model: Any) -> nn.Module:
@@ -30,16 +31,20 @@ def checked_module(model: Any) -> nn.Module:
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer or attention module keeps HF's dense interface, None if it can be accelerated."""
     name = type(module).__name__
+    cls = original_class(module) or type(module)
     methods: tuple[str, ...] = ("forward",)
     base: type = XLNetRelativeAttention
     if isinstance(module, XLNetRelativeAttention):
         methods += ("rel_attn_core", "rel_shift_bnij")
+        changed = patched(XLNetRelativeAttention, *methods)
+        if changed is not None:
+            return f"{base.__name__}.{changed} was replaced"
     elif isinstance(module, XLNetLayer):
         base = XLNetLayer
     else:
         return f"{name} is not a layer of HF's XLNet"
     for method in methods:
-        if getattr(type(module), method) is not getattr(base, method):
+        if getattr(cls, method) is not getattr(base, method):
             return f"{name} overrides {method}"
         if method in module.__dict__:
             return f"{name} has a {method} of its own on the instance"

@@ -17,9 +17,11 @@ from transformers.models.xlnet.modeling_xlnet import (
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf import inputs
+from xlnet_fast.hf.adoption import obstacle
 from xlnet_fast.hf.dense import dense_arguments
+from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn import AttentionContext, relative_positions
-from xlnet_fast.nn.dropout import drop
+from xlnet_fast.nn.dropout import drop, rate_of
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
 from xlnet_fast.ops import concat_memories, concat_memory
 from xlnet_fast.ops._dispatch import named_or_auto
@@ -57,6 +59,12 @@ class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
         )  # fmt: skip
         return result
 
+    def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
+        """As HF."""
+        base = XLNetRelativeAttention if patched(XLNetRelativeAttention, "post_attention") else None
+        result: Tensor = (base or RelativeAttentionCore).post_attention(self, h, attn_vec, residual)
+        return result
+
 
 class FastLayer(GradientCheckpointingLayer, XLNetLayer):
     """HF's layer, with the activation checkpointing that HF's XLNet lacks."""
@@ -75,12 +83,16 @@ class FastModel(XLNetModel):
 
     def cache_mem(self, curr_out: Tensor, prev_mem: Tensor | None) -> Tensor:
         """Next memory of one layer, as HF's, without keeping the longer tensor alive."""
+        if patched(XLNetModel, "cache_mem"):
+            memory: Tensor = XLNetModel.cache_mem(self, curr_out, prev_mem)
+            return memory
         backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
         return concat_memory(curr_out, prev_mem, self.mem_len, self.reuse_len, backend=backend)
 
     def _caches_at_once(self) -> bool:
         """Whether the memory of all layers can wait for the last: nobody may see that it did."""
         own = "cache_mem" in self.__dict__ or type(self).cache_mem is not FastModel.cache_mem
+        own = own or patched(XLNetModel, "cache_mem") is not None
         return not own and all(map(takes_context, self.layer))
 
     def _cache_layers(self, hidden: list[Tensor], mems: list[Tensor] | None) -> tuple[Tensor, ...]:
@@ -124,6 +136,19 @@ class FastModel(XLNetModel):
         Raises:
             ShapeError, ArgumentError, IndexError: name the argument and what is expected.
         """
+        if patched(XLNetModel, "forward"):
+            given = {
+                "input_ids": input_ids, "attention_mask": attention_mask, "mems": mems,
+                "perm_mask": perm_mask, "target_mapping": target_mapping,
+                "token_type_ids": token_type_ids, "input_mask": input_mask,
+                "inputs_embeds": inputs_embeds, "use_mems": use_mems,
+                "output_attentions": output_attentions,
+                "output_hidden_states": output_hidden_states, "return_dict": return_dict,
+                "target_positions": target_positions, "permutation_ranks": permutation_ranks,
+            }  # fmt: skip
+            given = {name: value for name, value in given.items() if value is not None}
+            theirs: tuple[Any, ...] | XLNetModelOutput = XLNetModel.forward(self, **given, **kwargs)
+            return theirs
         config = self.config
         if output_attentions is None:
             output_attentions = config.output_attentions
@@ -140,7 +165,7 @@ class FastModel(XLNetModel):
         inputs.check_targets(target_mapping, target_positions, batch, queries, embedded.device)
         context = self._context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
-            dense=output_attentions or not all(map(takes_context, self.layer)),
+            dense=output_attentions or not all(map(takes_compact_targets, self.layer)),
             mask_arguments={
                 "attention_mask": attention_mask,
                 "input_mask": input_mask,
@@ -251,8 +276,8 @@ class FastModel(XLNetModel):
                 clamp_len=self.clamp_len,
                 device=device,
             )
-        dropping = self.dropout.training and self.dropout.p > 0
-        if dropping and self._xlnet_fast_options.exact_dropout:
+        rate = rate_of(self.dropout)
+        if rate is None or (rate > 0.0 and self._xlnet_fast_options.exact_dropout):
             table = table.repeat_interleave(batch // table.shape[1], dim=1)
         return drop(self.dropout, table)
 
@@ -335,13 +360,25 @@ def _batch_first(attention: Any) -> Any:
 
 
 def takes_context(layer: nn.Module) -> bool:
-    """True for an accelerated layer, False for one that needs HF's dense arguments."""
-    return isinstance(layer, FastLayer)
+    """True for an accelerated layer, False for one that needs HF's dense arguments.
+
+    Asked at each call: a layer, its attention or one of their methods may be another by now.
+    """
+    return (
+        isinstance(layer, FastLayer)
+        and isinstance(layer.rel_attn, FastRelativeAttention)
+        and obstacle(layer) is None
+    )
+
+
+def takes_compact_targets(layer: nn.Module) -> bool:
+    """Whether a layer attends with the predicted rows alone: a module that is called sees all."""
+    return takes_context(layer) and rate_of(layer.rel_attn.dropout) is not None  # type: ignore[union-attr, arg-type]
 
 
 def _overrides(model: XLNetModel, *methods: str) -> bool:
-    """True if a user's subclass, or the instance, has its own version of one of HF's methods."""
-    return any(
+    """True if one of HF's methods is another in a user's subclass, the instance or HF's class."""
+    return patched(XLNetModel, *methods) is not None or any(
         name in model.__dict__ or getattr(type(model), name) is not getattr(XLNetModel, name)
         for name in methods
     )

@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xlnet_fast.errors import ShapeError
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, clear_padded
 from xlnet_fast.nn.context import AttentionContext
+from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.linear import linear_residual
 from xlnet_fast.ops import masked_softmax, rel_attention, two_stream_attention
 from xlnet_fast.ops._dispatch import named_or_auto
@@ -38,7 +39,7 @@ class RelativeAttentionCore(nn.Module):
     r_w_bias: Tensor
     seg_embed: Tensor
     layer_norm: nn.Module
-    dropout: nn.Dropout
+    dropout: nn.Module
     scale: float
 
     def attend(
@@ -75,21 +76,25 @@ class RelativeAttentionCore(nn.Module):
         if g is not None:
             streams.append(self._query_rows(_project(g, self.q), context))
         operands = self._operands(h, r, memory, context)
-        vectors: Sequence[Tensor]
-        if output_attentions:
-            vectors, probabilities = self._attend_visibly(streams, operands, context)
+        attended: Iterator[tuple[Tensor, Tensor | None]]
+        if output_attentions or rate_of(self.dropout) is None:
+            attended = self._attend_visibly(streams, operands, context)
         else:
-            vectors = self._attend_fused(streams, operands, context)
-        output_h = self.post_attention(h, vectors[0].transpose(0, 1))
+            attended = ((vector, None) for vector in self._attend_fused(streams, operands, context))
+        # One stream after the other, as modules that are called may count their calls.
+        vector, probability = next(attended)  # (B, rows, N, D)
+        output_h, probabilities = self.post_attention(h, vector.transpose(0, 1)), [probability]
         output_g = None
         if g is not None:
-            vector = vectors[1].transpose(0, 1)  # (rows, B, N, D)
+            vector, probability = next(attended)
+            vector = vector.transpose(0, 1)
             if context.target_mapping is not None:
                 vector = torch.einsum("lbnd,mlb->mbnd", vector, _like(context.target_mapping, h))
             output_g = self.post_attention(g, vector)
+            probabilities.append(probability)
         if not output_attentions:
             return output_h, output_g
-        returned = tuple(p.permute(2, 3, 0, 1) for p in probabilities)
+        returned = tuple(p.permute(2, 3, 0, 1) for p in probabilities if p is not None)
         return output_h, output_g, (returned[0] if g is None else returned)
 
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
@@ -165,8 +170,13 @@ class RelativeAttentionCore(nn.Module):
         streams: list[Tensor],
         operands: dict[str, Tensor],
         context: AttentionContext,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Vectors (B, I, N, D) and probabilities (B, N, I, J) of each stream, all rows."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A vector (B, I, N, D) and probabilities (B, N, I, J) for each stream, all rows."""
+        if context.positions is not None:
+            raise ArgumentError(
+                "probabilities are made for all rows: give target_mapping in place of positions, "
+                "or a bare nn.Dropout and no output_attentions"
+            )
         keys, values = (
             clear_padded(
                 _both(operands.get(f"{name}_memory"), operands[name]), context.mask.key_padding
@@ -177,7 +187,6 @@ class RelativeAttentionCore(nn.Module):
         repeats = keys.shape[0] // table.shape[0]
         table = table.repeat_interleave(repeats, dim=0)  # (B, P, N, D)
         dropout_p, seed = self._dropout(streams[0])
-        vectors, probabilities = [], []
         for number, q in enumerate(streams):
             segment_scores = segments_q = None
             if context.segments is not None:
@@ -197,14 +206,15 @@ class RelativeAttentionCore(nn.Module):
                 seed=None if seed is None else seed + number,
                 backend=named_or_auto("masked_softmax", context.backend),
             )
-            vectors.append(torch.einsum("bnij,bjnd->bind", probability.to(values.dtype), values))
-            probabilities.append(probability)
-        return vectors, probabilities
+            if rate_of(self.dropout) is None:
+                probability = self.dropout(probability)
+            vector = torch.einsum("bnij,bjnd->bind", probability.to(values.dtype), values)
+            yield vector, probability
 
     def _dropout(self, like: Tensor) -> tuple[float, Tensor | None]:
-        """Probability and seed; the seed is drawn on the device, without synchronisation."""
-        p = self.dropout.p if self.dropout.training else 0.0
-        if p == 0.0:
+        """What the op is to drop itself, and the seed, drawn on the device without waiting."""
+        p = rate_of(self.dropout)
+        if not p:  # nothing, or the module is called
             return 0.0, None
         return p, torch.randint(0, 2**62, (1,), device=like.device)
 
