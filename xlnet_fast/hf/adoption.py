@@ -36,13 +36,13 @@ def obstacle(module: nn.Module) -> str | None:
     base: type = XLNetRelativeAttention
     if isinstance(module, XLNetRelativeAttention):
         methods += ("rel_attn_core", "rel_shift_bnij")
-        changed = patched(XLNetRelativeAttention, *methods)
-        if changed is not None:
-            return f"{base.__name__}.{changed} was replaced"
     elif isinstance(module, XLNetLayer):
         base = XLNetLayer
     else:
         return f"{name} is not a layer of HF's XLNet"
+    changed = patched(base, *methods)
+    if changed is not None:
+        return f"{base.__name__}.{changed} was replaced"
     for method in methods:
         if getattr(cls, method) is not getattr(base, method):
             return f"{name} overrides {method}"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.models.xlnet.modeling_xlnet import XLNetFeedForward
 
+from xlnet_fast.hf.adoption import original_class
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.dropout import drop
@@ -55,10 +56,11 @@ def _is_exact_gelu(activation: Any) -> bool:
     return exact and is_bare(activation)
 
 
-def runs_own_code(module: nn.Module) -> bool:
-    """Whether a feed-forward block is not HF's, or overrides HF's forward: it stays as it is."""
-    return (
-        not isinstance(module, XLNetFeedForward)
-        or type(module).forward is not XLNetFeedForward.forward
-        or "forward" in module.__dict__
-    )
+def why_own_code(module: nn.Module) -> str | None:
+    """Why a feed-forward block stays as it is, or is called as it is; None if it is ours."""
+    cls: Any = original_class(module) or type(module)
+    if not isinstance(module, XLNetFeedForward) or cls.forward is not XLNetFeedForward.forward:
+        return f"{cls.__name__} has a forward of its own"
+    if "forward" in module.__dict__:
+        return f"{cls.__name__} has a forward of its own on the instance"
+    return patched(XLNetFeedForward, "forward") and "XLNetFeedForward.forward was replaced"

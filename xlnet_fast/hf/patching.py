@@ -10,7 +10,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrained
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class
-from xlnet_fast.hf.feed_forward import FastFeedForward, runs_own_code
+from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
 from xlnet_fast.hf.modules import FastLayer, FastModel, FastRelativeAttention, Options
 from xlnet_fast.ops._dispatch import BACKENDS
 
@@ -56,12 +56,14 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
 
 def _accelerate_layer(layer: nn.Module) -> None:
     """Adopt the layer and its parts, if nothing stands in the way (see ``explain``)."""
-    if original_class(layer) is not None or obstacle(layer) is not None:
+    if obstacle(layer) is not None:
         return
-    adopt(layer.rel_attn, FastRelativeAttention)  # type: ignore[arg-type]
-    if not runs_own_code(layer.ff):  # type: ignore[arg-type]
-        adopt(layer.ff, FastFeedForward)  # type: ignore[arg-type]
-    adopt(layer, FastLayer)
+    parts: list[tuple[Any, type]] = [(layer.rel_attn, FastRelativeAttention), (layer, FastLayer)]
+    if why_own_code(layer.ff) is None:  # type: ignore[arg-type]
+        parts.append((layer.ff, FastFeedForward))
+    for module, fast in parts:
+        if original_class(module) is None:
+            adopt(module, fast)
 
 
 def restore(model: Model) -> Model:

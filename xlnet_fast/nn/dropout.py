@@ -32,9 +32,7 @@ def rate_of(module: nn.Module) -> float | None:
     """
     if type(module) not in (nn.Dropout, nn.Identity) or not is_bare(module):
         return None
-    if type(module) is nn.Identity or not module.training:
-        return 0.0
-    rate = float(module.p)
+    rate = module.p if isinstance(module, nn.Dropout) and module.training else 0.0
     return rate if rate < 1.0 else None
 
 
