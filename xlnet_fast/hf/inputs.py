@@ -10,7 +10,7 @@ Letters: B batch, I current tokens, M memory, J = M + I, I' predicted positions,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,12 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
                     f"(the vocabulary has {size} entries)"
                 )
     embedded: Tensor = embedding(input_ids.transpose(0, 1))
+    if embedded.dim() != 3 or embedded.shape[:2] != input_ids.shape[::-1]:
+        raise ShapeError(
+            f"word_embedding returned {tuple(embedded.shape)} for input_ids of shape "
+            f"{tuple(input_ids.shape)}, expected (I, B, H): a hook on it changed the batch. Give "
+            "inputs_embeds instead (captum: IntegratedGradients on inputs_embeds)"
+        )
     return embedded
 
 
@@ -85,7 +91,7 @@ def check_mems(
         ShapeError: another number of layers, or a layer's memory of another shape.
         ArgumentError: a layer's memory is no floating tensor, or on another device.
     """
-    if mems is None or len(mems) == 0 or mems[0] is None:
+    if mems is None or len(mems) == 0 or all(map(_is_no_memory, mems)):
         return None, 0
     if len(mems) != layers:
         raise ShapeError(f"mems has {len(mems)} entries, expected one per layer: {layers}")
@@ -100,8 +106,21 @@ def check_mems(
             raise ArgumentError(
                 f"mems[{number}] has dtype {memory.dtype}, expected a floating dtype"
             )
-        checked.append(memory)
+        checked.append(_differentiable(memory))
     return checked, checked[0].shape[0]
+
+
+def _is_no_memory(memory: Tensor | None) -> bool:
+    """None, or what HF passes over as well: a tensor without dimensions to hold any."""
+    return memory is None or (isinstance(memory, Tensor) and memory.dim() == 1 and not memory.numel())
+
+
+def _differentiable(memory: Tensor) -> Tensor:
+    """A copy of what `torch.inference_mode` made, which autograd refuses to keep."""
+    if torch.compiler.is_compiling() or not memory.is_inference():
+        return memory
+    keeps = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return memory.clone() if keeps else memory
 
 
 def build_mask(
@@ -147,7 +166,7 @@ def build_mask(
     if perm_mask is not None:
         if permutation_ranks is not None:
             raise ArgumentError("give one of perm_mask and permutation_ranks")
-        _expect("perm_mask", perm_mask, (batch, queries, queries), "B, I, I", device)
+        _expect_batch("perm_mask", perm_mask, (batch, queries, queries), "B, I, I", device)
         permuted = F.pad(perm_mask > 0, (memory_length, 0))
         hidden = permuted if hidden is None else hidden | permuted
     if permutation_ranks is not None:
@@ -186,7 +205,9 @@ def build_segments(
     """
     if token_type_ids is None:
         return None
-    _expect("token_type_ids", token_type_ids, (batch, queries), "B, I", device)
+    token_type_ids = _expect_batch(
+        "token_type_ids", token_type_ids, (batch, queries), "B, I", device
+    )
     if token_type_ids.is_floating_point() or token_type_ids.is_complex():
         raise ArgumentError(f"token_type_ids has dtype {token_type_ids.dtype}, expected integers")
     return F.pad(token_type_ids.to(torch.int64), (memory_length, 0))
@@ -220,8 +241,8 @@ def check_targets(
     batch: int,
     queries: int,
     device: torch.device,
-) -> None:
-    """At most one of them, of the right shape, no position twice.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both for the whole batch: at most one of them, of the right shape, no position twice.
 
     The values of ``target_positions`` are looked at on the CPU only; a GPU would synchronise.
 
@@ -232,13 +253,18 @@ def check_targets(
         raise ArgumentError("give one of target_mapping and target_positions")
     if target_mapping is not None:
         count = target_mapping.shape[1] if target_mapping.dim() == 3 else "I'"
-        _expect("target_mapping", target_mapping, (batch, count, queries), "B, I', I", device)
+        target_mapping = _expect_batch(
+            "target_mapping", target_mapping, (batch, count, queries), "B, I', I", device
+        )
     if target_positions is not None:
         count = target_positions.shape[1] if target_positions.dim() == 2 else "I'"
-        _expect("target_positions", target_positions, (batch, count), "B, I'", device)
+        target_positions = _expect_batch(
+            "target_positions", target_positions, (batch, count), "B, I'", device
+        )
         _expect_integers("target_positions", target_positions)
         if target_positions.device.type == "cpu" and not _cannot_look(target_positions):
             _check_positions(target_positions, queries)
+    return target_mapping, target_positions
 
 
 def _check_positions(target_positions: Tensor, queries: int) -> None:
@@ -266,10 +292,10 @@ def _padding(
 ) -> Tensor | None:
     """(B, I) bool, True for padding; None where nothing is padded and looking is free."""
     if attention_mask is not None:
-        _expect("attention_mask", attention_mask, shape, "B, I", device)
+        attention_mask = _expect_batch("attention_mask", attention_mask, shape, "B, I", device)
         padding = attention_mask < 1  # HF masks where 1 - attention_mask > 0
     elif input_mask is not None:
-        _expect("input_mask", input_mask, shape, "B, I", device)
+        input_mask = _expect_batch("input_mask", input_mask, shape, "B, I", device)
         padding = input_mask > 0
     else:
         return None
@@ -291,6 +317,17 @@ def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: tor
         raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape} = ({letters})")
     if x.device != device:
         raise ArgumentError(f"{name} is on {x.device}, expected the model's device: {device}")
+
+
+def _expect_batch(
+    name: str, x: Any, shape: tuple[int, ...], letters: str, device: torch.device
+) -> Tensor:
+    """The argument for the whole batch: a batch of one stands for all, as in HF."""
+    if isinstance(x, Tensor) and x.dim() == len(shape) and x.shape[0] == 1:
+        _expect(name, x, (1, *shape[1:]), letters, device)
+        return x.expand(shape)
+    _expect(name, x, shape, letters, device)
+    return cast(Tensor, x)
 
 
 def _expect_integers(name: str, x: Tensor) -> None:

@@ -162,7 +162,9 @@ class FastModel(XLNetModel):
         embedded = self._embed(input_ids, inputs_embeds)
         queries, batch = embedded.shape[:2]
         mems, memory_length = inputs.check_mems(mems, len(self.layer), embedded)
-        inputs.check_targets(target_mapping, target_positions, batch, queries, embedded.device)
+        target_mapping, target_positions = inputs.check_targets(
+            target_mapping, target_positions, batch, queries, embedded.device
+        )
         context = self._context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
             dense=output_attentions or not all(map(takes_compact_targets, self.layer)),
