@@ -28,6 +28,20 @@ def checked_module(model: Any) -> nn.Module:
     return model
 
 
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Where ``torch.compile``, PyTorch's checkpoint wrapper and FSDP keep the module they call."""
+
+
+def unwrapped(module: Any) -> Any:
+    """The module that a wrapper of PyTorch's hands all arguments to, as they are."""
+    while not isinstance(module, (XLNetLayer, XLNetRelativeAttention)):
+        inner = next((getattr(module, name) for name in _WRAPPED if hasattr(module, name)), None)
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer or attention module keeps HF's dense interface, None if it can be accelerated."""
     name = type(module).__name__
@@ -48,7 +62,7 @@ def obstacle(module: nn.Module) -> str | None:
             return f"{name} overrides {method}"
         if method in module.__dict__:
             return f"{name} has a {method} of its own on the instance"
-    return obstacle(module.rel_attn) if isinstance(module, XLNetLayer) else None
+    return obstacle(unwrapped(module.rel_attn)) if isinstance(module, XLNetLayer) else None
 
 
 def adopt(module: nn.Module, fast: type) -> None:

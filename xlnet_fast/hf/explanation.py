@@ -15,7 +15,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import checked_module, obstacle
+from xlnet_fast.hf.adoption import checked_module, obstacle, unwrapped
 from xlnet_fast.hf.feed_forward import why_own_code
 from xlnet_fast.hf.modules import FastModel, takes_context
 from xlnet_fast.hf.patches import patched
@@ -210,11 +210,12 @@ def _own_layers(transformer: FastModel) -> list[str]:
     for number, layer in enumerate(transformer.layer):
         if not takes_context(layer):
             since = "it was put there since; call accelerate() again"
-            layers.setdefault(obstacle(layer) or since, []).append(number)
+            layers.setdefault(obstacle(unwrapped(layer)) or since, []).append(number)
             continue
-        if rate_of(layer.rel_attn.dropout) is None:
+        inner = unwrapped(layer)
+        if rate_of(unwrapped(inner.rel_attn).dropout) is None:
             dropouts.append(number)
-        why = why_own_code(layer.ff)
+        why = why_own_code(inner.ff)
         if why is not None:
             blocks.setdefault(why, []).append(number)
     notes = []

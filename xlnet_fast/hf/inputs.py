@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
+from xlnet_fast.ops._validation import can_read
 
 _LOWEST_RANK = -(2**31)
 
@@ -41,7 +42,7 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
             f"input_ids is on {input_ids.device}, expected the model's device: "
             f"{embedding.weight.device}"
         )
-    if not torch.compiler.is_compiling() and input_ids.device.type == "cpu":
+    if input_ids.device.type == "cpu" and can_read(input_ids):
         size = getattr(embedding, "num_embeddings", None)
         if size is not None and input_ids.numel():
             low, high = (int(x) for x in input_ids.aminmax())
@@ -95,8 +96,9 @@ def check_mems(
         return None, 0
     if len(mems) != layers:
         raise ShapeError(f"mems has {len(mems)} entries, expected one per layer: {layers}")
-    first = mems[0].shape if isinstance(mems[0], Tensor) else ()
-    shape = (first[0] if len(first) else "M", *hidden.shape[1:])
+    first = mems[0]
+    length = first.shape[0] if isinstance(first, Tensor) and first.dim() else "M"
+    shape = (length, *hidden.shape[1:])
     checked = []
     for number, memory in enumerate(mems):
         letters = "M, B, H, with one M for all layers"
@@ -112,7 +114,9 @@ def check_mems(
 
 def _is_no_memory(memory: Tensor | None) -> bool:
     """None, or what HF passes over as well: a tensor without dimensions to hold any."""
-    return memory is None or (isinstance(memory, Tensor) and memory.dim() == 1 and not memory.numel())
+    return memory is None or (
+        isinstance(memory, Tensor) and memory.dim() == 1 and not memory.numel()
+    )
 
 
 def _differentiable(memory: Tensor) -> Tensor:
@@ -225,7 +229,7 @@ def compact_targets(target_mapping: Tensor) -> Tensor | None:
     Returns:
         (B, I') int64, -1 for zero rows, or None: the mapping has to be applied as it is.
     """
-    if target_mapping.requires_grad or _cannot_look(target_mapping):
+    if target_mapping.requires_grad or not can_read(target_mapping):
         return None
     one = target_mapping == 1
     regular = (one | (target_mapping == 0)).all()
@@ -262,7 +266,7 @@ def check_targets(
             "target_positions", target_positions, (batch, count), "B, I'", device
         )
         _expect_integers("target_positions", target_positions)
-        if target_positions.device.type == "cpu" and not _cannot_look(target_positions):
+        if target_positions.device.type == "cpu" and can_read(target_positions):
             _check_positions(target_positions, queries)
     return target_mapping, target_positions
 
@@ -299,15 +303,8 @@ def _padding(
         padding = input_mask > 0
     else:
         return None
-    free = padding.device.type == "cpu" and not _cannot_look(padding)
+    free = padding.device.type == "cpu" and can_read(padding)
     return None if free and not bool(padding.any()) else padding
-
-
-def _cannot_look(x: Tensor) -> bool:
-    """True where reading values is impossible: compiling, exporting, capturing a graph, meta."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return True
-    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device) -> None:
@@ -320,7 +317,7 @@ def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: tor
 
 
 def _expect_batch(
-    name: str, x: Any, shape: tuple[int, ...], letters: str, device: torch.device
+    name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device
 ) -> Tensor:
     """The argument for the whole batch: a batch of one stands for all, as in HF."""
     if isinstance(x, Tensor) and x.dim() == len(shape) and x.shape[0] == 1:

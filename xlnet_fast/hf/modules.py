@@ -17,7 +17,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf import inputs
-from xlnet_fast.hf.adoption import obstacle
+from xlnet_fast.hf.adoption import obstacle, unwrapped
 from xlnet_fast.hf.dense import dense_arguments
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn import AttentionContext, relative_positions
@@ -90,10 +90,9 @@ class FastModel(XLNetModel):
         return concat_memory(curr_out, prev_mem, self.mem_len, self.reuse_len, backend=backend)
 
     def _caches_at_once(self) -> bool:
-        """Whether the memory of all layers can wait for the last: nobody may see that it did."""
+        """Whether the memory of all layers can wait for the last, if all are accelerated."""
         own = "cache_mem" in self.__dict__ or type(self).cache_mem is not FastModel.cache_mem
-        own = own or patched(XLNetModel, "cache_mem") is not None
-        return not own and all(map(takes_context, self.layer))
+        return not own and patched(XLNetModel, "cache_mem") is None
 
     def _cache_layers(self, hidden: list[Tensor], mems: list[Tensor] | None) -> tuple[Tensor, ...]:
         """Next memory of all layers, in one call where the layers are alike."""
@@ -101,8 +100,9 @@ class FastModel(XLNetModel):
             # Layers on several devices, or of several dtypes: each has its own memory.
             earlier = [None] * len(hidden) if mems is None else mems
             return tuple(map(self.cache_mem, hidden, earlier))
-        kept = hidden[0].shape[0]
-        if mems is None and kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept):
+        kept, traced = hidden[0].shape[0], torch.jit.is_tracing()  # type: ignore[attr-defined]
+        all_kept = not traced and kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept)
+        if mems is None and all_kept:
             return tuple(state.detach() for state in hidden)  # nothing is cut off: no copy, as HF
         backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
         return tuple(concat_memories(hidden, mems, self.mem_len, self.reuse_len, backend=backend))
@@ -165,9 +165,10 @@ class FastModel(XLNetModel):
         target_mapping, target_positions = inputs.check_targets(
             target_mapping, target_positions, batch, queries, embedded.device
         )
+        ours = [takes_context(layer) for layer in self.layer]
         context = self._context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
-            dense=output_attentions or not all(map(takes_compact_targets, self.layer)),
+            dense=output_attentions or not all(ours) or not all(map(_fuses_dropout, self.layer)),
             mask_arguments={
                 "attention_mask": attention_mask,
                 "input_mask": input_mask,
@@ -179,7 +180,7 @@ class FastModel(XLNetModel):
         output_g = self._query_stream(context, batch, output_h)
         table = self._position_table(queries, queries + memory_length, batch, embedded.device)
         states = self._run_layers(
-            output_h, output_g, context, table, mems, memory_length,
+            output_h, output_g, context, table, mems, memory_length, ours,
             use_mems, output_attentions, output_hidden_states,
         )  # fmt: skip
         if not return_dict:
@@ -291,11 +292,12 @@ class FastModel(XLNetModel):
         table: Tensor,
         mems: list[Tensor] | None,
         memory_length: int,
+        ours: list[bool],
         use_mems: bool,
         output_attentions: bool,
         output_hidden_states: bool,
     ) -> dict[str, Any]:
-        """All layers; the fields of ``XLNetModelOutput`` in order."""
+        """All layers, ``ours`` by the context; the fields of ``XLNetModelOutput`` in order."""
         compact = {
             "attn_mask_h": context,
             "attn_mask_g": None,
@@ -304,7 +306,7 @@ class FastModel(XLNetModel):
             "target_mapping": None,
         }
         new_mems: list[Tensor] = []
-        at_once = use_mems and self._caches_at_once()
+        at_once = use_mems and all(ours) and self._caches_at_once()
         remembered: list[Tensor] = []  # the hidden states that become memory after the last layer
         attentions: list[Any] = []
         hidden_states: list[Tensor] = []
@@ -317,7 +319,7 @@ class FastModel(XLNetModel):
             if output_hidden_states:
                 hidden_states += _streams(output_h, output_g)
             arguments = compact
-            if not takes_context(layer):
+            if not ours[number]:
                 arguments = dense_arguments(context, table, output_h, memory_length)
             outputs = layer(
                 output_h, output_g, **arguments, mems=memory, output_attentions=output_attentions
@@ -366,16 +368,18 @@ def takes_context(layer: nn.Module) -> bool:
 
     Asked at each call: a layer, its attention or one of their methods may be another by now.
     """
+    layer = unwrapped(layer)
     return (
         isinstance(layer, FastLayer)
-        and isinstance(layer.rel_attn, FastRelativeAttention)
+        and isinstance(unwrapped(layer.rel_attn), FastRelativeAttention)
         and obstacle(layer) is None
     )
 
 
-def takes_compact_targets(layer: nn.Module) -> bool:
-    """Whether a layer attends with the predicted rows alone: a module that is called sees all."""
-    return takes_context(layer) and rate_of(layer.rel_attn.dropout) is not None  # type: ignore[union-attr, arg-type]
+def _fuses_dropout(layer: nn.Module) -> bool:
+    """Whether a layer can attend with the predicted rows alone: a called dropout sees all."""
+    attention = unwrapped(unwrapped(layer).rel_attn)
+    return rate_of(attention.dropout) is not None
 
 
 def _overrides(model: XLNetModel, *methods: str) -> bool:

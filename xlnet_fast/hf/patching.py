@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class
+from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class, unwrapped
 from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
 from xlnet_fast.hf.modules import FastLayer, FastModel, FastRelativeAttention, Options
 from xlnet_fast.ops._dispatch import BACKENDS
@@ -54,12 +54,14 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
     return model
 
 
-def _accelerate_layer(layer: nn.Module) -> None:
+def _accelerate_layer(layer: Any) -> None:
     """Adopt the layer and its parts, if nothing stands in the way (see ``explain``)."""
+    layer = unwrapped(layer)
     if obstacle(layer) is not None:
         return
-    parts: list[tuple[Any, type]] = [(layer.rel_attn, FastRelativeAttention), (layer, FastLayer)]
-    if why_own_code(layer.ff) is None:  # type: ignore[arg-type]
+    attention = unwrapped(layer.rel_attn)
+    parts: list[tuple[Any, type]] = [(attention, FastRelativeAttention), (layer, FastLayer)]
+    if why_own_code(layer.ff) is None:
         parts.append((layer.ff, FastFeedForward))
     for module, fast in parts:
         if original_class(module) is None:

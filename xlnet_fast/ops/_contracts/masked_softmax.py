@@ -30,9 +30,10 @@ LIBRARY.define(
 
 def _inputs(scores: Tensor, args: Sequence[Any]) -> SoftmaxInputs:
     """From the schema's arguments, ``args`` being those after ``scores``."""
-    mask, positions, seed, numbers = parts_of(args[4:])
-    fields = (*args[:4], mask, positions, *numbers, seed)
-    return SoftmaxInputs(scores, *fields)
+    mask, positions, seed, (memory_length, *numbers) = parts_of(args[4:])
+    if positions is None:  # a traced program keeps the number it was traced with
+        memory_length = scores.shape[3] - scores.shape[2]
+    return SoftmaxInputs(scores, *args[:4], mask, positions, memory_length, *numbers, seed)
 
 
 def _kernels(backend: str) -> ModuleType:

@@ -58,8 +58,14 @@ def _call(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Keys, tuple[Q
     The query rows are those of one stream, or of the content and the query stream.
     """
     *shared, segments, key_segments = args[:11]
-    mask, positions, seed, numbers = parts_of(args[11:])
-    keys, backend = Keys(*[*shared, key_segments, *numbers]), args[-1]
+    mask, positions, seed, (memory_length, *numbers) = parts_of(args[11:])
+    k, _, k_memory, *_ = shared
+    # A traced program keeps the number it was traced with, which tensors tell, if they do.
+    if k_memory is not None:
+        memory_length = k_memory.shape[1]
+    elif positions is None or len(queries) == 2:
+        memory_length = k.shape[1] - queries[0].shape[1]
+    keys, backend = Keys(*[*shared, key_segments, memory_length, *numbers]), args[-1]
     if len(queries) == 1:
         return keys, (Queries(queries[0], segments, mask, positions, seed),), backend
     content, query = (replace(mask, see_self=see_self) for see_self in (True, False))
