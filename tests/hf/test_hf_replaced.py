@@ -30,7 +30,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 )
 
 import xlnet_fast
-from xlnet_fast.hf.modules import takes_context
+from xlnet_fast.hf.layers import takes_context
 
 BATCH, LENGTH = 2, 6
 

@@ -17,7 +17,8 @@ from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import checked_module, obstacle, unwrapped
 from xlnet_fast.hf.feed_forward import why_own_code
-from xlnet_fast.hf.modules import FastModel, takes_context
+from xlnet_fast.hf.layers import takes_context
+from xlnet_fast.hf.modules import FastModel
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.ops._dispatch import (

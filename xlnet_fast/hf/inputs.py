@@ -9,7 +9,8 @@ Letters: B batch, I current tokens, M memory, J = M + I, I' predicted positions,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,9 @@ from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.ops._validation import can_read
 
+_HANDED_TO_ALL = {"use_cache", "cache_position", "next_sequence_length", "num_items_in_batch"}
+"""What ``generate`` and ``Trainer`` hand to every model, and XLNet does not read."""
+_WARNED_OF: set[str] = set()
 _LOWEST_RANK = -(2**31)
 
 
@@ -178,11 +182,12 @@ def build_mask(
             raise ArgumentError(
                 "permutation_ranks must be a pair of (B, I) tensors: (rank_q, rank_k)"
             )
-        rank_q, rank_k = permutation_ranks
+        ranks = []
         for number, rank in enumerate(permutation_ranks):
             name = f"permutation_ranks[{number}]"
-            _expect(name, rank, (batch, queries), "B, I", device)
+            ranks.append(_expect_batch(name, rank, (batch, queries), "B, I", device))
             _expect_integers(name, rank)
+        rank_q, rank_k = ranks
         rank_k = F.pad(rank_k, (memory_length, 0), value=_LOWEST_RANK)
     return AttentionMask(
         key_padding=padding,
@@ -192,6 +197,33 @@ def build_mask(
         causal=causal,
         same_length=causal and same_length,
         see_self=True,
+    )
+
+
+def check_head_mask(head_mask: Tensor, layers: int, heads: int, device: torch.device) -> Tensor:
+    """(layers, N) from (N,), the same for all layers, or from one row for each.
+
+    Raises:
+        ShapeError, ArgumentError: another shape, no tensor, or on another device.
+    """
+    if isinstance(head_mask, Tensor) and head_mask.dim() == 1:
+        _expect("head_mask", head_mask, (heads,), "N", device)
+        return head_mask.expand(layers, heads)
+    _expect("head_mask", head_mask, (layers, heads), "layers, N", device)
+    return head_mask
+
+
+def warn_of_unknown(arguments: Iterable[str]) -> None:
+    """One warning, the first time, for each keyword argument that nothing reads."""
+    unknown = sorted(set(arguments) - _HANDED_TO_ALL - _WARNED_OF)
+    if not unknown or torch.compiler.is_compiling():
+        return
+    _WARNED_OF.update(unknown)
+    names = ", ".join(map(repr, unknown))
+    warnings.warn(
+        f"XLNet's forward has no argument {names}; ignored, as Hugging Face ignores it. Is it "
+        "misspelt?",
+        stacklevel=2,
     )
 
 

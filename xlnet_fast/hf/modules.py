@@ -1,28 +1,21 @@
-"""The classes that an accelerated model's modules take on; how they do: :mod:`.adoption`."""
+"""The class that an accelerated model takes on; how it does: :mod:`.adoption`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.xlnet.modeling_xlnet import (
-    XLNetLayer,
-    XLNetModel,
-    XLNetModelOutput,
-    XLNetRelativeAttention,
-)
+from torch import Tensor
+from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetModelOutput
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf import inputs
-from xlnet_fast.hf.adoption import obstacle, unwrapped
 from xlnet_fast.hf.dense import dense_arguments
+from xlnet_fast.hf.layers import fuses_dropout, takes_context
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.dropout import drop, rate_of
-from xlnet_fast.nn.rel_attention import RelativeAttentionCore
 from xlnet_fast.ops import concat_memories, concat_memory
 from xlnet_fast.ops._dispatch import named_or_auto
 
@@ -33,46 +26,6 @@ class Options:
 
     backend: str = "auto"
     exact_dropout: bool = False
-
-
-class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
-    """HF's attention layer; takes an :class:`AttentionContext` where HF takes its dense mask."""
-
-    def forward(
-        self,
-        h: Tensor,
-        g: Tensor | None,
-        attn_mask_h: Any,
-        attn_mask_g: Any,
-        r: Tensor,
-        seg_mat: Tensor | None,
-        mems: Tensor | None = None,
-        target_mapping: Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[Any, ...]:
-        """As HF; called with HF's own tensors it runs HF's own code."""
-        if isinstance(attn_mask_h, AttentionContext):
-            return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
-        result: tuple[Any, ...] = XLNetRelativeAttention.forward(
-            self, h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping,
-            output_attentions,
-        )  # fmt: skip
-        return result
-
-    def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
-        """As HF."""
-        base = XLNetRelativeAttention if patched(XLNetRelativeAttention, "post_attention") else None
-        result: Tensor = (base or RelativeAttentionCore).post_attention(self, h, attn_vec, residual)
-        return result
-
-
-class FastLayer(GradientCheckpointingLayer, XLNetLayer):
-    """HF's layer, with the activation checkpointing that HF's XLNet lacks."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """HF's forward, defined here because its base class wraps what a class defines."""
-        outputs: tuple[Any, ...] = XLNetLayer.forward(self, *args, **kwargs)
-        return outputs
 
 
 class FastModel(XLNetModel):
@@ -101,7 +54,9 @@ class FastModel(XLNetModel):
             earlier = [None] * len(hidden) if mems is None else mems
             return tuple(map(self.cache_mem, hidden, earlier))
         kept, traced = hidden[0].shape[0], torch.jit.is_tracing()  # type: ignore[attr-defined]
-        all_kept = not traced and kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept)
+        all_kept = (
+            not traced and kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept)
+        )
         if mems is None and all_kept:
             return tuple(state.detach() for state in hidden)  # nothing is cut off: no copy, as HF
         backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
@@ -123,15 +78,19 @@ class FastModel(XLNetModel):
         return_dict: bool | None = None,
         target_positions: Tensor | None = None,
         permutation_ranks: tuple[Tensor, Tensor] | None = None,
+        head_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...] | XLNetModelOutput:
-        """HF's forward, and two compact arguments it does not know.
+        """HF's forward, and three arguments it does not know.
 
         Args:
             target_positions: (B, I') int, instead of ``target_mapping``: the position of each
                 prediction, negative for none.
             permutation_ranks: two (B, I) integer tensors instead of ``perm_mask``: token j is
                 visible to i iff ``ranks[0][:, i] > ranks[1][:, j]``.
+            head_mask: (N,) or (layers, N), what the probabilities of each head are multiplied
+                with, as in Hugging Face's XLNet before version 5.
+            kwargs: not read; a warning names what is unknown.
 
         Raises:
             ShapeError, ArgumentError, IndexError: name the argument and what is expected.
@@ -145,10 +104,12 @@ class FastModel(XLNetModel):
                 "output_attentions": output_attentions,
                 "output_hidden_states": output_hidden_states, "return_dict": return_dict,
                 "target_positions": target_positions, "permutation_ranks": permutation_ranks,
+                "head_mask": head_mask,
             }  # fmt: skip
             given = {name: value for name, value in given.items() if value is not None}
             theirs: tuple[Any, ...] | XLNetModelOutput = XLNetModel.forward(self, **given, **kwargs)
             return theirs
+        inputs.warn_of_unknown(name for name, value in kwargs.items() if value is not None)
         config = self.config
         if output_attentions is None:
             output_attentions = config.output_attentions
@@ -168,7 +129,7 @@ class FastModel(XLNetModel):
         ours = [takes_context(layer) for layer in self.layer]
         context = self._context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
-            dense=output_attentions or not all(ours) or not all(map(_fuses_dropout, self.layer)),
+            dense=output_attentions or not all(ours) or not all(map(fuses_dropout, self.layer)),
             mask_arguments={
                 "attention_mask": attention_mask,
                 "input_mask": input_mask,
@@ -176,11 +137,12 @@ class FastModel(XLNetModel):
                 "permutation_ranks": permutation_ranks,
             },
         )  # fmt: skip
+        contexts = self._per_layer(context, head_mask, ours, embedded.device)
         output_h = drop(self.dropout, embedded)
         output_g = self._query_stream(context, batch, output_h)
         table = self._position_table(queries, queries + memory_length, batch, embedded.device)
         states = self._run_layers(
-            output_h, output_g, context, table, mems, memory_length, ours,
+            output_h, output_g, contexts, table, mems, memory_length, ours,
             use_mems, output_attentions, output_hidden_states,
         )  # fmt: skip
         if not return_dict:
@@ -248,6 +210,24 @@ class FastModel(XLNetModel):
             backend=self._xlnet_fast_options.backend,
         )
 
+    def _per_layer(
+        self,
+        context: AttentionContext,
+        head_mask: Tensor | None,
+        ours: list[bool],
+        device: torch.device,
+    ) -> list[AttentionContext]:
+        """The context of each layer, which differ in the mask of the heads alone."""
+        if head_mask is None:
+            return [context] * len(ours)
+        if not all(ours):
+            raise ArgumentError(
+                f"head_mask cannot reach layer {ours.index(False)}, which runs its own code "
+                "(xlnet_fast.explain says why)"
+            )
+        masks = inputs.check_head_mask(head_mask, len(ours), self.config.n_head, device)
+        return [replace(context, head_mask=mask) for mask in masks.unbind()]
+
     def _query_stream(
         self, context: AttentionContext, batch: int, output_h: Tensor
     ) -> Tensor | None:
@@ -288,7 +268,7 @@ class FastModel(XLNetModel):
         self,
         output_h: Tensor,
         output_g: Tensor | None,
-        context: AttentionContext,
+        contexts: list[AttentionContext],
         table: Tensor,
         mems: list[Tensor] | None,
         memory_length: int,
@@ -298,8 +278,7 @@ class FastModel(XLNetModel):
         output_hidden_states: bool,
     ) -> dict[str, Any]:
         """All layers, ``ours`` by the context; the fields of ``XLNetModelOutput`` in order."""
-        compact = {
-            "attn_mask_h": context,
+        compact: dict[str, Any] = {
             "attn_mask_g": None,
             "r": table,
             "seg_mat": None,
@@ -318,9 +297,10 @@ class FastModel(XLNetModel):
                 new_mems.append(self.cache_mem(output_h, memory))
             if output_hidden_states:
                 hidden_states += _streams(output_h, output_g)
-            arguments = compact
-            if not ours[number]:
-                arguments = dense_arguments(context, table, output_h, memory_length)
+            if ours[number]:
+                arguments = {"attn_mask_h": contexts[number], **compact}
+            else:
+                arguments = dense_arguments(contexts[number], table, output_h, memory_length)
             outputs = layer(
                 output_h, output_g, **arguments, mems=memory, output_attentions=output_attentions
             )
@@ -361,25 +341,6 @@ def _batch_first(attention: Any) -> Any:
     if isinstance(attention, tuple):
         return tuple(_batch_first(stream) for stream in attention)
     return attention.permute(2, 3, 0, 1).contiguous()
-
-
-def takes_context(layer: nn.Module) -> bool:
-    """True for an accelerated layer, False for one that needs HF's dense arguments.
-
-    Asked at each call: a layer, its attention or one of their methods may be another by now.
-    """
-    layer = unwrapped(layer)
-    return (
-        isinstance(layer, FastLayer)
-        and isinstance(unwrapped(layer.rel_attn), FastRelativeAttention)
-        and obstacle(layer) is None
-    )
-
-
-def _fuses_dropout(layer: nn.Module) -> bool:
-    """Whether a layer can attend with the predicted rows alone: a called dropout sees all."""
-    attention = unwrapped(unwrapped(layer).rel_attn)
-    return rate_of(attention.dropout) is not None
 
 
 def _overrides(model: XLNetModel, *methods: str) -> bool:

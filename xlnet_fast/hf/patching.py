@@ -6,12 +6,18 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
+from transformers.models.xlnet.modeling_xlnet import (
+    XLNetForTokenClassification,
+    XLNetModel,
+    XLNetPreTrainedModel,
+)
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class, unwrapped
 from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
-from xlnet_fast.hf.modules import FastLayer, FastModel, FastRelativeAttention, Options
+from xlnet_fast.hf.heads import FastTokenClassification
+from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
+from xlnet_fast.hf.modules import FastModel, Options
 from xlnet_fast.ops._dispatch import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,6 +54,8 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
         for layer in transformer.layer:
             _accelerate_layer(layer)
     for module in model.modules():
+        if isinstance(module, XLNetForTokenClassification) and original_class(module) is None:
+            adopt(module, FastTokenClassification)
         if isinstance(module, XLNetPreTrainedModel) and not module.supports_gradient_checkpointing:
             module.__dict__["supports_gradient_checkpointing"] = True
             module.__dict__[_SUPPORTED_BY_US] = True

@@ -81,6 +81,8 @@ class RelativeAttentionCore(nn.Module):
             attended = self._attend_visibly(streams, operands, context)
         else:
             attended = ((vector, None) for vector in self._attend_fused(streams, operands, context))
+        if context.head_mask is not None:
+            attended = _masked_heads(attended, context.head_mask)
         # One stream after the other, as modules that are called may count their calls.
         vector, probability = next(attended)  # (B, rows, N, D)
         output_h, probabilities = self.post_attention(h, vector.transpose(0, 1)), [probability]
@@ -292,6 +294,15 @@ def _like(parameter: Tensor, x: Tensor) -> Tensor:
     matrix product casts by itself.
     """
     return parameter.to(x.dtype)
+
+
+def _masked_heads(
+    attended: Iterator[tuple[Tensor, Tensor | None]], head_mask: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Vectors (B, rows, N, D) and probabilities (B, N, I, J), each head times its mask (N,)."""
+    for vector, probability in attended:
+        mask = _like(head_mask, vector)[:, None]
+        yield vector * mask, None if probability is None else probability * mask[..., None]
 
 
 def _last(segments: Tensor, queries: int) -> Tensor:

@@ -33,7 +33,8 @@ def _inputs(scores: Tensor, args: Sequence[Any]) -> SoftmaxInputs:
     mask, positions, seed, (memory_length, *numbers) = parts_of(args[4:])
     if positions is None:  # a traced program keeps the number it was traced with
         memory_length = scores.shape[3] - scores.shape[2]
-    return SoftmaxInputs(scores, *args[:4], mask, positions, memory_length, *numbers, seed)
+    fields = (*args[:4], mask, positions, memory_length, *numbers, seed)
+    return SoftmaxInputs(scores, *fields)
 
 
 def _kernels(backend: str) -> ModuleType:
