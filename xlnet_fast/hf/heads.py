@@ -1,14 +1,17 @@
-"""Models with a head whose own forward would keep arguments of ours from the transformer."""
+"""Models with a head that keeps arguments from the transformer in HF's code."""
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.xlnet.modeling_xlnet import (
     XLNetForTokenClassification,
     XLNetForTokenClassificationOutput,
+    XLNetLMHeadModel,
 )
 
 from xlnet_fast.hf.patches import patched
@@ -61,3 +64,23 @@ class FastTokenClassification(XLNetForTokenClassification):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+class FastLMHeadModel(XLNetLMHeadModel):
+    """HF's model, whose ``generate`` forgets what is padding in a batch of prompts."""
+
+    @wraps(XLNetLMHeadModel.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As HF, with the mask of all tokens that are seen, those of the memory included."""
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.dim() != 2 or "attention_mask" in prepared or self.config.reuse_len:
+            return prepared  # reuse_len remembers other tokens than the last
+        dummy = mask.new_ones(len(mask), 1)  # the token to predict, which follows all others
+        keys = prepared["input_ids"].shape[1]
+        if prepared.get("mems"):
+            keys += prepared["mems"][0].shape[0]
+        prepared["attention_mask"] = torch.cat([mask, dummy], dim=1)[:, -keys:]
+        return prepared

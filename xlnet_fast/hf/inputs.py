@@ -136,6 +136,7 @@ def build_mask(
     batch: int,
     queries: int,
     memory_length: int,
+    memory_padding: Tensor | None,
     attention_mask: Tensor | None,
     input_mask: Tensor | None,
     perm_mask: Tensor | None,
@@ -148,7 +149,9 @@ def build_mask(
     """The mask of one forward pass (HF combines the same parts into one dense float tensor).
 
     Args:
-        attention_mask: (B, I), 1 or True for real tokens. input_mask: its negative. At most one.
+        memory_padding: (B, M) bool, the memory's own, or None.
+        attention_mask: (B, I), 1 or True for real tokens, or (B, M + I) with those of the memory.
+            input_mask: its negative. At most one.
         perm_mask: (B, I, I), positive where token i must not see token j.
         permutation_ranks: (rank_q, rank_k), both (B, I) integers: the compact form, token j is
             visible to i iff ``rank_q[i] > rank_k[j]``. Not together with ``perm_mask``.
@@ -163,8 +166,14 @@ def build_mask(
         raise ArgumentError(
             "give one of attention_mask (1 for real tokens) and input_mask (1 for padding)"
         )
-    padding = _padding(attention_mask, input_mask, (batch, queries), device)
-    if padding is not None:
+    if memory_padding is not None:
+        letters = "B, M: the padding of mems"
+        _expect("mems.padding", memory_padding, (batch, memory_length), letters, device)
+    padding = _padding(attention_mask, input_mask, batch, queries, memory_length, device)
+    if memory_padding is not None and (padding is None or padding.shape[1] == queries):
+        current = memory_padding.new_zeros(batch, queries) if padding is None else padding
+        padding = torch.cat([memory_padding, current], dim=1)
+    elif padding is not None and padding.shape[1] == queries:
         padding = F.pad(padding, (memory_length, 0))  # all may see the memory
     hidden = rank_q = rank_k = None
     if created is not None:
@@ -323,20 +332,26 @@ def dense_mapping(target_positions: Tensor, queries: int) -> Tensor:
 def _padding(
     attention_mask: Tensor | None,
     input_mask: Tensor | None,
-    shape: tuple[int, int],
+    batch: int,
+    queries: int,
+    memory_length: int,
     device: torch.device,
 ) -> Tensor | None:
-    """(B, I) bool, True for padding; None where nothing is padded and looking is free."""
-    if attention_mask is not None:
-        attention_mask = _expect_batch("attention_mask", attention_mask, shape, "B, I", device)
-        padding = attention_mask < 1  # HF masks where 1 - attention_mask > 0
-    elif input_mask is not None:
-        input_mask = _expect_batch("input_mask", input_mask, shape, "B, I", device)
-        padding = input_mask > 0
-    else:
+    """(B, I) or (B, M + I) bool, True for padding; None where none is and looking is free."""
+    if attention_mask is None and input_mask is None:
         return None
-    free = padding.device.type == "cpu" and can_read(padding)
-    return None if free and not bool(padding.any()) else padding
+    name, mask = "attention_mask", attention_mask
+    if mask is None:
+        name, mask = "input_mask", input_mask
+    length, letters = queries, "B, I"
+    if memory_length and isinstance(mask, Tensor) and mask.shape[1:] == (memory_length + queries,):
+        length, letters = memory_length + queries, "B, M + I"
+    mask = _expect_batch(name, mask, (batch, length), letters, device)
+    # HF masks where 1 - attention_mask > 0.
+    padding = mask < 1 if name == "attention_mask" else mask > 0
+    if padding.device.type == "cpu" and can_read(padding) and not bool(padding.any()):
+        return None
+    return padding
 
 
 def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf import inputs
 from xlnet_fast.hf.dense import dense_arguments
 from xlnet_fast.hf.layers import fuses_dropout, takes_context
+from xlnet_fast.hf.memory import Memory, padding_kept
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.dropout import drop, rate_of
@@ -81,13 +82,15 @@ class FastModel(XLNetModel):
         head_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...] | XLNetModelOutput:
-        """HF's forward, and three arguments it does not know.
+        """HF's forward, and what it does not know.
 
         Args:
             target_positions: (B, I') int, instead of ``target_mapping``: the position of each
                 prediction, negative for none.
             permutation_ranks: two (B, I) integer tensors instead of ``perm_mask``: token j is
                 visible to i iff ``ranks[0][:, i] > ranks[1][:, j]``.
+            attention_mask: (B, I), or (B, M + I) where the memory has padding as well.
+            mems: as in HF; a :class:`~xlnet_fast.Memory` remembers its padding.
             head_mask: (N,) or (layers, N), what the probabilities of each head are multiplied
                 with, as in Hugging Face's XLNet before version 5.
             kwargs: not read; a warning names what is unknown.
@@ -122,6 +125,8 @@ class FastModel(XLNetModel):
 
         embedded = self._embed(input_ids, inputs_embeds)
         queries, batch = embedded.shape[:2]
+        carries_padding = isinstance(mems, Memory)
+        memory_padding = mems.padding if carries_padding else None
         mems, memory_length = inputs.check_mems(mems, len(self.layer), embedded)
         target_mapping, target_positions = inputs.check_targets(
             target_mapping, target_positions, batch, queries, embedded.device
@@ -131,6 +136,7 @@ class FastModel(XLNetModel):
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
             dense=output_attentions or not all(ours) or not all(map(fuses_dropout, self.layer)),
             mask_arguments={
+                "memory_padding": memory_padding,
                 "attention_mask": attention_mask,
                 "input_mask": input_mask,
                 "perm_mask": perm_mask,
@@ -145,6 +151,11 @@ class FastModel(XLNetModel):
             output_h, output_g, contexts, table, mems, memory_length, ours,
             use_mems, output_attentions, output_hidden_states,
         )  # fmt: skip
+        if carries_padding and use_mems:
+            padding = padding_kept(
+                context.mask.key_padding, memory_length, self.mem_len, self.reuse_len
+            )
+            states["mems"] = Memory(states["mems"], padding)
         if not return_dict:
             return tuple(value for value in states.values() if value is not None)
         return XLNetModelOutput(**states)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.models.xlnet.modeling_xlnet import (
     XLNetForTokenClassification,
+    XLNetLMHeadModel,
     XLNetModel,
     XLNetPreTrainedModel,
 )
@@ -15,7 +16,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class, unwrapped
 from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
-from xlnet_fast.hf.heads import FastTokenClassification
+from xlnet_fast.hf.heads import FastLMHeadModel, FastTokenClassification
 from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
 from xlnet_fast.hf.modules import FastModel, Options
 from xlnet_fast.ops._dispatch import BACKENDS
@@ -24,6 +25,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 _LOADERS = ("from_pretrained", "_from_config")
+_HEADS: dict[type, type] = {
+    XLNetForTokenClassification: FastTokenClassification,
+    XLNetLMHeadModel: FastLMHeadModel,
+}
 _SUPPORTED_BY_US = "_xlnet_fast_supports_checkpointing"
 
 
@@ -54,8 +59,9 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
         for layer in transformer.layer:
             _accelerate_layer(layer)
     for module in model.modules():
-        if isinstance(module, XLNetForTokenClassification) and original_class(module) is None:
-            adopt(module, FastTokenClassification)
+        for base, fast in _HEADS.items():
+            if isinstance(module, base) and original_class(module) is None:
+                adopt(module, fast)
         if isinstance(module, XLNetPreTrainedModel) and not module.supports_gradient_checkpointing:
             module.__dict__["supports_gradient_checkpointing"] = True
             module.__dict__[_SUPPORTED_BY_US] = True

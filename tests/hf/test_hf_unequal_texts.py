@@ -1,0 +1,148 @@
+"""Texts of unequal length side by side: each as alone, in memory, generation and pooling."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hf_parity import F64, VOCABULARY, accelerated, hf_in, random_ids, tiny_model
+from transformers import XLNetLMHeadModel
+
+from xlnet_fast import Memory, ShapeError
+
+SEGMENT = 4
+LENGTHS = [11, 8, 5, 2]
+"""Of the texts, in tokens: segments of 4 end the last ones early."""
+
+
+def texts() -> list[torch.Tensor]:
+    return [random_ids(1, length, seed=length)[0] for length in LENGTHS]
+
+
+def segments_of(text: torch.Tensor) -> list[torch.Tensor]:
+    """The first one is the short one, as padding on the left makes it."""
+    first = (len(text) - 1) % SEGMENT + 1
+    return [text[:first], *(part for part in text[first:].split(SEGMENT) if len(part))]
+
+
+def alone(model, text):
+    """Hidden states (I, H) of the text, segment by segment."""
+    mems, states = None, []
+    for segment in segments_of(text):
+        output = model(segment[None], mems=mems, use_mems=True)
+        mems = output.mems
+        states.append(output.last_hidden_state[0])
+    return torch.cat(states)
+
+
+@pytest.mark.parametrize("attn_type", ["bi", "uni"])
+@pytest.mark.parametrize(("mem_len", "reuse_len"), [(None, None), (5, None), (6, 3)])
+def test_memory_hides_its_padding_and_texts_end(mem_len, reuse_len, attn_type):
+    model = tiny_model(dtype=F64, mem_len=mem_len, reuse_len=reuse_len, attn_type=attn_type)
+    ours, reading = accelerated(model), [segments_of(text) for text in texts()]
+    reuse_all = reuse_len is None
+    collected = {number: [] for number in range(len(reading))}
+    memory, rows = Memory(), list(range(len(reading)))
+    for step in range(max(map(len, reading))):
+        going = [n for n in rows if step < len(reading[n])]
+        memory = memory.select([rows.index(n) for n in going])
+        rows = going
+        ids = torch.zeros(len(rows), SEGMENT, dtype=torch.int64)
+        mask = torch.zeros(len(rows), SEGMENT)
+        for b, number in enumerate(rows):
+            part = reading[number][step]
+            ids[b, SEGMENT - len(part) :] = part
+            mask[b, SEGMENT - len(part) :] = 1
+        output = ours(ids, attention_mask=mask, mems=memory, use_mems=True)
+        memory = output.mems
+        assert isinstance(memory, Memory)
+        for b, number in enumerate(rows):
+            real = len(reading[number][step])
+            collected[number].append(output.last_hidden_state[b, SEGMENT - real :])
+    for number, text in enumerate(texts()):
+        if not reuse_all and len(segments_of(text)[0]) < SEGMENT:
+            continue  # of a padded first segment other tokens are remembered than of the text alone
+        expected = alone(hf_in(model, F64), text)
+        torch.testing.assert_close(torch.cat(collected[number]), expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "input_mask"])
+def test_a_mask_of_memory_and_tokens(name):
+    ours = accelerated(tiny_model(dtype=F64))
+    ids, padded = random_ids(2, SEGMENT), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    remembering = ours(ids, attention_mask=padded, mems=Memory(), use_mems=True).mems
+    expected = ours(ids, mems=remembering)
+    whole = torch.cat([padded, torch.ones_like(padded)], dim=1)
+    whole = whole if name == "attention_mask" else 1 - whole
+    given = ours(ids, mems=tuple(remembering), **{name: whole})
+    assert torch.equal(given.last_hidden_state, expected.last_hidden_state)
+    forgetting = ours(ids, mems=tuple(remembering))
+    assert not torch.equal(forgetting.last_hidden_state, expected.last_hidden_state)
+    assert not isinstance(given.mems, Memory)
+
+
+def test_memory_without_padding_is_hugging_faces():
+    ours = accelerated(tiny_model(dtype=F64))
+    ids = random_ids(2, SEGMENT)
+    first, second = ours(ids, use_mems=True), ours(ids, mems=Memory(), use_mems=True)
+    assert second.mems.padding is None
+    again = ours(ids, mems=second.mems)
+    assert torch.equal(again[0], ours(ids, mems=first.mems)[0])
+    assert ours(ids, mems=Memory(), use_mems=False).mems is None
+
+
+def test_memory_is_copied_pickled_and_selected():
+    layers = [torch.randn(3, 2, 4) for _ in range(2)]
+    memory = Memory(layers, torch.tensor([[True, False, False], [False] * 3]))
+    for other in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
+        assert torch.equal(other.padding, memory.padding)
+        assert torch.equal(other[1], memory[1])
+    chosen = memory.select([1])
+    assert torch.equal(chosen[0], layers[0][:, 1:])
+    assert torch.equal(chosen.padding, memory.padding[1:])
+    assert Memory().select([0]) == ()
+
+
+def test_padding_that_does_not_fit_its_memory():
+    ours = accelerated(tiny_model())
+    memory = ours(random_ids(2, SEGMENT), use_mems=True).mems
+    wrong = Memory(memory, torch.zeros(2, SEGMENT + 1, dtype=torch.bool))
+    with pytest.raises(ShapeError, match=r"mems.padding has shape \(2, 5\), expected \(2, 4\)"):
+        ours(random_ids(2, SEGMENT), mems=wrong)
+
+
+# ---- generation ----
+
+
+@pytest.mark.parametrize("attn_type", ["bi", "uni"])
+@pytest.mark.parametrize("mem_len", [None, 4])
+@pytest.mark.parametrize("use_mems", [True, False])
+@pytest.mark.parametrize("strategy", [{}, {"num_beams": 2}], ids=["greedy", "beam"])
+def test_padded_prompts_go_on_as_each_alone(strategy, use_mems, mem_len, attn_type):
+    model = tiny_model(XLNetLMHeadModel, attn_type=attn_type, mem_len=mem_len)
+    ids = random_ids(3, 7)
+    mask = torch.ones(3, 7, dtype=torch.int64)
+    mask[0, :2] = mask[2, :5] = 0
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "use_mems": use_mems}
+    options |= {"output_scores": True, "return_dict_in_generate": True, **strategy}
+    batch = accelerated(model).generate(ids, attention_mask=mask, **options)
+    if strategy and attn_type == "uni":
+        model = accelerated(model)  # Hugging Face's own raises for more than one beam
+    for row in range(3):
+        prompt = ids[row : row + 1, 7 - int(mask[row].sum()) :]
+        expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        assert torch.equal(batch.sequences[row, 7:], expected.sequences[0, -5:])
+        if not strategy:
+            for ours, theirs in zip(batch.scores, expected.scores, strict=True):
+                torch.testing.assert_close(ours[row], theirs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_without_padding_go_on_as_ever():
+    model = tiny_model(XLNetLMHeadModel, reuse_len=3, mem_len=4)
+    ids = random_ids(2, 6) % VOCABULARY
+    ids[ids == model.config.pad_token_id] = 0
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    expected = model.generate(ids, **options)
+    assert torch.equal(accelerated(model).generate(ids, **options), expected)
