@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+import warnings
 
 import pytest
 import torch
-from hf_parity import F64, VOCABULARY, accelerated, hf_in, random_ids, tiny_model
-from transformers import XLNetLMHeadModel
+from hf_parity import (
+    F64,
+    VOCABULARY,
+    accelerated,
+    assert_tight,
+    hf_in,
+    one_hot_targets,
+    random_ids,
+    run,
+    tiny_model,
+)
+from transformers import (
+    XLNetForMultipleChoice,
+    XLNetForSequenceClassification,
+    XLNetForTokenClassification,
+    XLNetLMHeadModel,
+)
 
 from xlnet_fast import Memory, ShapeError
+from xlnet_fast.hf import heads
 
 SEGMENT = 4
 LENGTHS = [11, 8, 5, 2]
@@ -146,3 +164,71 @@ def test_prompts_without_padding_go_on_as_ever():
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     expected = model.generate(ids, **options)
     assert torch.equal(accelerated(model).generate(ids, **options), expected)
+
+
+# ---- the summary of a text ----
+
+
+def sides(ids, mask):
+    """Arguments of the same texts padded on the left and on the right."""
+    left = {"input_ids": ids, "attention_mask": mask}
+    shifts = (mask == 0).sum(-1, keepdim=True)
+    index = (torch.arange(ids.shape[-1]) + shifts) % ids.shape[-1]
+    return left, {"input_ids": ids.gather(-1, index), "attention_mask": mask.gather(-1, index)}
+
+
+@pytest.mark.parametrize("kind", ["last", "first", "mean", "cls_index"])
+@pytest.mark.parametrize("cls", [XLNetForSequenceClassification, XLNetForMultipleChoice])
+def test_a_summary_of_real_tokens_does_not_see_padding(cls, kind):
+    model = tiny_model(cls, F64, summary_type=kind)
+    ours = accelerated(model, summarize_real_tokens=True)
+    ids = random_ids(3, 7)
+    mask = torch.ones(3, 7)
+    mask[0, :2] = mask[2, :5] = 0
+    given = sides(ids, mask)
+    if cls is XLNetForMultipleChoice:
+        given = [{name: x[:, None] for name, x in each.items()} for each in given]
+    inverse = dict(given[1])
+    inverse["input_mask"] = 1 - inverse.pop("attention_mask")
+    for padded in (*given, inverse):
+        logits = ours(**padded).logits
+        for row in range(3):
+            text = ids[row : row + 1, 7 - int(mask[row].sum()) :]
+            alone = hf_in(model, F64)(text[:, None] if cls is XLNetForMultipleChoice else text)
+            torch.testing.assert_close(logits[row], alone.logits[0], atol=1e-11, rtol=0)
+
+
+def test_the_summary_is_hugging_faces_by_default_with_one_warning(monkeypatch):
+    monkeypatch.setattr(heads, "_warned", set())
+    model = tiny_model(XLNetForSequenceClassification, F64)
+    ours = accelerated(model)
+    ids, mask = random_ids(2, 5), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    left, right = sides(ids, mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_tight(run(ours, left), run(hf_in(model, F64), left))
+        run(ours, {"input_ids": ids})
+    with pytest.warns(UserWarning, match=r"summary_type='last'\) has padding in it"):
+        output = ours(**right)
+    torch.testing.assert_close(output.logits, model(**right).logits, atol=1e-11, rtol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours(**right)
+
+
+def test_a_summary_under_a_target_mapping_is_that_of_its_rows():
+    model = tiny_model(XLNetForSequenceClassification, F64)
+    ids, mask = random_ids(2, 5), torch.ones(2, 5)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs["target_mapping"] = one_hot_targets([[3, 1]] * 2, 5).double()
+    expected = run(hf_in(model, F64), inputs)
+    assert_tight(run(accelerated(model, summarize_real_tokens=True), inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "cls", [XLNetForSequenceClassification, XLNetForMultipleChoice, XLNetForTokenClassification]
+)
+def test_trainer_reads_the_same_arguments(cls):
+    """It drops the columns that ``forward`` does not name."""
+    ours = accelerated(tiny_model(cls))
+    assert inspect.signature(ours.forward) == inspect.signature(tiny_model(cls).forward)

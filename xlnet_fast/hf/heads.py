@@ -1,25 +1,51 @@
-"""Models with a head that keeps arguments from the transformer in HF's code."""
+"""Models with a head that keeps arguments, or what is padding, from its parts in HF's code."""
 
 from __future__ import annotations
 
-from functools import wraps
+import warnings
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.models.xlnet.modeling_xlnet import (
+    XLNetForMultipleChoice,
+    XLNetForSequenceClassification,
     XLNetForTokenClassification,
-    XLNetForTokenClassificationOutput,
     XLNetLMHeadModel,
 )
 
-from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf import inputs
+from xlnet_fast.ops._validation import can_read
+
+
+class _With:
+    """A model of which some parts are others: HF's own forward, given this, calls them."""
+
+    def __init__(self, model: Any, **parts: Any) -> None:
+        self.__dict__.update(parts, _model=model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class FastTokenClassification(XLNetForTokenClassification):
     """HF's model, whose own forward hands no further arguments to its transformer."""
 
+    @wraps(XLNetForTokenClassification.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As HF; ``labels`` has a row for each predicted position, where there are such."""
+        further = {name: kwargs.pop(name) for name in kwargs.keys() - inputs.OF_HUGGING_FACE}
+        given: Any = self
+        if further:
+            given = _With(self, transformer=partial(self.transformer, **further))
+        return XLNetForTokenClassification.forward(given, *args, **kwargs)
+
+
+class FastSequenceClassification(XLNetForSequenceClassification):
+    """HF's model, whose summary of a text may leave its padding out."""
+
+    @wraps(XLNetForSequenceClassification.forward)
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -29,41 +55,85 @@ class FastTokenClassification(XLNetForTokenClassification):
         target_mapping: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         input_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_mems: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As HF; ``labels`` has a row for each predicted position, where there are such."""
-        if patched(XLNetForTokenClassification, "forward"):
-            return XLNetForTokenClassification.forward(
-                self, input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids,
-                input_mask, inputs_embeds, labels, use_mems, output_attentions,
-                output_hidden_states, return_dict, **kwargs,
-            )  # fmt: skip
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        outputs = self.transformer(
-            input_ids, attention_mask=attention_mask, mems=mems, perm_mask=perm_mask,
-            target_mapping=target_mapping, token_type_ids=token_type_ids, input_mask=input_mask,
-            inputs_embeds=inputs_embeds, use_mems=use_mems, output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states, return_dict=return_dict, **kwargs,
+        """As HF."""
+        given = _summarising(self, attention_mask, input_mask)
+        return XLNetForSequenceClassification.forward(
+            given, input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids,
+            input_mask, *args, **kwargs,
         )  # fmt: skip
-        logits = self.classifier(outputs[0])
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits.view(-1, self.num_labels), labels.view(-1))
-        if not return_dict:
-            return (*(() if loss is None else (loss,)), logits, *outputs[1:])
-        return XLNetForTokenClassificationOutput(
-            loss=loss,
-            logits=logits,
-            mems=outputs.mems,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+
+
+class FastMultipleChoice(XLNetForMultipleChoice):
+    """HF's model, whose summary of a choice may leave its padding out."""
+
+    @wraps(XLNetForMultipleChoice.forward)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        input_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As HF."""
+        given = _summarising(self, attention_mask, input_mask)
+        return XLNetForMultipleChoice.forward(
+            given, input_ids, token_type_ids, input_mask, attention_mask, *args, **kwargs
         )
+
+
+def _summarising(model: Any, attention_mask: Tensor | None, input_mask: Tensor | None) -> Any:
+    """The model, with a summary of the real tokens alone where that was asked for."""
+    if attention_mask is not None:
+        real = attention_mask > 0
+    elif input_mask is not None:
+        real = input_mask <= 0
+    else:
+        return model
+    real = real.flatten(0, -2)  # of all choices
+    kind = getattr(model.sequence_summary, "summary_type", None)
+    if kind is None:
+        return model  # a user's own, which nobody can tell of
+    if model.transformer._xlnet_fast_options.summarize_real_tokens:
+        return _With(model, sequence_summary=partial(_real_summary, model, real, kind))
+    _warn_of_padding(real, kind)
+    return model
+
+
+def _real_summary(model: Any, real: Tensor, kind: str, output: Tensor, *args: Any) -> Any:
+    """What the model's summary gives of (B, I, H) without its padding, real being (B, I)."""
+    if output.shape[:2] == real.shape:  # not the rows of a target_mapping
+        if kind == "mean":
+            weights = real.to(output.dtype)[..., None]
+            output = (output * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        else:
+            order = torch.arange(1, real.shape[1] + 1, device=real.device)
+            one = (real * (order.flip(0) if kind == "first" else order)).argmax(1)
+            output = output[torch.arange(len(output), device=one.device), one][:, None]
+    return model.sequence_summary(output, *args)
+
+
+_warned: set[str] = set()
+
+
+def _warn_of_padding(real: Tensor, kind: str) -> None:
+    """Once, where looking is free: the summary has padding in it, and depends on the batch."""
+    if kind in _warned or real.device.type != "cpu" or not can_read(real) or not real.numel():
+        return
+    summarised = {"mean": real, "first": real[:, :1]}.get(kind, real[:, -1:])
+    if bool(summarised.all()):
+        return
+    _warned.add(kind)
+    warnings.warn(
+        f"the summary of a text (summary_type={kind!r}) has padding in it, as in Hugging Face's "
+        "code, and depends on how much there is. Pad on the left (tokenizer.padding_side), or take "
+        "accelerate(model, summarize_real_tokens=True)",
+        stacklevel=3,
+    )
 
 
 class FastLMHeadModel(XLNetLMHeadModel):
@@ -84,3 +154,12 @@ class FastLMHeadModel(XLNetLMHeadModel):
             keys += prepared["mems"][0].shape[0]
         prepared["attention_mask"] = torch.cat([mask, dummy], dim=1)[:, -keys:]
         return prepared
+
+
+HEADS: dict[type, type] = {
+    XLNetForTokenClassification: FastTokenClassification,
+    XLNetForSequenceClassification: FastSequenceClassification,
+    XLNetForMultipleChoice: FastMultipleChoice,
+    XLNetLMHeadModel: FastLMHeadModel,
+}
+"""By HF's class."""

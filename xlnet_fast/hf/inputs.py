@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.xlnet.modeling_xlnet import XLNetForTokenClassification
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.ops._validation import can_read
 
+OF_HUGGING_FACE = frozenset(signature(XLNetForTokenClassification.forward).parameters)
+"""Arguments of a model with a head."""
 _HANDED_TO_ALL = {"use_cache", "cache_position", "next_sequence_length", "num_items_in_batch"}
 """What ``generate`` and ``Trainer`` hand to every model, and XLNet does not read."""
 _WARNED_OF: set[str] = set()

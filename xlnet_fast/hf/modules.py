@@ -27,6 +27,7 @@ class Options:
 
     backend: str = "auto"
     exact_dropout: bool = False
+    summarize_real_tokens: bool = False
 
 
 class FastModel(XLNetModel):

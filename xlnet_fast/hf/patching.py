@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers.models.xlnet.modeling_xlnet import (
-    XLNetForTokenClassification,
-    XLNetLMHeadModel,
-    XLNetModel,
-    XLNetPreTrainedModel,
-)
+from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class, unwrapped
 from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
-from xlnet_fast.hf.heads import FastLMHeadModel, FastTokenClassification
+from xlnet_fast.hf.heads import HEADS
 from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
 from xlnet_fast.hf.modules import FastModel, Options
 from xlnet_fast.ops._dispatch import BACKENDS
@@ -25,14 +21,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 _LOADERS = ("from_pretrained", "_from_config")
-_HEADS: dict[type, type] = {
-    XLNetForTokenClassification: FastTokenClassification,
-    XLNetLMHeadModel: FastLMHeadModel,
-}
 _SUPPORTED_BY_US = "_xlnet_fast_supports_checkpointing"
 
 
-def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = False) -> Model:
+def accelerate(
+    model: Model,
+    backend: str = "auto",
+    *,
+    exact_dropout: bool = False,
+    summarize_real_tokens: bool = False,
+) -> Model:
     """Make every XLNet inside a model run on the fused ops, in place, and return the model.
 
     Parameters, their names, hooks and ``state_dict`` stay the same objects. Calling it again only
@@ -44,6 +42,9 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
         backend: "auto", or the backend of the attention: one that cannot run raises when called.
         exact_dropout: draw one dropout mask of the position table per batch element, as HF does;
             by default the batch shares one, so that the table is projected once.
+        summarize_real_tokens: a classifier summarises the last real token (``summary_type`` "last"
+            and "cls_index"), the first one, or the mean of the real ones, where HF's own takes
+            padding for tokens: what padding there is, and where, no longer matters.
 
     Returns:
         The same model.
@@ -51,7 +52,7 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
     Raises:
         ArgumentError: the model contains no HF XLNet, or no backend has that name.
     """
-    options = _checked_options(backend, exact_dropout)
+    options = _checked_options(backend, exact_dropout, summarize_real_tokens)
     for transformer in _transformers(model):
         if original_class(transformer) is None:
             adopt(transformer, FastModel)
@@ -59,7 +60,7 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
         for layer in transformer.layer:
             _accelerate_layer(layer)
     for module in model.modules():
-        for base, fast in _HEADS.items():
+        for base, fast in HEADS.items():
             if isinstance(module, base) and original_class(module) is None:
                 adopt(module, fast)
         if isinstance(module, XLNetPreTrainedModel) and not module.supports_gradient_checkpointing:
@@ -113,11 +114,13 @@ def is_accelerated(model: nn.Module) -> bool:
     return any(isinstance(module, FastModel) for module in checked_module(model).modules())
 
 
-def enable(backend: str = "auto", *, exact_dropout: bool = False) -> None:
+def enable(
+    backend: str = "auto", *, exact_dropout: bool = False, summarize_real_tokens: bool = False
+) -> None:
     """From now on ``from_pretrained`` and ``from_config`` of every XLNet class return accelerated
     models; the arguments are those of ``accelerate``. ``disable`` ends it.
     """
-    options = _checked_options(backend, exact_dropout)
+    options = _checked_options(backend, exact_dropout, summarize_real_tokens)
     disable()
     for name in _LOADERS:
         setattr(XLNetPreTrainedModel, name, _accelerating(name, options))
@@ -137,17 +140,17 @@ def _accelerating(name: str, options: Options) -> Any:
         inherited: Callable[..., Any] = getattr(super(XLNetPreTrainedModel, cls), name)
         result = inherited(*args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
-        accelerate(model, options.backend, exact_dropout=options.exact_dropout)
+        accelerate(model, **asdict(options))
         return result
 
     return classmethod(load)
 
 
-def _checked_options(backend: str, exact_dropout: bool) -> Options:
+def _checked_options(backend: str, exact_dropout: bool, summarize_real_tokens: bool) -> Options:
     if backend not in ("auto", *BACKENDS):
         known = ", ".join(("auto", *BACKENDS))
         raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
-    return Options(backend, exact_dropout)
+    return Options(backend, exact_dropout, summarize_real_tokens)
 
 
 def _transformers(model: nn.Module) -> list[Any]:
