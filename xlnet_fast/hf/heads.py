@@ -16,6 +16,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 )
 
 from xlnet_fast.hf import inputs
+from xlnet_fast.hf.modules import Options
 from xlnet_fast.ops._validation import can_read
 
 
@@ -45,6 +46,8 @@ class FastTokenClassification(XLNetForTokenClassification):
 class FastSequenceClassification(XLNetForSequenceClassification):
     """HF's model, whose summary of a text may leave its padding out."""
 
+    _xlnet_fast_options = Options()
+
     @wraps(XLNetForSequenceClassification.forward)
     def forward(
         self,
@@ -68,6 +71,8 @@ class FastSequenceClassification(XLNetForSequenceClassification):
 
 class FastMultipleChoice(XLNetForMultipleChoice):
     """HF's model, whose summary of a choice may leave its padding out."""
+
+    _xlnet_fast_options = Options()
 
     @wraps(XLNetForMultipleChoice.forward)
     def forward(
@@ -98,7 +103,7 @@ def _summarising(model: Any, attention_mask: Tensor | None, input_mask: Tensor |
     kind = getattr(model.sequence_summary, "summary_type", None)
     if kind is None:
         return model  # a user's own, which nobody can tell of
-    if model.transformer._xlnet_fast_options.summarize_real_tokens:
+    if model._xlnet_fast_options.summarize_real_tokens:
         return _With(model, sequence_summary=partial(_real_summary, model, real, kind))
     _warn_of_padding(real, kind)
     return model

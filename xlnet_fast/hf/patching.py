@@ -61,8 +61,10 @@ def accelerate(
             _accelerate_layer(layer)
     for module in model.modules():
         for base, fast in HEADS.items():
-            if isinstance(module, base) and original_class(module) is None:
-                adopt(module, fast)
+            if isinstance(module, base):
+                if original_class(module) is None:
+                    adopt(module, fast)
+                module.__dict__["_xlnet_fast_options"] = options
         if isinstance(module, XLNetPreTrainedModel) and not module.supports_gradient_checkpointing:
             module.__dict__["supports_gradient_checkpointing"] = True
             module.__dict__[_SUPPORTED_BY_US] = True
