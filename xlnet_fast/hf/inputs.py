@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
+from xlnet_fast.transforms import can_look
 
 _LOWEST_RANK = -(2**31)
 
@@ -41,7 +42,7 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
             f"input_ids is on {input_ids.device}, expected the model's device: "
             f"{embedding.weight.device}"
         )
-    if not torch.compiler.is_compiling() and input_ids.device.type == "cpu":
+    if input_ids.device.type == "cpu" and can_look(input_ids):
         size = getattr(embedding, "num_embeddings", None)
         if size is not None and input_ids.numel():
             low, high = (int(x) for x in input_ids.aminmax())
@@ -204,7 +205,7 @@ def compact_targets(target_mapping: Tensor) -> Tensor | None:
     Returns:
         (B, I') int64, -1 for zero rows, or None: the mapping has to be applied as it is.
     """
-    if target_mapping.requires_grad or _cannot_look(target_mapping):
+    if target_mapping.requires_grad or not can_look(target_mapping):
         return None
     one = target_mapping == 1
     regular = (one | (target_mapping == 0)).all()
@@ -237,7 +238,7 @@ def check_targets(
         count = target_positions.shape[1] if target_positions.dim() == 2 else "I'"
         _expect("target_positions", target_positions, (batch, count), "B, I'", device)
         _expect_integers("target_positions", target_positions)
-        if target_positions.device.type == "cpu" and not _cannot_look(target_positions):
+        if target_positions.device.type == "cpu" and can_look(target_positions):
             _check_positions(target_positions, queries)
 
 
@@ -273,15 +274,8 @@ def _padding(
         padding = input_mask > 0
     else:
         return None
-    free = padding.device.type == "cpu" and not _cannot_look(padding)
+    free = padding.device.type == "cpu" and can_look(padding)
     return None if free and not bool(padding.any()) else padding
-
-
-def _cannot_look(x: Tensor) -> bool:
-    """True where reading values is impossible: compiling, exporting, capturing a graph, meta."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return True
-    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device) -> None:
