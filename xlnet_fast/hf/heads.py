@@ -17,7 +17,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 
 from xlnet_fast.hf import inputs
 from xlnet_fast.hf.modules import Options
-from xlnet_fast.ops._validation import can_read
+from xlnet_fast.transforms import can_look
 
 
 class _With:
@@ -127,7 +127,7 @@ _warned: set[str] = set()
 
 def _warn_of_padding(real: Tensor, kind: str) -> None:
     """Once, where looking is free: the summary has padding in it, and depends on the batch."""
-    if kind in _warned or real.device.type != "cpu" or not can_read(real) or not real.numel():
+    if kind in _warned or real.device.type != "cpu" or not can_look(real) or not real.numel():
         return
     summarised = {"mean": real, "first": real[:, :1]}.get(kind, real[:, -1:])
     if bool(summarised.all()):

@@ -21,7 +21,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetForTokenClassification
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
-from xlnet_fast.ops._validation import can_read
+from xlnet_fast.transforms import can_look
 
 OF_HUGGING_FACE = frozenset(signature(XLNetForTokenClassification.forward).parameters)
 """Arguments of a model with a head."""
@@ -50,7 +50,7 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
             f"input_ids is on {input_ids.device}, expected the model's device: "
             f"{embedding.weight.device}"
         )
-    if input_ids.device.type == "cpu" and can_read(input_ids):
+    if input_ids.device.type == "cpu" and can_look(input_ids):
         size = getattr(embedding, "num_embeddings", None)
         if size is not None and input_ids.numel():
             low, high = (int(x) for x in input_ids.aminmax())
@@ -274,7 +274,7 @@ def compact_targets(target_mapping: Tensor) -> Tensor | None:
     Returns:
         (B, I') int64, -1 for zero rows, or None: the mapping has to be applied as it is.
     """
-    if target_mapping.requires_grad or not can_read(target_mapping):
+    if target_mapping.requires_grad or not can_look(target_mapping):
         return None
     one = target_mapping == 1
     regular = (one | (target_mapping == 0)).all()
@@ -311,7 +311,7 @@ def check_targets(
             "target_positions", target_positions, (batch, count), "B, I'", device
         )
         _expect_integers("target_positions", target_positions)
-        if target_positions.device.type == "cpu" and can_read(target_positions):
+        if target_positions.device.type == "cpu" and can_look(target_positions):
             _check_positions(target_positions, queries)
     return target_mapping, target_positions
 
@@ -353,7 +353,7 @@ def _padding(
     mask = _expect_batch(name, mask, (batch, length), letters, device)
     # HF masks where 1 - attention_mask > 0.
     padding = mask < 1 if name == "attention_mask" else mask > 0
-    if padding.device.type == "cpu" and can_read(padding) and not bool(padding.any()):
+    if padding.device.type == "cpu" and can_look(padding) and not bool(padding.any()):
         return None
     return padding
 

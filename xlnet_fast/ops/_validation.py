@@ -257,33 +257,18 @@ def check_table(name: str, table: int, keys: int, memory_length: int, causal: bo
 def check_positions(positions: Tensor | None, current: int) -> None:
     """Positions lie below L, on the CPU, where looking is free; elsewhere kernels clamp.
 
-    Not looked at while a graph is traced; the ops look when it runs, the reference cannot.
+    The registered ops look when they run; who calls the reference looks where it ``can_look``.
 
     Raises:
         ArgumentError: names the largest position and the number of current keys.
     """
-    if positions is None or positions.device.type != "cpu" or not can_read(positions):
-        return
-    if positions.numel() == 0:
+    if positions is None or positions.device.type != "cpu" or positions.numel() == 0:
         return
     if int(positions.max()) >= current:
         raise ArgumentError(
             f"positions reach {int(positions.max())}, but the current segment has {current} keys: "
             f"expected at most {current - 1}, or a negative number for an absent row"
         )
-
-
-def can_read(x: Tensor) -> bool:
-    """False where values do not exist yet or must not decide: compiling, exporting, tracing,
-    capturing a graph, under a transform of ``torch.func``, fake and meta tensors.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return False
-    if type(x) is not Tensor or torch._C._are_functorch_transforms_active():
-        return False
-    if x.device.type == "meta":
-        return False
-    return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def check_mask(
