@@ -76,8 +76,8 @@ def two_streams() -> tuple[Any, list[Tensor]]:
 
 
 CALLS = {
-    **{case: lambda case=case: attend(tiny(case)) for case in CASES},
-    "dropout": lambda: attend(tiny("targets"), dropout_p=0.3, seed=SEED),
+    "uni, groups": lambda: attend(tiny("uni, groups")),
+    "targets, dropout": lambda: attend(tiny("targets"), dropout_p=0.3, seed=SEED),
     "memory apart": lambda: attend(apart(tiny("segments, ranks"))),
     "two streams": two_streams,
     "masked_softmax": softmax,
