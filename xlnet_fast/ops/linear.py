@@ -311,7 +311,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.activation == "gelu":
         before = _product(x, weight, bias)
         grad = torch.ops.aten.gelu_backward(grad, before)
-    rows = grad.flatten(0, -2)
+    rows = grad.reshape(-1, grad.shape[-1])  # not flatten, which batched gradients lack
     grad_x = grad_weight = None
     if wants_x:
         grad_x = _product(grad, weight.t())

@@ -82,7 +82,8 @@ def rel_attention(
         dropout_p: dropout of the probabilities; ``seed``, an int64 tensor of one element, fixes the
             mask (the same on every backend).
         backend: "auto", "reference", "sdpa", "cpu", "triton" or "cuda". A named one runs or raises;
-            "cuda" reads only operands whose rows begin at multiples of 16 bytes.
+            "cuda" reads only operands whose rows begin at multiples of 16 bytes. Transforms of
+            ``torch.func`` and forward-mode differentiation are for "auto" and "reference".
 
     Returns:
         (B, I, N, D) in the dtype of q, with the strides of q where q is dense.

@@ -3,7 +3,8 @@
 Registered with ``define``/``impl``/``register_fake`` (less overhead per call than ``custom_op``).
 Each op takes its backend by name, already chosen by :mod:`xlnet_fast.ops._dispatch`, or by two, as
 its ``spelled`` says; an :class:`AttentionMask` travels as its parts. The reference backend is not
-here: it is plain ATen and is called directly, so that exported graphs lower anywhere.
+here: it is plain ATen and is called directly, so that exported graphs lower anywhere. Only where
+gradients are to be differentiated in their turn, a backward pass is that of the reference.
 """
 
 from __future__ import annotations
