@@ -151,9 +151,8 @@ def unpack_bits(bits: Tensor, keys: int) -> Tensor:
 
 def _bit_weights(device: torch.device) -> Tensor:
     """1, 2, 4, ..., 128 as uint8, made on the device: a copy from the host would wait for a GPU."""
-    return torch.ones(8, dtype=torch.uint8, device=device) << torch.arange(
-        8, dtype=torch.uint8, device=device
-    )
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    return torch.bitwise_left_shift(torch.ones_like(shifts), shifts)  # which ONNX has, and not <<
 
 
 def row_positions(positions: Tensor | None, queries: int, device: torch.device) -> Tensor:

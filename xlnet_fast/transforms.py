@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 FORWARD_MODE = "forward-mode differentiation"
 TRANSFORM = "a transform of torch.func"
+ONNX = "an export to ONNX"
 
 
 def active() -> str:
@@ -26,6 +27,11 @@ def active() -> str:
     if torch._C._are_functorch_transforms_active():
         return TRANSFORM
     return FORWARD_MODE if in_forward_mode() else ""
+
+
+def needs_plain_code() -> str:
+    """What is going on, in words, that only PyTorch's own code can take part in; "" if nothing."""
+    return active() or (ONNX if torch.onnx.is_in_onnx_export() else "")
 
 
 def in_forward_mode() -> bool:

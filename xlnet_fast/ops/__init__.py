@@ -19,5 +19,5 @@ __all__ = [
 ]
 
 # A trace keeps no check of ours: that they compare sizes is no news to whom traces a model. Values
-# are not looked at meanwhile (`_validation.can_read`), so nothing else of ours can warn.
+# are not looked at meanwhile (`transforms.can_look`), so nothing else of ours can warn.
 warnings.filterwarnings("ignore", category=TracerWarning, module=r"xlnet_fast\.")

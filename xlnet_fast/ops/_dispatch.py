@@ -107,7 +107,7 @@ class Request:
         device: its type. head_dim: of attention. needs_grad: whether a backward pass will come.
         gpu: compute capability, as "9.0"; None where there is none or nobody knows.
         misaligned: which operand's rows are not whole pieces of 16 bytes, and why.
-        transform: what looks on, as ``transforms.active``.
+        transform: what looks on, as ``transforms.needs_plain_code``.
         features: of the call, as in ``qualification.record.CLASSES``, sorted.
         proved: what this device's record says of the backends for such a call.
         unproved: why there is no record of this device; "" where there is one.
@@ -263,7 +263,7 @@ def _why_elsewhere(capability: Capability, request: Request) -> str | None:
 
 def _why_unable(capability: Capability, request: Request) -> str | None:
     if request.transform and not capability.plain:
-        return f"{request.transform} goes past autograd; backend='reference' can do it"
+        return f"{request.transform} knows PyTorch's own code alone, which is backend='reference'"
     dtypes = capability.narrower.get(request.op, capability.dtypes)
     if request.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -393,7 +393,7 @@ def request_on(
     """
     features = tuple(sorted(features))
     request = Request(op, device.type, dtype, head_dim, needs_grad, gpu_on(device), None, features)
-    if transform := transforms.active():
+    if transform := transforms.needs_plain_code():
         return replace(request, transform=transform)
     index: int | None = device.index  # whose annotation says int
     if device.type == "cuda" and index is None and torch.cuda.is_available():
