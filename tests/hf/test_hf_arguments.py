@@ -24,7 +24,12 @@ from hf_parity import (
     tiny_model,
 )
 from torch import nn
-from transformers import XLNetForMultipleChoice, XLNetForTokenClassification, XLNetModel
+from transformers import (
+    XLNetForMultipleChoice,
+    XLNetForQuestionAnswering,
+    XLNetForTokenClassification,
+    XLNetModel,
+)
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer
 
 import xlnet_fast
@@ -233,3 +238,23 @@ def test_what_transformers_hands_to_every_model_is_no_news(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ours(random_ids(1, 3) % VOCABULARY, use_cache=True, num_items_in_batch=torch.tensor(3))
+
+
+# ---- question answering on short texts ----
+
+
+@pytest.mark.parametrize("length", [1, 3, 4])
+def test_inputs_shorter_than_the_beam_are_tried_at_all_positions(length):
+    model = tiny_model(XLNetForQuestionAnswering, F64, start_n_top=4, end_n_top=5)
+    ids = random_ids(2, length)
+    short = accelerated(model)(ids)
+    assert short.start_top_index.shape == (2, length)
+    assert short.end_top_index.shape == (2, length * length)
+    wide = hf_in(model, F64)
+    wide.start_n_top = wide.end_n_top = length
+    expected = wide(ids)
+    for ours, theirs in zip(short.to_tuple(), expected.to_tuple(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=0)
+    if length < 4:
+        with pytest.raises(RuntimeError, match="out of range"):
+            hf_in(model, F64)(ids)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.models.xlnet.modeling_xlnet import (
     XLNetForMultipleChoice,
+    XLNetForQuestionAnswering,
     XLNetForSequenceClassification,
     XLNetForTokenClassification,
     XLNetLMHeadModel,
@@ -141,6 +142,37 @@ def _warn_of_padding(real: Tensor, kind: str) -> None:
     )
 
 
+class FastQuestionAnswering(XLNetForQuestionAnswering):
+    """HF's beam search, for inputs shorter than its beam too: all their positions are tried."""
+
+    @wraps(XLNetForQuestionAnswering.forward)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        mems: Any = None,
+        perm_mask: Tensor | None = None,
+        target_mapping: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        input_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As HF."""
+        given: Any = self
+        rows = (kwargs.get("target_positions"), target_mapping, input_ids, inputs_embeds)
+        first = next((x for x in rows if x is not None), None)
+        if first is not None and not torch.compiler.is_compiling() and first.dim() > 1:
+            beam = [min(width, first.shape[1]) for width in (self.start_n_top, self.end_n_top)]
+            if beam != [self.start_n_top, self.end_n_top]:
+                given = _With(self, start_n_top=beam[0], end_n_top=beam[1])
+        return XLNetForQuestionAnswering.forward(
+            given, input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids,
+            input_mask, inputs_embeds, *args, **kwargs,
+        )  # fmt: skip
+
+
 class FastLMHeadModel(XLNetLMHeadModel):
     """HF's model, whose ``generate`` forgets what is padding in a batch of prompts."""
 
@@ -165,6 +197,7 @@ HEADS: dict[type, type] = {
     XLNetForTokenClassification: FastTokenClassification,
     XLNetForSequenceClassification: FastSequenceClassification,
     XLNetForMultipleChoice: FastMultipleChoice,
+    XLNetForQuestionAnswering: FastQuestionAnswering,
     XLNetLMHeadModel: FastLMHeadModel,
 }
 """By HF's class."""

@@ -15,6 +15,7 @@ from xlnet_fast.hf.dense import dense_arguments
 from xlnet_fast.hf.layers import fuses_dropout, takes_context
 from xlnet_fast.hf.memory import Memory, padding_kept
 from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf.unused import waits_for_every_gradient, with_zero_gradients
 from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.dropout import drop, rate_of
 from xlnet_fast.ops import concat_memories, concat_memory
@@ -252,6 +253,18 @@ class FastModel(XLNetModel):
             return None
         return drop(self.dropout, self.mask_emb.to(output_h.dtype).expand(count, batch, -1))
 
+    def _unused_parameters(self, context: AttentionContext) -> list[Tensor]:
+        """What these arguments leave out: ``mask_emb`` and the segments' parameters."""
+        targets = context.positions is not None or context.target_mapping is not None
+        names: tuple[str, ...] = () if targets else ("mask_emb",)
+        if context.segments is None:
+            names += ("r_s_bias", "seg_embed")
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and name.endswith(names)
+        ]
+
     def _position_table(self, queries: int, keys: int, batch: int, device: torch.device) -> Tensor:
         """(P, G, H) fp32 table after dropout."""
         if self.bi_data and batch % 2:
@@ -319,6 +332,12 @@ class FastModel(XLNetModel):
             output_h, output_g = outputs[:2]
             if output_attentions:
                 attentions.append(_batch_first(outputs[2]))
+        if waits_for_every_gradient():
+            unused = self._unused_parameters(contexts[0])
+            if output_g is None:
+                output_h = with_zero_gradients(output_h, unused)
+            else:
+                output_g = with_zero_gradients(output_g, unused)
         if at_once:
             new_mems += self._cache_layers(remembered, mems)
             remembered.clear()
