@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer
 
 import xlnet_fast
+from xlnet_fast import BackendUnavailable
 
 BATCH, LENGTH = 2, 6
 TRACED = "eager"  # a backend for what Dynamo alone decides: graph breaks and recompilation
@@ -201,3 +202,18 @@ def test_export_with_dynamic_batch_and_length(backend, tmp_path):
                 assert_tight({"logits": candidate(*given)}, {"logits": wrapper(*given)})
     targets = {str(node.target) for node in program.graph.nodes}
     assert any("xlnet_fast.rel_attention" in name for name in targets) == (backend == "auto")
+
+
+def test_an_export_to_onnx_gets_pytorchs_own_code(monkeypatch):
+    """`make onnx` goes the whole way; here is what its exporter would be given."""
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    model = accelerated(tiny_model(XLNetForSequenceClassification, n_layer=1))
+    inputs = inputs_of("padding", 2, 4)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        program = torch.export.export(model, (), given)
+    assert not [node for node in program.graph.nodes if "xlnet_fast" in str(node.target)]
+    with pytest.raises(
+        BackendUnavailable, match="an export to ONNX knows PyTorch's own code alone"
+    ):
+        accelerated(model, backend="sdpa")(**given)
