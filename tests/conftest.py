@@ -91,7 +91,8 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     @functools.wraps(allocate)
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         x = allocate(*args, **kwargs)
-        if x.is_floating_point() or x.is_complex():
+        # One of another type, of a compiler for example, has no memory.
+        if type(x) is torch.Tensor and (x.is_floating_point() or x.is_complex()):
             with torch.no_grad():
                 x.fill_(float("nan"))
         return x
