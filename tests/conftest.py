@@ -62,8 +62,10 @@ def pytest_collectstart() -> None:
 def pytest_collection_finish() -> None:
     """What was imported stays: no later collection of garbage looks through it again.
 
-    Every training and every compilation collects, which took a sixth of a short run.
+    Every training and every compilation collects, which took a sixth of a short run; Python by
+    itself too often for what compilers make, which took a twentieth.
     """
+    gc.set_threshold(10_000)
     gc.enable()
     gc.collect()
     gc.freeze()
