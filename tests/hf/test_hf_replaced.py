@@ -31,6 +31,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 
 import xlnet_fast
 from xlnet_fast.hf.layers import takes_context
+from xlnet_fast.hf.patches import patched
 
 BATCH, LENGTH = 2, 6
 
@@ -339,3 +340,9 @@ def test_a_wrapper_of_pytorch_hands_the_context_on(wrapper, part):
         }
         assert_tight(unwrapped_names, expected, f"wrapped before accelerate: {early}")
         assert_all_ours(ours)
+
+
+def test_a_method_of_another_class_of_hugging_faces_is_none_of_its_own(monkeypatch):
+    assert patched(XLNetLayer, "forward") is None
+    monkeypatch.setattr(XLNetLayer, "forward", XLNetFeedForward.forward)
+    assert patched(XLNetLayer, "ff_chunk", "forward") == "forward"
