@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Installed first and by itself, so that no other package's requirement picks another torch.
+# Installed first, with what builds the package, so that no other requirement picks another torch.
 TORCH ?= torch==2.13.0
 EXTRAS ?= bench,train,dev
 # Modules are compiled to bytecode when they are first imported: most of them never are. Where that
@@ -48,16 +48,16 @@ help: ## list the targets
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) '$(TORCH)'
+	$(PIP_INSTALL) '$(TORCH)' $(call extra,requires)
 	@touch $@
 
 # What measuring needs, a part of what is installed for the rest.
 $(VENV)/.bench: $(VENV)/.torch pyproject.toml $(EXT_FILES)
-	$(PIP_INSTALL) -e '.[bench]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[bench]'
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(EXT_FILES)
-	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $(VENV)/.bench $@
 
 bench: $(VENV)/.bench ## compare Hugging Face's XLNet with the accelerated one, into bench_out/
