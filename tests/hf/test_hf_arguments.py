@@ -202,6 +202,7 @@ def test_head_mask_of_another_shape():
         ours(ids, head_mask=torch.ones(2, 3))
     with pytest.raises(ArgumentError, match="head_mask must be a tensor"):
         ours(ids, head_mask=[1, 0])
+    assert torch.equal(ours(ids, head_mask=[None, None])[0], ours(ids)[0])
 
 
 def test_head_mask_that_cannot_reach_a_layer():

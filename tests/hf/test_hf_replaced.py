@@ -24,12 +24,14 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers.models.xlnet.modeling_xlnet import (
     XLNetFeedForward,
+    XLNetForSequenceClassification,
     XLNetLayer,
     XLNetModel,
     XLNetRelativeAttention,
 )
 
 import xlnet_fast
+from xlnet_fast import ArgumentError
 from xlnet_fast.hf.layers import takes_context
 from xlnet_fast.hf.patches import patched
 
@@ -346,3 +348,67 @@ def test_a_method_of_another_class_of_hugging_faces_is_none_of_its_own(monkeypat
     assert patched(XLNetLayer, "forward") is None
     monkeypatch.setattr(XLNetLayer, "forward", XLNetFeedForward.forward)
     assert patched(XLNetLayer, "ff_chunk", "forward") == "forward"
+
+
+@pytest.mark.parametrize("cls", [nn.Linear, nn.Dropout, nn.GELU])
+def test_a_forward_of_pytorchs_that_is_patched_is_called(cls, monkeypatch):
+    model = tiny_model(dtype=F64)
+    ours, forward = accelerated(model), cls.forward
+    for layer in (*model.layer, *ours.layer):
+        layer.ff.activation_function = nn.GELU()
+    monkeypatch.setattr(cls, "forward", lambda self, x: forward(self, x) * 2)
+    inputs = inputs_of(1)
+    assert_tight(run(hf_in(ours, F64), inputs), run(hf_in(model, F64), inputs))
+
+
+class NamesOfTheirOwn(XLNetModel):
+    """A subclass may call its methods as it likes."""
+
+    def _embed(self):
+        raise AssertionError
+
+    _context = _run_layers = _position_table = _query_stream = _per_layer = _embed
+
+
+def test_methods_of_a_subclass_do_not_replace_ours():
+    model = tiny_model(NamesOfTheirOwn, F64)
+    assert_tight(run(accelerated(model), inputs_of(2)), run(hf_in(model, F64), inputs_of(2)))
+
+
+# ---- restore, and models with a head ----
+
+
+def test_restore_refuses_a_forward_that_was_put_on_since():
+    """`Accelerator.prepare` wraps it for bf16: it would go on calling the accelerated one."""
+    model = accelerated(tiny_model(XLNetForSequenceClassification))
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(ArgumentError, match="was given a forward of its own after accelerate"):
+        xlnet_fast.restore(model)
+    del model.forward
+    xlnet_fast.restore(model)
+    assert type(model) is XLNetForSequenceClassification
+
+
+def test_a_head_with_a_forward_of_its_own_is_named_and_restored():
+    model = tiny_model(XLNetForSequenceClassification)
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    xlnet_fast.accelerate(model)
+    assert "XLNetForSequenceClassification had a forward of its own" in notes_of(model)
+    before = set(vars(xlnet_fast.restore(model)))
+    assert type(model) is XLNetForSequenceClassification
+    assert before == set(vars(tiny_model(XLNetForSequenceClassification))) | {"forward"}
+
+
+def test_a_head_that_was_left_out_is_named():
+    model = tiny_model(XLNetForSequenceClassification)
+    xlnet_fast.accelerate(model.transformer)
+    assert "only the XLNetModel in it" in notes_of(model)
+
+
+def test_a_mask_that_shows_keys_ahead_is_named():
+    model = accelerated(tiny_model(attn_type="uni"))
+    assert notes_of(model) == ""
+    model.create_mask = lambda queries, memory: torch.zeros(queries, memory + queries)
+    assert "keys that it shows ahead of a query have no position score" in notes_of(model)

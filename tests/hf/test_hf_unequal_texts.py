@@ -18,6 +18,7 @@ from hf_parity import (
     hf_in,
     one_hot_targets,
     random_ids,
+    random_mems,
     run,
     tiny_model,
 )
@@ -27,7 +28,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from xlnet_fast import Memory, ShapeError
+from xlnet_fast import ArgumentError, Memory, ShapeError
 from xlnet_fast.hf import heads
 
 SEGMENT = 4
@@ -121,6 +122,49 @@ def test_memory_is_copied_pickled_and_selected():
     assert torch.equal(chosen[0], layers[0][:, 1:])
     assert torch.equal(chosen.padding, memory.padding[1:])
     assert Memory().select([0]) == ()
+    assert memory.select([]).padding.shape == (0, 3)
+    for alive in ([False, True], torch.tensor([False, True])):
+        assert torch.equal(memory.select(alive)[1], layers[1][:, 1:])
+    assert memory.to(torch.float64)[0].dtype == F64
+    assert torch.equal(memory.to(torch.float64).padding, memory.padding)
+
+
+def test_memory_refuses_what_would_lose_its_padding_or_texts():
+    layers = [torch.randn(3, 2, 4)]
+    memory = Memory(layers, None)
+    with pytest.raises(ArgumentError, match="would lose it"):
+        type(memory)(layer for layer in memory)  # as accelerate converts outputs
+    with pytest.raises(
+        ArgumentError, match=r"padding has dtype torch.float32, expected torch.bool"
+    ):
+        Memory(layers, torch.zeros(2, 3))
+    with pytest.raises(ShapeError, match="elements has 3 bools, expected one for each of 2"):
+        memory.select([True, False, True])
+    with pytest.raises(ShapeError, match="expected one dimension"):
+        memory.select(torch.tensor(1))
+    with pytest.raises(ArgumentError, match=r"elements has dtype torch\.float32"):
+        memory.select(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("given", [Memory, tuple])
+def test_generation_goes_on_from_memory(given):
+    """Padding in the memory that it begins with stays hidden."""
+    model = accelerated(tiny_model(XLNetLMHeadModel))
+    ids, mask = random_ids(2, 6), torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
+    memory = model(ids, attention_mask=mask, mems=Memory(), use_mems=True).mems
+    memory = memory if given is Memory else tuple(memory)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    options |= {"output_scores": True, "return_dict_in_generate": True}
+    prompt = random_ids(2, 3, seed=5)
+    ones = torch.ones_like(prompt)
+    together = model.generate(prompt, attention_mask=ones, mems=memory, **options)
+    alone = model(ids[:1, 3:], use_mems=True).mems
+    text = model.generate(prompt[:1], attention_mask=ones[:1], mems=alone, **options)
+    same = all(
+        torch.allclose(a[0], b[0], atol=1e-4)
+        for a, b in zip(together.scores, text.scores, strict=True)
+    )
+    assert same is (given is Memory)
 
 
 def test_padding_that_does_not_fit_its_memory():
@@ -190,12 +234,40 @@ def test_a_summary_of_real_tokens_does_not_see_padding(cls, kind):
         given = [{name: x[:, None] for name, x in each.items()} for each in given]
     inverse = dict(given[1])
     inverse["input_mask"] = 1 - inverse.pop("attention_mask")
-    for padded in (*given, inverse):
+    halves = {**given[1], "attention_mask": given[1]["attention_mask"].clamp(min=0.5)}
+    for padded in (*given, inverse, halves):
         logits = ours(**padded).logits
         for row in range(3):
             text = ids[row : row + 1, 7 - int(mask[row].sum()) :]
             alone = hf_in(model, F64)(text[:, None] if cls is XLNetForMultipleChoice else text)
             torch.testing.assert_close(logits[row], alone.logits[0], atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["last", "first", "mean"])
+def test_a_summary_of_real_tokens_in_every_form_of_the_mask(kind):
+    model = tiny_model(XLNetForSequenceClassification, F64, summary_type=kind, mem_len=None)
+    ours = accelerated(model, summarize_real_tokens=True)
+    ids, mask = random_ids(2, 5), torch.tensor([[1, 1, 1, 0, 0]])
+    expected = ours(ids, attention_mask=mask.expand(2, -1)).logits
+    assert torch.equal(ours(ids, attention_mask=mask).logits, expected)
+    mems = [m.double() for m in random_mems(2, 3)]
+    whole = torch.cat([torch.ones(2, 3), mask.expand(2, -1)], dim=1)
+    with_memory = ours(ids, attention_mask=mask, mems=mems).logits
+    assert torch.equal(ours(ids, attention_mask=whole, mems=mems).logits, with_memory)
+    # A text of padding alone, as an empty choice is, counts as one of real tokens.
+    empty = torch.tensor([[0] * 5, [1] * 5])
+    results = run(ours, {"input_ids": ids, "attention_mask": empty})
+    assert_tight(results, run(hf_in(model, F64), {"input_ids": ids, "attention_mask": empty}))
+    # One program for other batches.
+    ours.requires_grad_(False)
+    program = torch.jit.trace(
+        lambda i, m: ours(i, attention_mask=m, return_dict=False, use_mems=False)[0],
+        (ids[:1], torch.ones(1, 5)), check_trace=False,
+    )  # fmt: skip
+    many, masks = random_ids(3, 7), torch.ones(3, 7)
+    masks[1, 4:] = 0
+    expected = ours(many, attention_mask=masks).logits
+    torch.testing.assert_close(program(many, masks), expected, atol=1e-11, rtol=0)
 
 
 def test_the_summary_is_hugging_faces_by_default_with_one_warning(monkeypatch):

@@ -138,8 +138,8 @@ FAULTS = [
         ),
         (
             "generation: the mask of the first tokens",
-            "torch.cat([mask, dummy], dim=1)[:, -keys:]",
-            "torch.cat([mask, dummy], dim=1)[:, :keys]",
+            "mask[:, -columns:]",
+            "mask[:, :columns]",
         ),
     ),
     *faults_of(

@@ -28,6 +28,7 @@ def checked_module(model: Any) -> nn.Module:
     return model
 
 
+_FORWARD_BEFORE = "_xlnet_fast_forward_before"
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Where ``torch.compile``, PyTorch's checkpoint wrapper and FSDP keep the module they call."""
 
@@ -69,6 +70,19 @@ def adopt(module: nn.Module, fast: type) -> None:
     """Give a module its accelerated class."""
     original: Any = type(module)
     module.__class__ = accelerated_class(original, fast)
+    if "forward" in module.__dict__:
+        module.__dict__[_FORWARD_BEFORE] = module.__dict__["forward"]
+
+
+def new_forward(module: nn.Module) -> bool:
+    """Whether an adopted module was given a forward of its own since."""
+    return module.__dict__.get("forward") is not module.__dict__.get(_FORWARD_BEFORE)
+
+
+def give_up(module: nn.Module) -> None:
+    """Give an adopted module the class back that it had; undoes :func:`adopt`."""
+    module.__class__ = original_class(module)  # type: ignore[assignment]
+    module.__dict__.pop(_FORWARD_BEFORE, None)
 
 
 def original_class(module: nn.Module) -> type | None:

@@ -15,10 +15,17 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import checked_module, obstacle, unwrapped
+from xlnet_fast.hf.adoption import (
+    checked_module,
+    new_forward,
+    obstacle,
+    original_class,
+    unwrapped,
+)
 from xlnet_fast.hf.feed_forward import why_own_code
+from xlnet_fast.hf.heads import HEADS
 from xlnet_fast.hf.layers import takes_context
-from xlnet_fast.hf.modules import FastModel
+from xlnet_fast.hf.modules import FastModel, overrides
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.ops._dispatch import (
@@ -137,7 +144,7 @@ def explain(model: nn.Module, verbose: bool = False) -> Explanation:
         Row(op, mode, c.backend, c.reason, brief(c, device.type), c.speed)
         for (op, mode), c in chosen.items()
     )
-    own_code = _own_code(transformer)
+    own_code = _own_code(transformer) + _own_heads(model)
     line = verdict(
         device.type,
         [choice for (op, _), choice in chosen.items() if op in ATTENTION],
@@ -200,7 +207,30 @@ def _own_code(transformer: FastModel) -> list[str]:
         notes.append(f"XLNetModel.{changed} was replaced, and is called{speed}")
     if "forward" in transformer.__dict__:
         notes.append("the model has a forward of its own on the instance, which comes first")
+    if transformer.attn_type == "uni" and overrides(transformer, "create_mask"):
+        notes.append(
+            "create_mask is not Hugging Face's: keys that it shows ahead of a query have no "
+            "position score, where Hugging Face's rel_shift reads the next row's"
+        )
     return notes + _own_layers(transformer)
+
+
+def _own_heads(model: nn.Module) -> list[str]:
+    """The models with a head whose forward is not ours, and what that leaves out."""
+    notes = []
+    for module in model.modules():
+        if not isinstance(module, tuple(HEADS)):
+            continue
+        name = type(module).__name__
+        left_out = "what this package adds to models with a head is left out"
+        if original_class(module) is None:
+            notes.append(f"the {name} is not accelerated, only the XLNetModel in it: {left_out}")
+        elif "forward" in module.__dict__ and not new_forward(module):
+            notes.append(
+                f"the {name} had a forward of its own on the instance before accelerate(), which "
+                f"comes first: {left_out}"
+            )
+    return notes
 
 
 def _own_layers(transformer: FastModel) -> list[str]:

@@ -17,6 +17,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 )
 
 from xlnet_fast.hf import inputs
+from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
 from xlnet_fast.transforms import can_look
 
@@ -63,7 +64,8 @@ class FastSequenceClassification(XLNetForSequenceClassification):
         **kwargs: Any,
     ) -> Any:
         """As HF."""
-        given = _summarising(self, attention_mask, input_mask)
+        rows = target_mapping is not None or kwargs.get("target_positions") is not None
+        given = self if rows else _summarising(self, attention_mask, input_mask)
         return XLNetForSequenceClassification.forward(
             given, input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids,
             input_mask, *args, **kwargs,
@@ -86,24 +88,25 @@ class FastMultipleChoice(XLNetForMultipleChoice):
         **kwargs: Any,
     ) -> Any:
         """As HF."""
-        given = _summarising(self, attention_mask, input_mask)
+        rows = any(kwargs.get(name) is not None for name in ("target_mapping", "target_positions"))
+        given = self if rows else _summarising(self, attention_mask, input_mask)
         return XLNetForMultipleChoice.forward(
             given, input_ids, token_type_ids, input_mask, attention_mask, *args, **kwargs
         )
 
 
-def _summarising(model: Any, attention_mask: Tensor | None, input_mask: Tensor | None) -> Any:
+def _summarising(model: Any, attention_mask: Any, input_mask: Any) -> Any:
     """The model, with a summary of the real tokens alone where that was asked for."""
-    if attention_mask is not None:
-        real = attention_mask > 0
-    elif input_mask is not None:
+    if isinstance(attention_mask, Tensor):
+        real = attention_mask >= 1  # as in HF, where 1 - attention_mask > 0 is hidden
+    elif isinstance(input_mask, Tensor):
         real = input_mask <= 0
     else:
         return model
-    real = real.flatten(0, -2)  # of all choices
     kind = getattr(model.sequence_summary, "summary_type", None)
-    if kind is None:
-        return model  # a user's own, which nobody can tell of
+    if kind is None or real.dim() < 2:
+        return model  # a user's own, which nobody can tell of; or an error of the transformer
+    real = real.flatten(0, -2)  # of all choices
     if model._xlnet_fast_options.summarize_real_tokens:
         return _With(model, sequence_summary=partial(_real_summary, model, real, kind))
     _warn_of_padding(real, kind)
@@ -111,15 +114,20 @@ def _summarising(model: Any, attention_mask: Tensor | None, input_mask: Tensor |
 
 
 def _real_summary(model: Any, real: Tensor, kind: str, output: Tensor, *args: Any) -> Any:
-    """What the model's summary gives of (B, I, H) without its padding, real being (B, I)."""
-    if output.shape[:2] == real.shape:  # not the rows of a target_mapping
-        if kind == "mean":
-            weights = real.to(output.dtype)[..., None]
-            output = (output * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
-        else:
-            order = torch.arange(1, real.shape[1] + 1, device=real.device)
-            one = (real * (order.flip(0) if kind == "first" else order)).argmax(1)
-            output = output[torch.arange(len(output), device=one.device), one][:, None]
+    """What the model's summary gives of (B, I, H) without its padding.
+
+    Args:
+        real: (B or 1, I or M + I) bool, without which a text counts as one of real tokens.
+    """
+    real = real[:, -output.shape[1] :].expand(output.shape[0], -1)
+    real = real | ~real.any(1, keepdim=True)
+    if kind == "mean":
+        weights = real.to(output.dtype)[..., None]
+        output = (output * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+    else:
+        order = torch.arange(1, real.shape[1] + 1, device=real.device)
+        one = (real * (order.flip(0) if kind == "first" else order)).argmax(1)
+        output = output.gather(1, one[:, None, None].expand(-1, 1, output.shape[2]))
     return model.sequence_summary(output, *args)
 
 
@@ -133,13 +141,13 @@ def _warn_of_padding(real: Tensor, kind: str) -> None:
     summarised = {"mean": real, "first": real[:, :1]}.get(kind, real[:, -1:])
     if bool(summarised.all()):
         return
-    _warned.add(kind)
     warnings.warn(
         f"the summary of a text (summary_type={kind!r}) has padding in it, as in Hugging Face's "
         "code, and depends on how much there is. Pad on the left (tokenizer.padding_side), or take "
         "accelerate(model, summarize_real_tokens=True)",
-        stacklevel=3,
+        stacklevel=4,
     )
+    _warned.add(kind)
 
 
 class FastQuestionAnswering(XLNetForQuestionAnswering):
@@ -163,7 +171,7 @@ class FastQuestionAnswering(XLNetForQuestionAnswering):
         given: Any = self
         rows = (kwargs.get("target_positions"), target_mapping, input_ids, inputs_embeds)
         first = next((x for x in rows if x is not None), None)
-        if first is not None and not torch.compiler.is_compiling() and first.dim() > 1:
+        if first is not None and first.dim() > 1 and _runs_once():
             beam = [min(width, first.shape[1]) for width in (self.start_n_top, self.end_n_top)]
             if beam != [self.start_n_top, self.end_n_top]:
                 given = _With(self, start_n_top=beam[0], end_n_top=beam[1])
@@ -171,6 +179,11 @@ class FastQuestionAnswering(XLNetForQuestionAnswering):
             given, input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids,
             input_mask, inputs_embeds, *args, **kwargs,
         )  # fmt: skip
+
+
+def _runs_once() -> bool:
+    """Whether no program is made of this call, which would keep its sizes."""
+    return not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined]
 
 
 class FastLMHeadModel(XLNetLMHeadModel):
@@ -182,14 +195,19 @@ class FastLMHeadModel(XLNetLMHeadModel):
     ) -> dict[str, Any]:
         """As HF, with the mask of all tokens that are seen, those of the memory included."""
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        kept = prepared["mems"][0].shape[0] if prepared.get("mems") else 0
+        remembers = kept > 0 and isinstance(kwargs["mems"], Memory)
+        if remembers:
+            prepared["mems"] = kwargs["mems"].first(kept)  # HF's has forgotten its padding
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2 or "attention_mask" in prepared or self.config.reuse_len:
             return prepared  # reuse_len remembers other tokens than the last
         dummy = mask.new_ones(len(mask), 1)  # the token to predict, which follows all others
-        keys = prepared["input_ids"].shape[1]
-        if prepared.get("mems"):
-            keys += prepared["mems"][0].shape[0]
-        prepared["attention_mask"] = torch.cat([mask, dummy], dim=1)[:, -keys:]
+        mask = torch.cat([mask, dummy], dim=1)
+        columns = prepared["input_ids"].shape[1]
+        if not remembers and mask.shape[1] >= kept + columns:  # or the memory is of an earlier text
+            columns += kept
+        prepared["attention_mask"] = mask[:, -columns:]
         return prepared
 
 

@@ -231,13 +231,13 @@ def warn_of_unknown(arguments: Iterable[str]) -> None:
     unknown = sorted(set(arguments) - _HANDED_TO_ALL - _WARNED_OF)
     if not unknown or torch.compiler.is_compiling():
         return
-    _WARNED_OF.update(unknown)
     names = ", ".join(map(repr, unknown))
     warnings.warn(
         f"XLNet's forward has no argument {names}; ignored, as Hugging Face ignores it. Is it "
         "misspelt?",
-        stacklevel=2,
+        stacklevel=3,
     )
+    _WARNED_OF.update(unknown)
 
 
 def build_segments(

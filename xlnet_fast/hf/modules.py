@@ -45,12 +45,12 @@ class FastModel(XLNetModel):
         backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
         return concat_memory(curr_out, prev_mem, self.mem_len, self.reuse_len, backend=backend)
 
-    def _caches_at_once(self) -> bool:
+    def __caches_at_once(self) -> bool:
         """Whether the memory of all layers can wait for the last, if all are accelerated."""
         own = "cache_mem" in self.__dict__ or type(self).cache_mem is not FastModel.cache_mem
         return not own and patched(XLNetModel, "cache_mem") is None
 
-    def _cache_layers(self, hidden: list[Tensor], mems: list[Tensor] | None) -> tuple[Tensor, ...]:
+    def __cache_layers(self, hidden: list[Tensor], mems: list[Tensor] | None) -> tuple[Tensor, ...]:
         """Next memory of all layers, in one call where the layers are alike."""
         if not _alike(hidden) or (mems is not None and not _alike(mems)):
             # Layers on several devices, or of several dtypes: each has its own memory.
@@ -125,7 +125,7 @@ class FastModel(XLNetModel):
         if use_mems is None:
             use_mems = config.use_mems_train if self.training else config.use_mems_eval
 
-        embedded = self._embed(input_ids, inputs_embeds)
+        embedded = self.__embed(input_ids, inputs_embeds)
         queries, batch = embedded.shape[:2]
         carries_padding = isinstance(mems, Memory)
         memory_padding = mems.padding if carries_padding else None
@@ -134,7 +134,7 @@ class FastModel(XLNetModel):
             target_mapping, target_positions, batch, queries, embedded.device
         )
         ours = [takes_context(layer) for layer in self.layer]
-        context = self._context(
+        context = self.__context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
             dense=output_attentions or not all(ours) or not all(map(fuses_dropout, self.layer)),
             mask_arguments={
@@ -145,11 +145,11 @@ class FastModel(XLNetModel):
                 "permutation_ranks": permutation_ranks,
             },
         )  # fmt: skip
-        contexts = self._per_layer(context, head_mask, ours, embedded.device)
+        contexts = self.__per_layer(context, head_mask, ours, embedded.device)
         output_h = drop(self.dropout, embedded)
-        output_g = self._query_stream(context, batch, output_h)
-        table = self._position_table(queries, queries + memory_length, batch, embedded.device)
-        states = self._run_layers(
+        output_g = self.__query_stream(context, batch, output_h)
+        table = self.__position_table(queries, queries + memory_length, batch, embedded.device)
+        states = self.__run_layers(
             output_h, output_g, contexts, table, mems, memory_length, ours,
             use_mems, output_attentions, output_hidden_states,
         )  # fmt: skip
@@ -162,7 +162,7 @@ class FastModel(XLNetModel):
             return tuple(value for value in states.values() if value is not None)
         return XLNetModelOutput(**states)
 
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def __embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """(I, B, H) embeddings of either argument."""
         if input_ids is not None and inputs_embeds is not None:
             raise ArgumentError("give one of input_ids and inputs_embeds, not both")
@@ -177,7 +177,7 @@ class FastModel(XLNetModel):
             raise ShapeError("the input has length 0, expected at least one token")
         return embedded.contiguous()
 
-    def _context(
+    def __context(
         self,
         target_mapping: Tensor | None,
         target_positions: Tensor | None,
@@ -201,7 +201,7 @@ class FastModel(XLNetModel):
         if self.attn_type not in ("bi", "uni"):
             raise ArgumentError(f"attn_type is {self.attn_type!r}, expected 'bi' or 'uni'")
         causal, created = self.attn_type == "uni", None
-        if causal and _overrides(self, "create_mask"):
+        if causal and overrides(self, "create_mask"):
             created = self.create_mask(queries, memory_length)
         mask = inputs.build_mask(
             batch=batch,
@@ -223,14 +223,16 @@ class FastModel(XLNetModel):
             backend=self._xlnet_fast_options.backend,
         )
 
-    def _per_layer(
+    def __per_layer(
         self,
         context: AttentionContext,
-        head_mask: Tensor | None,
+        head_mask: Any,
         ours: list[bool],
         device: torch.device,
     ) -> list[AttentionContext]:
         """The context of each layer, which differ in the mask of the heads alone."""
+        if isinstance(head_mask, (list, tuple)) and all(mask is None for mask in head_mask):
+            head_mask = None  # as version 4 of transformers wrote it
         if head_mask is None:
             return [context] * len(ours)
         if not all(ours):
@@ -241,7 +243,7 @@ class FastModel(XLNetModel):
         masks = inputs.check_head_mask(head_mask, len(ours), self.config.n_head, device)
         return [replace(context, head_mask=mask) for mask in masks.unbind()]
 
-    def _query_stream(
+    def __query_stream(
         self, context: AttentionContext, batch: int, output_h: Tensor
     ) -> Tensor | None:
         """(I', B, H) mask embeddings, one per prediction, or None without targets."""
@@ -253,7 +255,7 @@ class FastModel(XLNetModel):
             return None
         return drop(self.dropout, self.mask_emb.to(output_h.dtype).expand(count, batch, -1))
 
-    def _unused_parameters(self, context: AttentionContext) -> list[Tensor]:
+    def __unused_parameters(self, context: AttentionContext) -> list[Tensor]:
         """What these arguments leave out: ``mask_emb`` and the segments' parameters."""
         targets = context.positions is not None or context.target_mapping is not None
         names: tuple[str, ...] = () if targets else ("mask_emb",)
@@ -265,14 +267,14 @@ class FastModel(XLNetModel):
             if parameter.requires_grad and name.endswith(names)
         ]
 
-    def _position_table(self, queries: int, keys: int, batch: int, device: torch.device) -> Tensor:
+    def __position_table(self, queries: int, keys: int, batch: int, device: torch.device) -> Tensor:
         """(P, G, H) fp32 table after dropout."""
         if self.bi_data and batch % 2:
             raise ShapeError(
                 f"config.bi_data splits the batch into two halves, but it has {batch} elements: "
                 "expected an even batch size"
             )
-        if _overrides(self, "relative_positional_encoding", "positional_embedding"):
+        if overrides(self, "relative_positional_encoding", "positional_embedding"):
             table = self.relative_positional_encoding(queries, keys, bsz=batch, device=device)
         else:
             table = relative_positions(
@@ -289,7 +291,7 @@ class FastModel(XLNetModel):
             table = table.repeat_interleave(batch // table.shape[1], dim=1)
         return drop(self.dropout, table)
 
-    def _run_layers(
+    def __run_layers(
         self,
         output_h: Tensor,
         output_g: Tensor | None,
@@ -310,7 +312,7 @@ class FastModel(XLNetModel):
             "target_mapping": None,
         }
         new_mems: list[Tensor] = []
-        at_once = use_mems and all(ours) and self._caches_at_once()
+        at_once = use_mems and all(ours) and self.__caches_at_once()
         remembered: list[Tensor] = []  # the hidden states that become memory after the last layer
         attentions: list[Any] = []
         hidden_states: list[Tensor] = []
@@ -333,13 +335,13 @@ class FastModel(XLNetModel):
             if output_attentions:
                 attentions.append(_batch_first(outputs[2]))
         if waits_for_every_gradient():
-            unused = self._unused_parameters(contexts[0])
+            unused = self.__unused_parameters(contexts[0])
             if output_g is None:
                 output_h = with_zero_gradients(output_h, unused)
             else:
                 output_g = with_zero_gradients(output_g, unused)
         if at_once:
-            new_mems += self._cache_layers(remembered, mems)
+            new_mems += self.__cache_layers(remembered, mems)
             remembered.clear()
         if output_hidden_states:
             hidden_states += _streams(output_h, output_g)
@@ -374,7 +376,7 @@ def _batch_first(attention: Any) -> Any:
     return attention.permute(2, 3, 0, 1).contiguous()
 
 
-def _overrides(model: XLNetModel, *methods: str) -> bool:
+def overrides(model: XLNetModel, *methods: str) -> bool:
     """True if one of HF's methods is another in a user's subclass, the instance or HF's class."""
     return patched(XLNetModel, *methods) is not None or any(
         name in model.__dict__ or getattr(type(model), name) is not getattr(XLNetModel, name)

@@ -10,7 +10,15 @@ from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class, unwrapped
+from xlnet_fast.hf.adoption import (
+    adopt,
+    checked_module,
+    give_up,
+    new_forward,
+    obstacle,
+    original_class,
+    unwrapped,
+)
 from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
 from xlnet_fast.hf.heads import HEADS
 from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
@@ -90,7 +98,7 @@ def restore(model: Model) -> Model:
 
     Raises:
         ArgumentError: a module's class was changed again after ``accelerate`` (for example by
-            ``torch.nn.utils.parametrize``); undo that first.
+            ``torch.nn.utils.parametrize``), or it was given a forward of its own; undo that first.
     """
     modules = list(checked_module(model).modules())
     for module in modules:
@@ -99,10 +107,17 @@ def restore(model: Model) -> Model:
                 f"the class of a {type(module).__name__} was changed after accelerate(); "
                 "undo that change (parametrize, FSDP), then restore"
             )
+        if original_class(module) is not None and new_forward(module):
+            raise ArgumentError(
+                f"a {type(module).__name__} was given a forward of its own after accelerate(), "
+                "which calls the accelerated one (Trainer and Accelerator.prepare do so for bf16, "
+                "accelerate's offloading too); undo that "
+                "(accelerate.utils.extract_model_from_parallel with keep_fp32_wrapper=False, "
+                "accelerate.hooks.remove_hook_from_submodules), then restore"
+            )
     for module in modules:
-        original = original_class(module)
-        if original is not None:
-            module.__class__ = original
+        if original_class(module) is not None:
+            give_up(module)
             module.__dict__.pop("_xlnet_fast_options", None)
             for name in _CHECKPOINTING:
                 module.__dict__.pop(name, None)

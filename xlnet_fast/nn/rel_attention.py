@@ -74,13 +74,15 @@ class RelativeAttentionCore(nn.Module):
             )
         streams = [_project(h, self.q)]
         if g is not None:
-            streams.append(self._query_rows(_project(g, self.q), context))
-        operands = self._operands(h, r, memory, context)
+            streams.append(self.__query_rows(_project(g, self.q), context))
+        operands = self.__operands(h, r, memory, context)
         attended: Iterator[tuple[Tensor, Tensor | None]]
         if output_attentions or rate_of(self.dropout) is None:
-            attended = self._attend_visibly(streams, operands, context)
+            attended = self.__attend_visibly(streams, operands, context)
         else:
-            attended = ((vector, None) for vector in self._attend_fused(streams, operands, context))
+            attended = (
+                (vector, None) for vector in self.__attend_fused(streams, operands, context)
+            )
         if context.head_mask is not None:
             attended = _masked_heads(attended, context.head_mask)
         # One stream after the other, as modules that are called may count their calls.
@@ -107,13 +109,13 @@ class RelativeAttentionCore(nn.Module):
             linear_residual(attn_vec.flatten(2), weight, None, self.dropout, added)
         )
 
-    def _query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
+    def __query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
         """Query-stream rows (B, I', N, D); under a dense mapping (B, I, N, D), as HF."""
         if context.target_mapping is None:
             return q_g
         return torch.einsum("bmnd,mlb->blnd", q_g, _like(context.target_mapping, q_g))
 
-    def _operands(
+    def __operands(
         self, h: Tensor, r: Tensor, memory: Tensor | None, context: AttentionContext
     ) -> dict[str, Tensor]:
         """What the streams share, named as the ops name it.
@@ -137,7 +139,7 @@ class RelativeAttentionCore(nn.Module):
             operands["seg_embed"] = _like(self.seg_embed, h)
         return operands
 
-    def _attend_fused(
+    def __attend_fused(
         self,
         streams: list[Tensor],
         operands: dict[str, Tensor],
@@ -167,7 +169,7 @@ class RelativeAttentionCore(nn.Module):
             ),
         )
 
-    def _attend_visibly(
+    def __attend_visibly(
         self,
         streams: list[Tensor],
         operands: dict[str, Tensor],
