@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Installed first and by itself, so that no other package's requirement picks another torch.
+# Installed first, with what builds the package, so that no other requirement picks another torch.
 TORCH ?= torch==2.13.0
 EXTRAS ?= bench,train,dev
 # Modules are compiled to bytecode when they are first imported: most of them never are. Where that
@@ -41,23 +41,23 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format docs examples ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test lint format docs examples onnx ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) '$(TORCH)'
+	$(PIP_INSTALL) '$(TORCH)' $(call extra,requires)
 	@touch $@
 
 # What measuring needs, a part of what is installed for the rest.
 $(VENV)/.bench: $(VENV)/.torch pyproject.toml $(EXT_FILES)
-	$(PIP_INSTALL) -e '.[bench]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[bench]'
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(EXT_FILES)
-	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	$(PIP_INSTALL) --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $(VENV)/.bench $@
 
 bench: $(VENV)/.bench ## compare Hugging Face's XLNet with the accelerated one, into bench_out/
@@ -94,6 +94,13 @@ examples: $(VENV)/.examples ## run what is in examples/, on models made on the s
 		echo "== $$example"; \
 		$(TEST_ENV) timeout $(EXAMPLES_TIMEOUT) $(BIN)/python examples/$$example.py || exit 1; \
 	done
+
+$(VENV)/.onnx: $(VENV)/.installed
+	$(PIP_INSTALL) --quiet '$(TORCH)' $(call extra,onnx)
+	@touch $@
+
+onnx: $(VENV)/.onnx ## export every model class to ONNX and compare it in onnxruntime
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/hf/onnx_classes.py
 
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace

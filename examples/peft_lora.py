@@ -28,7 +28,8 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         name = options.model or tiny_model(Path(folder))
-        tokenizer = XLNetTokenizer.from_pretrained(name)
+        # The class is read off the last token, <cls>.
+        tokenizer = XLNetTokenizer.from_pretrained(name, padding_side="left")
         model = XLNetForSequenceClassification.from_pretrained(name, num_labels=2)
     xlnet_fast.accelerate(model)
     frozen = model.transformer.layer[0].rel_attn.q.detach().clone()

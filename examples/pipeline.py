@@ -25,9 +25,9 @@ def main() -> None:
         model = xlnet_fast.accelerate(XLNetForSequenceClassification.from_pretrained(name))
         # A classifier has no use for memory, and a pipeline cannot take a batch of it apart.
         model.config.use_mems_eval = False
-        classify = pipeline(
-            "text-classification", model=model, tokenizer=XLNetTokenizer.from_pretrained(name)
-        )
+        # The class is read off the last token, <cls>.
+        tokenizer = XLNetTokenizer.from_pretrained(name, padding_side="left")
+        classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
         ours = classify(TEXTS, batch_size=6)
         xlnet_fast.restore(model)
         theirs = classify(TEXTS, batch_size=6)

@@ -26,7 +26,7 @@ import xlnet_fast
 
 def train(name: str, output: Path) -> tuple[float, float]:
     """Fine-tune on `TEXTS`, save to `output`, and return the loss before and after."""
-    tokenizer = XLNetTokenizer.from_pretrained(name)
+    tokenizer = XLNetTokenizer.from_pretrained(name, padding_side="left")  # <cls> is the last token
     model = XLNetForSequenceClassification.from_pretrained(name, num_labels=2)
     xlnet_fast.accelerate(model)  # <- this line
     rows = [{**tokenizer(text), "labels": label} for text, label in zip(TEXTS, LABELS, strict=True)]

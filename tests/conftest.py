@@ -24,6 +24,8 @@ import torch
 from order_of_tests import compiling_first
 
 torch.set_num_threads(1)
+# For each device that is not there torch.manual_seed notes its caller's stack: a millisecond.
+_seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed
 
 try:
     from hypothesis import HealthCheck, settings
@@ -52,11 +54,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+def pytest_collectstart() -> None:
+    """What is imported is no garbage: nothing looks for any meanwhile."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no later collection of garbage looks through it again.
 
-    Every training and every compilation collects, which took a sixth of a short run.
+    Every training and every compilation collects, which took a sixth of a short run; Python by
+    itself too often for what compilers make, which took a twentieth.
     """
+    gc.set_threshold(10_000)
+    gc.enable()
     gc.collect()
     gc.freeze()
     forked.start()
@@ -83,7 +93,8 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     @functools.wraps(allocate)
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         x = allocate(*args, **kwargs)
-        if x.is_floating_point() or x.is_complex():
+        # One of another type, of a compiler for example, has no memory.
+        if type(x) is torch.Tensor and (x.is_floating_point() or x.is_complex()):
             with torch.no_grad():
                 x.fill_(float("nan"))
         return x
@@ -103,4 +114,4 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """The same random numbers in every run, whatever ran before."""
-    torch.manual_seed(0)
+    _seed(0)

@@ -190,29 +190,31 @@ MASKS: dict[str, MaskMaker] = {
 
 
 def dense_hidden(mask: AttentionMask, positions: Tensor, keys: int, memory: int) -> Tensor:
-    """(B, I, J) bool, True where hidden, from the definition; ``positions`` (B, I)."""
-    batch, queries = positions.shape
-    hidden = torch.zeros(batch, queries, keys, dtype=torch.bool)
-    for b in range(batch):
-        for i in range(queries):
-            for j in range(keys):
-                hidden[b, i, j] = _is_hidden(mask, b, i, j, int(positions[b, i]), memory)
-    return hidden
+    """(B, I, J) bool, True where hidden, key by key from the definition; ``positions`` (B, I)."""
+    # Numbers out of tensors one by one would take longer than all that is tested.
+    plain = SimpleNamespace(
+        **{name: x.tolist() if isinstance(x, Tensor) else x for name, x in vars(mask).items()}
+    )
+    hidden = [
+        _is_hidden(plain, b, i, j, position, memory)
+        for b, rows in enumerate(positions.tolist())
+        for i, position in enumerate(rows)
+        for j in range(keys)
+    ]
+    return torch.tensor(hidden, dtype=torch.bool).view(*positions.shape, keys)
 
 
-def _is_hidden(mask: AttentionMask, b: int, i: int, j: int, position: int, memory: int) -> bool:
+def _is_hidden(mask: SimpleNamespace, b: int, i: int, j: int, position: int, memory: int) -> bool:
+    """``mask`` has lists in the place of tensors."""
     if mask.see_self and j == memory + position:
         return False
-    if mask.key_padding is not None and bool(mask.key_padding[b, j]):
+    if mask.key_padding is not None and mask.key_padding[b][j]:
         return True
-    if (
-        mask.rank_q is not None
-        and mask.rank_k is not None
-        and not int(mask.rank_q[b, i]) > int(mask.rank_k[b, j])
-    ):
+    ranked = mask.rank_q is not None and mask.rank_k is not None
+    if ranked and not mask.rank_q[b][i] > mask.rank_k[b][j]:
         return True
     if mask.bits is not None:
-        byte = int(mask.bits[min(b, mask.bits.shape[0] - 1), i, j // 8])
+        byte = mask.bits[min(b, len(mask.bits) - 1)][i][j // 8]
         if byte >> (j % 8) & 1:
             return True
     if mask.causal and j > memory + position:

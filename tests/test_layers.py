@@ -21,7 +21,7 @@ PACKAGE = "xlnet_fast"
 
 # Left to right. A name stands for itself and all below it; the longest match counts.
 LAYERS = [
-    {"_version", "errors", "files"},
+    {"_version", "errors", "files", "transforms"},
     {"masks", "philox", "tolerance", "_extension", "builder"},
     {"operands"},
     {"reference"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"ops"},
     {"nn"},
     {"hf"},
-    {"text", "checkpoint", "info", "check", "qualifier", "train"},
+    {"answers", "text", "checkpoint", "info", "check", "qualifier", "train"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},
 ]

@@ -49,16 +49,20 @@ def checkout(tmp_path):
     return copy
 
 
-# Preprocesses what it shall compile, and takes the object that it made of the same text before.
+# Takes the object that it made before of a source with the same macros, among the same files.
 KEEPING_CXX = """#!{python} -SE
 import hashlib, pathlib, shutil, subprocess, sys
 words = sys.argv[1:]
 if "-c" not in words:
     sys.exit(subprocess.call([{cxx!r}, *words]))
 at = words.index("-o")
-preprocess = [{cxx!r}, *words[:at], *words[at + 2 :], "-E", "-P"]
-text = subprocess.run(preprocess, stdout=subprocess.PIPE, check=True).stdout
-kept = pathlib.Path({folder!r}, hashlib.sha256(text).hexdigest())
+source = pathlib.Path(words[words.index("-c") + 1]).resolve()
+csrc = next(folder for folder in source.parents if folder.name == "csrc")
+macros = sorted(set(word for word in words if word.startswith("-D")))
+total = hashlib.sha256(repr((source.relative_to(csrc), macros)).encode())
+for file in sorted(csrc.rglob("*.*")):
+    total.update(file.read_bytes())
+kept = pathlib.Path({folder!r}, total.hexdigest())
 if not kept.exists():
     code = subprocess.call([{cxx!r}, *words])
     if code != 0:

@@ -18,6 +18,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError, XLN
 if TYPE_CHECKING:
     from xlnet_fast.hf import (
         Explanation,
+        Memory,
         accelerate,
         disable,
         enable,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HF_NAMES = (
     "Explanation",
+    "Memory",
     "accelerate",
     "disable",
     "enable",
@@ -43,6 +45,7 @@ __all__ = [
     "AttentionMask",
     "BackendUnavailable",
     "Explanation",
+    "Memory",
     "ShapeError",
     "XLNetFastError",
     "__version__",

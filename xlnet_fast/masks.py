@@ -141,7 +141,8 @@ def pack_bits(hidden: Tensor) -> Tensor:
     batch, queries, keys = hidden.shape
     padded = F.pad(hidden.to(torch.uint8), (0, -keys % 8))
     groups = padded.view(batch, queries, (keys + 7) // 8, 8)
-    return (groups * _bit_weights(hidden.device)).sum(-1, dtype=torch.uint8)
+    weighed = groups * _bit_weights(hidden.device)
+    return weighed.sum(-1, dtype=torch.int32).to(torch.uint8)  # ONNX sums no uint8
 
 
 def unpack_bits(bits: Tensor, keys: int) -> Tensor:
@@ -151,9 +152,7 @@ def unpack_bits(bits: Tensor, keys: int) -> Tensor:
 
 def _bit_weights(device: torch.device) -> Tensor:
     """1, 2, 4, ..., 128 as uint8, made on the device: a copy from the host would wait for a GPU."""
-    return torch.ones(8, dtype=torch.uint8, device=device) << torch.arange(
-        8, dtype=torch.uint8, device=device
-    )
+    return (2 ** torch.arange(8, device=device)).to(torch.uint8)
 
 
 def row_positions(positions: Tensor | None, queries: int, device: torch.device) -> Tensor:

@@ -43,13 +43,12 @@ def error_and_bound(actual: Tensor, eager: Tensor, exact: Tensor) -> tuple[float
         return 0.0, 0.0
     exact = exact.detach().to("cpu")
     rounded = exact.to(actual.dtype)  # overflows to infinity where the right answer does
-    finite = rounded.isfinite()
-    magnitude = float(exact[finite].abs().max()) if bool(finite.any()) else 0.0
+    magnitude = float(exact.abs().masked_fill(~rounded.isfinite(), 0.0).max())
     band = torch.finfo(actual.dtype).eps * magnitude
     errors_of_eager = _errors(eager, exact, rounded)
-    counted = errors_of_eager[errors_of_eager.isfinite()]
-    error_of_eager = float(counted.max()) if counted.numel() else 0.0
-    return float(_errors(actual, exact, rounded).max()), FACTOR * (error_of_eager + band)
+    errors = errors_of_eager if actual is eager else _errors(actual, exact, rounded)
+    error_of_eager = float(errors_of_eager.masked_fill(~errors_of_eager.isfinite(), 0.0).max())
+    return float(errors.max()), FACTOR * (error_of_eager + band)
 
 
 def assert_within(actual: Tensor, eager: Tensor, exact: Tensor, name: str = "") -> None:
@@ -97,11 +96,13 @@ def _errors(value: Tensor, exact: Tensor, rounded: Tensor) -> Tensor:
     ``rounded`` is ``exact`` in the working dtype, whose overflow is no error.
     """
     value = value.detach().to("cpu", torch.float64)
+    errors = (value - exact).abs()
+    comparable = value.isfinite() & rounded.isfinite()
+    if bool(comparable.all()):
+        return errors
     rounded = rounded.to(torch.float64)
     same = (value == rounded) | (value.isnan() & rounded.isnan())
-    comparable = value.isfinite() & rounded.isfinite()
-    errors = torch.where(comparable, (value - exact).abs(), torch.inf)
-    return torch.where(same & ~comparable, 0.0, errors)
+    return torch.where(comparable, errors, torch.where(same, 0.0, torch.inf))
 
 
 def _check(actual: Tensor, eager: Tensor, exact: Tensor) -> None:

@@ -11,8 +11,6 @@ way, without parameters and inputs. How it is counted: benchmarks/harness/launch
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +24,6 @@ from transformers import XLNetConfig, XLNetModel
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 import xlnet_fast
-from xlnet_fast.hf import inputs
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import rel_attention
 
@@ -81,7 +78,7 @@ def count_layer(kind: str, case: Case, train: bool) -> Count:
     )  # fmt: skip
     # PyTorch's backward pass wants a real GPU; the attention is on a fake one nonetheless (Ledger).
     device = torch.device("cpu") if train else torch.device("cuda", 0)
-    with _fakes(), Ledger() as ledger:
+    with fake_gpu(), Ledger() as ledger:
         model = _model(config, case.dtype, device).train(train)
         ledger.forget()
         if kind != "hf":
@@ -136,18 +133,11 @@ def _extras(case: Case, device: torch.device) -> dict[str, torch.Tensor]:
     }
 
 
-@contextmanager
-def _fakes() -> Iterator[None]:
-    """Fake tensors, whose values nobody asks for."""
-    with mock.patch.object(inputs, "_cannot_look", return_value=True), fake_gpu():
-        yield
-
-
 def count_attention(kind: str, case: Case, train: bool) -> Count:
     """The attention alone: all but the projections of an attention layer; arguments as above."""
     batch, length, heads = case.batch, case.length, case.heads
     device = torch.device("cpu") if train else torch.device("cuda", 0)
-    with _fakes(), Ledger() as ledger:
+    with fake_gpu(), Ledger() as ledger:
 
         def operand(*shape: int) -> torch.Tensor:
             x = torch.empty(*shape, heads, HEAD_DIM, dtype=case.dtype, device=device)

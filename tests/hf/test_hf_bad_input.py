@@ -247,8 +247,14 @@ def test_no_predictions():
     assert torch.equal(output.hidden_states[-2], expected)
 
 
-def test_unknown_arguments_are_ignored_as_hugging_face_ignores_them(ours):
-    assert torch.equal(ours(IDS, use_cache=True, whatever=3)[0], ours(IDS)[0])
+def test_a_hook_that_changes_the_batch_of_the_embedding(ours):
+    """Attribution tools feed many scaled embeddings of one input this way."""
+    hook = ours.word_embedding.register_forward_hook(lambda module, ids, out: out.repeat(3, 1, 1))
+    try:
+        with pytest.raises(ShapeError, match=r"returned \(15, 2, 16\) .* Give inputs_embeds"):
+            ours(IDS)
+    finally:
+        hook.remove()
 
 
 def test_nan_in_padding_reaches_no_logit():

@@ -26,6 +26,7 @@ from hf_parity import (
     tiny_model,
 )
 from torch import nn
+from torch.nn import functional as F
 from transformers import XLNetForSequenceClassification, XLNetLMHeadModel
 
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
@@ -45,17 +46,12 @@ class Tape:
         """Copies of a model write on the same tape."""
         return self
 
-
-class RecordingDropout(nn.Dropout):
-    """Ours: draws a mask and writes it on the tape."""
-
-    tape: Tape
-
-    def forward(self, x):
-        if not self.training:
+    def dropout(self, x, p=0.5, training=True, inplace=False):
+        """In the place of ``F.dropout``: another module in that of nn.Dropout would be called."""
+        if not training:
             return x
-        mask = (torch.rand(x.shape) >= self.p).double() / (1 - self.p)
-        self.tape.masks.append(mask)
+        mask = (torch.rand(x.shape) >= p).double() / (1 - p)
+        self.masks.append(mask)
         return x * mask
 
 
@@ -111,8 +107,9 @@ def run_both(model, inputs, monkeypatch, positions=None, **options):
             tape.seeds.append((seed + 1, 1))
         return p, seed
 
-    ours = accelerated(with_dropout(model, RecordingDropout, tape), **options)
+    ours = accelerated(model, **options).train()
     with monkeypatch.context() as patch:
+        patch.setattr(F, "dropout", tape.dropout)
         patch.setattr(RelativeAttentionCore, "_dropout", record)
         actual = run(ours, inputs)
     rows = {} if positions is None else {1: positions}
@@ -157,8 +154,8 @@ def test_exact_dropout_draws_one_table_per_batch_element(bi_data, monkeypatch):
     for exact in (False, True):
         tape = Tape()
         model = tiny_model(XLNetLMHeadModel, F64, dropout=P, bi_data=bi_data)
-        ours = accelerated(with_dropout(model, RecordingDropout, tape), exact_dropout=exact)
-        ours(random_ids(4, LENGTH))
+        monkeypatch.setattr(F, "dropout", tape.dropout)
+        accelerated(model, exact_dropout=exact).train()(random_ids(4, LENGTH))
         shapes.append([tuple(mask.shape) for mask in tape.masks if mask.shape[0] == 2 * LENGTH])
     shared = 2 if bi_data else 1
     assert shapes == [[(2 * LENGTH, shared, 16)], [(2 * LENGTH, 4, 16)]]

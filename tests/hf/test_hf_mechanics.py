@@ -26,7 +26,8 @@ from torch import nn
 from transformers import AutoModel, XLNetForMultipleChoice, XLNetLMHeadModel, XLNetModel
 
 import xlnet_fast
-from xlnet_fast.hf.modules import FastLayer, FastModel, FastRelativeAttention
+from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
+from xlnet_fast.hf.modules import FastModel
 
 LENGTH = 6
 

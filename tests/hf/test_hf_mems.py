@@ -94,11 +94,23 @@ def test_use_mems_argument_and_config(use_mems, use_mems_eval):
     assert_tight(run(accelerated(model), inputs), run(hf_in(model, F64), inputs))
 
 
-@pytest.mark.parametrize("mems", [None, [None] * LAYERS, []])
+@pytest.mark.parametrize("mems", [None, [None] * LAYERS, [], [torch.empty(0)] * LAYERS])
 def test_absent_memory(mems):
     ours = accelerated(tiny_model(dtype=F64))
     ids = random_ids(BATCH, LENGTH)
     assert torch.equal(ours(ids, mems=mems)[0], ours(ids)[0])
+
+
+def test_memory_made_under_inference_mode_is_trained_on():
+    model = tiny_model(dtype=F64)
+    ours = accelerated(model)
+    inputs = {"input_ids": random_ids(BATCH, LENGTH)}
+    with torch.inference_mode():
+        first = ours(**inputs).mems
+        again = ours(**inputs, mems=first).mems
+    assert all(memory.is_inference() for memory in again)
+    trained = run(ours, inputs | {"mems": again})
+    assert_tight(trained, run(hf_in(model, F64), inputs | {"mems": [m.clone() for m in again]}))
 
 
 def test_memory_of_no_tokens():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attention_checks as checks
+import forked
 import pytest
 import torch
 from cpu_kernels import ISAS, each_isa, each_kernel, isa, needs_kernels
@@ -224,27 +225,26 @@ def test_no_tensor_larger_than_an_operand(mask, targets):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads VmHWM")
-def test_memory_of_the_kernels_grows_with_the_keys_not_their_square():
+def test_memory_of_the_kernels_grows_with_the_keys_not_their_square(tmp_path):
     """4096 rows, 4096 keys, 4 heads: the scores would be 256 MiB."""
-    done = child("""
-        import torch
-        from xlnet_fast import ops
-        torch.set_num_threads(1)
-        def peak_mib():
-            with open("/proc/self/status") as status:
-                return next(int(line.split()[1]) for line in status if line[:5] == "VmHWM") / 1024
-        def attend(length):
-            x = [torch.randn(1, length, 4, 4, requires_grad=True) for _ in range(3)]
-            r = torch.randn(1, 2 * length, 4, 4, requires_grad=True)
-            bias = torch.zeros(4, 4)
-            ops.rel_attention(*x, r, bias, bias, backend="cpu").sum().backward()
-        attend(64)
-        before = peak_mib()
-        attend(4096)
-        print(peak_mib() - before)
-    """)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 64
+    process = forked.process(tell_how_memory_grows, tmp_path / "grown")
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert float((tmp_path / "grown").read_text()) < 64
+
+
+def tell_how_memory_grows(file: Path) -> None:
+    def attend(length: int) -> float:
+        x = [torch.randn(1, length, 4, 4, requires_grad=True) for _ in range(3)]
+        r = torch.randn(1, 2 * length, 4, 4, requires_grad=True)
+        bias = torch.zeros(4, 4)
+        ops.rel_attention(*x, r, bias, bias, backend="cpu").sum().backward()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+    before_mib = attend(64)
+    file.write_text(str(attend(4096) - before_mib))
 
 
 # --- misuse ---------------------------------------------------------------------------------------

@@ -159,13 +159,18 @@ FAULTS = [
         ("tolerance: four times eager's error", "FACTOR = 2.0", "FACTOR = 4.0"),
         (
             "tolerance: a broken eager widens the bound",
-            "counted = errors_of_eager[errors_of_eager.isfinite()]",
-            "counted = errors_of_eager",
+            "errors_of_eager.masked_fill(~errors_of_eager.isfinite(), 0.0).max()",
+            "errors_of_eager.max()",
         ),
         (
             "tolerance: NaN counts as no error",
-            "errors = torch.where(comparable, (value - exact).abs(), torch.inf)",
-            "errors = torch.where(comparable, (value - exact).abs(), 0.0)",
+            "torch.where(comparable, errors, torch.where(same, 0.0, torch.inf))",
+            "torch.where(comparable, errors, 0.0)",
+        ),
+        (
+            "tolerance: one finite element speaks for all",
+            "if bool(comparable.all()):",
+            "if bool(comparable.any()):",
         ),
     ),
     *faults_of(

@@ -57,10 +57,112 @@ FAULTS = [
             "seed=None if seed is None else seed + number,",
             "seed=seed,",
         ),
+    ),
+    *faults_of(
+        "xlnet_fast/nn/dropout.py",
+        "hf/test_hf_dropout.py nn/test_nn_rel_attention.py",
         (
             "layer: dropout in evaluation",
-            "p = self.dropout.p if self.dropout.training else 0.0",
-            "p = self.dropout.p",
+            "rate = module.p if isinstance(module, nn.Dropout) and module.training else 0.0",
+            "rate = module.p if isinstance(module, nn.Dropout) else 0.0",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/nn/dropout.py",
+        "hf/test_hf_replaced.py",
+        (
+            "layer: a hook on dropout is passed over",
+            "if type(module) not in (nn.Dropout, nn.Identity) or not is_bare(module):",
+            "if type(module) not in (nn.Dropout, nn.Identity):",
+        ),
+        (
+            "layer: a dropout of everything is fused",
+            "return rate if rate < 1.0 else None",
+            "return min(rate, 0.999)",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/nn/rel_attention.py",
+        "hf/test_hf_replaced.py hf/test_hf_arguments.py",
+        (
+            "layer: a dropout that is not plain is not called",
+            "probability = self.dropout(probability)",
+            "pass",
+        ),
+        (
+            "layer: probabilities without the mask of the heads",
+            "None if probability is None else probability * mask[..., None]",
+            "probability",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/hf/patches.py",
+        "hf/test_hf_replaced.py",
+        (
+            "patches: only the file is looked at",
+            'if not own or method.__qualname__ != f"{base.__qualname__}.{name}":',
+            "if not own:",
+        ),
+        (
+            "patches: the first method alone",
+            "    for name in methods:",
+            "    for name in methods[:1]:",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/hf/layers.py",
+        "hf/test_hf_replaced.py",
+        (
+            "model: a patched layer gets the context",
+            "        and obstacle(layer) is None\n",
+            "",
+        ),
+        (
+            "model: predicted rows alone with a dropout that is called",
+            "return rate_of(attention.dropout) is not None",
+            "return True",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/hf/heads.py",
+        "hf/test_hf_arguments.py hf/test_hf_unequal_texts.py",
+        (
+            "head: token classification keeps what it is given",
+            "transformer=partial(self.transformer, **further)",
+            "transformer=self.transformer",
+        ),
+        (
+            "head: the summary of the first token for all kinds",
+            'order.flip(0) if kind == "first" else order',
+            "order.flip(0)",
+        ),
+        (
+            "generation: the mask of the first tokens",
+            "mask[:, -columns:]",
+            "mask[:, :columns]",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/hf/memory.py",
+        "hf/test_hf_unequal_texts.py",
+        (
+            "memory: all padding is carried on",
+            "return seen[:, -mem_len:] if mem_len else seen",
+            "return seen",
+        ),
+        (
+            "memory: the texts that ended keep their padding",
+            "None if self.padding is None else self.padding[chosen]",
+            "None if self.padding is None else self.padding[: len(chosen)]",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/hf/modules.py",
+        "hf/test_hf_tracing.py",
+        (
+            "memory: a trace keeps what was cut of the example",
+            "not traced and kept <= (self.mem_len or kept)",
+            "kept <= (self.mem_len or kept)",
         ),
     ),
     *faults_of(
@@ -86,13 +188,13 @@ FAULTS = [
         "hf/test_hf_masks.py hf/test_hf_targets.py hf/test_hf_bad_input.py",
         (
             "arguments: input_mask read as attention_mask",
-            "padding = input_mask > 0",
-            "padding = input_mask < 1",
+            'padding = mask < 1 if name == "attention_mask" else mask > 0',
+            "padding = mask < 1",
         ),
         (
             "arguments: fractions of attention_mask show",
-            "padding = attention_mask < 1  # HF masks where 1 - attention_mask > 0",
-            "padding = attention_mask <= 0",
+            'padding = mask < 1 if name == "attention_mask" else mask > 0',
+            'padding = mask <= 0 if name == "attention_mask" else mask > 0',
         ),
         (
             "arguments: the memory is padding",
@@ -135,8 +237,8 @@ FAULTS = [
         ),
         (
             "memory: a cut by reuse_len is passed over",
-            "kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept):",
-            "kept <= (self.mem_len or kept):",
+            "kept <= (self.mem_len or kept) and kept <= (self.reuse_len or kept)",
+            "kept <= (self.mem_len or kept)",
         ),
         (
             "memory: has a gradient",
@@ -183,7 +285,7 @@ FAULTS = [
         select="all_arguments",
     ),
     *faults_of(
-        MODULES,
+        "xlnet_fast/hf/layers.py",
         "hf/test_hf_mechanics.py hf/test_hf_subclasses.py hf/test_hf_checkpointing.py",
         (
             "model: checkpoints do nothing",
@@ -283,7 +385,7 @@ FAULTS = [
         "hf/test_hf_subclasses.py",
         (
             "model: an own layer of a compact target",
-            "dense=output_attentions or not all(map(takes_context, self.layer)),",
+            "dense=output_attentions or not all(ours) or not all(map(fuses_dropout, self.layer)),",
             "dense=output_attentions,",
         ),
     ),

@@ -230,24 +230,58 @@ FAULTS = [
         f"{FINETUNE}/spans.py",
         "train/finetune/test_finetune_question_answering.py",
         (
-            "spans: an answer may end before it begins",
-            "best_ends[(best_ends >= i) & (best_ends < i + longest)]",
-            "best_ends[best_ends < i + longest]",
-        ),
-        (
-            "spans: padding is not taken off the positions",
-            "first, last = window.shift, window.shift + len(window.starts)",
-            "first, last = 0, len(window.starts)",
+            "spans: a filled-up place is an answer",
+            "        if i >= 0:\n            yield",
+            "        if True:\n            yield",
         ),
         (
             "spans: no answer below the threshold",
             "none = null_scores is not None and null_scores[k] > threshold",
             "none = null_scores is not None and null_scores[k] < threshold",
         ),
+    ),
+    *faults_of(
+        f"{FINETUNE}/question_answering.py",
+        "train/finetune/test_finetune_question_answering.py",
         (
-            "spans: the beam read starts by ends",
-            "zip(end_positions[:, k] - window.shift, end_scores[:, k], strict=True):",
-            "zip(end_positions[k] - window.shift, end_scores[k], strict=False):",
+            "questions: padding is not taken off the positions",
+            "((x - padding).clamp(min=-1) for x in (spans.starts, spans.ends))",
+            "(spans.starts, spans.ends)",
         ),
+        select="depend_on_the_batches",
+    ),
+    *faults_of(
+        "xlnet_fast/answers.py",
+        "test_answers.py",
+        (
+            "answers: an answer may end before it begins",
+            "possible = ends >= starts",
+            "possible = ends >= 0",
+        ),
+        (
+            "answers: the beam read starts by ends",
+            "shape = (len(starts), -1, starts.shape[2])",
+            "shape = (len(starts), starts.shape[2], -1)",
+        ),
+        (
+            "answers: what is not allowed is left among the best",
+            "logits = logits.masked_fill(~flags, _NEVER)",
+            "logits = logits.masked_fill(flags & ~flags, _NEVER)",
+        ),
+        (
+            "answers: one token longer than the longest",
+            "ends - starts < longest",
+            "ends - starts <= longest",
+        ),
+    ),
+    *faults_of(
+        f"{SHARED}/tokenizers.py",
+        "train/finetune/test_finetune_padding.py",
+        (
+            "tokenizers: the files say on which side is padded",
+            'tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"',
+            'tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side',
+        ),
+        select="one_by_one or is_saved",
     ),
 ]

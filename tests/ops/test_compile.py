@@ -71,7 +71,9 @@ def test_one_graph_for_all_sizes(backend, segmented):
     def call(*tensors: Tensor) -> Tensor:
         return attend_flat(backend, {"see_self": True}, *tensors, segmented=segmented)
 
-    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    # The reference is plain ATen: what is made of its graph is PyTorch's own, and takes long.
+    compiler = "eager" if backend == "reference" else "aot_eager"
+    compiled = torch.compile(call, backend=compiler, fullgraph=True, dynamic=True)
     # No two sizes of the first call are equal, or the compiler takes them for one symbol.
     for sizes in [(3, 5, 6), (4, 7, 2), (2, 9, 5)]:
         tensors = flat_tensors(*sizes, segmented=segmented)
@@ -164,8 +166,8 @@ def test_memory_of_all_layers_compiles(backend):
 
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
     for length, past in [(4, 3), (7, 4), (2, 9)]:
-        hidden = [torch.randn(length, 2, 3) for _ in range(3)]
-        memory = [torch.randn(past, 2, 3) for _ in range(3)]
+        hidden = [torch.randn(length, 2, 3) for _ in range(2)]
+        memory = [torch.randn(past, 2, 3) for _ in range(2)]
         for actual, expected in zip(compiled(hidden, memory), call(hidden, memory), strict=True):
             assert torch.equal(actual, expected)
 
@@ -200,12 +202,11 @@ def export_inputs(batch: int, length: int) -> tuple[Tensor, ...]:
     return *(x[name] for name in names), options["segments_k"], options["mask"].key_padding
 
 
-@pytest.mark.parametrize(
-    ("backend", "strict"), [("sdpa", False), ("sdpa", True), ("reference", False)]
-)
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.usefixtures("fresh_compiler")
-def test_export_with_dynamic_batch_and_length(backend, strict):
-    module = Attention(backend)
+def test_export_with_dynamic_batch_and_length(strict):
+    """A model with the reference is exported in tests/hf."""
+    module = Attention("sdpa")
     batch, length = torch.export.Dim("batch", max=1024), torch.export.Dim("length", max=4096)
     row = {0: batch, 1: length}
     shapes = (row, row, row, {1: 2 * length}, row, row)
@@ -214,7 +215,7 @@ def test_export_with_dynamic_batch_and_length(backend, strict):
     )
     targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     ours = {target for target in targets if target.startswith("xlnet_fast")}
-    assert ours == ({"xlnet_fast.rel_attention.default"} if backend == "sdpa" else set())
+    assert ours == {"xlnet_fast.rel_attention.default"}
     foreign = {t for t in targets if not t.startswith(("aten.", "xlnet_fast.", "<built-in", "sym"))}
     assert not foreign
     for sizes in [(3, 6), (2, 11), (5, 4)]:

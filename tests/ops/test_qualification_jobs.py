@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 
+import forked
 import pytest
 import torch
 from records import a_record, a_row, on_gpu, put
@@ -170,23 +171,37 @@ def test_what_a_process_is_told_comes_before_the_pin(gpu, monkeypatch, tmp_path)
     assert "4.00 times" in on_gpu().reason
 
 
-JOB = """
-import sys
-import torch
-from xlnet_fast.ops.qualification import proof
-print(proof.found_for("cpu", None).source, flush=True)
-sys.stdin.readline()
-"""
+def look(environment, told, end):
+    """What a process of a job does: it writes to `told` which record it found, and waits."""
+    os.environ.update(environment)
+    proof.forget()
+    unfinished = told.with_name(f"{told.name}-unfinished")
+    unfinished.write_text(proof.found_for("cpu", None).source)
+    unfinished.rename(told)
+    wait_for(end)
 
 
-def test_processes_of_one_launcher_share_a_pin(monkeypatch):
+def wait_for(file):
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_processes_of_one_launcher_share_a_pin(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     path = put(a_record([a_row(backend="cpu")], identity.identity_of(torch.device("cpu"))))
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    first = subprocess.Popen([sys.executable, "-c", JOB], **pipes)
-    assert first.stdout.readline() == f"{path}\n"
+    names = ("WORLD_SIZE", "XLNET_FAST_CACHE")
+    environment = {files.FILE_VARIABLE: ""} | {name: os.environ[name] for name in names}
+    end, told = tmp_path / "end", [tmp_path / "first", tmp_path / "second"]
+    processes = [forked.process(look, environment, file, end) for file in told]
+    processes[0].start()
+    wait_for(told[0])
+    assert told[0].read_text() == str(path)
     path.unlink()  # while the first one lives
-    second = subprocess.Popen([sys.executable, "-c", JOB], **pipes)
-    assert second.stdout.readline().startswith(f"{path} (pinned for this job in ")
-    for process in (first, second):
-        process.communicate("\n")
+    processes[1].start()
+    wait_for(told[1])
+    assert told[1].read_text().startswith(f"{path} (pinned for this job in ")
+    end.touch()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]

@@ -1,10 +1,12 @@
 """Drop-in acceleration of Hugging Face's XLNet."""
 
 from xlnet_fast.hf.explanation import Explanation, explain
+from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.patching import accelerate, disable, enable, is_accelerated, restore
 
 __all__ = [
     "Explanation",
+    "Memory",
     "accelerate",
     "disable",
     "enable",

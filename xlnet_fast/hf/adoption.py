@@ -18,6 +18,7 @@ from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.patches import patched
 
 
 def checked_module(model: Any) -> nn.Module:
@@ -27,9 +28,25 @@ def checked_module(model: Any) -> nn.Module:
     return model
 
 
+_FORWARD_BEFORE = "_xlnet_fast_forward_before"
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Where ``torch.compile``, PyTorch's checkpoint wrapper and FSDP keep the module they call."""
+
+
+def unwrapped(module: Any) -> Any:
+    """The module that a wrapper of PyTorch's hands all arguments to, as they are."""
+    while not isinstance(module, (XLNetLayer, XLNetRelativeAttention)):
+        inner = next((getattr(module, name) for name in _WRAPPED if hasattr(module, name)), None)
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
 def obstacle(module: nn.Module) -> str | None:
     """Why a layer or attention module keeps HF's dense interface, None if it can be accelerated."""
     name = type(module).__name__
+    cls = original_class(module) or type(module)
     methods: tuple[str, ...] = ("forward",)
     base: type = XLNetRelativeAttention
     if isinstance(module, XLNetRelativeAttention):
@@ -38,18 +55,34 @@ def obstacle(module: nn.Module) -> str | None:
         base = XLNetLayer
     else:
         return f"{name} is not a layer of HF's XLNet"
+    changed = patched(base, *methods)
+    if changed is not None:
+        return f"{base.__name__}.{changed} was replaced"
     for method in methods:
-        if getattr(type(module), method) is not getattr(base, method):
+        if getattr(cls, method) is not getattr(base, method):
             return f"{name} overrides {method}"
         if method in module.__dict__:
             return f"{name} has a {method} of its own on the instance"
-    return obstacle(module.rel_attn) if isinstance(module, XLNetLayer) else None
+    return obstacle(unwrapped(module.rel_attn)) if isinstance(module, XLNetLayer) else None
 
 
 def adopt(module: nn.Module, fast: type) -> None:
     """Give a module its accelerated class."""
     original: Any = type(module)
     module.__class__ = accelerated_class(original, fast)
+    if "forward" in module.__dict__:
+        module.__dict__[_FORWARD_BEFORE] = module.__dict__["forward"]
+
+
+def new_forward(module: nn.Module) -> bool:
+    """Whether an adopted module was given a forward of its own since."""
+    return module.__dict__.get("forward") is not module.__dict__.get(_FORWARD_BEFORE)
+
+
+def give_up(module: nn.Module) -> None:
+    """Give an adopted module the class back that it had; undoes :func:`adopt`."""
+    module.__class__ = original_class(module)  # type: ignore[assignment]
+    module.__dict__.pop(_FORWARD_BEFORE, None)
 
 
 def original_class(module: nn.Module) -> type | None:

@@ -15,9 +15,19 @@ from transformers.models.xlnet.modeling_xlnet import XLNetModel
 
 from xlnet_fast import _extension
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import checked_module, obstacle
-from xlnet_fast.hf.feed_forward import FastFeedForward
-from xlnet_fast.hf.modules import FastModel, takes_context
+from xlnet_fast.hf.adoption import (
+    checked_module,
+    new_forward,
+    obstacle,
+    original_class,
+    unwrapped,
+)
+from xlnet_fast.hf.feed_forward import why_own_code
+from xlnet_fast.hf.heads import HEADS
+from xlnet_fast.hf.layers import takes_context
+from xlnet_fast.hf.modules import FastModel, overrides
+from xlnet_fast.hf.patches import patched
+from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.ops._dispatch import (
     ATTENTION,
     OPS,
@@ -134,7 +144,7 @@ def explain(model: nn.Module, verbose: bool = False) -> Explanation:
         Row(op, mode, c.backend, c.reason, brief(c, device.type), c.speed)
         for (op, mode), c in chosen.items()
     )
-    own_code = _own_code(transformer)
+    own_code = _own_code(transformer) + _own_heads(model)
     line = verdict(
         device.type,
         [choice for (op, _), choice in chosen.items() if op in ATTENTION],
@@ -191,23 +201,60 @@ def _own_code(transformer: FastModel) -> list[str]:
             f"{type(transformer).__name__} overrides XLNetModel.forward; what it does not pass to "
             "super().forward runs Hugging Face's own code"
         )
+    changed = patched(XLNetModel, "forward", "cache_mem")
+    if changed is not None:
+        speed = ": the model runs at Hugging Face's speed" if changed == "forward" else ""
+        notes.append(f"XLNetModel.{changed} was replaced, and is called{speed}")
     if "forward" in transformer.__dict__:
         notes.append("the model has a forward of its own on the instance, which comes first")
+    if transformer.attn_type == "uni" and overrides(transformer, "create_mask"):
+        notes.append(
+            "create_mask is not Hugging Face's: keys that it shows ahead of a query have no "
+            "position score, where Hugging Face's rel_shift reads the next row's"
+        )
     return notes + _own_layers(transformer)
 
 
+def _own_heads(model: nn.Module) -> list[str]:
+    """The models with a head whose forward is not ours, and what that leaves out."""
+    notes = []
+    for module in model.modules():
+        if not isinstance(module, tuple(HEADS)):
+            continue
+        name = type(module).__name__
+        left_out = "what this package adds to models with a head is left out"
+        if original_class(module) is None:
+            notes.append(f"the {name} is not accelerated, only the XLNetModel in it: {left_out}")
+        elif "forward" in module.__dict__ and not new_forward(module):
+            notes.append(
+                f"the {name} had a forward of its own on the instance before accelerate(), which "
+                f"comes first: {left_out}"
+            )
+    return notes
+
+
 def _own_layers(transformer: FastModel) -> list[str]:
-    """The layers, or their feed-forward blocks, that stay as they are, by the reason."""
+    """The layers, or parts of them, that stay as they are, by the reason."""
     layers: dict[str, list[int]] = {}
     blocks: dict[str, list[int]] = {}
+    dropouts: list[int] = []
     for number, layer in enumerate(transformer.layer):
         if not takes_context(layer):
-            layers.setdefault(str(obstacle(layer)), []).append(number)
-        elif not isinstance(layer.ff, FastFeedForward):
-            blocks.setdefault(f"{type(layer.ff).__name__} has a forward of its own", []).append(
-                number
-            )
+            since = "it was put there since; call accelerate() again"
+            layers.setdefault(obstacle(unwrapped(layer)) or since, []).append(number)
+            continue
+        inner = unwrapped(layer)
+        if rate_of(unwrapped(inner.rel_attn).dropout) is None:
+            dropouts.append(number)
+        why = why_own_code(inner.ff)
+        if why is not None:
+            blocks.setdefault(why, []).append(number)
     notes = []
+    if dropouts:
+        notes.append(
+            f"the dropout in the attention of {_layers(dropouts)} is no bare nn.Dropout, or drops "
+            "everything: it is called, on probabilities that are made in full"
+        )
     for why, numbers in layers.items():
         runs = "runs its" if len(numbers) == 1 else "run their"
         notes.append(f"{_layers(numbers)} {runs} own code: {why}")

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.models.xlnet.modeling_xlnet import XLNetFeedForward
 
+from xlnet_fast.hf.adoption import original_class
+from xlnet_fast.hf.patches import patched
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.linear import is_plain_linear, linear_residual
@@ -20,6 +22,9 @@ class FastFeedForward(XLNetFeedForward):
 
     def forward(self, inp: Tensor) -> Tensor:
         """(I, B, H) to (I, B, H), as HF."""
+        if patched(XLNetFeedForward, "forward"):
+            theirs: Tensor = XLNetFeedForward.forward(self, inp)
+            return theirs
         output = drop(self.dropout, self._inner(inp))
         second = self.layer_2
         if is_plain_linear(second):
@@ -51,10 +56,11 @@ def _is_exact_gelu(activation: Any) -> bool:
     return exact and is_bare(activation)
 
 
-def runs_own_code(module: nn.Module) -> bool:
-    """Whether a feed-forward block is not HF's, or overrides HF's forward: it stays as it is."""
-    return (
-        not isinstance(module, XLNetFeedForward)
-        or type(module).forward is not XLNetFeedForward.forward
-        or "forward" in module.__dict__
-    )
+def why_own_code(module: nn.Module) -> str | None:
+    """Why a feed-forward block stays as it is, or is called as it is; None if it is ours."""
+    cls: Any = original_class(module) or type(module)
+    if not isinstance(module, XLNetFeedForward) or cls.forward is not XLNetFeedForward.forward:
+        return f"{cls.__name__} has a forward of its own"
+    if "forward" in module.__dict__:
+        return f"{cls.__name__} has a forward of its own on the instance"
+    return patched(XLNetFeedForward, "forward") and "XLNetFeedForward.forward was replaced"

@@ -9,16 +9,25 @@ Letters: B batch, I current tokens, M memory, J = M + I, I' predicted positions,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterable, Sequence
+from inspect import signature
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.xlnet.modeling_xlnet import XLNetForTokenClassification
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
+from xlnet_fast.transforms import can_look
 
+OF_HUGGING_FACE = frozenset(signature(XLNetForTokenClassification.forward).parameters)
+"""Arguments of a model with a head."""
+_HANDED_TO_ALL = {"use_cache", "cache_position", "next_sequence_length", "num_items_in_batch"}
+"""What ``generate`` and ``Trainer`` hand to every model, and XLNet does not read."""
+_WARNED_OF: set[str] = set()
 _LOWEST_RANK = -(2**31)
 
 
@@ -41,7 +50,7 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
             f"input_ids is on {input_ids.device}, expected the model's device: "
             f"{embedding.weight.device}"
         )
-    if not torch.compiler.is_compiling() and input_ids.device.type == "cpu":
+    if input_ids.device.type == "cpu" and can_look(input_ids):
         size = getattr(embedding, "num_embeddings", None)
         if size is not None and input_ids.numel():
             low, high = (int(x) for x in input_ids.aminmax())
@@ -51,6 +60,12 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
                     f"(the vocabulary has {size} entries)"
                 )
     embedded: Tensor = embedding(input_ids.transpose(0, 1))
+    if embedded.dim() != 3 or embedded.shape[:2] != input_ids.shape[::-1]:
+        raise ShapeError(
+            f"word_embedding returned {tuple(embedded.shape)} for input_ids of shape "
+            f"{tuple(input_ids.shape)}, expected (I, B, H): a hook on it changed the batch. Give "
+            "inputs_embeds instead (captum: IntegratedGradients on inputs_embeds)"
+        )
     return embedded
 
 
@@ -85,12 +100,13 @@ def check_mems(
         ShapeError: another number of layers, or a layer's memory of another shape.
         ArgumentError: a layer's memory is no floating tensor, or on another device.
     """
-    if mems is None or len(mems) == 0 or mems[0] is None:
+    if mems is None or len(mems) == 0 or all(map(_is_no_memory, mems)):
         return None, 0
     if len(mems) != layers:
         raise ShapeError(f"mems has {len(mems)} entries, expected one per layer: {layers}")
-    first = mems[0].shape if isinstance(mems[0], Tensor) else ()
-    shape = (first[0] if len(first) else "M", *hidden.shape[1:])
+    first = mems[0]
+    length = first.shape[0] if isinstance(first, Tensor) and first.dim() else "M"
+    shape = (length, *hidden.shape[1:])
     checked = []
     for number, memory in enumerate(mems):
         letters = "M, B, H, with one M for all layers"
@@ -100,8 +116,23 @@ def check_mems(
             raise ArgumentError(
                 f"mems[{number}] has dtype {memory.dtype}, expected a floating dtype"
             )
-        checked.append(memory)
+        checked.append(_differentiable(memory))
     return checked, checked[0].shape[0]
+
+
+def _is_no_memory(memory: Tensor | None) -> bool:
+    """None, or what HF passes over as well: a tensor without dimensions to hold any."""
+    return memory is None or (
+        isinstance(memory, Tensor) and memory.dim() == 1 and not memory.numel()
+    )
+
+
+def _differentiable(memory: Tensor) -> Tensor:
+    """A copy of what `torch.inference_mode` made, which autograd refuses to keep."""
+    if torch.compiler.is_compiling() or not memory.is_inference():
+        return memory
+    keeps = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return memory.clone() if keeps else memory
 
 
 def build_mask(
@@ -109,6 +140,7 @@ def build_mask(
     batch: int,
     queries: int,
     memory_length: int,
+    memory_padding: Tensor | None,
     attention_mask: Tensor | None,
     input_mask: Tensor | None,
     perm_mask: Tensor | None,
@@ -121,7 +153,9 @@ def build_mask(
     """The mask of one forward pass (HF combines the same parts into one dense float tensor).
 
     Args:
-        attention_mask: (B, I), 1 or True for real tokens. input_mask: its negative. At most one.
+        memory_padding: (B, M) bool, the memory's own, or None.
+        attention_mask: (B, I), 1 or True for real tokens, or (B, M + I) with those of the memory.
+            input_mask: its negative. At most one.
         perm_mask: (B, I, I), positive where token i must not see token j.
         permutation_ranks: (rank_q, rank_k), both (B, I) integers: the compact form, token j is
             visible to i iff ``rank_q[i] > rank_k[j]``. Not together with ``perm_mask``.
@@ -136,8 +170,14 @@ def build_mask(
         raise ArgumentError(
             "give one of attention_mask (1 for real tokens) and input_mask (1 for padding)"
         )
-    padding = _padding(attention_mask, input_mask, (batch, queries), device)
-    if padding is not None:
+    if memory_padding is not None:
+        letters = "B, M: the padding of mems"
+        _expect("mems.padding", memory_padding, (batch, memory_length), letters, device)
+    padding = _padding(attention_mask, input_mask, batch, queries, memory_length, device)
+    if memory_padding is not None and (padding is None or padding.shape[1] == queries):
+        current = memory_padding.new_zeros(batch, queries) if padding is None else padding
+        padding = torch.cat([memory_padding, current], dim=1)
+    elif padding is not None and padding.shape[1] == queries:
         padding = F.pad(padding, (memory_length, 0))  # all may see the memory
     hidden = rank_q = rank_k = None
     if created is not None:
@@ -147,7 +187,7 @@ def build_mask(
     if perm_mask is not None:
         if permutation_ranks is not None:
             raise ArgumentError("give one of perm_mask and permutation_ranks")
-        _expect("perm_mask", perm_mask, (batch, queries, queries), "B, I, I", device)
+        _expect_batch("perm_mask", perm_mask, (batch, queries, queries), "B, I, I", device)
         permuted = F.pad(perm_mask > 0, (memory_length, 0))
         hidden = permuted if hidden is None else hidden | permuted
     if permutation_ranks is not None:
@@ -155,11 +195,12 @@ def build_mask(
             raise ArgumentError(
                 "permutation_ranks must be a pair of (B, I) tensors: (rank_q, rank_k)"
             )
-        rank_q, rank_k = permutation_ranks
+        ranks = []
         for number, rank in enumerate(permutation_ranks):
             name = f"permutation_ranks[{number}]"
-            _expect(name, rank, (batch, queries), "B, I", device)
+            ranks.append(_expect_batch(name, rank, (batch, queries), "B, I", device))
             _expect_integers(name, rank)
+        rank_q, rank_k = ranks
         rank_k = F.pad(rank_k, (memory_length, 0), value=_LOWEST_RANK)
     return AttentionMask(
         key_padding=padding,
@@ -170,6 +211,33 @@ def build_mask(
         same_length=causal and same_length,
         see_self=True,
     )
+
+
+def check_head_mask(head_mask: Tensor, layers: int, heads: int, device: torch.device) -> Tensor:
+    """(layers, N) from (N,), the same for all layers, or from one row for each.
+
+    Raises:
+        ShapeError, ArgumentError: another shape, no tensor, or on another device.
+    """
+    if isinstance(head_mask, Tensor) and head_mask.dim() == 1:
+        _expect("head_mask", head_mask, (heads,), "N", device)
+        return head_mask.expand(layers, heads)
+    _expect("head_mask", head_mask, (layers, heads), "layers, N", device)
+    return head_mask
+
+
+def warn_of_unknown(arguments: Iterable[str]) -> None:
+    """One warning, the first time, for each keyword argument that nothing reads."""
+    unknown = sorted(set(arguments) - _HANDED_TO_ALL - _WARNED_OF)
+    if not unknown or torch.compiler.is_compiling():
+        return
+    names = ", ".join(map(repr, unknown))
+    warnings.warn(
+        f"XLNet's forward has no argument {names}; ignored, as Hugging Face ignores it. Is it "
+        "misspelt?",
+        stacklevel=3,
+    )
+    _WARNED_OF.update(unknown)
 
 
 def build_segments(
@@ -186,7 +254,9 @@ def build_segments(
     """
     if token_type_ids is None:
         return None
-    _expect("token_type_ids", token_type_ids, (batch, queries), "B, I", device)
+    token_type_ids = _expect_batch(
+        "token_type_ids", token_type_ids, (batch, queries), "B, I", device
+    )
     if token_type_ids.is_floating_point() or token_type_ids.is_complex():
         raise ArgumentError(f"token_type_ids has dtype {token_type_ids.dtype}, expected integers")
     return F.pad(token_type_ids.to(torch.int64), (memory_length, 0))
@@ -204,7 +274,7 @@ def compact_targets(target_mapping: Tensor) -> Tensor | None:
     Returns:
         (B, I') int64, -1 for zero rows, or None: the mapping has to be applied as it is.
     """
-    if target_mapping.requires_grad or _cannot_look(target_mapping):
+    if target_mapping.requires_grad or not can_look(target_mapping):
         return None
     one = target_mapping == 1
     regular = (one | (target_mapping == 0)).all()
@@ -220,8 +290,8 @@ def check_targets(
     batch: int,
     queries: int,
     device: torch.device,
-) -> None:
-    """At most one of them, of the right shape, no position twice.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both for the whole batch: at most one of them, of the right shape, no position twice.
 
     The values of ``target_positions`` are looked at on the CPU only; a GPU would synchronise.
 
@@ -232,13 +302,18 @@ def check_targets(
         raise ArgumentError("give one of target_mapping and target_positions")
     if target_mapping is not None:
         count = target_mapping.shape[1] if target_mapping.dim() == 3 else "I'"
-        _expect("target_mapping", target_mapping, (batch, count, queries), "B, I', I", device)
+        target_mapping = _expect_batch(
+            "target_mapping", target_mapping, (batch, count, queries), "B, I', I", device
+        )
     if target_positions is not None:
         count = target_positions.shape[1] if target_positions.dim() == 2 else "I'"
-        _expect("target_positions", target_positions, (batch, count), "B, I'", device)
+        target_positions = _expect_batch(
+            "target_positions", target_positions, (batch, count), "B, I'", device
+        )
         _expect_integers("target_positions", target_positions)
-        if target_positions.device.type == "cpu" and not _cannot_look(target_positions):
+        if target_positions.device.type == "cpu" and can_look(target_positions):
             _check_positions(target_positions, queries)
+    return target_mapping, target_positions
 
 
 def _check_positions(target_positions: Tensor, queries: int) -> None:
@@ -261,27 +336,26 @@ def dense_mapping(target_positions: Tensor, queries: int) -> Tensor:
 def _padding(
     attention_mask: Tensor | None,
     input_mask: Tensor | None,
-    shape: tuple[int, int],
+    batch: int,
+    queries: int,
+    memory_length: int,
     device: torch.device,
 ) -> Tensor | None:
-    """(B, I) bool, True for padding; None where nothing is padded and looking is free."""
-    if attention_mask is not None:
-        _expect("attention_mask", attention_mask, shape, "B, I", device)
-        padding = attention_mask < 1  # HF masks where 1 - attention_mask > 0
-    elif input_mask is not None:
-        _expect("input_mask", input_mask, shape, "B, I", device)
-        padding = input_mask > 0
-    else:
+    """(B, I) or (B, M + I) bool, True for padding; None where none is and looking is free."""
+    if attention_mask is None and input_mask is None:
         return None
-    free = padding.device.type == "cpu" and not _cannot_look(padding)
-    return None if free and not bool(padding.any()) else padding
-
-
-def _cannot_look(x: Tensor) -> bool:
-    """True where reading values is impossible: compiling, exporting, capturing a graph, meta."""
-    if torch.compiler.is_compiling() or x.device.type == "meta":
-        return True
-    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    name, mask = "attention_mask", attention_mask
+    if mask is None:
+        name, mask = "input_mask", input_mask
+    length, letters = queries, "B, I"
+    if memory_length and isinstance(mask, Tensor) and mask.shape[1:] == (memory_length + queries,):
+        length, letters = memory_length + queries, "B, M + I"
+    mask = _expect_batch(name, mask, (batch, length), letters, device)
+    # HF masks where 1 - attention_mask > 0.
+    padding = mask < 1 if name == "attention_mask" else mask > 0
+    if padding.device.type == "cpu" and can_look(padding) and not bool(padding.any()):
+        return None
+    return padding
 
 
 def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device) -> None:
@@ -291,6 +365,17 @@ def _expect(name: str, x: Any, shape: tuple[Any, ...], letters: str, device: tor
         raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape} = ({letters})")
     if x.device != device:
         raise ArgumentError(f"{name} is on {x.device}, expected the model's device: {device}")
+
+
+def _expect_batch(
+    name: str, x: Any, shape: tuple[Any, ...], letters: str, device: torch.device
+) -> Tensor:
+    """The argument for the whole batch: a batch of one stands for all, as in HF."""
+    if isinstance(x, Tensor) and x.dim() == len(shape) and x.shape[0] == 1:
+        _expect(name, x, (1, *shape[1:]), letters, device)
+        return x.expand(shape)
+    _expect(name, x, shape, letters, device)
+    return cast(Tensor, x)
 
 
 def _expect_integers(name: str, x: Tensor) -> None:

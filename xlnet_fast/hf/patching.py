@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetPreTrainedModel
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import adopt, checked_module, obstacle, original_class
-from xlnet_fast.hf.feed_forward import FastFeedForward, runs_own_code
-from xlnet_fast.hf.modules import FastLayer, FastModel, FastRelativeAttention, Options
+from xlnet_fast.hf.adoption import (
+    adopt,
+    checked_module,
+    give_up,
+    new_forward,
+    obstacle,
+    original_class,
+    unwrapped,
+)
+from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
+from xlnet_fast.hf.heads import HEADS
+from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
+from xlnet_fast.hf.modules import FastModel, Options
 from xlnet_fast.ops._dispatch import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -21,7 +32,13 @@ _LOADERS = ("from_pretrained", "_from_config")
 _SUPPORTED_BY_US = "_xlnet_fast_supports_checkpointing"
 
 
-def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = False) -> Model:
+def accelerate(
+    model: Model,
+    backend: str = "auto",
+    *,
+    exact_dropout: bool = False,
+    summarize_real_tokens: bool = False,
+) -> Model:
     """Make every XLNet inside a model run on the fused ops, in place, and return the model.
 
     Parameters, their names, hooks and ``state_dict`` stay the same objects. Calling it again only
@@ -33,6 +50,9 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
         backend: "auto", or the backend of the attention: one that cannot run raises when called.
         exact_dropout: draw one dropout mask of the position table per batch element, as HF does;
             by default the batch shares one, so that the table is projected once.
+        summarize_real_tokens: a classifier summarises the last real token (``summary_type`` "last"
+            and "cls_index"), the first one, or the mean of the real ones, where HF's own takes
+            padding for tokens: what padding there is, and where, no longer matters.
 
     Returns:
         The same model.
@@ -40,7 +60,7 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
     Raises:
         ArgumentError: the model contains no HF XLNet, or no backend has that name.
     """
-    options = _checked_options(backend, exact_dropout)
+    options = _checked_options(backend, exact_dropout, summarize_real_tokens)
     for transformer in _transformers(model):
         if original_class(transformer) is None:
             adopt(transformer, FastModel)
@@ -48,20 +68,29 @@ def accelerate(model: Model, backend: str = "auto", *, exact_dropout: bool = Fal
         for layer in transformer.layer:
             _accelerate_layer(layer)
     for module in model.modules():
+        for base, fast in HEADS.items():
+            if isinstance(module, base):
+                if original_class(module) is None:
+                    adopt(module, fast)
+                module.__dict__["_xlnet_fast_options"] = options
         if isinstance(module, XLNetPreTrainedModel) and not module.supports_gradient_checkpointing:
             module.__dict__["supports_gradient_checkpointing"] = True
             module.__dict__[_SUPPORTED_BY_US] = True
     return model
 
 
-def _accelerate_layer(layer: nn.Module) -> None:
+def _accelerate_layer(layer: Any) -> None:
     """Adopt the layer and its parts, if nothing stands in the way (see ``explain``)."""
-    if original_class(layer) is not None or obstacle(layer) is not None:
+    layer = unwrapped(layer)
+    if obstacle(layer) is not None:
         return
-    adopt(layer.rel_attn, FastRelativeAttention)  # type: ignore[arg-type]
-    if not runs_own_code(layer.ff):  # type: ignore[arg-type]
-        adopt(layer.ff, FastFeedForward)  # type: ignore[arg-type]
-    adopt(layer, FastLayer)
+    attention = unwrapped(layer.rel_attn)
+    parts: list[tuple[Any, type]] = [(attention, FastRelativeAttention), (layer, FastLayer)]
+    if why_own_code(layer.ff) is None:
+        parts.append((layer.ff, FastFeedForward))
+    for module, fast in parts:
+        if original_class(module) is None:
+            adopt(module, fast)
 
 
 def restore(model: Model) -> Model:
@@ -69,7 +98,7 @@ def restore(model: Model) -> Model:
 
     Raises:
         ArgumentError: a module's class was changed again after ``accelerate`` (for example by
-            ``torch.nn.utils.parametrize``); undo that first.
+            ``torch.nn.utils.parametrize``), or it was given a forward of its own; undo that first.
     """
     modules = list(checked_module(model).modules())
     for module in modules:
@@ -78,10 +107,17 @@ def restore(model: Model) -> Model:
                 f"the class of a {type(module).__name__} was changed after accelerate(); "
                 "undo that change (parametrize, FSDP), then restore"
             )
+        if original_class(module) is not None and new_forward(module):
+            raise ArgumentError(
+                f"a {type(module).__name__} was given a forward of its own after accelerate(), "
+                "which calls the accelerated one (Trainer and Accelerator.prepare do so for bf16, "
+                "accelerate's offloading too); undo that "
+                "(accelerate.utils.extract_model_from_parallel with keep_fp32_wrapper=False, "
+                "accelerate.hooks.remove_hook_from_submodules), then restore"
+            )
     for module in modules:
-        original = original_class(module)
-        if original is not None:
-            module.__class__ = original
+        if original_class(module) is not None:
+            give_up(module)
             module.__dict__.pop("_xlnet_fast_options", None)
             for name in _CHECKPOINTING:
                 module.__dict__.pop(name, None)
@@ -95,11 +131,13 @@ def is_accelerated(model: nn.Module) -> bool:
     return any(isinstance(module, FastModel) for module in checked_module(model).modules())
 
 
-def enable(backend: str = "auto", *, exact_dropout: bool = False) -> None:
+def enable(
+    backend: str = "auto", *, exact_dropout: bool = False, summarize_real_tokens: bool = False
+) -> None:
     """From now on ``from_pretrained`` and ``from_config`` of every XLNet class return accelerated
     models; the arguments are those of ``accelerate``. ``disable`` ends it.
     """
-    options = _checked_options(backend, exact_dropout)
+    options = _checked_options(backend, exact_dropout, summarize_real_tokens)
     disable()
     for name in _LOADERS:
         setattr(XLNetPreTrainedModel, name, _accelerating(name, options))
@@ -119,17 +157,17 @@ def _accelerating(name: str, options: Options) -> Any:
         inherited: Callable[..., Any] = getattr(super(XLNetPreTrainedModel, cls), name)
         result = inherited(*args, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
-        accelerate(model, options.backend, exact_dropout=options.exact_dropout)
+        accelerate(model, **asdict(options))
         return result
 
     return classmethod(load)
 
 
-def _checked_options(backend: str, exact_dropout: bool) -> Options:
+def _checked_options(backend: str, exact_dropout: bool, summarize_real_tokens: bool) -> Options:
     if backend not in ("auto", *BACKENDS):
         known = ", ".join(("auto", *BACKENDS))
         raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
-    return Options(backend, exact_dropout)
+    return Options(backend, exact_dropout, summarize_real_tokens)
 
 
 def _transformers(model: nn.Module) -> list[Any]:

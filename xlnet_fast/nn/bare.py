@@ -7,17 +7,38 @@ compiled one is called as ever.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as _module
+from torch.utils.module_tracker import ModuleTracker
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+_FORWARDS: dict[type[nn.Module], Any] = {
+    cls: cls.forward for cls in (nn.Linear, nn.Dropout, nn.Identity, nn.GELU)
+}
+"""Of the classes that are passed over, before anybody patched them."""
+
+
 def is_bare(module: nn.Module) -> bool:
-    """Whether calling a module is calling its class's forward and nothing else."""
+    """Whether calling a module is calling its class's forward, PyTorch's own, and nothing else."""
+    cls = type(module)
     return (
-        not any(getattr(module, name) for name in _HOOKS)
-        and not _has_any_global_hook()
+        cls.forward is _FORWARDS.get(cls, cls.forward)
+        and not any(getattr(module, name) for name in _HOOKS)
+        and not _are_all_hooked()
         and module._compiled_call_impl is None
         and "forward" not in module.__dict__
     )
+
+
+def _are_all_hooked() -> bool:
+    """Whether hooks on all modules see or change what passes; those that note names do not."""
+    if not _module._has_any_global_hook():
+        return False
+    if _module._global_backward_hooks or _module._global_backward_pre_hooks:
+        return True
+    hooks = (*_module._global_forward_hooks.values(), *_module._global_forward_pre_hooks.values())
+    return not all(isinstance(getattr(hook, "__self__", None), ModuleTracker) for hook in hooks)

@@ -22,6 +22,7 @@ class AttentionContext:
         target_mapping: (I', I, B) dense mapping, where it is not one-hot or probabilities are
             wanted: the query stream then runs over all I positions. At most one of ``positions``
             and ``target_mapping`` is given.
+        head_mask: (N,) what each head's probabilities are multiplied with, or None.
         backend: "auto" or the name of the attention's backend; ops that this backend does not
             have (probabilities, memory) run on "auto".
     """
@@ -30,4 +31,5 @@ class AttentionContext:
     segments: Tensor | None = None
     positions: Tensor | None = None
     target_mapping: Tensor | None = None
+    head_mask: Tensor | None = None
     backend: str = "auto"

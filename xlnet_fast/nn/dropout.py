@@ -25,6 +25,17 @@ def is_idle(module: nn.Module) -> bool:
     return not drops and is_bare(module)
 
 
+def rate_of(module: nn.Module) -> float | None:
+    """The share that a dropout drops now; None where only calling the module can tell.
+
+    That is any other module in its place, one with a hook, and one that drops everything.
+    """
+    if type(module) not in (nn.Dropout, nn.Identity) or not is_bare(module):
+        return None
+    rate = module.p if isinstance(module, nn.Dropout) and module.training else 0.0
+    return rate if rate < 1.0 else None
+
+
 def drop(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)`` for a module that drops elements of x; as large as x."""
     if type(module) is nn.Dropout and _is_ours(module, x):

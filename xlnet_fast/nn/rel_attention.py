@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xlnet_fast.errors import ShapeError
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, clear_padded
 from xlnet_fast.nn.context import AttentionContext
+from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.linear import linear_residual
 from xlnet_fast.ops import masked_softmax, rel_attention, two_stream_attention
 from xlnet_fast.ops._dispatch import named_or_auto
@@ -38,7 +39,7 @@ class RelativeAttentionCore(nn.Module):
     r_w_bias: Tensor
     seg_embed: Tensor
     layer_norm: nn.Module
-    dropout: nn.Dropout
+    dropout: nn.Module
     scale: float
 
     def attend(
@@ -73,23 +74,31 @@ class RelativeAttentionCore(nn.Module):
             )
         streams = [_project(h, self.q)]
         if g is not None:
-            streams.append(self._query_rows(_project(g, self.q), context))
-        operands = self._operands(h, r, memory, context)
-        vectors: Sequence[Tensor]
-        if output_attentions:
-            vectors, probabilities = self._attend_visibly(streams, operands, context)
+            streams.append(self.__query_rows(_project(g, self.q), context))
+        operands = self.__operands(h, r, memory, context)
+        attended: Iterator[tuple[Tensor, Tensor | None]]
+        if output_attentions or rate_of(self.dropout) is None:
+            attended = self.__attend_visibly(streams, operands, context)
         else:
-            vectors = self._attend_fused(streams, operands, context)
-        output_h = self.post_attention(h, vectors[0].transpose(0, 1))
+            attended = (
+                (vector, None) for vector in self.__attend_fused(streams, operands, context)
+            )
+        if context.head_mask is not None:
+            attended = _masked_heads(attended, context.head_mask)
+        # One stream after the other, as modules that are called may count their calls.
+        vector, probability = next(attended)  # (B, rows, N, D)
+        output_h, probabilities = self.post_attention(h, vector.transpose(0, 1)), [probability]
         output_g = None
         if g is not None:
-            vector = vectors[1].transpose(0, 1)  # (rows, B, N, D)
+            vector, probability = next(attended)
+            vector = vector.transpose(0, 1)
             if context.target_mapping is not None:
                 vector = torch.einsum("lbnd,mlb->mbnd", vector, _like(context.target_mapping, h))
             output_g = self.post_attention(g, vector)
+            probabilities.append(probability)
         if not output_attentions:
             return output_h, output_g
-        returned = tuple(p.permute(2, 3, 0, 1) for p in probabilities)
+        returned = tuple(p.permute(2, 3, 0, 1) for p in probabilities if p is not None)
         return output_h, output_g, (returned[0] if g is None else returned)
 
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
@@ -100,13 +109,13 @@ class RelativeAttentionCore(nn.Module):
             linear_residual(attn_vec.flatten(2), weight, None, self.dropout, added)
         )
 
-    def _query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
+    def __query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
         """Query-stream rows (B, I', N, D); under a dense mapping (B, I, N, D), as HF."""
         if context.target_mapping is None:
             return q_g
         return torch.einsum("bmnd,mlb->blnd", q_g, _like(context.target_mapping, q_g))
 
-    def _operands(
+    def __operands(
         self, h: Tensor, r: Tensor, memory: Tensor | None, context: AttentionContext
     ) -> dict[str, Tensor]:
         """What the streams share, named as the ops name it.
@@ -130,7 +139,7 @@ class RelativeAttentionCore(nn.Module):
             operands["seg_embed"] = _like(self.seg_embed, h)
         return operands
 
-    def _attend_fused(
+    def __attend_fused(
         self,
         streams: list[Tensor],
         operands: dict[str, Tensor],
@@ -160,13 +169,18 @@ class RelativeAttentionCore(nn.Module):
             ),
         )
 
-    def _attend_visibly(
+    def __attend_visibly(
         self,
         streams: list[Tensor],
         operands: dict[str, Tensor],
         context: AttentionContext,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Vectors (B, I, N, D) and probabilities (B, N, I, J) of each stream, all rows."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A vector (B, I, N, D) and probabilities (B, N, I, J) for each stream, all rows."""
+        if context.positions is not None:
+            raise ArgumentError(
+                "probabilities are made for all rows: give target_mapping in place of positions, "
+                "or a bare nn.Dropout and no output_attentions"
+            )
         keys, values = (
             clear_padded(
                 _both(operands.get(f"{name}_memory"), operands[name]), context.mask.key_padding
@@ -177,7 +191,6 @@ class RelativeAttentionCore(nn.Module):
         repeats = keys.shape[0] // table.shape[0]
         table = table.repeat_interleave(repeats, dim=0)  # (B, P, N, D)
         dropout_p, seed = self._dropout(streams[0])
-        vectors, probabilities = [], []
         for number, q in enumerate(streams):
             segment_scores = segments_q = None
             if context.segments is not None:
@@ -197,14 +210,15 @@ class RelativeAttentionCore(nn.Module):
                 seed=None if seed is None else seed + number,
                 backend=named_or_auto("masked_softmax", context.backend),
             )
-            vectors.append(torch.einsum("bnij,bjnd->bind", probability.to(values.dtype), values))
-            probabilities.append(probability)
-        return vectors, probabilities
+            if rate_of(self.dropout) is None:
+                probability = self.dropout(probability)
+            vector = torch.einsum("bnij,bjnd->bind", probability.to(values.dtype), values)
+            yield vector, probability
 
     def _dropout(self, like: Tensor) -> tuple[float, Tensor | None]:
-        """Probability and seed; the seed is drawn on the device, without synchronisation."""
-        p = self.dropout.p if self.dropout.training else 0.0
-        if p == 0.0:
+        """What the op is to drop itself, and the seed, drawn on the device without waiting."""
+        p = rate_of(self.dropout)
+        if not p:  # nothing, or the module is called
             return 0.0, None
         return p, torch.randint(0, 2**62, (1,), device=like.device)
 
@@ -282,6 +296,15 @@ def _like(parameter: Tensor, x: Tensor) -> Tensor:
     matrix product casts by itself.
     """
     return parameter.to(x.dtype)
+
+
+def _masked_heads(
+    attended: Iterator[tuple[Tensor, Tensor | None]], head_mask: Tensor
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Vectors (B, rows, N, D) and probabilities (B, N, I, J), each head times its mask (N,)."""
+    for vector, probability in attended:
+        mask = _like(head_mask, vector)[:, None]
+        yield vector * mask, None if probability is None else probability * mask[..., None]
 
 
 def _last(segments: Tensor, queries: int) -> Tensor:

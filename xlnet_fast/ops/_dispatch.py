@@ -17,6 +17,7 @@ from functools import cache
 
 import torch
 
+from xlnet_fast import transforms
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import cpu as cpu_kernels
 from xlnet_fast.kernels import cuda as cuda_kernels
@@ -57,6 +58,7 @@ class Capability:
     obstacle: Callable[[], str | None] | None = None  # why it cannot run on this machine
     # Why it, which can run here, cannot run a call of (gpu, head dim or None, needs_grad).
     unfit: Callable[[str | None, int | None, bool], str | None] | None = None
+    plain: bool = False  # whether it is PyTorch's own code, which every transform knows
 
 
 # In the order in which ``auto`` prefers them.
@@ -91,7 +93,7 @@ CAPABILITIES = (
         obstacle=cpu_kernels.why_unavailable,
     ),
     Capability("sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS),
-    Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS),
+    Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS, plain=True),
 )
 BACKENDS = tuple(capability.name for capability in CAPABILITIES)
 GPU_KERNELS = tuple(capability.name for capability in CAPABILITIES if capability.gpu_kernel)
@@ -105,6 +107,7 @@ class Request:
         device: its type. head_dim: of attention. needs_grad: whether a backward pass will come.
         gpu: compute capability, as "9.0"; None where there is none or nobody knows.
         misaligned: which operand's rows are not whole pieces of 16 bytes, and why.
+        transform: what looks on, as ``transforms.needs_plain_code``.
         features: of the call, as in ``qualification.record.CLASSES``, sorted.
         proved: what this device's record says of the backends for such a call.
         unproved: why there is no record of this device; "" where there is one.
@@ -120,6 +123,7 @@ class Request:
     features: tuple[str, ...] = ()
     proved: tuple[proof.Verdict, ...] = ()
     unproved: str = ""
+    transform: str = ""
 
     def verdict(self, backend: str) -> proof.Verdict | None:
         """What was proved of a backend; None where nothing was."""
@@ -258,6 +262,8 @@ def _why_elsewhere(capability: Capability, request: Request) -> str | None:
 
 
 def _why_unable(capability: Capability, request: Request) -> str | None:
+    if request.transform and not capability.plain:
+        return f"{request.transform} knows PyTorch's own code alone, which is backend='reference'"
     dtypes = capability.narrower.get(request.op, capability.dtypes)
     if request.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
@@ -386,10 +392,12 @@ def request_on(
         proved: whether to ask what was proved there, which only ``auto`` needs.
     """
     features = tuple(sorted(features))
+    request = Request(op, device.type, dtype, head_dim, needs_grad, gpu_on(device), None, features)
+    if transform := transforms.needs_plain_code():
+        return replace(request, transform=transform)
     index: int | None = device.index  # whose annotation says int
     if device.type == "cuda" and index is None and torch.cuda.is_available():
         index = torch.cuda.current_device()
-    request = Request(op, device.type, dtype, head_dim, needs_grad, gpu_on(device), None, features)
     if not proved or device.type not in ("cpu", "cuda"):
         return request
     unproved = proof.why_none(device.type, index)

@@ -257,14 +257,12 @@ def check_table(name: str, table: int, keys: int, memory_length: int, causal: bo
 def check_positions(positions: Tensor | None, current: int) -> None:
     """Positions lie below L, on the CPU, where looking is free; elsewhere kernels clamp.
 
-    Not looked at while a graph is traced; the ops look when it runs, the reference cannot.
+    The registered ops look when they run; who calls the reference looks where it ``can_look``.
 
     Raises:
         ArgumentError: names the largest position and the number of current keys.
     """
     if positions is None or positions.device.type != "cpu" or positions.numel() == 0:
-        return
-    if torch.compiler.is_compiling() or type(positions) is not Tensor:
         return
     if int(positions.max()) >= current:
         raise ArgumentError(

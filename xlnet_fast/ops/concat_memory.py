@@ -101,7 +101,8 @@ def _new_memories(
     choice = choose(
         request_for("concat_memory", first, features=features, backend=backend), backend
     )
-    if choice.backend == "reference":
+    # A traced program (torch.jit.trace) would keep the op's numbers of rows.
+    if choice.backend == "reference" or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return [
             reference.concat_memory(
                 current, None if memory is None else memory[number], mem_len, reuse_len

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlnet_fast import transforms
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.ops._contracts._registry import LIBRARY
+from xlnet_fast.ops._contracts._registry import LIBRARY, refuse_forward_mode
 from xlnet_fast.ops._validation import check_dropout, check_float
 from xlnet_fast.philox import keep_mask
 
@@ -34,7 +35,8 @@ def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     check_dropout(p, seed)
     if p == 0.0:
         return x
-    result: Tensor = torch.ops.xlnet_fast.dropout(x, seed, p)
+    drop = _drop if transforms.active() else torch.ops.xlnet_fast.dropout
+    result: Tensor = drop(x, seed, p)
     return result
 
 
@@ -42,6 +44,11 @@ LIBRARY.define("dropout(Tensor x, Tensor seed, float p) -> Tensor")
 
 
 def _dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    refuse_forward_mode("dropout")
+    return _drop(x, seed, p)
+
+
+def _drop(x: Tensor, seed: Tensor, p: float) -> Tensor:
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     width = x.shape[-1]
@@ -57,7 +64,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same map as forward: it is linear and its matrix is diagonal."""
     (seed,) = ctx.saved_tensors
-    return torch.ops.xlnet_fast.dropout(grad, seed, ctx.p), None, None
+    return dropout(grad, ctx.p, seed), None, None
 
 
 LIBRARY.impl("dropout", _dropout, "CompositeExplicitAutograd")

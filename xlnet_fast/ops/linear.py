@@ -11,6 +11,7 @@ understood is ``F.linear``.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -18,14 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
-from xlnet_fast import _extension
+from xlnet_fast import _extension, transforms
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels import cpu
 from xlnet_fast.kernels.cpu import linear as cpu_linear
-from xlnet_fast.ops._contracts._registry import LIBRARY
+from xlnet_fast.ops._contracts._registry import LIBRARY, refuse_forward_mode
 from xlnet_fast.ops._dispatch import FAULT, Choice, PassedOver
 from xlnet_fast.ops.qualification import proof
 
@@ -188,8 +189,8 @@ def linear(
         if activation is not None:
             return F.gelu(out)
         return out if residual is None else out + residual
-    # An eager call without a graph needs no op, whose dispatch costs more than a small product.
-    opaque = trains or torch.compiler.is_compiling()
+    # An eager call that nobody records needs no op, whose dispatch costs more than a small product.
+    opaque = trains or torch.compiler.is_compiling() or transforms.sees_ops()
     compute = torch.ops.xlnet_fast.linear if opaque else _linear
     result: Tensor = compute(x, weight, bias, residual, activation or "none")
     return result
@@ -246,8 +247,7 @@ def is_transformed() -> bool:
         torch.is_autocast_enabled("cpu")
         or torch.compiler.is_exporting()
         or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or transforms.active() != ""
     )
 
 
@@ -278,6 +278,7 @@ def _linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str
 ) -> Tensor:
     """``activation`` is "none" or "gelu"; residual is as large as the result, or None."""
+    refuse_forward_mode("linear")
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
     if out.numel() == 0:
         return out
@@ -307,18 +308,30 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Made of differentiable ops, so that it has derivatives itself."""
     x, weight, bias = ctx.saved_tensors
     wants_x, wants_weight, wants_bias, wants_residual, _ = ctx.needs_input_grad
-    product = torch.ops.xlnet_fast.linear
     if ctx.activation == "gelu":
-        before = product(x, weight, bias, None, "none")
+        before = _product(x, weight, bias)
         grad = torch.ops.aten.gelu_backward(grad, before)
-    rows = grad.flatten(0, -2)
+    rows = grad.reshape(-1, grad.shape[-1])  # not flatten, which batched gradients lack
     grad_x = grad_weight = None
     if wants_x:
-        grad_x = product(grad, weight.t(), None, None, "none")
+        grad_x = _product(grad, weight.t())
     if wants_weight:
         grad_weight = rows.t() @ x.flatten(0, -2)  # MKL is as fast here
     grad_bias = rows.sum(0) if wants_bias else None
     return grad_x, grad_weight, grad_bias, grad if wants_residual else None, None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b, with the derivatives that are asked for now."""
+    if transforms.active():
+        return F.linear(x, weight, bias)
+    product: Tensor = torch.ops.xlnet_fast.linear(x, weight, bias, None, "none")
+    return product
+
+
+@register_flop_formula(torch.ops.xlnet_fast.linear)
+def _flops(x: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
 
 
 LIBRARY.impl("linear", _linear, "CPU")

@@ -23,6 +23,7 @@ from xlnet_fast.ops._validation import (
     check_table,
     check_tensor,
 )
+from xlnet_fast.transforms import can_look
 
 
 def masked_softmax(
@@ -110,7 +111,8 @@ def masked_softmax(
     )
     choice = choose(request, backend)
     if choice.backend == "reference":
-        check_positions(positions, keys - memory_length)
+        if positions is not None and can_look(positions):
+            check_positions(positions, keys - memory_length)
         return reference.masked_softmax(
             scores,
             position_scores=position_scores,

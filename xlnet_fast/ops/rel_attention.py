@@ -25,6 +25,7 @@ from xlnet_fast.ops._validation import (
     check_table,
     check_tensor,
 )
+from xlnet_fast.transforms import can_look
 
 
 def rel_attention(
@@ -81,7 +82,8 @@ def rel_attention(
         dropout_p: dropout of the probabilities; ``seed``, an int64 tensor of one element, fixes the
             mask (the same on every backend).
         backend: "auto", "reference", "sdpa", "cpu", "triton" or "cuda". A named one runs or raises;
-            "cuda" reads only operands whose rows begin at multiples of 16 bytes.
+            "cuda" reads only operands whose rows begin at multiples of 16 bytes. Transforms of
+            ``torch.func`` and forward-mode differentiation are for "auto" and "reference".
 
     Returns:
         (B, I, N, D) in the dtype of q, with the strides of q where q is dense.
@@ -108,7 +110,8 @@ def rel_attention(
     features = _features(mask, segments_q, k_memory, positions, dropout_p, r)
     choice = _choose("rel_attention", operands, rows, features, backend)
     if choice.backend == "reference":
-        check_positions(positions, keys - memory_length)
+        if positions is not None and can_look(positions):
+            check_positions(positions, keys - memory_length)
         return reference.rel_attention(
             q, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory,
             r_s_bias=r_s_bias, seg_embed=seg_embed, segments_q=segments_q, segments_k=segments_k,
@@ -195,7 +198,8 @@ def two_stream_attention(
         "two_stream_attention", (q_h, q_g, *shared), rows | {"r": r}, features, backend
     )
     if choice.backend == "reference":
-        check_positions(positions, keys - memory_length)
+        if positions is not None and can_look(positions):
+            check_positions(positions, keys - memory_length)
         return reference.two_stream_attention(
             q_h, q_g, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory,
             r_s_bias=r_s_bias, seg_embed=seg_embed, segments=segments, mask=mask,

@@ -15,13 +15,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import FinetuneOptions
 from xlnet_fast.train.finetune.model import run_tokenizer
 from xlnet_fast.train.finetune.question_answering import BeamQuestionAnswering, QuestionAnswering
-from xlnet_fast.train.finetune.spans import (
-    Span,
-    Window,
-    best_answers,
-    spans_of_beam,
-    spans_of_logits,
-)
+from xlnet_fast.train.finetune.spans import Span, Window, best_answers, spans_of
 from xlnet_fast.train.finetune.task import IGNORED
 
 CONTEXT = (
@@ -151,29 +145,12 @@ def test_bad_questions(make, given, words):
 
 # --- from scores to answers ----------------------------------------------------------------------
 
-WINDOW = Window(0, 2, np.array([0, 4, 8, 12]), np.array([3, 7, 11, 15]))
 
-
-def test_a_span_is_chosen_within_the_context():
-    """Positions 2 to 5 are the context's; the best of all lies outside, the next is too long."""
-    start = np.array([9.0, 9.0, 4.0, 1.0, 3.0, 0.0, 9.0])
-    end = np.array([9.0, 9.0, 0.0, 2.0, 1.0, 5.0, 9.0])
-    spans = sorted(spans_of_logits(WINDOW, start, end, 20, 2), key=lambda span: -span.score)
-    assert spans[0] == Span(8.0, 8, 15)
-    assert all(span.end - span.begin <= 7 for span in spans)
-    assert all(span.begin < span.end for span in spans)
-    longest = max(spans_of_logits(WINDOW, start, end, 20, 4), key=lambda span: span.score)
-    assert longest == Span(9.0, 0, 15)
-    assert len(list(spans_of_logits(WINDOW, start, end, 1, 4))) == 1
-
-
-def test_a_beam_is_read_in_its_own_order():
-    """Two starts, three ends each; ends are the slower index."""
-    starts = np.array([2, 4])
-    ends = np.array([[3, 5], [2, 4], [6, 3]])
-    scores = np.array([[-1.0, -2.0], [-3.0, -4.0], [-0.1, -0.1]])
-    found = list(spans_of_beam(WINDOW, np.array([-1.0, -1.5]), starts, scores, ends, 30))
-    assert found == [Span(-2.0, 0, 7), Span(-4.0, 0, 3), Span(-3.5, 8, 15), Span(-5.5, 8, 11)]
+def test_a_span_is_told_in_characters():
+    window = Window(0, np.array([0, 4, 8, 12]), np.array([3, 7, 11, 15]))
+    starts, ends = np.array([2, 0, -1, -100]), np.array([3, 0, -1, -100])
+    found = list(spans_of(window, starts, ends, np.array([2.0, 1.0, -np.inf, -100.0])))
+    assert found == [Span(2.0, 8, 15), Span(1.0, 0, 3)]
 
 
 def test_no_answer_is_chosen_above_the_threshold():
@@ -222,41 +199,25 @@ def test_answers_do_not_depend_on_the_batches(make, kind, head):
     assert all(entry["prediction"] in CONTEXT + "a cat" for entry in report.rows)
 
 
-def test_perfect_scores_give_the_answers(make):
-    """Logits that point to the labels, and to <cls> where there is no answer."""
+def test_perfect_spans_give_the_answers(make):
+    """Of each window the label, or only a bad span where it has no answer."""
     rows = (row("an object"), row("", context="class value"), row("a", context="a cat"))
     task, split = make(*rows)
-    start = np.full((len(split.features), LENGTH), -10.0)
-    end = start.copy()
-    for k, feature in enumerate(split.features):
-        shift = LENGTH - feature["size"]
-        start[k, feature["label"][0] + shift] = end[k, feature["label"][1] + shift] = 10.0
-    found = task.metrics(split, (start, end), np.array(split.features["label"]))
-    assert found["exact_match"] == found["f1"] == 1.0
+    spans = [(0, 0) if f["none"] else f["label"] for f in split.features]
+    starts, ends = np.array(spans)[:, :, None].swapaxes(0, 1)
+    none = np.array(split.features["none"])
+    predictions = (starts, ends, np.where(none, -20.0, 20.0)[:, None], np.where(none, 20.0, -20.0))
+    found = task.metrics(split, predictions, None)
+    assert found == {
+        f"{name}{kind}": 1.0
+        for name in ("exact_match", "f1")
+        for kind in ("", "_has_answer", "_no_answer")
+    }
     # Without a null score an answer is found for every question.
     task.some_have_none = False
-    assert task.metrics(split, (start, end), None)["exact_match"] == pytest.approx(2 / 3)
+    assert task.metrics(split, predictions, None)["exact_match"] == pytest.approx(2 / 3)
     task.some_have_none, task.options = True, dataclasses.replace(task.options, null_threshold=99)
-    assert task.metrics(split, (start, end), None)["exact_match"] == pytest.approx(2 / 3)
-
-
-def test_the_beam_of_hf_is_ends_by_starts(make):
-    """What spans.py says of the order of HF's flattened ends, and that they are probabilities."""
-    task, split = make(row("class"), kind=BeamQuestionAnswering)
-    config = XLNetConfig(**SHAPE, vocab_size=300, start_n_top=3, end_n_top=2)
-    model = XLNetForQuestionAnswering(config).eval()
-    batch = task.collate([split.features[0]])
-    inputs = task.model_inputs(batch, training=False)
-    with torch.no_grad():
-        outputs = model(**inputs, use_mems=False)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        hidden = model.transformer(**{n: inputs[n] for n in names}, use_mems=False)[0]
-        ends = outputs.end_top_log_probs.reshape(2, 3)
-        for k in range(3):
-            start = outputs.start_top_index[:, k]
-            logits = model.end_logits(hidden, start_positions=start, p_mask=inputs["p_mask"])
-            expected = logits.softmax(-1).topk(2).values[0]
-            torch.testing.assert_close(ends[:, k], expected, rtol=1e-4, atol=1e-6)
+    assert task.metrics(split, predictions, None)["exact_match"] == pytest.approx(2 / 3)
 
 
 # --- losses --------------------------------------------------------------------------------------

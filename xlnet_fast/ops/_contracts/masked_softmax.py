@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlnet_fast import reference
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import masked_softmax as cpu_softmax
 from xlnet_fast.kernels.cuda import masked_softmax as cuda_softmax
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.operands import SoftmaxInputs
-from xlnet_fast.ops._contracts._registry import LIBRARY, PARTS, launch, parts_of, register
+from xlnet_fast.ops._contracts._registry import (
+    LIBRARY,
+    PARTS,
+    launch,
+    parts_of,
+    register_differentiable,
+)
 from xlnet_fast.ops._validation import check_positions
 
 _SOFTMAX = (
@@ -30,8 +37,10 @@ LIBRARY.define(
 
 def _inputs(scores: Tensor, args: Sequence[Any]) -> SoftmaxInputs:
     """From the schema's arguments, ``args`` being those after ``scores``."""
-    mask, positions, seed, numbers = parts_of(args[4:])
-    fields = (*args[:4], mask, positions, *numbers, seed)
+    mask, positions, seed, (memory_length, *numbers) = parts_of(args[4:])
+    if positions is None:  # a traced program keeps the number it was traced with
+        memory_length = scores.shape[3] - scores.shape[2]
+    fields = (*args[:4], mask, positions, memory_length, *numbers, seed)
     return SoftmaxInputs(scores, *fields)
 
 
@@ -76,10 +85,22 @@ def _masked_softmax_backward(
     return grads
 
 
-register(
+def _plain(scores: Tensor, *args: Any) -> tuple[Tensor]:
+    """The op in PyTorch's own code, which has all derivatives."""
+    x = _inputs(scores, args)
+    out = reference.masked_softmax(
+        scores, position_scores=x.position_scores, segment_scores=x.segment_scores,
+        segments_q=x.segments_q, segments_k=x.segments_k, mask=x.mask, positions=x.positions,
+        memory_length=x.memory_length, scale=x.scale, dropout_p=x.dropout_p, seed=x.seed,
+    )  # fmt: skip
+    return (out,)
+
+
+register_differentiable(
     "masked_softmax",
     _masked_softmax,
     lambda scores, *args: torch.empty_like(scores, memory_format=torch.contiguous_format),
     _masked_softmax_backward,
     lambda grad, out, scores, *args: _contiguous_grads(_inputs(scores, args)),
+    _plain,
 )

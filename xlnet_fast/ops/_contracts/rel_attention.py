@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlnet_fast import reference
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.cpu import rel_attention as cpu_attention
 from xlnet_fast.kernels.cuda import rel_attention as cuda_attention
@@ -25,7 +26,7 @@ from xlnet_fast.ops._contracts._registry import (
     launch,
     names,
     parts_of,
-    register,
+    register_differentiable,
 )
 from xlnet_fast.ops._validation import check_positions
 
@@ -58,8 +59,14 @@ def _call(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Keys, tuple[Q
     The query rows are those of one stream, or of the content and the query stream.
     """
     *shared, segments, key_segments = args[:11]
-    mask, positions, seed, numbers = parts_of(args[11:])
-    keys, backend = Keys(*[*shared, key_segments, *numbers]), args[-1]
+    mask, positions, seed, (memory_length, *numbers) = parts_of(args[11:])
+    k, _, k_memory, *_ = shared
+    # A traced program keeps the number it was traced with, which tensors tell, if they do.
+    if k_memory is not None:
+        memory_length = k_memory.shape[1]
+    elif positions is None or len(queries) == 2:
+        memory_length = k.shape[1] - queries[0].shape[1]
+    keys, backend = Keys(*[*shared, key_segments, memory_length, *numbers]), args[-1]
     if len(queries) == 1:
         return keys, (Queries(queries[0], segments, mask, positions, seed),), backend
     content, query = (replace(mask, see_self=see_self) for see_self in (True, False))
@@ -145,6 +152,25 @@ def _wanted_likes(
     return tuple(x if want else None for x, want in zip(likes, wanted, strict=True))
 
 
+def _plain(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Outputs of each stream in PyTorch's own code, which has all derivatives."""
+    keys, streams, _ = _call(queries, args)
+    options: dict[str, Any] = {
+        "k_memory": keys.k_memory, "v_memory": keys.v_memory, "r_s_bias": keys.r_s_bias,
+        "seg_embed": keys.seg_embed, "scale": keys.scale, "dropout_p": keys.dropout_p,
+        "mask": streams[0].mask, "positions": streams[-1].positions, "seed": streams[0].seed,
+    }  # fmt: skip
+    shared = (keys.k, keys.v, keys.r, keys.r_w_bias, keys.r_r_bias)
+    if len(queries) == 2:
+        q_h, q_g = queries
+        return reference.two_stream_attention(q_h, q_g, *shared, **options, segments=keys.segments)
+    out = reference.rel_attention(
+        queries[0], *shared, **options, segments_q=streams[0].segments, segments_k=keys.segments,
+        memory_length=keys.memory_length,
+    )  # fmt: skip
+    return (out,)
+
+
 def _register(name: str, count: int) -> None:
     """Attach the above to the schema of an op of ``count`` streams."""
 
@@ -156,12 +182,13 @@ def _register(name: str, count: int) -> None:
         *_, queries, args = split(values)
         return empty_grads(_wanted_likes(wanted, queries, args), queries[0])
 
-    register(
+    register_differentiable(
         name,
         lambda *values: _forward(values[:count], values[count:]),
         lambda *values: _allocate(values[:count], values[count:]),
         lambda wanted, *values: _backward(wanted, *split(values)),
         fake_backward,
+        lambda *values: _plain(values[:count], values[count:]),
         queries=count,
         selective=True,
     )

@@ -8,12 +8,15 @@ import transformers
 from transformers import XLNetConfig
 
 from xlnet_fast.checkpoint import load_config, load_weights
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf import accelerate
 from xlnet_fast.train.finetune.options import FinetuneOptions
 from xlnet_fast.train.finetune.task import Task
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
 
 BEAM_HEAD = "XLNetForQuestionAnswering"
+_SUMMARISING_TASKS = ("text-classification", "multiple-choice")
+_SUMMARIES = ("last", "cls_index")  # both the <cls> at the end, as no index is given
 
 
 def run_tokenizer(options: FinetuneOptions) -> Any:
@@ -32,10 +35,18 @@ def run_config(options: FinetuneOptions, tokenizer: Any) -> Any:
     """The model's config, with the dropout of the options.
 
     Raises:
-        ArgumentError: there is none, or its vocabulary is smaller than the tokenizer's.
+        ArgumentError: there is none, its vocabulary is smaller than the tokenizer's, or the task's
+            head would summarise padding.
     """
     config = load_config(options.model)
     check_vocabulary(tokenizer, config.vocab_size, options.model)
+    if options.task in _SUMMARISING_TASKS and config.summary_type not in _SUMMARIES:
+        raise ArgumentError(
+            f"summary_type is {config.summary_type!r} in the config of {options.model}, expected "
+            f"{' or '.join(_SUMMARIES)}: Hugging Face's other summaries have padding in them, and "
+            "results would depend on the batch"
+        )
+    config.bi_data = False  # of pretraining: it reads half of a batch backwards
     if options.dropout is not None:
         config.dropout = config.summary_last_dropout = options.dropout
     return config

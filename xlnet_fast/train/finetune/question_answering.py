@@ -13,15 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xlnet_fast.answers import answer_spans
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
-from xlnet_fast.train.finetune.spans import (
-    Span,
-    best_answers,
-    spans_of_beam,
-    spans_of_logits,
-    windows_of,
-)
+from xlnet_fast.train.finetune.spans import Span, best_answers, spans_of, windows_of
 from xlnet_fast.train.finetune.task import Batch, Report, Split, Task, text_of
 
 _NEVER = -1e30
@@ -130,19 +125,30 @@ class QuestionAnswering(Task):
         return _span_losses(outputs, batch).sum() / number_of_labels
 
     def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """Logits of start and end, right-aligned in [B, max_length], and losses, [B]."""
-        room = (self.options.max_length - batch["input_ids"].shape[1], 0)
-        start, end = F.pad(_span_logits(outputs, batch), room, value=_NEVER).unbind(1)
+        """The best spans: first and last positions in the unpadded rows, and scores, [B, spans].
+
+        Positions are negative where there are fewer. And [B]: the score of no answer and, where
+        there are labels, the losses.
+        """
+        limits = {"count": self.options.n_best, "longest": self.options.max_answer_length}
+        spans = answer_spans(outputs, batch["context"], **limits)
+        padding = (batch["attention_mask"] == 0).sum(1, keepdim=True)
+        starts, ends = ((x - padding).clamp(min=-1) for x in (spans.starts, spans.ends))
+        return (starts, ends, spans.scores, *self._scores(outputs, batch))
+
+    def _scores(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """The score of no answer: that of <cls>, the last position; and the losses."""
+        none = _span_logits(outputs, batch)[:, :, -1].sum(1)
         if "labels" not in batch:
-            return start, end
-        return start, end, _span_losses(outputs, batch).view(-1, 2).mean(-1)
+            return (none,)
+        return none, _span_losses(outputs, batch).view(-1, 2).mean(-1)
 
     def metrics(self, split: Split, predictions: Any, labels: np.ndarray) -> dict[str, float]:
         """Exact match and F1 in percent divided by 100, and the loss of the windows."""
         answers, _ = self._answers(split, predictions)
         metrics = measures.answer_metrics(answers, self._gold(split))
-        losses = self._losses(predictions)
-        return metrics if losses is None else {"loss": float(losses.mean()), **metrics}
+        losses = predictions[4:]  # none of the beam
+        return {"loss": float(losses[0].mean()), **metrics} if losses else metrics
 
     def report(self, split: Split, predictions: Any, labels: np.ndarray | None) -> Report:
         """Each question's answer and score, and its answers in the data."""
@@ -159,9 +165,6 @@ class QuestionAnswering(Task):
                 row["answers"] = texts
         return Report(rows)
 
-    def _losses(self, predictions: Any) -> np.ndarray | None:
-        return predictions[2] if len(predictions) > 2 else None
-
     def _gold(self, split: Split) -> list[list[str]]:
         return [_texts(row, split.columns) for row in split.rows]
 
@@ -170,10 +173,10 @@ class QuestionAnswering(Task):
         assert split.features is not None
         candidates: list[list[Span]] = [[] for _ in range(len(split.rows))]
         null = np.full(len(split.rows), np.inf)
-        for k, window in enumerate(windows_of(split.features, self.options.max_length)):
-            spans, null_score = self._candidates(window, k, predictions)
-            candidates[window.row] += spans
-            null[window.row] = min(null[window.row], null_score)
+        windows = windows_of(split.features)
+        for window, *found, none in zip(windows, *predictions[:4], strict=True):
+            candidates[window.row] += spans_of(window, *found)
+            null[window.row] = min(null[window.row], none)
         excess = self._null_excess(candidates, null) if self.some_have_none else None
         best = best_answers(candidates, excess, self.options.null_threshold)
         contexts = split.rows[split.columns["context"]]
@@ -184,12 +187,6 @@ class QuestionAnswering(Task):
     def fit_labels(self, split: Split) -> None:
         """Whether there are questions without an answer."""
         self.some_have_none = any(not _texts(row, split.columns) for row in split.rows)
-
-    def _candidates(self, window: Any, k: int, predictions: Any) -> tuple[list[Span], float]:
-        """The spans of window k, and the score of none in it: that of <cls>, the last position."""
-        start, end = predictions[0][k], predictions[1][k]
-        limits = (self.options.n_best, self.options.max_answer_length)
-        return list(spans_of_logits(window, start, end, *limits)), float(start[-1] + end[-1])
 
     def _null_excess(self, candidates: Sequence[list[Span]], null: np.ndarray) -> np.ndarray:
         """The null score, the lowest over a question's windows, minus the best answer's."""
@@ -225,27 +222,9 @@ class BeamQuestionAnswering(QuestionAnswering):
         """That of the model, as a share of the global batch; a row has two labels."""
         return outputs.loss * (batch["labels"] >= 0).sum() / number_of_labels
 
-    def predictions(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
-        """The beam: log probabilities and right-aligned positions, and logits of no answer, [B]."""
-        shift = self.options.max_length - batch["input_ids"].shape[1]
-        tiny = torch.finfo(torch.float32).tiny
-        # What HF calls log probabilities are probabilities.
-        return (
-            outputs.start_top_log_probs.float().clamp(min=tiny).log(),
-            outputs.start_top_index + shift,
-            outputs.end_top_log_probs.float().clamp(min=tiny).log(),
-            outputs.end_top_index + shift,
-            outputs.cls_logits.float(),
-        )
-
-    def _losses(self, predictions: Any) -> np.ndarray | None:
-        return None
-
-    def _candidates(self, window: Any, k: int, predictions: Any) -> tuple[list[Span], float]:
-        start, starts, end, ends, none = (values[k] for values in predictions)
-        shape = (-1, len(start))
-        beam = (start, starts, end.reshape(shape), ends.reshape(shape))
-        return list(spans_of_beam(window, *beam, self.options.max_answer_length)), float(none)
+    def _scores(self, outputs: Any, batch: Batch) -> tuple[Tensor, ...]:
+        """The classifier's logit of no answer."""
+        return (outputs.cls_logits.float(),)
 
     def _null_excess(self, candidates: Sequence[list[Span]], null: np.ndarray) -> np.ndarray:
         """The classifier's logit alone: above 0, no answer is the more likely."""

@@ -115,7 +115,9 @@ def _arguments(options: FinetuneOptions) -> TrainingArguments:
 
 def _task(options: FinetuneOptions, config: Any, tokenizer: Any) -> Task:
     if options.task == "question-answering" and BEAM_HEAD in (config.architectures or ()):
-        return BeamQuestionAnswering(options, tokenizer)
+        beam = BeamQuestionAnswering(options, tokenizer)
+        beam.least_length = max(config.start_n_top, config.end_n_top)
+        return beam
     return _TASKS[options.task](options, tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""From scores of starts and ends in the windows of a context to one answer for each question."""
+"""From the spans of tokens in the windows of a context to one answer for each question."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ class Window:
 
     Attributes:
         row: the question that it belongs to.
-        shift: position in the padded predictions minus position in the sequence.
         starts, ends: characters of the context at which each of its pieces starts and ends.
     """
 
     row: int
-    shift: int
     starts: np.ndarray
     ends: np.ndarray
 
@@ -34,54 +32,28 @@ class Span:
     end: int
 
 
-def windows_of(features: Any, length: int) -> list[Window]:
-    """The windows of encoded rows whose predictions are right-aligned in ``length`` positions.
+def windows_of(features: Any) -> list[Window]:
+    """The windows of encoded rows.
 
     The context comes first in a sequence, so its piece i is the sequence's position i.
     """
-    columns = ("row", "size", "starts", "ends")
+    columns = ("row", "starts", "ends")
     return [
-        Window(row, length - size, np.asarray(starts), np.asarray(ends))
-        for row, size, starts, ends in zip(*(features[name] for name in columns), strict=True)
+        Window(row, np.asarray(starts), np.asarray(ends))
+        for row, starts, ends in zip(*(features[name] for name in columns), strict=True)
     ]
 
 
-def spans_of_logits(
-    window: Window, start: np.ndarray, end: np.ndarray, n_best: int, longest: int
+def spans_of(
+    window: Window, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray
 ) -> Iterator[Span]:
-    """The candidates among a window's ``n_best`` starts and ends, at most ``longest`` pieces long.
+    """The candidates of a window, by their first and last pieces; negative ones are none.
 
-    start, end: logits of all positions, [length].
+    starts, ends, scores: [candidates].
     """
-    first, last = window.shift, window.shift + len(window.starts)
-    starts, ends = start[first:last], end[first:last]
-    best_starts = np.argsort(-starts, kind="stable")[:n_best]
-    best_ends = np.argsort(-ends, kind="stable")[:n_best]
-    for i in best_starts:
-        for j in best_ends[(best_ends >= i) & (best_ends < i + longest)]:
-            score = float(starts[i] + ends[j])
-            yield Span(score, int(window.starts[i]), int(window.ends[j]))
-
-
-def spans_of_beam(
-    window: Window,
-    start_scores: np.ndarray,
-    start_positions: np.ndarray,
-    end_scores: np.ndarray,
-    end_positions: np.ndarray,
-    longest: int,
-) -> Iterator[Span]:
-    """The candidates of a beam: for each start, the best ends given that start.
-
-    start_scores, start_positions: [starts]. end_scores, end_positions: [ends, starts]; HF returns
-    them flattened in this order (its documentation names the other one). Scores are logarithms.
-    """
-    size = len(window.starts)
-    for k, i in enumerate(start_positions - window.shift):
-        for j, score in zip(end_positions[:, k] - window.shift, end_scores[:, k], strict=True):
-            if 0 <= i <= j < min(size, i + longest):
-                begin, end = int(window.starts[i]), int(window.ends[j])
-                yield Span(float(start_scores[k] + score), begin, end)
+    for i, j, score in zip(starts, ends, scores, strict=True):
+        if i >= 0:
+            yield Span(float(score), int(window.starts[i]), int(window.ends[j]))
 
 
 def best_answers(

@@ -76,6 +76,7 @@ class Task(abc.ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     label_role: ClassVar[str]
     metric_names: tuple[str, ...]
+    least_length = 1  # positions that the head needs, padding included
 
     def __init__(self, options: FinetuneOptions, tokenizer: Any) -> None:
         """The tokenizer is HF's XLNetTokenizer."""
@@ -146,7 +147,7 @@ class Task(abc.ABC):
             split.rows._fingerprint, __version__, options.task, self.architecture, split.name,
             sorted(split.columns.items()), split.labelled, sorted(learnt.items()),
             options.max_length, options.stride, options.truncate,
-            self.tokenizer.backend_tokenizer.to_str(),
+            self.tokenizer.backend_tokenizer.to_str(), self.tokenizer.truncation_side,
         )  # fmt: skip
         rows = split.rows.select_columns(list(dict.fromkeys(split.columns.values())))
         return rows.map(
@@ -158,10 +159,14 @@ class Task(abc.ABC):
         )
 
     def pad(self, features: Sequence[Mapping[str, Any]]) -> Batch:
-        """The model's inputs, padded on the left to the longest."""
+        """The model's inputs, padded on the left to the longest, or to ``least_length``."""
         names = ("input_ids", "token_type_ids")
         rows = [{name: feature[name] for name in names} for feature in features]
-        return dict(self.tokenizer.pad(rows, padding=True, return_tensors="pt"))
+        length = max(self.least_length, *(len(row["input_ids"]) for row in rows))
+        padded = self.tokenizer.pad(
+            rows, padding="max_length", max_length=length, return_tensors="pt"
+        )
+        return dict(padded)
 
 
 class OneLabelTask(Task):

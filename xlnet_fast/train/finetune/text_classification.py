@@ -26,7 +26,10 @@ from xlnet_fast.train.finetune.task import (
 
 
 class TextClassification(OneLabelTask):
-    """Longer texts are cut at the end, the longer one of a pair first."""
+    """Longer texts are cut, the longer one of a pair first.
+
+    At the end, or at the beginning where the tokenizer's ``truncation_side`` is "left".
+    """
 
     architecture = "XLNetForSequenceClassification"
     required = ("text", "label")

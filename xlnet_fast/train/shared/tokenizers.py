@@ -9,12 +9,13 @@ from typing import Any
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import MODEL_FILE, SPECIAL_TOKENS
+from xlnet_fast.train.shared.checkpoints import warn
 
 _FILES = (MODEL_FILE, "tokenizer.json")
 
 
 def load_tokenizer(name: str) -> Any:
-    """An ``XLNetTokenizer``.
+    """An ``XLNetTokenizer`` that pads on the left, with <pad>, whatever its files say.
 
     Args:
         name: a folder with ``spiece.model`` or ``tokenizer.json``, a SentencePiece ``.model`` file,
@@ -45,7 +46,22 @@ def load_tokenizer(name: str) -> Any:
         raise ArgumentError(
             f"the tokenizer {name} has no {', '.join(missing)}: expected an XLNet vocabulary"
         )
+    _pad_as_xlnet(tokenizer, name)
     return tokenizer
+
+
+def _pad_as_xlnet(tokenizer: Any, name: str) -> None:
+    """Labels are placed, and summaries taken, as if <cls> were the last position of every row."""
+    if tokenizer.padding_side != "left":
+        warn(
+            f"the tokenizer {name} pads on the right; XLNet's <cls> stands at the end, so this run "
+            "pads on the left, and so does the tokenizer that is saved with the model"
+        )
+    # What is in init_kwargs is saved: other classes of transformers pad on the right unless told.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = "<pad>"
+    tokenizer.backend_tokenizer.no_padding()  # a tokenizer.json may say how, and would be saved so
 
 
 def _from_pretrained(name: str, path: Path) -> Any:

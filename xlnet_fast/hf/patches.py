@@ -1,0 +1,25 @@
+"""Which methods of HF's classes are still HF's own: a class may be patched at any time.
+
+What `accelerate` puts in the place of a method would hide a patch of it, so every place that does
+asks here first, at each call.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
+
+_FILE = XLNetRelativeAttention.__init__.__code__.co_filename
+"""Of HF's code, as its functions tell it; ``__file__`` may be that of a compiled one."""
+
+
+@torch.compiler.assume_constant_result
+def patched(base: type, *methods: str) -> str | None:
+    """The first of these methods that a class of HF's defines no more, None if it has them all."""
+    for name in methods:
+        method = getattr(base, name)
+        code = getattr(method, "__code__", None)
+        own = code is not None and code.co_filename == _FILE
+        if not own or method.__qualname__ != f"{base.__qualname__}.{name}":
+            return name
+    return None

@@ -1,0 +1,64 @@
+"""Who looks on while a call runs: transforms of ``torch.func``, forward mode, tracers, fakes.
+
+Our kernels know values and, through autograd, gradients. Whatever else is asked of a call, a
+derivative forwards or one value for each element of a ``vmap``, plain PyTorch code answers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C import _TorchDispatchModeKey
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+FORWARD_MODE = "forward-mode differentiation"
+TRANSFORM = "a transform of torch.func"
+ONNX = "an export to ONNX"
+
+
+def active() -> str:
+    """What maps or differentiates the calls of this thread past autograd, in words; "" if nothing.
+
+    ``torch.func`` (``grad``, ``vmap``, ``jvp`` and all that is made of them) or a level of
+    ``torch.autograd.forward_ad``, whose derivatives ``torch.no_grad`` does not switch off.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return TRANSFORM
+    return FORWARD_MODE if in_forward_mode() else ""
+
+
+def needs_plain_code() -> str:
+    """What is going on, in words, that only PyTorch's own code can take part in; "" if nothing."""
+    return active() or (ONNX if torch.onnx.is_in_onnx_export() else "")
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is active, of ``torch.func`` or by hand."""
+    return forward_ad._current_level >= 0
+
+
+def sees_ops() -> bool:
+    """Whether a mode sees every op of PyTorch that is called, as those that count operations do."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def can_look(x: Tensor) -> bool:
+    """Whether the values of x may be read: it has some, and no program is being made of the call.
+
+    Reading a GPU's waits for it, which is for the caller to weigh.
+    """
+    if torch.compiler.is_compiling() or x.device.type == "meta":
+        return False
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+        return False
+    if isinstance(x, FakeTensor) or _is_recorded():
+        return False
+    return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def _is_recorded() -> bool:
+    """Whether a mode is active under which results have no values: fake tensors, ``make_fx``."""
+    fake = torch._C._get_dispatch_mode(_TorchDispatchModeKey.FAKE)
+    return fake is not None or get_proxy_mode() is not None
