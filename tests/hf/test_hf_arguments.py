@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import pytest
@@ -34,6 +35,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer
 
 import xlnet_fast
 from xlnet_fast import ArgumentError, ShapeError
+from xlnet_fast.hf import heads
 from xlnet_fast.hf import inputs as inputs_module
 
 BATCH, LENGTH, HEADS = 2, 6, 2
@@ -92,19 +94,26 @@ def test_token_classification_is_hugging_faces(labels, return_dict):
     assert_tight(run(accelerated(model), inputs), run(hf_in(model, F64), inputs))
 
 
+def test_the_arguments_of_token_classification_are_hugging_faces():
+    named = set(inspect.signature(XLNetForTokenClassification.forward).parameters)
+    assert named - {"self", "kwargs"} == heads._OF_TOKEN_CLASSIFICATION
+
+
 def test_token_classification_keeps_a_users_forward_and_name(monkeypatch):
     model = tiny_model(XLNetForTokenClassification, F64)
     ours = accelerated(model)
     assert type(ours).__name__ == "XLNetForTokenClassification"
     assert type(xlnet_fast.restore(accelerated(model))) is XLNetForTokenClassification
-    forward = XLNetForTokenClassification.forward
+    forward, seen = XLNetForTokenClassification.forward, []
 
     def patch(self, *args, **kwargs):
+        seen.append(sorted(kwargs))
         return forward(self, *args, **kwargs).logits * 2
 
     monkeypatch.setattr(XLNetForTokenClassification, "forward", patch)
     ids = random_ids(BATCH, LENGTH)
-    torch.testing.assert_close(ours(ids), model(ids), atol=1e-12, rtol=0)
+    torch.testing.assert_close(ours(ids, mine=1), model(ids), atol=1e-12, rtol=0)
+    assert seen == [["mine"], []]
 
 
 # ---- a batch of one for all ----

@@ -22,6 +22,7 @@ from hf_parity import (
 )
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers.activations import GELUActivation
 from transformers.models.xlnet.modeling_xlnet import (
     XLNetFeedForward,
     XLNetForSequenceClassification,
@@ -350,12 +351,12 @@ def test_a_method_of_another_class_of_hugging_faces_is_none_of_its_own(monkeypat
     assert patched(XLNetLayer, "ff_chunk", "forward") == "forward"
 
 
-@pytest.mark.parametrize("cls", [nn.Linear, nn.Dropout, nn.GELU])
-def test_a_forward_of_pytorchs_that_is_patched_is_called(cls, monkeypatch):
+@pytest.mark.parametrize("cls", [nn.Linear, nn.Dropout, nn.GELU, GELUActivation])
+def test_a_forward_of_the_library_that_is_patched_is_called(cls, monkeypatch):
     model = tiny_model(dtype=F64)
     ours, forward = accelerated(model), cls.forward
     for layer in (*model.layer, *ours.layer):
-        layer.ff.activation_function = nn.GELU()
+        layer.ff.activation_function = GELUActivation() if cls is GELUActivation else nn.GELU()
     monkeypatch.setattr(cls, "forward", lambda self, x: forward(self, x) * 2)
     inputs = inputs_of(1)
     assert_tight(run(hf_in(ours, F64), inputs), run(hf_in(model, F64), inputs))

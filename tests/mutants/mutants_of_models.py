@@ -385,7 +385,7 @@ FAULTS = [
         "hf/test_hf_subclasses.py",
         (
             "model: an own layer of a compact target",
-            "dense=output_attentions or not all(ours) or not all(map(fuses_dropout, self.layer)),",
+            "dense=output_attentions or not all(ours) or (targets and not self.__fuse_dropout()),",
             "dense=output_attentions,",
         ),
     ),

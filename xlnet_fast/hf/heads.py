@@ -16,10 +16,17 @@ from transformers.models.xlnet.modeling_xlnet import (
     XLNetLMHeadModel,
 )
 
-from xlnet_fast.hf import inputs
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
+from xlnet_fast.hf.patches import patched
 from xlnet_fast.transforms import can_look
+
+_OF_TOKEN_CLASSIFICATION = frozenset({
+    "input_ids", "attention_mask", "mems", "perm_mask", "target_mapping", "token_type_ids",
+    "input_mask", "inputs_embeds", "labels", "use_mems", "output_attentions",
+    "output_hidden_states", "return_dict",
+})  # fmt: skip
+"""What HF's forward reads; asking the function itself would ask whatever was put in its place."""
 
 
 class _With:
@@ -38,9 +45,9 @@ class FastTokenClassification(XLNetForTokenClassification):
     @wraps(XLNetForTokenClassification.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As HF; ``labels`` has a row for each predicted position, where there are such."""
-        further = {name: kwargs.pop(name) for name in kwargs.keys() - inputs.OF_HUGGING_FACE}
         given: Any = self
-        if further:
+        if patched(XLNetForTokenClassification, "forward") is None:
+            further = {name: kwargs.pop(name) for name in kwargs.keys() - _OF_TOKEN_CLASSIFICATION}
             given = _With(self, transformer=partial(self.transformer, **further))
         return XLNetForTokenClassification.forward(given, *args, **kwargs)
 
@@ -84,15 +91,19 @@ class FastMultipleChoice(XLNetForMultipleChoice):
         token_type_ids: Tensor | None = None,
         input_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        mems: Any = None,
+        perm_mask: Tensor | None = None,
+        target_mapping: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
         """As HF."""
-        rows = any(kwargs.get(name) is not None for name in ("target_mapping", "target_positions"))
+        rows = target_mapping is not None or kwargs.get("target_positions") is not None
         given = self if rows else _summarising(self, attention_mask, input_mask)
         return XLNetForMultipleChoice.forward(
-            given, input_ids, token_type_ids, input_mask, attention_mask, *args, **kwargs
-        )
+            given, input_ids, token_type_ids, input_mask, attention_mask, mems, perm_mask,
+            target_mapping, *args, **kwargs,
+        )  # fmt: skip
 
 
 def _summarising(model: Any, attention_mask: Any, input_mask: Any) -> Any:

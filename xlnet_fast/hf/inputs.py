@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from inspect import signature
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.xlnet.modeling_xlnet import XLNetForTokenClassification
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.transforms import can_look
 
-OF_HUGGING_FACE = frozenset(signature(XLNetForTokenClassification.forward).parameters)
-"""Arguments of a model with a head."""
 _HANDED_TO_ALL = {"use_cache", "cache_position", "next_sequence_length", "num_items_in_batch"}
 """What ``generate`` and ``Trainer`` hand to every model, and XLNet does not read."""
 _WARNED_OF: set[str] = set()
@@ -187,6 +183,7 @@ def build_mask(
     if perm_mask is not None:
         if permutation_ranks is not None:
             raise ArgumentError("give one of perm_mask and permutation_ranks")
+        # As it is: bits of one stand for all.
         _expect_batch("perm_mask", perm_mask, (batch, queries, queries), "B, I, I", device)
         permuted = F.pad(perm_mask > 0, (memory_length, 0))
         hidden = permuted if hidden is None else hidden | permuted

@@ -134,9 +134,10 @@ class FastModel(XLNetModel):
             target_mapping, target_positions, batch, queries, embedded.device
         )
         ours = [takes_context(layer) for layer in self.layer]
+        targets = target_mapping is not None or target_positions is not None
         context = self.__context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
-            dense=output_attentions or not all(ours) or not all(map(fuses_dropout, self.layer)),
+            dense=output_attentions or not all(ours) or (targets and not self.__fuse_dropout()),
             mask_arguments={
                 "memory_padding": memory_padding,
                 "attention_mask": attention_mask,
@@ -222,6 +223,10 @@ class FastModel(XLNetModel):
             target_mapping=mapping,
             backend=self._xlnet_fast_options.backend,
         )
+
+    def __fuse_dropout(self) -> bool:
+        """Whether all layers, which are ours, can attend with the predicted rows alone."""
+        return all(map(fuses_dropout, self.layer))
 
     def __per_layer(
         self,

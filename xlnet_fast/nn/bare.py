@@ -7,8 +7,7 @@ compiled one is called as ever.
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import nn
 from torch.nn.modules import module as _module
 from torch.utils.module_tracker import ModuleTracker
@@ -16,17 +15,17 @@ from torch.utils.module_tracker import ModuleTracker
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-_FORWARDS: dict[type[nn.Module], Any] = {
-    cls: cls.forward for cls in (nn.Linear, nn.Dropout, nn.Identity, nn.GELU)
-}
-"""Of the classes that are passed over, before anybody patched them."""
+@torch.compiler.assume_constant_result
+def _has_own_forward(cls: type[nn.Module]) -> bool:
+    """Whether a class has the forward of the file it stands in: it may have been patched."""
+    forward, init = (getattr(f, "__code__", None) for f in (cls.forward, cls.__init__))
+    return forward is not None and init is not None and forward.co_filename == init.co_filename
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Whether calling a module is calling its class's forward, PyTorch's own, and nothing else."""
-    cls = type(module)
+    """Whether calling a module is calling its class's own forward and nothing else."""
     return (
-        cls.forward is _FORWARDS.get(cls, cls.forward)
+        _has_own_forward(type(module))
         and not any(getattr(module, name) for name in _HOOKS)
         and not _are_all_hooked()
         and module._compiled_call_impl is None
