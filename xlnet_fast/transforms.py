@@ -6,8 +6,10 @@ derivative forwards or one value for each element of a ``vmap``, plain PyTorch c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _TorchDispatchModeKey
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
@@ -42,6 +44,30 @@ def in_forward_mode() -> bool:
 def sees_ops() -> bool:
     """Whether a mode sees every op of PyTorch that is called, as those that count operations do."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def nobody_looks_on() -> bool:
+    """Whether calls are eager and unobserved: a kernel may be called past PyTorch's dispatcher."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or active()
+    )
+
+
+def are_plain(values: Iterable[object]) -> bool:
+    """Whether all tensors among them are of no subclass, and have memory that a kernel may read.
+
+    Those of the older ``vmap``, by which ``is_grads_batched`` asks for many gradients, have none.
+    """
+    return all(
+        type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and torch._C._has_storage(x)
+        for x in values
+        if isinstance(x, Tensor)
+    )
 
 
 def can_look(x: Tensor) -> bool:

@@ -25,6 +25,7 @@ from xlnet_fast import _extension, ops
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.kernels.cpu import instruction_sets
 from xlnet_fast.kernels.cpu import rel_attention as cpu
+from xlnet_fast.kernels.cpu.addresses import Addresses
 
 __all__ = ["isa"]  # a fixture
 pytestmark = needs_kernels
@@ -320,11 +321,12 @@ def test_outputs_and_gradients_of_another_shape_are_refused():
 )
 def test_the_compiled_entry_refuses_what_no_tensor_can_be(isa, threads, fields, message):
     keys, queries = kernel_operands(make_problem().to(torch.float32))
-    call = cpu._Call(keys, [queries])
-    (stream,) = call.streams
-    stream["out"] = call.output(torch.zeros(4, 5, 2, 4))
+    alive = Addresses()
+    operands = cpu.operands_of(keys, [queries])
+    shared, (stream,) = cpu.PreparedCall(keys, [queries]).arguments(*operands, alive)
+    stream["out"] = alive.output(torch.zeros(4, 5, 2, 4))
     with pytest.raises(ValueError, match=message):
-        _extension.require().rel_attention_forward({**call.keys, **fields}, [stream], threads, isa)
+        _extension.require().rel_attention_forward({**shared, **fields}, [stream], threads, isa)
 
 
 def test_an_unknown_instruction_set():

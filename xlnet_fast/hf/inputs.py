@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
-from xlnet_fast.transforms import can_look
+from xlnet_fast.transforms import can_look, nobody_looks_on
 
 _HANDED_TO_ALL = {"use_cache", "cache_position", "next_sequence_length", "num_items_in_batch"}
 """What ``generate`` and ``Trainer`` hand to every model, and XLNet does not read."""
@@ -46,16 +46,17 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
             f"input_ids is on {input_ids.device}, expected the model's device: "
             f"{embedding.weight.device}"
         )
-    if input_ids.device.type == "cpu" and can_look(input_ids):
+    try:
+        embedded: Tensor = embedding(input_ids.transpose(0, 1))
+    except IndexError as error:
         size = getattr(embedding, "num_embeddings", None)
-        if size is not None and input_ids.numel():
-            low, high = (int(x) for x in input_ids.aminmax())
-            if low < 0 or high >= size:
-                raise IndexError(
-                    f"input_ids go from {low} to {high}, expected 0 to {size - 1} "
-                    f"(the vocabulary has {size} entries)"
-                )
-    embedded: Tensor = embedding(input_ids.transpose(0, 1))
+        if size is None or not can_look(input_ids):
+            raise
+        low, high = (int(x) for x in input_ids.aminmax())
+        raise IndexError(
+            f"input_ids go from {low} to {high}, expected 0 to {size - 1} "
+            f"(the vocabulary has {size} entries)"
+        ) from error
     if embedded.dim() != 3 or embedded.shape[:2] != input_ids.shape[::-1]:
         raise ShapeError(
             f"word_embedding returned {tuple(embedded.shape)} for input_ids of shape "
@@ -256,7 +257,10 @@ def build_segments(
     )
     if token_type_ids.is_floating_point() or token_type_ids.is_complex():
         raise ArgumentError(f"token_type_ids has dtype {token_type_ids.dtype}, expected integers")
-    return F.pad(token_type_ids.to(torch.int64), (memory_length, 0))
+    segments = token_type_ids.to(torch.int64)
+    if not memory_length and nobody_looks_on():
+        return segments
+    return F.pad(segments, (memory_length, 0))
 
 
 def compact_targets(target_mapping: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
+from transformers.pytorch_utils import apply_chunking_to_forward
 
 from xlnet_fast.hf.adoption import obstacle, unwrapped
 from xlnet_fast.hf.patches import patched
@@ -49,10 +50,38 @@ class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
 class FastLayer(GradientCheckpointingLayer, XLNetLayer):
     """HF's layer, with the activation checkpointing that HF's XLNet lacks."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """HF's forward, defined here because its base class wraps what a class defines."""
-        outputs: tuple[Any, ...] = XLNetLayer.forward(self, *args, **kwargs)
-        return outputs
+    def forward(
+        self,
+        output_h: Tensor,
+        output_g: Tensor | None,
+        attn_mask_h: Any,
+        attn_mask_g: Any,
+        r: Tensor,
+        seg_mat: Tensor | None,
+        mems: Tensor | None = None,
+        target_mapping: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Any, ...]:
+        """As HF, which asks for the signature of ``ff_chunk`` whether it cuts pieces or not."""
+        given = (output_h, output_g, attn_mask_h, attn_mask_g, r, seg_mat)
+        if patched(XLNetLayer, "forward"):
+            theirs: tuple[Any, ...] = XLNetLayer.forward(
+                self, *given, mems, target_mapping, output_attentions
+            )
+            return theirs
+        output_h, output_g, *rest = self.rel_attn(
+            *given, mems=mems, target_mapping=target_mapping, output_attentions=output_attentions
+        )
+        if output_g is not None:
+            output_g = self.__feed(output_g)
+        return self.__feed(output_h), output_g, *rest
+
+    def __feed(self, x: Tensor) -> Tensor:
+        size = self.chunk_size_feed_forward
+        if not size:
+            whole: Tensor = self.ff_chunk(x)
+            return whole
+        return apply_chunking_to_forward(self.ff_chunk, size, self.seq_len_dim, x)
 
 
 def takes_context(layer: nn.Module) -> bool:

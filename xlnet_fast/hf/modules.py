@@ -20,6 +20,8 @@ from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.dropout import drop, rate_of
 from xlnet_fast.ops import concat_memories, concat_memory
 from xlnet_fast.ops._dispatch import named_or_auto
+from xlnet_fast.ops.settled import Settled
+from xlnet_fast.transforms import nobody_looks_on
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class FastModel(XLNetModel):
             positions=target_positions,
             target_mapping=mapping,
             backend=self._xlnet_fast_options.backend,
+            settled=Settled() if nobody_looks_on() else None,
         )
 
     def __fuse_dropout(self) -> bool:

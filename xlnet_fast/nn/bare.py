@@ -12,8 +12,6 @@ from torch import nn
 from torch.nn.modules import module as _module
 from torch.utils.module_tracker import ModuleTracker
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 @torch.compiler.assume_constant_result
 def _has_own_forward(cls: type[nn.Module]) -> bool:
@@ -26,7 +24,8 @@ def is_bare(module: nn.Module) -> bool:
     """Whether calling a module is calling its class's own forward and nothing else."""
     return (
         _has_own_forward(type(module))
-        and not any(getattr(module, name) for name in _HOOKS)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
         and not _are_all_hooked()
         and module._compiled_call_impl is None
         and "forward" not in module.__dict__

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.ops.settled import Settled
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class AttentionContext:
         head_mask: (N,) what each head's probabilities are multiplied with, or None.
         backend: "auto" or the name of the attention's backend; ops that this backend does not
             have (probabilities, memory) run on "auto".
+        settled: keeps what the layers need not check again; None where each checks.
     """
 
     mask: AttentionMask = field(default_factory=AttentionMask)
@@ -33,3 +35,4 @@ class AttentionContext:
     target_mapping: Tensor | None = None
     head_mask: Tensor | None = None
     backend: str = "auto"
+    settled: Settled | None = None

@@ -154,6 +154,7 @@ class RelativeAttentionCore(nn.Module):
             "dropout_p": dropout_p,
             "seed": seed,
             "backend": context.backend,
+            "settled": context.settled,
         }
         segments = context.segments
         if len(streams) == 2:
@@ -286,7 +287,7 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
             f"hidden states or table of shape {tuple(x.shape)}, expected width {weight.shape[0]}"
         )
     product = linear(x, _like(weight, x).flatten(1).t())
-    return product.unflatten(-1, weight.shape[1:]).transpose(0, 1)
+    return product.view(*x.shape[:-1], *weight.shape[1:]).transpose(0, 1)
 
 
 def _like(parameter: Tensor, x: Tensor) -> Tensor:
@@ -295,7 +296,7 @@ def _like(parameter: Tensor, x: Tensor) -> Tensor:
     HF's ``from_pretrained(dtype=bf16)`` leaves attention parameters in fp32; under autocast the
     matrix product casts by itself.
     """
-    return parameter.to(x.dtype)
+    return parameter if parameter.dtype == x.dtype else parameter.to(x.dtype)
 
 
 def _masked_heads(

@@ -11,6 +11,7 @@ says of a device and of what was proved on it, :func:`request_for` asks.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -221,6 +222,8 @@ def _choose_best(request: Request) -> Choice:
             verdict = request.verdict(name)
             measured, words = (None, "") if verdict is None else verdict[2:]
             best, fastest = Choice(name, words, speed=measured), speed
+            if speed == math.inf:
+                break  # nothing can be faster
     if best is None:
         reasons = "; ".join(map(str, passed_over))
         raise BackendUnavailable(f"no backend can run {request.op}: {reasons}")
@@ -234,7 +237,7 @@ def _speed(capability: Capability, request: Request) -> float:
         return verdict[2]
     if capability.name == "reference":
         return 0.0
-    return _BASELINE if capability.name == "sdpa" else float("inf")
+    return _BASELINE if capability.name == "sdpa" else math.inf
 
 
 def why_not(capability: Capability, request: Request) -> str | None:

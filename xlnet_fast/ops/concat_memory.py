@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from xlnet_fast import reference
+from xlnet_fast import reference, transforms
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.ops import _contracts as _contracts  # registers the ops
+from xlnet_fast.ops._contracts import concat_memory as contract
 from xlnet_fast.ops._dispatch import choose, request_for, spelled
 from xlnet_fast.ops._validation import check_device, check_float, check_shape, check_tensor
 
@@ -112,10 +112,11 @@ def _new_memories(
     kept = min(first.shape[0], reuse_len) if reuse_len else first.shape[0]
     total = kept if memory is None else kept + memory[0].shape[0]
     start = max(0, total - mem_len) if mem_len else 0
+    memory = memory or []
+    direct = transforms.nobody_looks_on() and transforms.are_plain((*hidden, *memory))
+    compute = contract.concat_memories if direct else torch.ops.xlnet_fast.concat_memories
     with torch.no_grad():
-        stacked: Tensor = torch.ops.xlnet_fast.concat_memories(
-            hidden, memory or [], start, kept, spelled(choice, backend)
-        )
+        stacked: Tensor = compute(hidden, memory, start, kept, spelled(choice, backend))
         return [stacked.select(0, number) for number in range(len(hidden))]
 
 

@@ -179,16 +179,16 @@ def linear(
         ShapeError: x or residual does not fit the weight.
     """
     _check(x, weight, activation, residual)
-    given = (x, weight, bias, residual)
-    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    if activation is not None and trains:
-        # A backward pass needs the input of the activation, which a fused one throws away.
-        return F.gelu(linear(x, weight, bias))
     if library_for(x, weight, bias, residual) == "aten":
         out = F.linear(x, weight, bias)
         if activation is not None:
             return F.gelu(out)
         return out if residual is None else out + residual
+    given = (x, weight, bias, residual)
+    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    if activation is not None and trains:
+        # A backward pass needs the input of the activation, which a fused one throws away.
+        return F.gelu(linear(x, weight, bias))
     # An eager call that nobody records needs no op, whose dispatch costs more than a small product.
     opaque = trains or torch.compiler.is_compiling() or transforms.sees_ops()
     compute = torch.ops.xlnet_fast.linear if opaque else _linear

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ class Addresses:
     def __init__(self) -> None:
         self._alive: list[Tensor] = []
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self._narrow: dict[Hashable, int | None] = {}
 
     def view(self, x: Tensor | None) -> tuple[int, ...] | None:
         """Address and strides of a tensor whose last dimension is contiguous, or of a copy.
@@ -27,10 +30,12 @@ class Addresses:
         """
         if x is None or x.numel() == 0:
             return None
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
+        strides = x.stride()
+        if strides[-1] != 1 and x.shape[-1] > 1:
             x = x.contiguous()
+            strides = x.stride()
         self._alive.append(x)
-        return (x.data_ptr(), *x.stride()[:-1])
+        return (x.data_ptr(), *strides[:-1])
 
     def output(self, x: Tensor | None) -> tuple[int, ...] | None:
         """As :meth:`view`, of a tensor to be filled; :meth:`write_back` fills it from a copy."""
@@ -52,13 +57,17 @@ class Addresses:
         """
         if x is None:
             return None
-        narrow = x.to(torch.int32)
-        if x.dtype != torch.int32 and bool((narrow != x).any()):
-            raise ArgumentError(
-                f"{name} holds numbers beyond 32 bits, from {int(x.min())} to {int(x.max())}: "
-                f"backend cpu takes those of int32"
-            )
-        return self.flat(narrow)
+        place = (x.data_ptr(), x.shape, x.stride(), x.dtype)
+        if place not in self._narrow:  # segments of keys are those of queries, without memory
+            narrow = x.to(torch.int32)
+            if x.dtype != torch.int32 and bool((narrow != x).any()):
+                raise ArgumentError(
+                    f"{name} holds numbers beyond 32 bits, from {int(x.min())} to {int(x.max())}: "
+                    f"backend cpu takes those of int32"
+                )
+            self._alive.append(x)  # so that nothing else lies there
+            self._narrow[place] = self.flat(narrow)
+        return self._narrow[place]
 
     def flat(self, x: Tensor | None) -> int | None:
         """Address of a contiguous tensor or copy, or None."""

@@ -33,15 +33,10 @@ def rel_attention_forward(
         for out in outs:
             out.zero_()
         return
-    call = _Call(keys, streams)
+    _check(keys, streams)
     for queries, out in zip(streams, outs, strict=True):
         _check_shape("out", out, tuple(queries.q.shape))
-    for stream, out in zip(call.streams, outs, strict=True):
-        stream["out"] = call.output(out)
-    _extension.require().rel_attention_forward(
-        call.keys, call.streams, torch.get_num_threads(), instruction_set()
-    )
-    call.write_back()
+    PreparedCall(keys, streams).forward(*operands_of(keys, streams), outs)
 
 
 def rel_attention_backward(
@@ -64,58 +59,48 @@ def rel_attention_backward(
             if grad is not None:
                 grad.zero_()
         return
-    call = _Call(keys, streams)
-    for queries, grad_out in zip(streams, grad_outs, strict=True):
-        _check_shape("grad_out", grad_out, tuple(queries.q.shape))
-    likes = (
-        *(queries.q for queries in streams), keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r,
+    _check(keys, streams)
+    qs, shared, seeds = operands_of(keys, streams)
+    for q, grad_out in zip(qs, grad_outs, strict=True):
+        _check_shape("grad_out", grad_out, tuple(q.shape))
+    for like, grad in zip((*qs, *shared), grads, strict=True):
+        _check_shape("a gradient", grad, None if like is None else tuple(like.shape))
+    PreparedCall(keys, streams).backward(qs, shared, seeds, grad_outs, grads)
+
+
+_OPERANDS = (
+    "k", "v", "k_memory", "v_memory", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed",
+)  # fmt: skip
+
+
+def operands_of(
+    keys: Keys, streams: Sequence[Queries]
+) -> tuple[list[Tensor], tuple[Tensor | None, ...], list[Tensor | None]]:
+    """What has another value in each layer: q of each stream, what they share, and the seeds."""
+    shared = (
+        keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r,
         keys.r_w_bias, keys.r_r_bias, keys.r_s_bias, keys.seg_embed,
     )  # fmt: skip
-    for like, grad in zip(likes, grads, strict=True):
-        _check_shape("a gradient", grad, None if like is None else tuple(like.shape))
-    for stream, grad_out, grad_q in zip(call.streams, grad_outs, grads, strict=False):
-        stream["d_out"] = call.view(grad_out)
-        stream["d_q"] = call.output(grad_q)
-    *tensors, r_w_bias, r_r_bias, r_s_bias, seg_embed = grads[len(streams) :]
-    names = ("k", "v", "k_memory", "v_memory", "r")
-    gradients: dict[str, Any] = {
-        name: call.output(grad) for name, grad in zip(names, tensors, strict=True)
-    }
-    vectors = (r_w_bias, r_r_bias, r_s_bias, seg_embed)
-    shape = keys.r_w_bias.shape
-    sums = [None if grad is None else torch.empty(shape, dtype=torch.float32) for grad in vectors]
-    for name, total in zip(("r_w_bias", "r_r_bias", "r_s_bias", "seg_embed"), sums, strict=True):
-        gradients[name] = None if total is None else total.data_ptr()
-    _extension.require().rel_attention_backward(
-        call.keys, call.streams, gradients, torch.get_num_threads(), instruction_set()
-    )
-    call.write_back()
-    for grad, total in zip(vectors[:3], sums[:3], strict=True):
-        if grad is not None and total is not None:
-            grad.copy_(total)
-    if seg_embed is not None and sums[3] is not None:
-        seg_embed.copy_(torch.stack([-sums[3], sums[3]]))
+    return [queries.q for queries in streams], shared, [queries.seed for queries in streams]
 
 
-class _Call(Addresses):
-    """The arguments of the compiled entries."""
+class PreparedCall(Addresses):
+    """What the compiled entries are told of sizes, masks and integers, which nothing checks here.
+
+    The layers of a model differ in the values of their operands alone, so that one object serves
+    all of a forward pass: operands, as ``operands_of`` has them, of the same shapes and dtypes.
+    """
 
     def __init__(self, keys: Keys, streams: Sequence[Queries]) -> None:
         super().__init__()
         q, mask = streams[0].q, streams[0].mask
-        _check(keys, streams)
         batch, _, heads, dim = q.shape
-        self.keys: dict[str, Any] = {
+        self._keys: dict[str, Any] = {
             "dtype": DTYPES[q.dtype],
             "batch": batch, "heads": heads, "head_dim": dim,
             "keys": keys.count, "memory": keys.memory_length,
             "groups": keys.r.shape[0], "table": keys.r.shape[1],
             "apart": 0 if keys.k_memory is None else keys.k_memory.shape[1],
-            "k": self.view(keys.k), "v": self.view(keys.v),
-            "k_memory": self.view(keys.k_memory), "v_memory": self.view(keys.v_memory),
-            "r": self.view(keys.r),
-            "r_w_bias": self.view(keys.r_w_bias), "r_r_bias": self.view(keys.r_r_bias),
-            "r_s_bias": self.view(keys.r_s_bias), "seg_embed": self.view(keys.seg_embed),
             "segments": self.integers("segments", keys.segments),
             "key_padding": self.flat(mask.key_padding),
             "rank_k": self.integers("rank_k", mask.rank_k),
@@ -124,7 +109,7 @@ class _Call(Addresses):
             "keep_scale": 1.0 / (1.0 - keys.dropout_p),
             "keep_from": keep_threshold(keys.dropout_p),
         }  # fmt: skip
-        self.streams = [self._stream(keys, queries) for queries in streams]
+        self._streams = [self._stream(keys, queries) for queries in streams]
 
     def _stream(self, keys: Keys, queries: Queries) -> dict[str, Any]:
         mask, segmented = queries.mask, keys.seg_embed is not None and keys.segments is not None
@@ -133,16 +118,81 @@ class _Call(Addresses):
         return {
             "rows": queries.q.shape[1],
             "table": keys.current if by_position else queries.q.shape[1],
-            "q": self.view(queries.q),
             "positions": self.integers("positions", queries.positions),
             "segments": self.integers("segments", queries.segments) if segmented else None,
             "rank_q": self.integers("rank_q", mask.rank_q),
             "bits": self.flat(bits),
             "bits_batch_stride": 0 if bits is None or bits.shape[0] == 1 else bits[0].numel(),
-            "seed": 0 if queries.seed is None else int(queries.seed) % 2**64,
             "by_position": by_position,
             "causal": mask.causal, "same_length": mask.same_length, "see_self": mask.see_self,
         }  # fmt: skip
+
+    def arguments(
+        self,
+        queries: Sequence[Tensor],
+        shared: Sequence[Tensor | None],
+        seeds: Sequence[Tensor | None],
+        alive: Addresses,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Keys and streams of one layer; ``alive`` keeps what their addresses point at."""
+        keys = dict(self._keys)
+        for name, x in zip(_OPERANDS, shared, strict=True):
+            keys[name] = alive.view(x)
+        streams = [
+            {**stream, "q": alive.view(q), "seed": 0 if seed is None else int(seed) % 2**64}
+            for stream, q, seed in zip(self._streams, queries, seeds, strict=True)
+        ]
+        return keys, streams
+
+    def forward(
+        self,
+        queries: Sequence[Tensor],
+        shared: Sequence[Tensor | None],
+        seeds: Sequence[Tensor | None],
+        outs: Sequence[Tensor],
+    ) -> None:
+        """Fill ``outs`` for one layer."""
+        alive = Addresses()
+        keys, streams = self.arguments(queries, shared, seeds, alive)
+        for stream, out in zip(streams, outs, strict=True):
+            stream["out"] = alive.output(out)
+        _extension.require().rel_attention_forward(
+            keys, streams, torch.get_num_threads(), instruction_set()
+        )
+        alive.write_back()
+
+    def backward(
+        self,
+        queries: Sequence[Tensor],
+        shared: Sequence[Tensor | None],
+        seeds: Sequence[Tensor | None],
+        grad_outs: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+    ) -> None:
+        """Fill ``grads``, of queries and then of what they share, for one layer."""
+        alive = Addresses()
+        keys, streams = self.arguments(queries, shared, seeds, alive)
+        for stream, grad_out, grad_q in zip(streams, grad_outs, grads, strict=False):
+            stream["d_out"] = alive.view(grad_out)
+            stream["d_q"] = alive.output(grad_q)
+        vectors = grads[-4:]
+        gradients: dict[str, Any] = {
+            name: alive.output(grad)
+            for name, grad in zip(_OPERANDS[:5], grads[len(queries) : -4], strict=True)
+        }
+        shape = shared[5].shape  # type: ignore[union-attr]
+        sums = [None if x is None else torch.empty(shape, dtype=torch.float32) for x in vectors]
+        for name, total in zip(_OPERANDS[5:], sums, strict=True):
+            gradients[name] = None if total is None else total.data_ptr()
+        _extension.require().rel_attention_backward(
+            keys, streams, gradients, torch.get_num_threads(), instruction_set()
+        )
+        alive.write_back()
+        for grad, total in zip(vectors[:3], sums[:3], strict=True):
+            if grad is not None and total is not None:
+                grad.copy_(total)
+        if vectors[3] is not None and sums[3] is not None:
+            vectors[3].copy_(torch.stack([-sums[3], sums[3]]))
 
 
 def _check(keys: Keys, streams: Sequence[Queries]) -> None:

@@ -10,6 +10,7 @@ gradients are to be differentiated in their turn, a backward pass is that of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -74,35 +75,81 @@ def register(name: str, forward: Callable[..., Any], fake: Callable[..., Any]) -
     torch.library.register_fake(f"xlnet_fast::{name}", fake, lib=LIBRARY)
 
 
-def register_differentiable(
-    name: str,
-    forward: Callable[..., Any],
-    fake: Callable[..., Any],
-    backward: Callable[..., Any],
-    fake_backward: Callable[..., Any],
-    plain: Callable[..., tuple[Tensor, ...]],
-    queries: int = 1,
-    selective: bool = False,
-) -> None:
-    """Attach implementations to the schemas of an op and of its backward op.
+@dataclass(frozen=True)
+class Differentiable:
+    """An op whose backward pass is an op, and its parts in plain Python.
 
-    Args:
+    Attributes:
+        forward: from the op's arguments to its results. backward: that of the backward op.
         plain: the outputs with a gradient, from the op's arguments, in PyTorch's own code.
         queries: the number of these outputs, which come first; further ones are statistics for the
             backward pass, which takes them after these outputs.
         selective: the first argument of the backward op says which of its gradients are wanted.
     """
-    op, backward_op = f"xlnet_fast::{name}", f"xlnet_fast::{name}_backward"
-    register(name, _reverse_only(name, forward), fake)
-    register(f"{name}_backward", _reverse_only(f"{name}_backward", backward), fake_backward)
-    _register_autograd(
-        op, getattr(torch.ops.xlnet_fast, f"{name}_backward"), plain, queries, selective
+
+    name: str
+    forward: Callable[..., Any]
+    backward: Callable[..., tuple[Tensor, ...]]
+    plain: Callable[..., tuple[Tensor, ...]]
+    queries: int = 1
+    selective: bool = False
+
+    @property
+    def op(self) -> Any:
+        """Of ``torch.ops``."""
+        return getattr(torch.ops.xlnet_fast, self.name)
+
+    @property
+    def backward_op(self) -> Any:
+        """Of ``torch.ops``."""
+        return getattr(torch.ops.xlnet_fast, f"{self.name}_backward")
+
+    @property
+    def operands(self) -> int:
+        """How many of the op's arguments, the first, have a gradient."""
+        return len(self.backward_op.default._schema.returns)
+
+    def gradients(
+        self,
+        wanted: list[bool],
+        grad_outs: Sequence[Tensor | None],
+        results: Sequence[Tensor],
+        inputs: Sequence[Any],
+    ) -> list[Tensor | None]:
+        """The gradients of the operands, None where not wanted.
+
+        Args:
+            grad_outs: of the first ``queries`` of the op's ``results``, None for zeros.
+            inputs: the op's arguments.
+        """
+        present = [
+            torch.zeros_like(out) if grad is None else grad
+            for grad, out in zip(grad_outs, results[: self.queries], strict=False)
+        ]
+        if torch.is_grad_enabled() or transforms.active():
+            # The kernels' gradients would have no derivative.
+            return _differentiable_gradients(self.plain, inputs, wanted, present)
+        direct = transforms.nobody_looks_on() and transforms.are_plain((*present, *inputs))
+        compute = self.backward if direct else self.backward_op
+        values = compute(*([wanted] if self.selective else []), *present, *results, *inputs)
+        return [v if want else None for v, want in zip(values, wanted, strict=True)]
+
+
+def register_differentiable(
+    op: Differentiable, fake: Callable[..., Any], fake_backward: Callable[..., Any]
+) -> None:
+    """Attach implementations to the schemas of an op and of its backward op."""
+    name = f"xlnet_fast::{op.name}"
+    register(op.name, _reverse_only(op.name, op.forward), fake)
+    register(
+        f"{op.name}_backward", _reverse_only(f"{op.name}_backward", op.backward), fake_backward
     )
+    _register_autograd(op)
 
     def refuse(ctx: Any, *grads: Tensor) -> None:
-        raise BackendUnavailable(f"{backward_op} has no derivative; differentiate {op} twice")
+        raise BackendUnavailable(f"{name}_backward has no derivative; differentiate {name} twice")
 
-    torch.library.register_autograd(backward_op, refuse, lib=LIBRARY)
+    torch.library.register_autograd(f"{name}_backward", refuse, lib=LIBRARY)
 
 
 def _reverse_only(name: str, run: Callable[..., _T]) -> Callable[..., _T]:
@@ -130,21 +177,13 @@ def refuse_forward_mode(name: str) -> None:
         )
 
 
-def _register_autograd(
-    op: str,
-    backward_op: Any,
-    plain: Callable[..., tuple[Tensor, ...]],
-    queries: int,
-    selective: bool,
-) -> None:
-    returned = len(backward_op.default._schema.returns)
-
+def _register_autograd(op: Differentiable) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
         ctx.constants = [x for x in inputs if not isinstance(x, Tensor)]
         outs = output if isinstance(output, tuple) else (output,)
         ctx.outputs = len(outs)
-        ctx.mark_non_differentiable(*outs[queries:])
+        ctx.mark_non_differentiable(*outs[op.queries :])
         ctx.set_materialize_grads(False)  # or the statistics get one, of zeros, at every call
         ctx.save_for_backward(*outs, *(x for x in inputs if isinstance(x, Tensor)))
 
@@ -152,20 +191,13 @@ def _register_autograd(
         saved, constants = iter(ctx.saved_tensors), iter(ctx.constants)
         outs = [next(saved) for _ in range(ctx.outputs)]
         inputs = [next(saved if is_tensor else constants) for is_tensor in ctx.is_tensor]
-        present = [
-            torch.zeros_like(out) if grad is None else grad
-            for grad, out in zip(grads, outs[:queries], strict=False)
-        ]
-        wanted = list(ctx.needs_input_grad[:returned])
-        if torch.is_grad_enabled() or transforms.active():
-            # The kernels' gradients would have no derivative.
-            values = _differentiable_gradients(plain, inputs, wanted, present)
-        else:
-            values = backward_op(*([wanted] if selective else []), *present, *outs, *inputs)
-        missing = (None,) * (len(inputs) - returned)
-        return *(v if w else None for v, w in zip(values, wanted, strict=True)), *missing
+        wanted = list(ctx.needs_input_grad[: op.operands])
+        missing = (None,) * (len(inputs) - op.operands)
+        return *op.gradients(wanted, grads, outs, inputs), *missing
 
-    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(
+        f"xlnet_fast::{op.name}", backward, setup_context=setup_context, lib=LIBRARY
+    )
 
 
 def _differentiable_gradients(

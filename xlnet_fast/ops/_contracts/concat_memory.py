@@ -43,13 +43,14 @@ def _kernels(backend: str) -> ModuleType:
     raise BackendUnavailable(f"no registered backend {backend!r} of concat_memory")
 
 
-def _concat_memories(
+def concat_memories(
     hidden: Sequence[Tensor], memory: Sequence[Tensor], start: int, kept: int, backend: str
 ) -> Tensor:
+    """The op."""
     out = _new_memories(hidden, memory, start, kept, backend)
     arguments = (hidden, memory or None, start, kept, out)
     launch(backend, lambda name: _kernels(name).concat_memory_forward(*arguments))
     return out
 
 
-register("concat_memories", _concat_memories, _new_memories)
+register("concat_memories", concat_memories, _new_memories)

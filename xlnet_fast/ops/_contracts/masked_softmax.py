@@ -18,6 +18,7 @@ from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.ops._contracts._registry import (
     LIBRARY,
     PARTS,
+    Differentiable,
     launch,
     parts_of,
     register_differentiable,
@@ -97,10 +98,7 @@ def _plain(scores: Tensor, *args: Any) -> tuple[Tensor]:
 
 
 register_differentiable(
-    "masked_softmax",
-    _masked_softmax,
+    Differentiable("masked_softmax", _masked_softmax, _masked_softmax_backward, _plain),
     lambda scores, *args: torch.empty_like(scores, memory_format=torch.contiguous_format),
-    _masked_softmax_backward,
     lambda grad, out, scores, *args: _contiguous_grads(_inputs(scores, args)),
-    _plain,
 )

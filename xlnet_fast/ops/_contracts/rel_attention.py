@@ -22,6 +22,7 @@ from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.ops._contracts._registry import (
     LIBRARY,
     PARTS,
+    Differentiable,
     empty_grads,
     launch,
     names,
@@ -53,7 +54,9 @@ LIBRARY.define(
 )
 
 
-def _call(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Keys, tuple[Queries, ...], str]:
+def call_of(
+    queries: Sequence[Tensor], args: Sequence[Any]
+) -> tuple[Keys, tuple[Queries, ...], str]:
     """Keys, streams and backend, from the schema's arguments, ``args`` being those of _ATTENTION.
 
     The query rows are those of one stream, or of the content and the query stream.
@@ -70,12 +73,17 @@ def _call(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Keys, tuple[Q
     if len(queries) == 1:
         return keys, (Queries(queries[0], segments, mask, positions, seed),), backend
     content, query = (replace(mask, see_self=see_self) for see_self in (True, False))
-    next_seed = None if seed is None else seed + 1
+    seeds = seeds_of(seed, 2)
     streams = (
-        Queries(queries[0], segments, content, None, seed),
-        Queries(queries[1], segments, query, positions, next_seed, by_position=True),
+        Queries(queries[0], segments, content, None, seeds[0]),
+        Queries(queries[1], segments, query, positions, seeds[1], by_position=True),
     )
     return keys, streams, backend
+
+
+def seeds_of(seed: Tensor | None, streams: int) -> tuple[Tensor | None, ...]:
+    """One seed for each stream."""
+    return tuple(None if seed is None else seed + s if s else seed for s in range(streams))
 
 
 def _kernels(backend: str) -> Any:
@@ -106,7 +114,7 @@ def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, .
 
 
 def _forward(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
-    keys, streams, backend = _call(queries, args)
+    keys, streams, backend = call_of(queries, args)
     results = _allocate(queries, args)
     check_positions(streams[-1].positions, keys.current)
     live = [s for s, q in enumerate(queries) if q.numel()]
@@ -131,7 +139,7 @@ def _backward(
     live = [s for s, q in enumerate(queries) if q.numel()]
     if not live:
         return tuple(grad.zero_() for grad in grads)
-    keys, streams, backend = _call(queries, args)
+    keys, streams, backend = call_of(queries, args)
     arguments = (
         keys,
         *([x[s] for s in live] for x in (streams, outs, stats, grad_outs)),
@@ -154,7 +162,7 @@ def _wanted_likes(
 
 def _plain(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
     """Outputs of each stream in PyTorch's own code, which has all derivatives."""
-    keys, streams, _ = _call(queries, args)
+    keys, streams, _ = call_of(queries, args)
     options: dict[str, Any] = {
         "k_memory": keys.k_memory, "v_memory": keys.v_memory, "r_s_bias": keys.r_s_bias,
         "seg_embed": keys.seg_embed, "scale": keys.scale, "dropout_p": keys.dropout_p,
@@ -171,7 +179,7 @@ def _plain(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]
     return (out,)
 
 
-def _register(name: str, count: int) -> None:
+def _define(name: str, count: int) -> Differentiable:
     """Attach the above to the schema of an op of ``count`` streams."""
 
     def split(values: Sequence[Any]) -> list[Sequence[Any]]:
@@ -182,17 +190,19 @@ def _register(name: str, count: int) -> None:
         *_, queries, args = split(values)
         return empty_grads(_wanted_likes(wanted, queries, args), queries[0])
 
-    register_differentiable(
+    op = Differentiable(
         name,
         lambda *values: _forward(values[:count], values[count:]),
-        lambda *values: _allocate(values[:count], values[count:]),
         lambda wanted, *values: _backward(wanted, *split(values)),
-        fake_backward,
         lambda *values: _plain(values[:count], values[count:]),
         queries=count,
         selective=True,
     )
+    register_differentiable(
+        op, lambda *values: _allocate(values[:count], values[count:]), fake_backward
+    )
+    return op
 
 
-_register("rel_attention", 1)
-_register("two_stream_attention", 2)
+REL_ATTENTION = _define("rel_attention", 1)
+TWO_STREAM_ATTENTION = _define("two_stream_attention", 2)
