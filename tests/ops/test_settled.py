@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_whoever_looks_on_sees_the_ops():
 class Wrapped(Tensor):
     """A subclass that sees every function."""
 
-    seen: list = []
+    seen: ClassVar[list[str]] = []
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
