@@ -237,3 +237,11 @@ def test_the_layers_of_a_model_choose_once(memory, choices):
         choices.clear()
         model(ids, **given, mems=mems)
     assert len(choices) == 1
+
+
+def test_a_gradient_that_is_asked_for_later():
+    settled, problem = Settled(), make_problem().to(F32)
+    rel_attention(**values_of(problem), **problem.options, settled=settled)
+    leaves, out = called(problem, settled)
+    out.sum().backward()
+    assert all(leaf.grad is not None for leaf in leaves.values())

@@ -55,8 +55,6 @@ def _is_ours(module: nn.Dropout, x: Tensor) -> bool:
         and is_plain(x)
         and x.is_floating_point()
         and is_bare(module)
-        # A compiler fuses PyTorch's own dropout with what surrounds it.
-        and not torch.compiler.is_compiling()
         and not is_transformed()
         and _extension.load() is not None
     )
