@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks.cases.model import ModelCase
 from benchmarks.cases.shapes import Geometry
-from benchmarks.micro import cpu_linear, model_operators, sdpa_launches
+from benchmarks.micro import cpu_linear, host_time, model_operators, sdpa_launches
 
 has_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
@@ -90,3 +90,22 @@ def test_launches_have_a_row_for_each_case_and_pass():
         of_layer, ours, of_attention, ours_alone = map(int, row.split()[4:8])
         assert 0 < of_attention < of_layer
         assert 0 < ours_alone < ours
+
+
+def test_host_time_has_a_row_for_each_call():
+    out = io.StringIO()
+    sizes = (host_time.Size(8, 2, 4),)
+    host_time.compare(sizes, host_time.CALLS, 1, Console(file=out, width=160))
+    rows = [line for line in out.getvalue().splitlines() if "width 8" in line]
+    assert [row.split("│")[2].strip() for row in rows] == list(host_time.CALLS)
+    for row in rows:
+        theirs, ours = (float(cell.replace(",", "")) for cell in row.split("│")[3:5])
+        ratio = float(row.split("│")[7].split()[0])
+        assert ratio == pytest.approx(theirs / ours, abs=0.01 + 0.6 / ours)
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--threads"])
+def test_host_time_refuses(option, capsys):
+    with pytest.raises(SystemExit):
+        host_time.main([option, "0"])
+    assert "expected at least 1" in capsys.readouterr().err
