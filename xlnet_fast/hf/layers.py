@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
 
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import obstacle, unwrapped
 from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf.projections import SavedAsParameters, has_modules
 from xlnet_fast.nn import AttentionContext
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
 
 
-class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
+class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelativeAttention):
     """HF's attention layer; takes an :class:`AttentionContext` where HF takes its dense mask."""
 
     def forward(
@@ -33,6 +35,11 @@ class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
         """As HF; called with HF's own tensors it runs HF's own code."""
         if isinstance(attn_mask_h, AttentionContext):
             return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
+        if has_modules(self):
+            raise ArgumentError(
+                "q, k, v, o and r are modules here (xlnet_fast.linear_attention), which Hugging "
+                "Face's own code of the attention, called with its dense masks, cannot call"
+            )
         result: tuple[Any, ...] = XLNetRelativeAttention.forward(
             self, h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping,
             output_attentions,

@@ -1,0 +1,145 @@
+"""q, k, v, o and r of the attention as ``nn.Linear`` modules, on the storage that they have.
+
+HF keeps them as parameters (H, N, D), and einsums read them. A tool that looks for ``nn.Linear``
+(LoRA, quantisation) passes them by. As modules their weights are (out, in): of q, k, v and r the
+transposed view (N * D, H), of o the view (H, N * D). What is saved and loaded keeps HF's names and
+shapes, as long as a projection is an ``nn.Linear``; what a tool put around it has the tool's names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PROJECTIONS = ("q", "k", "v", "o", "r")
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class SavedAsParameters(nn.Module):
+    """An attention layer whose ``state_dict`` is HF's, whether its projections are modules."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``nn.Module``; a view (H, N, D) of each projection's weight, by HF's name."""
+        found = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for name in _linears(self):
+            if _is_plain(found.get(f"{prefix}{name}.weight")):
+                weight = found.pop(f"{prefix}{name}.weight")
+                found[prefix + name] = _from_weight(name, weight, self)
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in _linears(self):
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and given.dim() == 3:
+                state_dict[f"{prefix}{name}.weight"] = _as_weight(name, given)
+                del state_dict[prefix + name]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def has_modules(attention: nn.Module) -> bool:
+    """Whether a projection is a module, an ``nn.Linear`` or any other."""
+    return any(name in attention._modules for name in PROJECTIONS)
+
+
+def why_no_modules(attention: nn.Module) -> str | None:
+    """Why :func:`to_modules` cannot be had of an attention layer; None if it can."""
+    for name in PROJECTIONS:
+        if name in attention._modules:
+            continue
+        parameter = attention._parameters.get(name)
+        if parameter is None:
+            return f"{name} is no parameter of its own (parametrized, pruned or in a flat one)"
+        if type(parameter) is not nn.Parameter:
+            return f"{name} is a {type(parameter).__name__}, no plain parameter"
+    return None
+
+
+def to_modules(attention: nn.Module) -> None:
+    """Make an ``nn.Linear`` of each projection; the parameter stays the same object."""
+    for name in PROJECTIONS:
+        parameter = attention._parameters.get(name)
+        if parameter is None:
+            continue
+        if parameter.dim() == 3:  # not one that another layer shares, and that was changed there
+            _change(parameter, lambda data, name=name: _as_weight(name, data.contiguous()))
+        out_features, in_features = parameter.shape
+        module = nn.Linear(in_features, out_features, bias=False, device="meta")
+        module.weight = parameter
+        module.train(attention.training)
+        delattr(attention, name)
+        setattr(attention, name, module)
+
+
+def why_no_parameters(attention: nn.Module) -> str | None:
+    """Why :func:`to_parameters` would lose something; None if it would not."""
+    for name in PROJECTIONS:
+        module = attention._modules.get(name)
+        if module is None:
+            continue
+        if type(module) is not nn.Linear:
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            return f"{name} is a {kind}: merge or unload what was put there"
+        weight = module._parameters.get("weight")
+        if type(weight) is not nn.Parameter:
+            return f"the weight of {name} is a {type(module.weight).__name__}, no plain parameter"
+        if module.bias is not None:
+            return f"{name} has a bias, which Hugging Face's attention does not know"
+        if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in module.__dict__:
+            return f"{name} has a hook or a forward of its own: remove that"
+    return None
+
+
+def to_parameters(attention: nn.Module) -> None:
+    """Undo :func:`to_modules`: HF's parameters in HF's shape and order."""
+    if not has_modules(attention):
+        return
+    after = {name: p for name, p in attention._parameters.items() if name not in PROJECTIONS}
+    for name in PROJECTIONS:
+        module: Any = attention._modules.pop(name)
+        parameter = module.weight
+        if parameter.dim() == 2:
+            _change(
+                parameter,
+                lambda data, name=name: _from_weight(name, data, attention).contiguous(),
+            )
+        attention._parameters[name] = parameter
+    for name, other in after.items():  # as registered by HF: an optimizer goes by the order
+        del attention._parameters[name]
+        attention._parameters[name] = other
+
+
+def _linears(attention: nn.Module) -> Iterator[str]:
+    """The names of the projections that are an ``nn.Linear``, with nothing around it."""
+    return (name for name in PROJECTIONS if type(attention._modules.get(name)) is nn.Linear)
+
+
+def _is_plain(weight: Any) -> bool:
+    return type(weight) in (Tensor, nn.Parameter) and weight.dim() == 2
+
+
+def _as_weight(name: str, parameter: Tensor) -> Tensor:
+    """(H, N, D) as a weight (out, in): a view."""
+    weight = parameter.flatten(1)
+    return weight if name == "o" else weight.t()
+
+
+def _from_weight(name: str, weight: Tensor, attention: Any) -> Tensor:
+    """A weight (out, in) as (H, N, D): a view."""
+    heads = attention.r_w_bias.shape  # (N, D)
+    return (weight if name == "o" else weight.t()).unflatten(1, heads)
+
+
+def _change(parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> None:
+    """Give a parameter, and its gradient, another shape; no optimizer or hook loses sight of it."""
+    grad, parameter.grad = parameter.grad, None
+    with torch.no_grad():
+        parameter.data = change(parameter.data)
+        if grad is not None:
+            parameter.grad = change(grad)
