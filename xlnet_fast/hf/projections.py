@@ -9,6 +9,7 @@ shapes, as long as a projection is an ``nn.Linear``; what a tool put around it h
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +24,14 @@ class SavedAsParameters(nn.Module):
     """An attention layer whose ``state_dict`` is HF's, whether its projections are modules."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``nn.Module``; a view (H, N, D) of each projection's weight, by HF's name."""
+        """As ``nn.Module``; each projection's weight as (H, N, D), by HF's name."""
         found = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        heads: Any = self.r_w_bias.shape
         for name in _linears(self):
             if _is_plain(found.get(f"{prefix}{name}.weight")):
                 weight = found.pop(f"{prefix}{name}.weight")
-                found[prefix + name] = _from_weight(name, weight, self)
+                found[prefix + name] = _from_weight(name, weight, heads)
         return found
 
     def _load_from_state_dict(
@@ -68,7 +70,7 @@ def to_modules(attention: nn.Module) -> None:
         if parameter is None:
             continue
         if parameter.dim() == 3:  # not one that another layer shares, and that was changed there
-            _change(parameter, lambda data, name=name: _as_weight(name, data.contiguous()))
+            _change(parameter, partial(_as_weight, name))
         out_features, in_features = parameter.shape
         module = nn.Linear(in_features, out_features, bias=False, device="meta")
         module.weight = parameter
@@ -80,18 +82,18 @@ def to_modules(attention: nn.Module) -> None:
 def why_no_parameters(attention: nn.Module) -> str | None:
     """Why :func:`to_parameters` would lose something; None if it would not."""
     for name in PROJECTIONS:
-        module = attention._modules.get(name)
-        if module is None:
+        if name not in attention._modules:
             continue
+        module: Any = attention._modules[name]
         if type(module) is not nn.Linear:
             kind = f"{type(module).__module__}.{type(module).__name__}"
             return f"{name} is a {kind}: merge or unload what was put there"
-        weight = module._parameters.get("weight")
+        weight: Any = module._parameters.get("weight")
         if type(weight) is not nn.Parameter:
             return f"the weight of {name} is a {type(module.weight).__name__}, no plain parameter"
-        if module.bias is not None:
+        if module._parameters.get("bias") is not None:
             return f"{name} has a bias, which Hugging Face's attention does not know"
-        if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in module.__dict__:
+        if "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS):
             return f"{name} has a hook or a forward of its own: remove that"
     return None
 
@@ -100,19 +102,24 @@ def to_parameters(attention: nn.Module) -> None:
     """Undo :func:`to_modules`: HF's parameters in HF's shape and order."""
     if not has_modules(attention):
         return
-    after = {name: p for name, p in attention._parameters.items() if name not in PROJECTIONS}
+    heads: Any = attention.r_w_bias.shape
+    kept = dict(attention._parameters)
+    ours: dict[str, nn.Parameter | None] = {}
     for name in PROJECTIONS:
-        module: Any = attention._modules.pop(name)
-        parameter = module.weight
-        if parameter.dim() == 2:
-            _change(
-                parameter,
-                lambda data, name=name: _from_weight(name, data, attention).contiguous(),
-            )
-        attention._parameters[name] = parameter
-    for name, other in after.items():  # as registered by HF: an optimizer goes by the order
-        del attention._parameters[name]
-        attention._parameters[name] = other
+        if name in attention._modules:
+            ours[name] = _plain(name, attention._modules.pop(name), heads)
+        else:
+            ours[name] = kept.pop(name)
+    attention._parameters.clear()  # HF's order, by which optimizers know their parameters
+    attention._parameters.update(ours | kept)
+
+
+def _plain(name: str, module: Any, heads: Any) -> nn.Parameter:
+    """The parameter (H, N, D) of a projection."""
+    parameter: nn.Parameter = module.weight
+    if parameter.dim() == 2:  # not one that another layer shares, and that was changed there
+        _change(parameter, lambda data: _from_weight(name, data, heads).contiguous())
+    return parameter
 
 
 def _linears(attention: nn.Module) -> Iterator[str]:
@@ -125,14 +132,13 @@ def _is_plain(weight: Any) -> bool:
 
 
 def _as_weight(name: str, parameter: Tensor) -> Tensor:
-    """(H, N, D) as a weight (out, in): a view."""
+    """(H, N, D) as a weight (out, in); a view of what is contiguous, as HF's parameters are."""
     weight = parameter.flatten(1)
     return weight if name == "o" else weight.t()
 
 
-def _from_weight(name: str, weight: Tensor, attention: Any) -> Tensor:
-    """A weight (out, in) as (H, N, D): a view."""
-    heads = attention.r_w_bias.shape  # (N, D)
+def _from_weight(name: str, weight: Tensor, heads: Any) -> Tensor:
+    """A weight (out, in) as (H, N, D), a view; contiguous if :func:`_as_weight` gave it."""
     return (weight if name == "o" else weight.t()).unflatten(1, heads)
 
 

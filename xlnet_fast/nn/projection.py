@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,30 +16,30 @@ _COMPUTED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def project(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, (..., in) to (..., out), by the op where nobody could tell."""
-    if _is_ours(module):
-        weight, bias = _like(module.weight, x), _like(module.bias, x)
-        return linear(x, weight, bias)
-    return _call(module, x)
+    ours = _weights(module, x)
+    return _call(module, x) if ours is None else linear(x, *ours)
 
 
 def project_residual(
     module: nn.Module, x: Tensor, dropout: nn.Module, residual: Tensor | None
 ) -> Tensor:
     """``dropout(module(x)) + residual``, (..., in) to (..., out)."""
-    if _is_ours(module):
-        weight, bias = _like(module.weight, x), _like(module.bias, x)
-        return linear_residual(x, weight, bias, dropout, residual)
+    ours = _weights(module, x)
+    if ours is not None:
+        return linear_residual(x, *ours, dropout, residual)
     output = drop(dropout, _call(module, x))
     return output if residual is None else output + residual
 
 
-def _is_ours(module: nn.Module) -> bool:
-    """A bare ``nn.Linear`` whose weight is a plain tensor, neither quantised nor distributed."""
-    return is_plain_linear(module) and type(module.weight) in (Tensor, nn.Parameter)
+def _weights(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of a bare ``nn.Linear`` in the dtype of x, None of any other module.
 
-
-def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(x.dtype)
+    A weight that is no plain tensor (quantised, distributed) is the module's affair as well.
+    """
+    if not is_plain_linear(module) or type(module.weight) not in (Tensor, nn.Parameter):
+        return None
+    bias = module.bias
+    return module.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
 
 
 def _call(module: nn.Module, x: Tensor) -> Tensor:
@@ -47,7 +49,8 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
     if own == x.dtype or own not in _COMPUTED_IN or _casts_by_itself(x):
         output: Tensor = module(x)
         return output
-    return module(x.to(own)).to(x.dtype)
+    output = module(x.to(own))
+    return output.to(x.dtype)
 
 
 def _casts_by_itself(x: Tensor) -> bool:
