@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
@@ -15,6 +17,8 @@ from xlnet_fast.hf.projections import SavedAsParameters, has_modules
 from xlnet_fast.nn import AttentionContext
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
+
+_WARNED: list[bool] = []
 
 
 class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelativeAttention):
@@ -68,11 +72,23 @@ def takes_context(layer: nn.Module) -> bool:
     Asked at each call: a layer, its attention or one of their methods may be another by now.
     """
     layer = unwrapped(layer)
-    return (
+    taken = (
         isinstance(layer, FastLayer)
         and isinstance(unwrapped(layer.rel_attn), FastRelativeAttention)
         and obstacle(layer) is None
     )
+    if not taken:
+        _warn_of_experts(getattr(layer, "rel_attn", None))
+    return taken
+
+
+def _warn_of_experts(attention: Any) -> None:
+    """One warning where PEFT adapts a projection as the experts that it is not."""
+    if type(attention).__name__ != "ParamWrapper" or torch.compiler.is_compiling():
+        return
+    if not _WARNED:
+        _WARNED.append(True)
+        warnings.warn(f"XLNet's attention keeps its own code: {obstacle(attention)}", stacklevel=4)
 
 
 def fuses_dropout(layer: nn.Module) -> bool:
