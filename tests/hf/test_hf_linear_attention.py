@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import XLNetForSequenceClassification, XLNetLMHeadModel, XLNetModel
-from transformers.models.xlnet.modeling_xlnet import XLNetLayer
+from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
 
 import xlnet_fast
 from xlnet_fast import ArgumentError
@@ -157,6 +158,19 @@ def test_what_is_put_in_their_place_is_called(case):
             module = getattr(attentions(adapted)[number], name)
             wanted = {key: weight @ module.down.detach().t()}
             assert_tight({key: found[f"{key}.up"]}, wanted)
+
+
+@pytest.mark.parametrize("case", ["plain", "memory", "two streams", "probabilities"])
+def test_layers_that_keep_their_own_code(case):
+    """As under accelerate's hooks, which give each module a forward of its own."""
+    model = tiny_model(XLNetModel, F64)
+    ours = linear(model)
+    for layer in ours.layer:
+        layer.forward = partial(type(layer).forward, layer)
+    assert "layers 0, 1 run their own code" in " ".join(xlnet_fast.explain(ours).notes)
+    given = inputs_of(case)
+    found = as_hugging_face(run(ours, given), ours)
+    assert_tight(found, run(hf_in(model, F64), given))
 
 
 def test_hooks_see_what_passes():
@@ -423,12 +437,13 @@ def test_restore_refuses_what_it_would_lose(change, message):
     assert {type(attention.r) for attention in attentions(model)} == {nn.Linear}
 
 
-def test_hugging_faces_own_code_cannot_call_them():
+def test_a_patched_attention_is_told(monkeypatch):
+    """It reads parameters."""
     model = linear(tiny_model(XLNetModel))
-    h = torch.randn(LENGTH, BATCH, 16)
-    table = torch.randn(2 * LENGTH, BATCH, 16)
-    with pytest.raises(ArgumentError, match="linear_attention"):
-        attentions(model)[0](h, None, None, None, table, None)
+    theirs = XLNetRelativeAttention.forward
+    monkeypatch.setattr(XLNetRelativeAttention, "forward", lambda *a, **k: theirs(*a, **k))
+    with pytest.raises(ArgumentError, match="forward was replaced"):
+        model(**inputs_of("memory", torch.float32))
 
 
 def test_explain_names_them():

@@ -12,6 +12,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAt
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import obstacle, unwrapped
+from xlnet_fast.hf.dense import dense_attention
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.hf.projections import SavedAsParameters, has_modules
 from xlnet_fast.nn import AttentionContext
@@ -36,19 +37,21 @@ class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelat
         target_mapping: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Any, ...]:
-        """As HF; called with HF's own tensors it runs HF's own code."""
+        """As HF; called with HF's own tensors it runs HF's own code, or that with modules."""
         if isinstance(attn_mask_h, AttentionContext):
             return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
-        if has_modules(self):
-            raise ArgumentError(
-                "q, k, v, o and r are modules here (xlnet_fast.linear_attention), which Hugging "
-                "Face's own code of the attention, called with its dense masks, cannot call"
-            )
-        result: tuple[Any, ...] = XLNetRelativeAttention.forward(
-            self, h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping,
-            output_attentions,
+        given = (
+            h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping, output_attentions,
         )  # fmt: skip
-        return result
+        if not has_modules(self):
+            theirs: tuple[Any, ...] = XLNetRelativeAttention.forward(self, *given)
+            return theirs
+        if patched(XLNetRelativeAttention, "forward"):
+            raise ArgumentError(
+                "XLNetRelativeAttention.forward was replaced, and cannot have q, k, v, o and r as "
+                "modules (xlnet_fast.linear_attention): undo one of both"
+            )
+        return dense_attention(self, *given)
 
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
         """As HF."""
