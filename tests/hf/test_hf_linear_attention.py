@@ -374,9 +374,20 @@ def subclass_of_parameter(model):
     attention.o = Quantised(attention.o.data)
 
 
+def tied_across(model):
+    attention = model.layer[0].rel_attn
+    attention.o = attention.q
+
+
+def tied_outside(model):
+    model.layer[1].kept = model.layer[1].rel_attn.v
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (tied_across, "o is another projection as well"),
+        (tied_outside, "also the kept of a XLNetLayer"),
         (own_layer, "layer 1 cannot have linear attention: OwnLayer overrides forward"),
         (buffer_for_parameter, r"layer 1 .* k is no parameter of its own"),
         (subclass_of_parameter, r"layer 1 .* o is a Quantised, no plain parameter"),

@@ -340,6 +340,11 @@ FAULTS = [
             "attention._parameters.update(kept | ours)",
         ),
         (
+            "linear attention: a parameter that is both q and o changes its shape",
+            'part = "o" if name == "o" else "q, k, v and r"',
+            'part = "any"',
+        ),
+        (
             "linear attention: a gradient keeps the old shape",
             "            parameter.grad = change(grad)\n",
             "            pass\n",

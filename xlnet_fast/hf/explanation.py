@@ -265,7 +265,7 @@ def _own_layers(transformer: FastModel) -> list[str]:
 
 
 def _linear_attention(transformer: FastModel) -> list[str]:
-    """That the projections are modules, of which kind, and what undoes it."""
+    """That the projections are modules, and of which kind."""
     kinds = {
         f"{type(module).__module__}.{type(module).__name__}"
         for layer in transformer.layer

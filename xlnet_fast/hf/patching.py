@@ -28,6 +28,7 @@ from xlnet_fast.hf.projections import (
     to_parameters,
     why_no_modules,
     why_no_parameters,
+    why_not_alone,
 )
 from xlnet_fast.ops._dispatch import BACKENDS
 
@@ -117,7 +118,7 @@ def linear_attention(model: Model) -> Model:
 
     Raises:
         ArgumentError: the model is not accelerated, a layer runs code of its own, or a projection
-            is no plain parameter; nothing has been changed then.
+            is no plain parameter or belongs to something else too; nothing has been changed then.
     """
     attentions = []
     for transformer in _transformers(model):
@@ -134,6 +135,9 @@ def linear_attention(model: Model) -> Model:
             if why is not None:
                 raise ArgumentError(f"layer {number} cannot have linear attention: {why}")
             attentions.append(unwrapped(attention))
+    why = why_not_alone(model, attentions)
+    if why is not None:
+        raise ArgumentError(f"no linear attention: {why}")
     for attention in attentions:
         to_modules(attention)
     return model

@@ -21,7 +21,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class SavedAsParameters(nn.Module):
-    """An attention layer whose ``state_dict`` is HF's, whether its projections are modules."""
+    """An attention layer whose ``state_dict`` is HF's, even where its projections are modules."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As ``nn.Module``; each projection's weight as (H, N, D), by HF's name."""
@@ -60,6 +60,26 @@ def why_no_modules(attention: nn.Module) -> str | None:
             return f"{name} is no parameter of its own (parametrized, pruned or in a flat one)"
         if type(parameter) is not nn.Parameter:
             return f"{name} is a {type(parameter).__name__}, no plain parameter"
+    return None
+
+
+def why_not_alone(model: nn.Module, attentions: list[Any]) -> str | None:
+    """Which projection cannot change its shape, because something else uses it too; None if none.
+
+    Layers may share one that has the same part in each.
+    """
+    parts: dict[int, str] = {}
+    ours = {id(attention) for attention in attentions}
+    for attention in attentions:
+        for name in PROJECTIONS:
+            parameter = attention._parameters.get(name)
+            part = "o" if name == "o" else "q, k, v and r"
+            if parameter is not None and parts.setdefault(id(parameter), part) != part:
+                return f"{name} is another projection as well, which has it the other way round"
+    for module in model.modules():
+        for name, other in module._parameters.items():
+            if id(other) in parts and not (id(module) in ours and name in PROJECTIONS):
+                return f"a projection is also the {name} of a {type(module).__name__}"
     return None
 
 
