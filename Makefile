@@ -15,6 +15,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-comp
 # and need neither torch nor the package.
 DOCS_VENV ?= $(VENV)/docs
 extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
+# So have the tools that users run models with; what is in $(VENV), torch and this package, they see.
+INTEGRATIONS_VENV ?= $(VENV)/integrations
 # Seconds for one of examples/, which takes ten.
 EXAMPLES_TIMEOUT ?= 120
 
@@ -41,7 +43,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format docs examples onnx ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test lint format docs examples onnx integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -101,6 +103,20 @@ $(VENV)/.onnx: $(VENV)/.installed
 
 onnx: $(VENV)/.onnx ## export every model class to ONNX and compare it in onnxruntime
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/hf/onnx_classes.py
+
+$(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m venv $(INTEGRATIONS_VENV)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
+		> "$$($(INTEGRATIONS_VENV)/bin/python -c "$$site")/development.pth"
+	$(INTEGRATIONS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		'$(TORCH)' $(call extra,integrations)
+	@touch $@
+
+# What these tools do to PyTorch as they are imported is why they are no part of `make test`.
+integrations: $(INTEGRATIONS_VENV)/.installed ## run PEFT, torchao, captum, Lightning, Trainer and the like on models of ours
+	$(TEST_ENV) $(INTEGRATIONS_VENV)/bin/python -m pytest $(PYTEST_FLAGS) --dist loadfile \
+		tests/integrations/*_integration.py
 
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace

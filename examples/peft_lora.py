@@ -2,8 +2,9 @@
 
     python examples/peft_lora.py [--model xlnet/xlnet-base-cased]
 
-XLNet's feed-forward layers are `nn.Linear`, which LoRA takes. Its q, k, v and o are bare parameters
-of three dimensions, which PEFT does not adapt by low rank: leave them out.
+Hugging Face keeps q, k, v and o as bare parameters of three dimensions, which PEFT does not adapt
+by low rank. `linear_attention` gives them as `nn.Linear`; what is merged is saved as Hugging
+Face's own.
 """
 
 from __future__ import annotations
@@ -31,15 +32,20 @@ def main() -> None:
         # The class is read off the last token, <cls>.
         tokenizer = XLNetTokenizer.from_pretrained(name, padding_side="left")
         model = XLNetForSequenceClassification.from_pretrained(name, num_labels=2)
-    xlnet_fast.accelerate(model)
     frozen = model.transformer.layer[0].rel_attn.q.detach().clone()
+    xlnet_fast.linear_attention(xlnet_fast.accelerate(model))  # <- before PEFT and the optimizer
     lora = LoraConfig(
         r=8,
-        target_modules=["ff.layer_1", "ff.layer_2"],
+        target_modules=["q", "k", "v", "o"],  # "ff.layer_1" and "ff.layer_2" are as welcome
         modules_to_save=["sequence_summary", "logits_proj"],
     )
     adapted = get_peft_model(model, lora)
     adapted.print_trainable_parameters()
+    low_rank = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+    config = model.config
+    assert low_rank == config.n_layer * 4 * lora.r * (
+        config.d_model + config.n_head * config.d_head
+    )
 
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
     labels = torch.tensor(LABELS)
@@ -56,15 +62,19 @@ def main() -> None:
     assert losses[-1] < 0.5 * losses[0], "it has not learned"
 
     adapted.eval()
-    with torch.no_grad():
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         before = adapted(**inputs).logits
         merged = adapted.merge_and_unload()
         after = merged(**inputs).logits
-        plain = xlnet_fast.restore(merged)(**inputs).logits
-    assert torch.equal(merged.transformer.layer[0].rel_attn.q, frozen)
-    print(f"merged and plain Hugging Face: {(plain - before).abs().max():.1e} from the adapted one")
+        merged.save_pretrained(folder)
+        plain = XLNetForSequenceClassification.from_pretrained(folder).eval()
+        theirs = plain(**inputs).logits
+    assert not torch.equal(plain.transformer.layer[0].rel_attn.q, frozen)
+    print(
+        f"merged, in plain Hugging Face: {(theirs - before).abs().max():.1e} from the adapted one"
+    )
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(plain, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(theirs, before, rtol=1e-3, atol=1e-3)
 
 
 if __name__ == "__main__":

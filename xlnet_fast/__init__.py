@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         enable,
         explain,
         is_accelerated,
+        linear_attention,
         restore,
     )
     from xlnet_fast.masks import AttentionMask
@@ -37,6 +38,7 @@ _HF_NAMES = (
     "enable",
     "explain",
     "is_accelerated",
+    "linear_attention",
     "restore",
 )
 
@@ -54,6 +56,7 @@ __all__ = [
     "enable",
     "explain",
     "is_accelerated",
+    "linear_attention",
     "qualify",
     "restore",
 ]

@@ -327,6 +327,39 @@ FAULTS = [
         ),
     ),
     *faults_of(
+        "xlnet_fast/hf/projections.py",
+        "hf/test_hf_linear_attention.py",
+        (
+            "linear attention: a projection is a copy, not the parameter",
+            "        module.weight = parameter\n",
+            "        module.weight = nn.Parameter(parameter.detach().clone())\n",
+        ),
+        (
+            "linear attention: restored in another order",
+            "attention._parameters.update(ours | kept)",
+            "attention._parameters.update(kept | ours)",
+        ),
+        (
+            "linear attention: a parameter that is both q and o changes its shape",
+            'part = "o" if name == "o" else "q, k, v and r"',
+            'part = "any"',
+        ),
+        (
+            "linear attention: a gradient keeps the old shape",
+            "            parameter.grad = change(grad)\n",
+            "            pass\n",
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/nn/projection.py",
+        "hf/test_hf_linear_attention.py",
+        (
+            "linear attention: a called module multiplies in the dtype of x",
+            "output = module(x.to(own))",
+            "output = module(x)",
+        ),
+    ),
+    *faults_of(
         "xlnet_fast/hf/dense.py",
         "hf/test_hf_subclasses.py",
         (

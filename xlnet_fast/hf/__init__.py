@@ -2,7 +2,14 @@
 
 from xlnet_fast.hf.explanation import Explanation, explain
 from xlnet_fast.hf.memory import Memory
-from xlnet_fast.hf.patching import accelerate, disable, enable, is_accelerated, restore
+from xlnet_fast.hf.patching import (
+    accelerate,
+    disable,
+    enable,
+    is_accelerated,
+    linear_attention,
+    restore,
+)
 
 __all__ = [
     "Explanation",
@@ -12,5 +19,6 @@ __all__ = [
     "enable",
     "explain",
     "is_accelerated",
+    "linear_attention",
     "restore",
 ]

@@ -33,6 +33,13 @@ _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Where ``torch.compile``, PyTorch's checkpoint wrapper and FSDP keep the module they call."""
 
 
+_ADVICE = {
+    "ParamWrapper": ": PEFT's target_parameters takes a projection (H, N, D) for H experts, which "
+    "is no low rank. Call xlnet_fast.linear_attention(model) and name target_modules instead"
+}
+"""What to do about a class in the place of HF's."""
+
+
 def unwrapped(module: Any) -> Any:
     """The module that a wrapper of PyTorch's hands all arguments to, as they are."""
     while not isinstance(module, (XLNetLayer, XLNetRelativeAttention)):
@@ -54,7 +61,7 @@ def obstacle(module: nn.Module) -> str | None:
     elif isinstance(module, XLNetLayer):
         base = XLNetLayer
     else:
-        return f"{name} is not a layer of HF's XLNet"
+        return f"{name} is not a layer of HF's XLNet" + _ADVICE.get(name, "")
     changed = patched(base, *methods)
     if changed is not None:
         return f"{base.__name__}.{changed} was replaced"

@@ -27,6 +27,7 @@ from xlnet_fast.hf.heads import HEADS
 from xlnet_fast.hf.layers import takes_context
 from xlnet_fast.hf.modules import FastModel, overrides
 from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf.projections import PROJECTIONS
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.ops._dispatch import (
     ATTENTION,
@@ -153,7 +154,7 @@ def explain(model: nn.Module, verbose: bool = False) -> Explanation:
     )
     if own_code and not line.startswith(("fault", "cannot")):
         line = _in_part(transformer, own_code)
-    notes = (*_proofs(device), *own_code, *_machine())
+    notes = (*_proofs(device), *own_code, *_linear_attention(transformer), *_machine())
     return Explanation(line, title, rows, notes, verbose)
 
 
@@ -261,6 +262,22 @@ def _own_layers(transformer: FastModel) -> list[str]:
     for why, numbers in blocks.items():
         notes.append(f"the feed-forward block of {_layers(numbers)} runs its own code: {why}")
     return notes
+
+
+def _linear_attention(transformer: FastModel) -> list[str]:
+    """That the projections are modules, and of which kind."""
+    kinds = {
+        f"{type(module).__module__}.{type(module).__name__}"
+        for layer in transformer.layer
+        for name, module in unwrapped(getattr(unwrapped(layer), "rel_attn", layer)).named_children()
+        if name in PROJECTIONS
+    }
+    if not kinds:
+        return []
+    linear = f"{nn.Linear.__module__}.{nn.Linear.__name__}"
+    names = ", ".join(sorted(kinds - {linear}))
+    called = f"; what is no nn.Linear is called as it is: {names}" if names else ""
+    return [f"q, k, v, o and r of the attention are modules (linear_attention){called}"]
 
 
 def _layers(numbers: list[int]) -> str:

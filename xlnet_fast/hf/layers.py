@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
 from transformers.pytorch_utils import apply_chunking_to_forward
 
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.adoption import obstacle, unwrapped
+from xlnet_fast.hf.dense import dense_attention
 from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf.projections import SavedAsParameters, has_modules
 from xlnet_fast.nn import AttentionContext
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
 
+_WARNED: list[bool] = []
 
-class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
+
+class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelativeAttention):
     """HF's attention layer; takes an :class:`AttentionContext` where HF takes its dense mask."""
 
     def forward(
@@ -31,14 +38,21 @@ class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
         target_mapping: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Any, ...]:
-        """As HF; called with HF's own tensors it runs HF's own code."""
+        """As HF; called with HF's own tensors it runs HF's own code, or that with modules."""
         if isinstance(attn_mask_h, AttentionContext):
             return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
-        result: tuple[Any, ...] = XLNetRelativeAttention.forward(
-            self, h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping,
-            output_attentions,
+        given = (
+            h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping, output_attentions,
         )  # fmt: skip
-        return result
+        if not has_modules(self):
+            theirs: tuple[Any, ...] = XLNetRelativeAttention.forward(self, *given)
+            return theirs
+        if patched(XLNetRelativeAttention, "forward"):
+            raise ArgumentError(
+                "XLNetRelativeAttention.forward was replaced, and cannot have q, k, v, o and r as "
+                "modules (xlnet_fast.linear_attention): undo one of both"
+            )
+        return dense_attention(self, *given)
 
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
         """As HF."""
@@ -90,11 +104,23 @@ def takes_context(layer: nn.Module) -> bool:
     Asked at each call: a layer, its attention or one of their methods may be another by now.
     """
     layer = unwrapped(layer)
-    return (
+    taken = (
         isinstance(layer, FastLayer)
         and isinstance(unwrapped(layer.rel_attn), FastRelativeAttention)
         and obstacle(layer) is None
     )
+    if not taken:
+        _warn_of_experts(getattr(layer, "rel_attn", None))
+    return taken
+
+
+def _warn_of_experts(attention: Any) -> None:
+    """One warning where PEFT adapts a projection as the experts that it is not."""
+    if type(attention).__name__ != "ParamWrapper" or torch.compiler.is_compiling():
+        return
+    if not _WARNED:
+        _WARNED.append(True)
+        warnings.warn(f"XLNet's attention keeps its own code: {obstacle(attention)}", stacklevel=4)
 
 
 def fuses_dropout(layer: nn.Module) -> bool:

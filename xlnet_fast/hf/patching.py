@@ -21,8 +21,15 @@ from xlnet_fast.hf.adoption import (
 )
 from xlnet_fast.hf.feed_forward import FastFeedForward, why_own_code
 from xlnet_fast.hf.heads import HEADS
-from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
+from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention, takes_context
 from xlnet_fast.hf.modules import FastModel, Options
+from xlnet_fast.hf.projections import (
+    to_modules,
+    to_parameters,
+    why_no_modules,
+    why_no_parameters,
+    why_not_alone,
+)
 from xlnet_fast.ops._dispatch import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -93,12 +100,58 @@ def _accelerate_layer(layer: Any) -> None:
             adopt(module, fast)
 
 
+def linear_attention(model: Model) -> Model:
+    """Give the projections q, k, v, o and r of an accelerated model as ``nn.Linear`` modules.
+
+    For tools that look for ``nn.Linear`` (LoRA by PEFT with ``target_modules=["q", "k", "v",
+    "o"]``, quantisation), hooks, or what else is put in their place: all that is called. In place;
+    the parameters stay the same objects on the same storage, but have the shape of a weight
+    (out, in). ``state_dict`` and what is saved are Hugging Face's as before, names and shapes, and
+    so is what is loaded. ``restore`` undoes it, with ``accelerate``. Call it before an optimizer or
+    DDP takes the parameters.
+
+    Args:
+        model: accelerated; a second call changes nothing.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ArgumentError: the model is not accelerated, a layer runs code of its own, or a projection
+            is no plain parameter or belongs to something else too; nothing has been changed then.
+    """
+    attentions = []
+    for transformer in _transformers(model):
+        if original_class(transformer) is None:
+            raise ArgumentError(
+                "linear_attention() takes accelerated models, for Hugging Face's attention cannot "
+                "call modules: xlnet_fast.accelerate(model) first"
+            )
+        for number, layer in enumerate(transformer.layer):
+            attention = getattr(unwrapped(layer), "rel_attn", layer)
+            why = obstacle(unwrapped(layer)) or why_no_modules(unwrapped(attention))
+            if why is None and not takes_context(layer):
+                why = "it was put there since: accelerate(model) first"
+            if why is not None:
+                raise ArgumentError(f"layer {number} cannot have linear attention: {why}")
+            attentions.append(unwrapped(attention))
+    why = why_not_alone(model, attentions)
+    if why is not None:
+        raise ArgumentError(f"no linear attention: {why}")
+    for attention in attentions:
+        to_modules(attention)
+    return model
+
+
 def restore(model: Model) -> Model:
-    """Undo ``accelerate`` exactly, in place; a model that is not accelerated stays as it is.
+    """Undo ``accelerate`` and ``linear_attention`` exactly, in place; a model that is not
+    accelerated stays as it is.
 
     Raises:
         ArgumentError: a module's class was changed again after ``accelerate`` (for example by
-            ``torch.nn.utils.parametrize``), or it was given a forward of its own; undo that first.
+            ``torch.nn.utils.parametrize``), it was given a forward of its own, or a projection of
+            ``linear_attention`` is no bare ``nn.Linear`` any more (LoRA, quantised); undo that
+            first.
     """
     modules = list(checked_module(model).modules())
     for module in modules:
@@ -115,8 +168,13 @@ def restore(model: Model) -> Model:
                 "(accelerate.utils.extract_model_from_parallel with keep_fp32_wrapper=False, "
                 "accelerate.hooks.remove_hook_from_submodules), then restore"
             )
+        why = why_no_parameters(module) if isinstance(module, FastRelativeAttention) else None
+        if why is not None:
+            raise ArgumentError(f"{why}, then restore")
     for module in modules:
         if original_class(module) is not None:
+            if isinstance(module, FastRelativeAttention):
+                to_parameters(module)
             give_up(module)
             module.__dict__.pop("_xlnet_fast_options", None)
             for name in _CHECKPOINTING:

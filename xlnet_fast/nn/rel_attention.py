@@ -18,6 +18,7 @@ from xlnet_fast.masks import AttentionMask, clear_padded
 from xlnet_fast.nn.context import AttentionContext
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.linear import linear_residual
+from xlnet_fast.nn.projection import project, project_residual
 from xlnet_fast.ops import masked_softmax, rel_attention, two_stream_attention
 from xlnet_fast.ops._dispatch import named_or_auto
 from xlnet_fast.ops.linear import linear
@@ -26,14 +27,15 @@ from xlnet_fast.ops.linear import linear
 class RelativeAttentionCore(nn.Module):
     """Forward of an attention layer whose parameters a subclass provides.
 
+    A projection q, k, v, o or r may be a module, (..., H) to (..., N * D), of o the reverse.
     Layout is XLNet's: hidden states (I, B, H), memory (M, B, H), position table (P, G, H).
     """
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    r: Tensor
+    q: Tensor | nn.Module
+    k: Tensor | nn.Module
+    v: Tensor | nn.Module
+    o: Tensor | nn.Module
+    r: Tensor | nn.Module
     r_r_bias: Tensor
     r_s_bias: Tensor
     r_w_bias: Tensor
@@ -72,9 +74,9 @@ class RelativeAttentionCore(nn.Module):
             raise ShapeError(
                 f"memory has shape {tuple(memory.shape)}, expected (M, {h.shape[1]}, {h.shape[2]})"
             )
-        streams = [_project(h, self.q)]
+        streams = [self.__project(h, self.q)]
         if g is not None:
-            streams.append(self.__query_rows(_project(g, self.q), context))
+            streams.append(self.__query_rows(self.__project(g, self.q), context))
         operands = self.__operands(h, r, memory, context)
         attended: Iterator[tuple[Tensor, Tensor | None]]
         if output_attentions or rate_of(self.dropout) is None:
@@ -103,11 +105,22 @@ class RelativeAttentionCore(nn.Module):
 
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
         """Output projection, dropout, residual and layer norm, (I, B, N, D) to (I, B, H)."""
-        weight = _like(self.o, attn_vec).flatten(1)  # (H, N * D)
         added = h if residual else None
+        if isinstance(self.o, nn.Module):
+            return self.layer_norm(
+                project_residual(self.o, attn_vec.flatten(2), self.dropout, added)
+            )
+        weight = _like(self.o, attn_vec).flatten(1)  # (H, N * D)
         return self.layer_norm(
             linear_residual(attn_vec.flatten(2), weight, None, self.dropout, added)
         )
+
+    def __project(self, x: Tensor, projection: Tensor | nn.Module) -> Tensor:
+        """(S, B, H) to (B, S, N, D), a view of an (S, B, N, D) product."""
+        if isinstance(projection, nn.Module):
+            heads = self.r_w_bias.shape
+            return project(projection, x).unflatten(-1, heads).transpose(0, 1)
+        return _project(x, projection)
 
     def __query_rows(self, q_g: Tensor, context: AttentionContext) -> Tensor:
         """Query-stream rows (B, I', N, D); under a dense mapping (B, I, N, D), as HF."""
@@ -124,16 +137,16 @@ class RelativeAttentionCore(nn.Module):
         copied together.
         """
         operands: dict[str, Tensor] = {
-            "k": _project(h, self.k),  # (B, L, N, D)
-            "v": _project(h, self.v),
-            "r": _project(r.to(h.dtype), self.r),  # (G, P, N, D)
+            "k": self.__project(h, self.k),  # (B, L, N, D)
+            "v": self.__project(h, self.v),
+            "r": self.__project(r.to(h.dtype), self.r),  # (G, P, N, D)
             "r_w_bias": _like(self.r_w_bias, h),
             "r_r_bias": _like(self.r_r_bias, h),
         }
         if memory is not None:
             memory = memory.to(h.dtype)
-            operands["k_memory"] = _project(memory, self.k)  # (B, M, N, D)
-            operands["v_memory"] = _project(memory, self.v)
+            operands["k_memory"] = self.__project(memory, self.k)  # (B, M, N, D)
+            operands["v_memory"] = self.__project(memory, self.v)
         if context.segments is not None:
             operands["r_s_bias"] = _like(self.r_s_bias, h)
             operands["seg_embed"] = _like(self.seg_embed, h)
