@@ -80,7 +80,9 @@ def test_files_that_are_not_there(tmp_path):
     assert "does not exist" in refused(tmp_path / "none.csv")
     assert "does not exist" in refused("none.jsonl")
     assert "does not exist" in refused("./none")
-    assert "neither a file here nor a data set" in refused("nobody/nothing-at-all")
+    assert "neither a file or folder here, nor a data set in the local cache" in refused(
+        "nobody/nothing-at-all"
+    )
 
 
 @pytest.mark.parametrize(
