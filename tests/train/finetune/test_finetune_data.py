@@ -110,6 +110,14 @@ def test_files_that_cannot_be_read(tmp_path, name, content, words):
     assert name in sentence
 
 
+def test_broken_lines_are_told_by_us_alone(tmp_path, capfd):
+    """`datasets` would log a line of its own first."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"\n{"text"')
+    refused(tmp_path / "rows.jsonl")
+    assert capfd.readouterr() == ("", "")
+    assert datasets.logging.get_verbosity() == datasets.logging.WARNING
+
+
 def test_a_byte_that_is_cut_at_the_end(tmp_path):
     (tmp_path / "rows.csv").write_bytes("text,label\ncaf\u00e9".encode()[:-1])
     assert "is not UTF-8" in refused(tmp_path / "rows.csv")

@@ -10,8 +10,6 @@ import datasets
 
 from xlnet_fast.errors import ArgumentError
 
-# As such files are called; "eng.train", "eng.testa" and "eng.testb" are those of CoNLL-2003.
-CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".train", ".testa", ".testb")
 _DOCUMENT = "-DOCSTART-"  # a line of its own before each text
 _BLANKS = re.compile(" +")
 _WORDS = datasets.Sequence(datasets.Value("string"))

@@ -12,7 +12,8 @@ from typing import Any
 import datasets
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.finetune.conll import CONLL_SUFFIXES, read_conll
+from xlnet_fast.train.finetune.conll import read_conll
+from xlnet_fast.train.finetune.options import CONLL_SUFFIXES
 from xlnet_fast.train.shared.hub_data import check_dataset, quiet_datasets
 
 _TABLES = {".csv": ",", ".tsv": "\t"}

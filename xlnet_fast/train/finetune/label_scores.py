@@ -43,5 +43,5 @@ def plot_label_scores(scores: Mapping[str, Mapping[str, float]], path: Path, tit
     axes.set(title=title, xlabel=f"by the threshold{more}; rows in parentheses", xlim=(0, 1.02))
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.legend(frameon=False, ncols=3, loc="outside lower center")
     write_figure(figure, path)

@@ -117,20 +117,21 @@ def several_names(value: Any, names: Sequence[str] | None, where: str) -> list[s
     Raises:
         ArgumentError: there is no list, it holds something else than labels, or one twice.
     """
+    items = value
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = _written_list(value)
+        items = _written_list(value)
     elif isinstance(value, str):
-        value = [part.strip() for part in value.split(_SEPARATOR)] if value.strip() else []
-    if not isinstance(value, (list, tuple)):
+        items = [part.strip() for part in value.split(_SEPARATOR)] if value.strip() else []
+    if not isinstance(items, (list, tuple)):
         raise ArgumentError(
             f'{where} has {value!r} for its labels, expected a list such as ["a", "b"], or [] '
             "if none applies"
         )
-    found = [_one_name(item, names, where) for item in value]
+    found = [_one_name(item, names, where) for item in items]
     for name in found:
         if found.count(name) > 1:
             raise ArgumentError(
-                f"{where} has the label {name!r} twice: {list(value)!r} must be the names of the "
+                f"{where} has the label {name!r} twice: {list(items)!r} must be the names of the "
                 "labels that apply, no row of zeros and ones (of such columns: --column "
                 "label=NAME,NAME,...)"
             )

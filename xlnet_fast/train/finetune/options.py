@@ -24,6 +24,9 @@ TASKS = ("text-classification", "token-classification", "question-answering", "m
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES = ("single-label", "multi-label", "regression")
 """What the labels of text-classification may be; "auto": what they look like."""
 
+CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".train", ".testa", ".testb")
+"""Of files of words and tags; those of CoNLL-2003 are called eng.train, eng.testa and eng.testb."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainingOptions):

@@ -24,7 +24,7 @@ from xlnet_fast.train.finetune.model import (
 )
 from xlnet_fast.train.finetune.multi_label import MultiLabelClassification
 from xlnet_fast.train.finetune.multiple_choice import MultipleChoice
-from xlnet_fast.train.finetune.options import FinetuneOptions
+from xlnet_fast.train.finetune.options import MULTI, REGRESSION, FinetuneOptions
 from xlnet_fast.train.finetune.question_answering import BeamQuestionAnswering, QuestionAnswering
 from xlnet_fast.train.finetune.regression import TextRegression
 from xlnet_fast.train.finetune.task import Split, Task
@@ -268,7 +268,8 @@ def _finish(
             results[name] = outputs.plain_metrics(found.metrics, name)
             record[name] = {**results[name], **report.details}
         if name == "eval":
-            title = f"{options.task}, evaluation"
+            kind = task.problem_type if task.problem_type in (MULTI, REGRESSION) else options.task
+            title = f"{kind}, evaluation"
             outputs.write_plots(options.output, task, trainer.state.log_history, report, title)
     if trainer.args.process_index == 0:
         write_json(options.output / "metrics.json", record)
