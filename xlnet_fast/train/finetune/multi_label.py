@@ -17,10 +17,10 @@ from xlnet_fast.train.finetune.label_scores import plot_label_scores
 from xlnet_fast.train.finetune.labels import names_of_lists, several_names, shortened
 from xlnet_fast.train.finetune.options import MULTI
 from xlnet_fast.train.finetune.task import IGNORED, Batch, Report, Split, label_id
-from xlnet_fast.train.finetune.texts import TextTask
+from xlnet_fast.train.finetune.texts import TargetTask
 
 
-class MultiLabelClassification(TextTask):
+class MultiLabelClassification(TargetTask):
     """Each label applies or does not: a sigmoid for each, as ``problem_type`` in HF's config."""
 
     problem_type = MULTI

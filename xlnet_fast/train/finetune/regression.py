@@ -16,10 +16,10 @@ from xlnet_fast.train.finetune.labels import finite_number
 from xlnet_fast.train.finetune.options import REGRESSION, SINGLE
 from xlnet_fast.train.finetune.scatter import plot_scatter
 from xlnet_fast.train.finetune.task import IGNORED, Batch, Report, Split, known_names, name_of
-from xlnet_fast.train.finetune.texts import TextTask
+from xlnet_fast.train.finetune.texts import TargetTask
 
 
-class TextRegression(TextTask):
+class TextRegression(TargetTask):
     """One output, trained on the squared error, as ``problem_type`` in HF's config."""
 
     problem_type = REGRESSION

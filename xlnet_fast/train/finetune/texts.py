@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import torch
+from torch import Tensor
 
 from xlnet_fast.train.finetune.labels import joined_columns
 from xlnet_fast.train.finetune.task import Batch, Split, Task, known_names, texts_of
@@ -60,6 +61,18 @@ class TextTask(Task):
 
         return self.map_rows(split, encode)
 
+
+class TargetTask(TextTask):
+    """A text task whose labels are not one class a row: ``targets`` beside the usual ``labels``.
+
+    The latter only mark the rows: they are 0, or ``IGNORED`` where a row fills up a batch, so that
+    any number is a target, -100 too.
+    """
+
+    @abc.abstractmethod
+    def targets(self, features: Sequence[Mapping[str, Any]]) -> Tensor:
+        """The labels of rows as the loss takes them, first axis: the batch's."""
+
     def collate(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         """``labels``: [B], 0 for each row that has labels; ``targets``: what they are."""
         batch = self.pad(features)
@@ -67,7 +80,3 @@ class TextTask(Task):
             batch["labels"] = torch.zeros(len(features), dtype=torch.long)
             batch["targets"] = self.targets(features)
         return batch
-
-    def targets(self, features: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """The labels of rows as the loss takes them, first axis: the batch's."""
-        raise NotImplementedError
