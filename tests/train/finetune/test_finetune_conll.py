@@ -10,6 +10,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import finetune
 from xlnet_fast.train.finetune.conll import read_conll
 from xlnet_fast.train.finetune.data import load_rows
+from xlnet_fast.train.finetune.token_classification import TokenClassification
 
 CONLL_2003 = """\
 -DOCSTART- -X- -X- O
@@ -80,6 +81,15 @@ def test_where_such_files_are_read(tmp_path):
         load_rows(str(path), "train")
     with pytest.raises(ArgumentError, match=r"none.conll does not exist"):
         load_rows("none.conll", "train")
+
+
+def test_such_a_file_that_is_called_a_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "words.tsv").write_text("EU\tB-ORG\nrejects\tO\n")
+    task = TokenClassification(options("token-classification", tmp_path, tmp_path), None)
+    rows = load_rows(str(tmp_path / "words.tsv"), "train", conll=True)
+    with pytest.raises(ArgumentError, match=r"a CoNLL file, .* must be called \.conll"):
+        task.split("train", "words.tsv", rows)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -95,6 +95,7 @@ def test_files_that_are_not_there(tmp_path):
         ("rows.csv", b"text,text\na,1\n", "must name the columns, got ['text', 'text']"),
         ("rows.csv", b"text,\na,1\n", "must name the columns"),
         ("rows.csv", b"text,label\na,1\nb,2,3\n", "cannot be read as csv"),
+        ("rows.csv", b"text;label\na;1\n", "names one column, 'text;label'"),
         ("rows.jsonl", b'{"text": "a"\n{"text"', "cannot be read as json"),
         ("rows.json", b'[{"text": "a"', "is no valid JSON"),
         ("rows.json", b"[1, 2]", "must hold a list of objects"),

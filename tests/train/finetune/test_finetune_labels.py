@@ -9,11 +9,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from tiny_finetuning import checkpoint
+from tiny_finetuning import checkpoint, write_jsonl
 from transformers import XLNetConfig, XLNetForSequenceClassification
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import FinetuneOptions
+from xlnet_fast.train.finetune.data import load_rows
 from xlnet_fast.train.finetune.labels import problem_of
 from xlnet_fast.train.finetune.metrics import multi_label_metrics, regression_metrics
 from xlnet_fast.train.finetune.model import adopt_labels, run_tokenizer
@@ -97,7 +98,7 @@ def test_the_problem_is_told_by_the_labels(make, labels, problem):
         (["0.5", "high"], "auto", "row 2 of train.csv has 'high': mend it, or say by --problem-ty"),
         ([["a"], ["b"]], "single-label", "are lists, which --problem-type single-label cannot"),
         ([["a"], ["b"]], "regression", "are lists, which --problem-type regression cannot take"),
-        ([{"a": 1}, {"a": 2}], "auto", "expected texts, numbers or lists"),
+        ([{"a": 1}, {"a": 2}], "auto", r"row 1 of train.csv has the label \{'a': 1\}, expected a"),
     ],
 )
 def test_labels_of_no_problem(labels, wanted, words):
@@ -106,6 +107,30 @@ def test_labels_of_no_problem(labels, wanted, words):
         task="text-classification", model="m", train="t", output="o"), None)  # fmt: skip
     with pytest.raises(ArgumentError, match=words):
         problem_of(task.split("train", "train.csv", rows), wanted)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([["x"], "y"], r"row 1 of train.csv has \['x'\] and row 2 of train.csv has 'y'"),
+        ([0.5, "y"], r"row 2 of train.csv has 'y': mend it"),
+        ([1, "y"], "single-label"),
+        ([[1, "y"], []], "multi-label"),
+    ],
+    ids=str,
+)
+def test_types_that_differ_from_row_to_row(tmp_path, monkeypatch, labels, found):
+    """JSON has them, and `datasets` reads them as they are."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = load_rows(str(write_jsonl(tmp_path / "t.jsonl", rows_of(labels))), "train")
+    task = TextClassification(FinetuneOptions(
+        task="text-classification", model="m", train="t", output="o"), None)  # fmt: skip
+    split = task.split("train", "train.csv", rows)
+    if found.endswith("-label"):
+        assert problem_of(split, "auto") == found
+    else:
+        with pytest.raises(ArgumentError, match=found):
+            problem_of(split, "auto")
 
 
 def test_words_and_fractions_are_classes_if_the_user_says_so():
@@ -120,7 +145,10 @@ def test_what_is_said_of_the_labels(make):
     said = make(TextClassification, rows_of([10, 9.5]))[0].said
     assert said == "2 classes, 9.5, 10.0; they are numbers with --problem-type regression"
     said = make(TextRegression, rows_of(["0.5", "-3"]))[0].said
-    assert said.startswith("numbers from -3 to 0.5, regression; they are classes with")
+    assert said == (
+        "numbers from -3 to 0.5, regression; they are classes with --problem-type single-label"
+    )
+    assert make(TextRegression, rows_of([0.5, 300]))[0].said.endswith("slowly: divide them")
     said = make(MultiLabelClassification, rows_of([["b", "a"], []]))[0].said
     assert said == "any number of 2 labels a row, a, b"
 

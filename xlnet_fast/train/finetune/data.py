@@ -168,6 +168,12 @@ def _from_table(path: Path, separator: str) -> datasets.Dataset:
             raise ArgumentError(f"the first line of {path} cannot be read: {error}") from error
     if len(set(header)) != len(header) or not all(name.strip() for name in header):
         raise ArgumentError(f"the first line of {path} must name the columns, got {header}")
+    other = next((sign for sign in (*_TABLES.values(), ";", "|") if sign in header[0]), None)
+    if len(header) == 1 and other is not None:
+        raise ArgumentError(
+            f"the first line of {path} names one column, {header[0]!r}: a .csv file is parted by "
+            f"commas and a .tsv file by tabs, not by {other!r}"
+        )
     # Strings throughout: "NA", "007" and "1e5" are texts and labels, not numbers or gaps.
     features = datasets.Features({name: datasets.Value("string") for name in header})
     return _build(

@@ -34,17 +34,14 @@ def problem_of(split: Split, wanted: str) -> str:
     which one has a fraction: regression. All else: classes, whole numbers too.
 
     Raises:
-        ArgumentError: numbers with fractions beside words; lists where something else is wanted; a
-            column of neither texts, numbers nor lists.
+        ArgumentError: numbers with fractions beside words, lists beside something else or where
+            something else is wanted, or neither texts, numbers nor lists.
     """
     column = split.columns["label"]
     feature, values = split.rows.features[column], split.rows[column]
     lists = isinstance(feature, (list, *_LISTS))
     if not lists and not isinstance(feature, (datasets.Value, datasets.ClassLabel)):
-        raise ArgumentError(
-            f"the labels of {split.source} are {type(feature).__name__}s, expected texts, numbers "
-            "or lists"
-        )
+        lists = _of_one_kind(split, values)
     if lists and wanted not in ("auto", MULTI):
         raise ArgumentError(
             f"the labels of {split.source} are lists, which --problem-type {wanted} cannot take"
@@ -65,6 +62,22 @@ def problem_of(split: Split, wanted: str) -> str:
             f"has {values[word]!r}: mend it, or say by --problem-type {SINGLE} that all are names"
         )
     return REGRESSION
+
+
+def _of_one_kind(split: Split, values: Iterable[Any]) -> bool:
+    """Whether a column of values of any type, as JSON may have, is of lists and not of scalars."""
+    first: dict[bool, tuple[int, Any]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, Mapping):
+            raise ArgumentError(
+                f"{split.row_name(i)} has the label {value!r}, expected a text, a number or a list"
+            )
+        if value is not None:
+            first.setdefault(isinstance(value, list), (i, value))
+    if len(first) > 1:
+        told = " and ".join(f"{split.row_name(i)} has {value!r}" for i, value in first.values())
+        raise ArgumentError(f"labels must be lists in all rows or in none, but {told}")
+    return True in first
 
 
 def _has_fraction(number: float | None) -> bool:

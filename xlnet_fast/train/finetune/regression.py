@@ -18,6 +18,8 @@ from xlnet_fast.train.finetune.scatter import plot_scatter
 from xlnet_fast.train.finetune.task import IGNORED, Batch, Report, Split, known_names, name_of
 from xlnet_fast.train.finetune.texts import TargetTask
 
+_LARGE = 100.0  # labels; at the usual learning rates the head's bias moves by tenths
+
 
 class TextRegression(TargetTask):
     """One output, trained on the squared error, as ``problem_type`` in HF's config."""
@@ -40,6 +42,8 @@ class TextRegression(TargetTask):
                 "differ"
             )
         other = f"; they are classes with --problem-type {SINGLE}"
+        if max(abs(least), abs(most)) >= _LARGE:
+            other += ". The head begins near 0 and learns so large numbers slowly: divide them"
         return f"numbers from {least:g} to {most:g}, regression{other}"
 
     def encoded_label(self, value: Any, names: Sequence[str] | None, where: str) -> float:

@@ -51,6 +51,17 @@ class TokenClassification(Task):
         names = ("entity_f1", "entity_precision", "entity_recall")
         return (*names, *words) if self.has_entities else words
 
+    def split(self, name: str, source: str, rows: datasets.Dataset) -> Split:
+        """As the base class; a CoNLL file that is read as a table is told by its name."""
+        try:
+            return super().split(name, source, rows)
+        except ArgumentError as error:
+            if not source.endswith((".csv", ".tsv")):
+                raise
+            raise ArgumentError(
+                f"{error}; a CoNLL file, which names no columns, must be called .conll"
+            ) from error
+
     @staticmethod
     def is_missing(value: Any) -> bool:
         """Whether a sentence has no tags."""
