@@ -15,7 +15,7 @@ import pytest
 from tiny_finetuning import checkpoint, short
 
 from xlnet_fast import checkpoint as checkpoints
-from xlnet_fast.checkpoint import load_config, load_weights, why_out_of_reach
+from xlnet_fast.checkpoint import load_config, load_weights, ready_to_fetch, why_out_of_reach
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import finetune
 from xlnet_fast.train.pretraining.options import PretrainOptions
@@ -70,6 +70,7 @@ def test_pretraining_with_a_name_of_the_hub(option, tmp_path):
 
 def test_what_is_in_the_cache_needs_no_network(model, tmp_path):
     cached(model, tmp_path / "hub", "some/xlnet")
+    assert ready_to_fetch("some/xlnet", ("config.json",)) == {"local_files_only": True}
     assert load_config("some/xlnet").n_layer == 2
     assert load_weights("some/xlnet", "XLNetModel").config.n_layer == 2
     assert len(load_tokenizer("some/xlnet")) > 100
