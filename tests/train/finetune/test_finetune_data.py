@@ -153,8 +153,10 @@ def test_the_evaluation_share_is_the_same_each_time():
     rows = datasets.Dataset.from_dict({"i": list(range(20))})
     train, held = cut_evaluation(rows, 0.2, 0, "rows")
     assert (len(train), len(held)) == (16, 4)
-    assert sorted([*train["i"], *held["i"]]) == list(range(20))
-    assert held["i"] == cut_evaluation(rows, 0.2, 0, "rows")[1]["i"]
-    assert held["i"] != cut_evaluation(rows, 0.2, 1, "rows")[1]["i"]
+    assert sorted([*train, *held]) == list(range(20))
+    assert held == cut_evaluation(rows, 0.2, 0, "rows")[1]
+    assert held != cut_evaluation(rows, 0.2, 1, "rows")[1]
+    split = rows.train_test_split(test_size=4, seed=0)
+    assert split["train"]["i"][:] == train
     with pytest.raises(ArgumentError, match="one row"):
         cut_evaluation(rows.select([0]), 0.2, 0, "rows")

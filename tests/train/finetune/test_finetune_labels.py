@@ -153,6 +153,15 @@ def test_what_is_said_of_the_labels(make):
     assert said == "any number of 2 labels a row, a, b"
 
 
+@pytest.mark.parametrize("labels", [[True, False], [1.0, 2.0], [7, 9], [1, "y"]], ids=str)
+def test_ids_are_whole_numbers_whatever_the_column_is(make, tmp_path, monkeypatch, labels):
+    """A column of the name "label" would lend the ids its type."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = load_rows(str(write_jsonl(tmp_path / "t.jsonl", rows_of(labels))), "train")
+    task, split = make(TextClassification, rows)
+    assert task.collate(list(split.features))["labels"].dtype == torch.long
+
+
 def test_a_nan_is_no_class(make):
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1.0, NAN, 2.0]})
     with pytest.raises(ArgumentError, match=r"row 2 of train.csv has no label"):
@@ -292,6 +301,8 @@ def test_lists_of_ids(make):
         ([[0, 0, 1], [1, 0, 0]], r"no row of zeros and ones .*--column label=NAME,NAME"),
         ([["a"], []], r"the labels of train.csv are \['a'\]: at least two are needed"),
         (["a|b", "[a, b"], r"row 2 of train.csv has '\[a, b' for its labels"),
+        ([[1.0, 0.0], [0.0, 1.0]], r"row 1 of train.csv has 1\.0 in its list of labels, expected"),
+        ([[1, 0], [0, 1]], r"all rows of train.csv have all of the labels 0, 1: .* zeros and ones"),
         ([3, 4], "row 1 of train.csv has 3 for its labels, expected a list"),
     ],
     ids=str,

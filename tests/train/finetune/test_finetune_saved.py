@@ -21,6 +21,7 @@ from tiny_finetuning import (
 from transformers import AutoConfig, AutoTokenizer, XLNetTokenizer, pipeline
 
 import xlnet_fast
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import finetune
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -219,3 +220,16 @@ def test_whole_numbers_are_classes_unless_asked_for(model, tmp_path, capsys):
         assert words in capsys.readouterr().err
         assert AutoConfig.from_pretrained(result.model).num_labels == size
     assert transformers.XLNetForSequenceClassification.from_pretrained(result.model).num_labels == 1
+
+
+def test_rows_are_counted_as_in_the_file(model, tmp_path):
+    """Also where some were cut off to evaluate on, and the others are shuffled."""
+    rows = [*text_rows(20)]
+    for wrong in (3, 17):
+        some = [{**row, "text": " "} if i == wrong else row for i, row in enumerate(rows)]
+        settings = options(
+            "text-classification", model, tmp_path, eval=None, eval_share=0.5,
+            train=str(write_jsonl(tmp_path / "a.jsonl", some)),
+        )  # fmt: skip
+        with pytest.raises(ArgumentError, match=rf"row {wrong + 1} of .*a.jsonl has no text"):
+            finetune(settings)

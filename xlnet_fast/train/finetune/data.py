@@ -275,8 +275,8 @@ def find_columns(
 
 def cut_evaluation(
     rows: datasets.Dataset, fraction: float, seed: int, source: str
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and evaluation rows, the same in every run with this seed.
+) -> tuple[list[int], list[int]]:
+    """Places of the training and of the evaluation rows, the same in every run with this seed.
 
     Raises:
         ArgumentError: there are fewer than two rows.
@@ -284,5 +284,6 @@ def cut_evaluation(
     if len(rows) < 2:
         raise ArgumentError(f"{source} has one row, none can be cut off to evaluate on")
     size = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    parts = rows.train_test_split(test_size=size, seed=seed)
-    return parts["train"], parts["test"]
+    places = datasets.Dataset.from_dict({"place": range(len(rows))})
+    parts = places.train_test_split(test_size=size, seed=seed)
+    return parts["train"]["place"][:], parts["test"]["place"][:]

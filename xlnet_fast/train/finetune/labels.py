@@ -152,7 +152,7 @@ def several_names(value: Any, names: Sequence[str] | None, where: str) -> list[s
 
 
 def _one_name(item: Any, names: Sequence[str] | None, where: str) -> str:
-    if is_missing(item) or isinstance(item, (list, tuple, Mapping)):
+    if is_missing(item) or isinstance(item, (float, list, tuple, Mapping)):
         raise ArgumentError(f"{where} has {item!r} in its list of labels, expected a name")
     if names is not None and isinstance(item, int) and item >= 0:
         return names[item]
@@ -160,15 +160,25 @@ def _one_name(item: Any, names: Sequence[str] | None, where: str) -> str:
 
 
 def names_of_lists(split: Split) -> list[str]:
-    """The labels of a column of lists: its own names, else what the rows have, in order."""
+    """The labels of a column of lists: its own names, else what the rows have, in order.
+
+    Raises:
+        ArgumentError: as :func:`several_names`, or every row has every label.
+    """
     column = split.columns["label"]
     names = known_names(split.rows.features[column])
     if names is not None:
         return names
-    rows = enumerate(split.rows[column])
-    return ordered_names(
-        name for i, value in rows for name in several_names(value, None, split.row_name(i))
-    )
+    rows = [
+        several_names(value, None, split.row_name(i)) for i, value in enumerate(split.rows[column])
+    ]
+    found = ordered_names(name for row in rows for name in row)
+    if found and all(len(row) == len(found) for row in rows):
+        raise ArgumentError(
+            f"all rows of {split.source} have all of the labels {shortened(found)}: a list names "
+            "the labels that apply, it is no row of zeros and ones"
+        )
+    return found
 
 
 def joined_columns(rows: datasets.Dataset, source: str, wanted: str) -> datasets.Dataset:

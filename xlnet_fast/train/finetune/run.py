@@ -145,10 +145,12 @@ def _read(options: FinetuneOptions, task: Task, console: Console) -> tuple[Task,
     if source is not None:
         splits["eval"] = task.split("eval", source, load(source, "validation"))
     else:
-        train.rows, rows = cut_evaluation(
-            train.rows, options.eval_share, options.seed, options.train
-        )
-        splits["eval"] = task.split("eval", f"the evaluation rows cut from {options.train}", rows)
+        places = cut_evaluation(train.rows, options.eval_share, options.seed, options.train)
+        kept, held_out = (train.rows.select(part) for part in places)
+        name = f"the evaluation rows cut from {options.train}"
+        evaluation = splits["eval"] = task.split("eval", name, held_out)
+        train.rows = kept
+        train.origin, evaluation.origin = ((options.train, part) for part in places)
     if options.test is not None:
         test = splits["test"] = task.split("test", options.test, load(options.test, "test"))
         if not test.labelled:

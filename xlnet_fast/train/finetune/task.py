@@ -42,6 +42,7 @@ class Split:
         columns: role to column name.
         labelled: whether the rows have labels; only those of "test" may have none.
         features: one row for each sequence (or window, or question) fed to the model.
+        origin: where the rows are a part of a source's, that source and their places in it.
     """
 
     name: str
@@ -50,10 +51,14 @@ class Split:
     columns: dict[str, str]
     labelled: bool
     features: datasets.Dataset | None = None
+    origin: tuple[str, Sequence[int]] | None = None
 
     def row_name(self, index: int) -> str:
-        """A row for messages, counted from 1."""
-        return f"row {index + 1} of {self.source}"
+        """A row for messages, counted from 1, as it stands in the file."""
+        if self.origin is None:
+            return f"row {index + 1} of {self.source}"
+        source, places = self.origin
+        return f"row {places[index] + 1} of {source}"
 
 
 @dataclass
@@ -191,6 +196,8 @@ class Task(abc.ABC):
                 with_indices=True,
                 remove_columns=rows.column_names,
                 new_fingerprint=datasets.fingerprint.Hasher.hash(recipe),
+                # Else a feature takes the type of a column of its name: ids those of truth values.
+                try_original_type=False,
             )
         finally:
             forget_truncation(self.tokenizer)
