@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,11 @@ CLASSES = (
     "XLNetForQuestionAnswering",
 )
 DEFAULT_CLASS = "XLNetLMHeadModel"
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+_PATIENCE_S = 5.0
 
 
 def load_model(name: str | None) -> tuple[nn.Module, str]:
@@ -63,11 +70,17 @@ def load_weights(name: str, architecture: str, config: Any = None) -> Any:
     Raises:
         ArgumentError: they cannot be read, or some are missing.
     """
-    own = {} if config is None else {"config": config}
+    own: dict[str, Any] = {} if config is None else {"config": config}
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        own |= ready_to_fetch(name, WEIGHTS)
     with quiet():
         try:
             model, found = getattr(transformers, architecture).from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, **own
+                str(folder) if folder.is_dir() else name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **own,
             )
         except Exception as error:  # of the Hub, the files, the parsers
             raise ArgumentError(
@@ -84,6 +97,11 @@ def load_weights(name: str, architecture: str, config: Any = None) -> Any:
     return model
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether a name that is not there cannot have meant something of the Hub."""
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1
+
+
 def load_config(name: str) -> Any:
     """The config of an XLNet checkpoint folder or Hub id.
 
@@ -91,21 +109,22 @@ def load_config(name: str) -> Any:
         ArgumentError: there is none, it cannot be read or is of another model; says which.
     """
     folder = Path(name).expanduser()
-    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    source: dict[str, bool] = {}
     if folder.is_file():
         raise ArgumentError(f"{name} is a file; give the checkpoint folder that holds config.json")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ArgumentError(f"the folder {name} holds no config.json, so it is no checkpoint")
-    elif looks_like_path:
+    elif looks_like_path(name):
         raise ArgumentError(f"the checkpoint folder {name} does not exist")
     elif name.startswith("XLNet") and name.isidentifier():
         raise ArgumentError(f"{name} is no class of XLNet; they are {', '.join(CLASSES)}")
-    elif not _is_cached(name):
-        _check_network(name)
+    else:
+        source = ready_to_fetch(name, ("config.json",), what="an XLNet class")
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(name)
+            place = str(folder) if folder.is_dir() else name
+            config = AutoConfig.from_pretrained(place, **source)
         except Exception as error:
             raise ArgumentError(
                 f"no config can be read from {name}: {first_line(error)}"
@@ -115,32 +134,61 @@ def load_config(name: str) -> Any:
     return config
 
 
-def _is_cached(name: str) -> bool:
-    with quiet():
-        try:
-            AutoConfig.from_pretrained(name, local_files_only=True)
-        except Exception:
-            return False  # the attempt with the network, which comes next, tells what is wrong
-    return True
+def ready_to_fetch(name: str, files: Sequence[str], what: str = "") -> dict[str, bool]:
+    """Arguments for ``from_pretrained`` of a Hub id: none, or to leave the network alone.
+
+    The Hub's client would retry for minutes where the Hub is out of reach, for each file anew. It
+    is asked here first, in seconds, and what is in the local cache is then taken from there.
+
+    Args:
+        name: the Hub id. files: any of them in the cache stands for the whole.
+        what: what else the name could have been, for the message, such as "an XLNet class".
+
+    Raises:
+        ArgumentError: it is not in the cache and cannot be fetched; says why.
+    """
+    why = why_out_of_reach()
+    if why is None:
+        return {}
+    if not any(_is_cached(name, file) for file in files):
+        others = ", ".join(f"nor {one}" for one in (what, "in the local Hub cache") if one)
+        raise ArgumentError(f"{name} is neither a folder here, {others}, and {why}")
+    return {"local_files_only": True}
 
 
-def _check_network(name: str) -> None:
-    """Fail in seconds where the Hub is out of reach; its client would retry for half a minute."""
+def _is_cached(name: str, file: str) -> bool:
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        # The folder by its name at this time, not at that of the import: it may be set in between.
+        found = try_to_load_from_cache(name, file, constants.HF_HUB_CACHE)
+    except HFValidationError:
+        return False  # no possible name of the Hub
+    return isinstance(found, str)
+
+
+def why_out_of_reach() -> str | None:
+    """Why the Hub cannot be asked, in half a sentence; None if it seems that it can."""
     from huggingface_hub import constants
 
-    absent = f"{name} is neither a folder here, nor an XLNet class, nor in the local Hub cache"
     if constants.HF_HUB_OFFLINE:
-        raise ArgumentError(f"{absent}, and HF_HUB_OFFLINE forbids to fetch it")
-    address = urlsplit(constants.ENDPOINT)
-    if urllib.request.getproxies():
-        return  # names are then resolved by the proxy
-    port = address.port or (80 if address.scheme == "http" else 443)
+        return "HF_HUB_OFFLINE forbids to fetch it"
     try:
-        socket.create_connection((address.hostname, port), timeout=5).close()
+        if urllib.request.getproxies():  # names are then resolved by the proxy
+            urllib.request.urlopen(constants.ENDPOINT, timeout=_PATIENCE_S).close()
+        else:
+            address = urlsplit(constants.ENDPOINT)
+            port = address.port or (80 if address.scheme == "http" else 443)
+            socket.create_connection((address.hostname, port), timeout=_PATIENCE_S).close()
+    except urllib.error.HTTPError:
+        return None  # an answer, whatever it says
     except OSError as error:
-        raise ArgumentError(
-            f"{absent}, and the Hub cannot be reached ({error.strerror or error})"
-        ) from error
+        cause = getattr(error, "reason", error)
+        if isinstance(cause, ssl.SSLError):
+            return None  # certificates that Python lacks, and the Hub's client may have
+        return f"the Hub cannot be reached ({getattr(cause, 'strerror', None) or cause})"
+    return None
 
 
 @contextmanager

@@ -224,4 +224,4 @@ def test_a_hub_id_without_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("urllib.request.getproxies", dict)
     with pytest.raises(ArgumentError, match=r"the Hub cannot be reached \(.+\)"):
-        checkpoint._check_network("nobody/no-such-xlnet")
+        checkpoint.ready_to_fetch("nobody/no-such-xlnet", ("config.json",))

@@ -48,6 +48,7 @@ def command(monkeypatch):
             (output / "model" / "config.json").write_text("new")
             (output / "metrics.json").write_text("{}")
             (output / "loss.png").write_bytes(b"png")
+            (output / "predictions_test.jsonl").write_text("{}")
             return self.code
 
     replacement = Command()
@@ -68,7 +69,7 @@ def test_success_delivers_model_metrics_and_plot(container, command, capsys):
     assert [path.name for path in (container / "model").iterdir()] == ["config.json"]
     assert (container / "model" / "config.json").read_text() == "new"
     results = sorted(path.name for path in (container / "output" / "data").iterdir())
-    assert results == ["loss.png", "metrics.json"]
+    assert results == ["loss.png", "metrics.json", "predictions_test.jsonl"]
     assert not (container / "output" / "failure").exists()
     assert "built-in text\nxlnet-fast pretrain --steps=3 " in capsys.readouterr().out
 

@@ -139,6 +139,21 @@ def test_channels_of_finetuning(container):
     ]  # fmt: skip
 
 
+def test_problems_and_files_of_words(container):
+    """Several columns of labels as a list; a CoNLL file where the task is one of words."""
+    train = channel(container, "train", "eng.train", "README.md")
+    given = {"command": "finetune", "task": "token-classification"}
+    assert arguments(container, given, SM_CHANNEL_TRAIN=train)[2] == f"--train={train}/eng.train"
+    data = channel(container, "training", "data.csv", "notes.txt")
+    given |= {"problem_type": "multi-label", "column": {"label": ["mad", "sad"]}, "threshold": 0.3}
+    assert arguments(container, given, SM_CHANNEL_TRAIN=data)[2:6] == [
+        "--problem-type=multi-label", "--column=label=mad,sad", "--threshold=0.3",
+        f"--train={data / 'data.csv'}",
+    ]  # fmt: skip
+    with pytest.raises(ArgumentError, match=r"holds no \.csv"):
+        job_of(environment(container, {"command": "finetune"}, SM_CHANNEL_TRAIN=train))
+
+
 def test_a_hyperparameter_names_the_file_in_a_channel(container):
     train = channel(container, "train", "a.csv", "b.csv")
     given = {"command": "finetune", "train": "b.csv"}

@@ -284,4 +284,63 @@ FAULTS = [
         ),
         select="one_by_one or is_saved",
     ),
+    *faults_of(
+        f"{FINETUNE}/labels.py",
+        "train/finetune/test_finetune_labels.py",
+        (
+            "labels: numbers with fractions are classes",
+            "math.isfinite(number) and not number.is_integer()",
+            "math.isnan(number)",
+        ),
+        (
+            "labels: rows of zeros and ones are lists of names",
+            "if found.count(name) > 1:",
+            "if found.count(name) > len(found):",
+        ),
+    ),
+    *faults_of(
+        f"{FINETUNE}/texts.py",
+        "train/finetune/test_finetune_labels.py",
+        (
+            "texts: a label of -100 is no label",
+            'batch["labels"] = torch.zeros(len(features), dtype=torch.long)',
+            'batch["labels"] = self.targets(features).long()',
+        ),
+        select="whatever_they_are",
+    ),
+    *faults_of(
+        f"{FINETUNE}/task.py",
+        "train/finetune/test_finetune_saved.py",
+        (
+            "task: a test takes its labels from a column that was not named",
+            "optional += () if named_otherwise else (self.label_role,)",
+            "optional += (self.label_role,)",
+        ),
+        (
+            "task: the length of a run is saved with the tokenizer",
+            "            forget_truncation(self.tokenizer)\n",
+            "            pass\n",
+        ),
+        select="without_the_column or to_itself",
+    ),
+    *faults_of(
+        f"{FINETUNE}/model.py",
+        "train/finetune/test_finetune_saved.py",
+        (
+            "model: what is saved keeps memory",
+            "config.use_mems_eval = False",
+            "config.use_mems_eval = True",
+        ),
+        select="pipelines and plain",
+    ),
+    *faults_of(
+        "xlnet_fast/checkpoint.py",
+        "train/shared/test_train_hub.py",
+        (
+            "checkpoint: what is cached is asked of the network",
+            'return {"local_files_only": True}',
+            "return {}",
+        ),
+        select="cache",
+    ),
 ]

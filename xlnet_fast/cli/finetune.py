@@ -25,5 +25,5 @@ def run_finetune(options: FinetuneOptions) -> None:
 finetune_command = command_of(
     FinetuneOptions,
     run_finetune,
-    "Fine-tune XLNet: text and token classification, question answering, multiple choice.",
+    "Fine-tune XLNet: text and token classification, regression, questions, multiple choice.",
 )

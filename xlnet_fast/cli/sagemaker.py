@@ -24,6 +24,7 @@ FAILURE_CHARACTERS = 1024  # of the file; SageMaker shows no more
 SHUTDOWN_TIMEOUT_S = 100
 MASTER_PORT = "29500"
 _ERROR = "error: "
+_RESULTS = ("metrics.json", "predictions_*.jsonl", "*.png")
 
 
 def main() -> None:
@@ -122,7 +123,7 @@ class _Overheard:
 
 
 def deliver(job: Job, environment: Mapping[str, str]) -> None:
-    """Copy the model, the metrics and the plot of a finished run to SageMaker's folders.
+    """Copy model, metrics, predictions and plots of a finished run to SageMaker's folders.
 
     The model's files arrive under another name and are moved when all are there, so that a kill
     leaves no half of one.
@@ -142,9 +143,9 @@ def deliver(job: Job, environment: Mapping[str, str]) -> None:
         incoming.rmdir()
         if results is not None and Path(results).resolve() != job.output.resolve():
             Path(results).mkdir(parents=True, exist_ok=True)
-            for name in ("metrics.json", "loss.png"):
-                if (job.output / name).is_file():
-                    shutil.copy2(job.output / name, results)
+            for pattern in _RESULTS:
+                for path in job.output.glob(pattern):
+                    shutil.copy2(path, results)
     except OSError as error:
         shutil.rmtree(incoming, ignore_errors=True)
         raise XLNetFastError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import FinetuneOptions
+from xlnet_fast.train.finetune.options import CONLL_SUFFIXES
 from xlnet_fast.train.pretraining import PretrainOptions
 
 BASE = Path("/opt/ml")  # where SageMaker mounts everything, unless a variable says otherwise
@@ -146,7 +147,8 @@ def _with_channels(
         for name in asked:
             values[name] = _inside(given[name], list(found.values()))
         if not asked and found:
-            values[option] = _of_channels(OPTIONS[command], option, found)
+            of_words = given.get("task") == "token-classification"
+            values[option] = _of_channels(OPTIONS[command], option, found, of_words)
     if command == "finetune" and "train" not in values:
         raise ArgumentError(
             "finetune has no training data: give a channel named train with one data file, or the "
@@ -166,20 +168,27 @@ def _inside(value: Any, folders: list[Path]) -> Any:
     return next(found, value)
 
 
-def _of_channels(options: type, option: str, found: dict[str, Path]) -> Any:
+def _of_channels(options: type, option: str, found: dict[str, Path], of_words: bool) -> Any:
     if _repeats(options, option):
         return [str(folder) for folder in found.values()]
     if len(found) > 1:
         raise ArgumentError(f"the channels {' and '.join(found)} mean the same; give one of them")
     (folder,) = found.values()
-    return str(folder) if option in ("model", "tokenizer") else _data_file(folder)
+    return str(folder) if option in ("model", "tokenizer") else _data_file(folder, of_words)
 
 
-def _data_file(folder: Path) -> str:
-    """The single data file of a channel, or the channel if it is a data set of ``datasets``."""
+def _data_file(folder: Path, of_words: bool) -> str:
+    """The single data file of a channel, or the channel if it is a data set of ``datasets``.
+
+    Args:
+        of_words: it may be a CoNLL file, where there is no other.
+    """
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return str(folder)
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.suffix in DATA_SUFFIXES)
+    files = sorted(folder.glob("[!.]*"))
+    names = [path.name for path in files if path.suffix in DATA_SUFFIXES]
+    if of_words and not names:
+        names = [path.name for path in files if path.suffix in CONLL_SUFFIXES]
     if len(names) == 1:
         return str(folder / names[0])
     what = f"holds {', '.join(names)}" if names else f"holds no {', '.join(DATA_SUFFIXES)} file"
@@ -225,7 +234,9 @@ def _arguments(options: type, values: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, bool) and hints.get(name) is bool:
             yield f"--{dashed}" if value else f"--no-{dashed}"
         elif isinstance(value, dict):
-            yield from (f"--{dashed}={key}={one}" for key, one in value.items())
+            for key, one in value.items():
+                names = ",".join(map(str, one)) if isinstance(one, list) else one
+                yield f"--{dashed}={key}={names}"
         else:
             several = value if isinstance(value, list) else [value]
             yield from (f"--{dashed}={one}" for one in several)

@@ -80,7 +80,9 @@ def test_files_that_are_not_there(tmp_path):
     assert "does not exist" in refused(tmp_path / "none.csv")
     assert "does not exist" in refused("none.jsonl")
     assert "does not exist" in refused("./none")
-    assert "neither a file here nor a data set" in refused("nobody/nothing-at-all")
+    assert "neither a file or folder here, nor a data set in the local cache" in refused(
+        "nobody/nothing-at-all"
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,7 @@ def test_files_that_are_not_there(tmp_path):
         ("rows.csv", b"text,text\na,1\n", "must name the columns, got ['text', 'text']"),
         ("rows.csv", b"text,\na,1\n", "must name the columns"),
         ("rows.csv", b"text,label\na,1\nb,2,3\n", "cannot be read as csv"),
+        ("rows.csv", b"text;label\na;1\n", "names one column, 'text;label'"),
         ("rows.jsonl", b'{"text": "a"\n{"text"', "cannot be read as json"),
         ("rows.json", b'[{"text": "a"', "is no valid JSON"),
         ("rows.json", b"[1, 2]", "must hold a list of objects"),
@@ -106,6 +109,14 @@ def test_files_that_cannot_be_read(tmp_path, name, content, words):
     sentence = refused(tmp_path / name)
     assert words in sentence
     assert name in sentence
+
+
+def test_broken_lines_are_told_by_us_alone(tmp_path, capfd):
+    """`datasets` would log a line of its own first."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"\n{"text"')
+    refused(tmp_path / "rows.jsonl")
+    assert capfd.readouterr() == ("", "")
+    assert datasets.logging.get_verbosity() == datasets.logging.WARNING
 
 
 def test_a_byte_that_is_cut_at_the_end(tmp_path):
@@ -142,8 +153,10 @@ def test_the_evaluation_share_is_the_same_each_time():
     rows = datasets.Dataset.from_dict({"i": list(range(20))})
     train, held = cut_evaluation(rows, 0.2, 0, "rows")
     assert (len(train), len(held)) == (16, 4)
-    assert sorted([*train["i"], *held["i"]]) == list(range(20))
-    assert held["i"] == cut_evaluation(rows, 0.2, 0, "rows")[1]["i"]
-    assert held["i"] != cut_evaluation(rows, 0.2, 1, "rows")[1]["i"]
+    assert sorted([*train, *held]) == list(range(20))
+    assert held == cut_evaluation(rows, 0.2, 0, "rows")[1]
+    assert held != cut_evaluation(rows, 0.2, 1, "rows")[1]
+    split = rows.train_test_split(test_size=4, seed=0)
+    assert split["train"]["i"][:] == train
     with pytest.raises(ArgumentError, match="one row"):
         cut_evaluation(rows.select([0]), 0.2, 0, "rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -99,6 +100,9 @@ def test_plain_hugging_face_loads_it(whole, name):
     assert model.config.architectures == ["XLNetLMHeadModel"]
     tokenizer = XLNetTokenizer.from_pretrained(folder)
     assert len(tokenizer) == model.config.vocab_size
+    # As that of fine-tuning: <cls> has a segment of its own, and it is given unasked.
+    assert tokenizer("a", "list")["token_type_ids"][-3:] == [1, 1, 2]
+    assert tokenizer.padding_side == "left"
     # Inference with the saved config: no memory carried, odd batches allowed.
     assert (model.config.mem_len, model.config.reuse_len) == (None, None)
     assert model.config.bi_data is False
@@ -363,6 +367,7 @@ def test_a_folder_of_another_run_is_not_touched(tmp_path, text):
         ({"d_model": 15}, "expected a multiple"),
         ({"model": "nowhere/at/all"}, "d_model, n_layer, n_head and d_inner"),
         ({"resume": True, "overwrite": True}, "overwrite deletes it"),
+        ({"text": ("/nowhere.txt",)}, "does not exist"),
         ({"eval_text": ("/nowhere.txt",)}, "does not exist"),
         ({"dataset": "x"}, "not both"),
         ({"tokenizer": "/nowhere"}, "does not exist"),
@@ -373,8 +378,10 @@ def test_a_folder_of_another_run_is_not_touched(tmp_path, text):
     ids=str,
 )
 def test_bad_options(tmp_path, text, changes, words):
+    """Told, and no empty folder is left."""
     with pytest.raises(ArgumentError, match=words):
-        pretrain(tiny_options(tmp_path / "run", text, **changes))
+        pretrain(dataclasses.replace(tiny_options(tmp_path / "run", text), **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_text_that_is_too_short(tmp_path, text):

@@ -120,7 +120,7 @@ def test_rows_of_a_dataset_are_documents(folder):
     [
         ({"column": "body"}, "has no column 'body'; it has: text, number"),
         ({"split": "validation"}, "split validation\\) cannot be loaded"),
-        ({"dataset": "no/such-dataset"}, "cannot be loaded"),
+        ({"dataset": "no/such-dataset"}, "nor a data set in the local cache, and HF_HUB_OFFLINE"),
     ],
     ids=str,
 )
@@ -182,7 +182,7 @@ def test_a_sentencepiece_file_alone(tokenizer, tmp_path):
         ("/nowhere/at/all", "does not exist"),
         ("{tmp}/empty", "holds no tokenizer"),
         ("{tmp}/broken.model", "no tokenizer can be read from"),
-        ("some/hub-id", "no tokenizer can be read from"),
+        ("some/hub-id", "nor in the local Hub cache, and HF_HUB_OFFLINE forbids"),
     ],
 )
 def test_tokenizers_that_are_refused(tmp_path, name, words):

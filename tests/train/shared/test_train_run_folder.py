@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.shared.run_folder import check_same_run, write_json
+from xlnet_fast.train.shared.run_folder import check_folder, check_same_run, write_json
 
 PLANNED = {"steps": None, "epochs": 3.0, "schedule": "linear", "warmup": 0.1, "seed": 0}
 STEADY = {**PLANNED, "schedule": "constant_with_warmup", "warmup": 100}
@@ -70,3 +70,17 @@ def test_a_rate_that_was_planned_for_the_length_is_told_the_way(tmp_path, resume
     with pytest.raises(ArgumentError) as refusal:
         resumed(before, {**before, "epochs": 4.5})
     assert str(refusal.value).endswith(f"planned for that length. To train on, {ended}")
+
+
+def test_a_folder_is_looked_at_and_not_made(tmp_path):
+    check_folder(tmp_path / "a" / "b", resume=False)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").write_text("")
+    for path, words in (
+        (tmp_path / "file", "is a file, expected a folder"),
+        (tmp_path / "file" / "b", "cannot make the folder .*file is a file"),
+        (tmp_path, "is not empty: --resume goes on"),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            check_folder(path, resume=False)
+    check_folder(tmp_path, resume=True)

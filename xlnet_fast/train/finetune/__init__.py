@@ -1,4 +1,4 @@
-"""Fine-tuning XLNet: text and token classification, question answering, multiple choice."""
+"""Fine-tuning XLNet: classes, labels or a number for texts, tags for words, answers, choices."""
 
 from __future__ import annotations
 

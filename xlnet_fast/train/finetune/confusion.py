@@ -53,7 +53,7 @@ def plot_confusion(
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_title(title, fontsize=12 + size / 5)
-    _name_cells(axes, [_cut(str(label)) for label in labels])
+    _name_cells(axes, [cut_name(str(label)) for label in labels])
     if size <= _WRITTEN_UP_TO:
         _write_cells(axes, counts, shares)
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=20 + size, pad=0.03)
@@ -94,7 +94,7 @@ def _write_cells(axes: Any, counts: Any, shares: Any) -> None:
             )
 
 
-def _cut(name: str) -> str:
+def cut_name(name: str) -> str:
     """A long name without its middle: names often differ at their ends."""
     half = _LONGEST_NAME // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"

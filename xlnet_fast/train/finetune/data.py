@@ -12,6 +12,9 @@ from typing import Any
 import datasets
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.finetune.conll import read_conll
+from xlnet_fast.train.finetune.options import CONLL_SUFFIXES
+from xlnet_fast.train.shared.hub_data import check_dataset, quiet_datasets
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -36,12 +39,13 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def load_rows(source: str, split: str) -> datasets.Dataset:
+def load_rows(source: str, split: str, *, conll: bool = False) -> datasets.Dataset:
     """The rows of a file, a folder of ``save_to_disk``, or a data set of the Hub.
 
     Args:
         source: see :class:`FinetuneOptions`.
         split: the split of a data set that has several, unless the source names one.
+        conll: whether a file may be one of words and their tags (:func:`conll.read_conll`).
 
     Raises:
         ArgumentError: it does not exist, is empty, cannot be decoded or has no such split.
@@ -53,8 +57,8 @@ def load_rows(source: str, split: str) -> datasets.Dataset:
     elif folder.is_dir():
         rows = _from_folder(folder, named_split or split)
     elif path.is_file():
-        rows = _from_file(path)
-    elif path.suffix in SUFFIXES or source.startswith((".", "/", "~")):
+        rows = _from_file(path, conll)
+    elif path.suffix in (*SUFFIXES, *CONLL_SUFFIXES) or source.startswith((".", "/", "~")):
         raise ArgumentError(f"the data file {source} does not exist")
     else:
         rows = _from_hub(source, split)
@@ -72,7 +76,13 @@ def hub_splits(source: str) -> list[str]:
         loaded = datasets.load_from_disk(str(path))
         return list(loaded) if isinstance(loaded, datasets.DatasetDict) else []
     name, config, _ = _parts(source)
-    return list(datasets.get_dataset_split_names(name, config))
+    try:
+        with quiet_datasets():
+            return list(datasets.get_dataset_split_names(name, config))
+    except Exception as error:  # of the Hub and the network
+        raise ArgumentError(
+            f"the splits of {source} cannot be read: {_reason(error)}; name one by --eval"
+        ) from error
 
 
 def _from_folder(path: Path, split: str) -> datasets.Dataset:
@@ -102,8 +112,10 @@ def _parts(source: str) -> tuple[str, str | None, str | None]:
 
 def _from_hub(source: str, split: str) -> datasets.Dataset:
     name, config, named_split = _parts(source)
+    check_dataset(name)
     try:
-        loaded = datasets.load_dataset(name, config)
+        with quiet_datasets():
+            loaded = datasets.load_dataset(name, config)
     except Exception as error:  # of the Hub, the network, the file system and the builders
         raise ArgumentError(
             f"{source} is neither a file here nor a data set that can be loaded: {_reason(error)}"
@@ -111,14 +123,17 @@ def _from_hub(source: str, split: str) -> datasets.Dataset:
     return _one_split(loaded, named_split or split, name)
 
 
-def _from_file(path: Path) -> datasets.Dataset:
+def _from_file(path: Path, conll: bool) -> datasets.Dataset:
     if path.stat().st_size == 0:
         raise ArgumentError(f"the data file {path} is empty")
     if path.suffix == ".parquet":
         return _build("parquet", path)
-    if path.suffix not in SUFFIXES:
-        raise ArgumentError(f"{path} must be one of {', '.join(SUFFIXES)}, got {path.suffix!r}")
+    known = (*SUFFIXES, *CONLL_SUFFIXES) if conll else SUFFIXES
+    if path.suffix not in known:
+        raise ArgumentError(f"{path} must be one of {', '.join(known)}, got {path.suffix!r}")
     _check_utf8(path)
+    if path.suffix in CONLL_SUFFIXES:
+        return read_conll(path)
     if path.suffix in _TABLES:
         return _from_table(path, _TABLES[path.suffix])
     if path.suffix == ".json":
@@ -153,6 +168,12 @@ def _from_table(path: Path, separator: str) -> datasets.Dataset:
             raise ArgumentError(f"the first line of {path} cannot be read: {error}") from error
     if len(set(header)) != len(header) or not all(name.strip() for name in header):
         raise ArgumentError(f"the first line of {path} must name the columns, got {header}")
+    other = next((sign for sign in (*_TABLES.values(), ";", "|") if sign in header[0]), None)
+    if len(header) == 1 and other is not None:
+        raise ArgumentError(
+            f"the first line of {path} names one column, {header[0]!r}: a .csv file is parted by "
+            f"commas and a .tsv file by tabs, not by {other!r}"
+        )
     # Strings throughout: "NA", "007" and "1e5" are texts and labels, not numbers or gaps.
     features = datasets.Features({name: datasets.Value("string") for name in header})
     return _build(
@@ -201,7 +222,8 @@ def _squad_rows(articles: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any
 
 def _build(kind: str, path: Path, **options: Any) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        with quiet_datasets():
+            return datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:  # the builders wrap the errors of pandas and pyarrow in their own
         reason = _reason(error)
         if "corresponds to no data" in reason:  # a header and nothing below it
@@ -253,8 +275,8 @@ def find_columns(
 
 def cut_evaluation(
     rows: datasets.Dataset, fraction: float, seed: int, source: str
-) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Training and evaluation rows, the same in every run with this seed.
+) -> tuple[list[int], list[int]]:
+    """Places of the training and of the evaluation rows, the same in every run with this seed.
 
     Raises:
         ArgumentError: there are fewer than two rows.
@@ -262,5 +284,6 @@ def cut_evaluation(
     if len(rows) < 2:
         raise ArgumentError(f"{source} has one row, none can be cut off to evaluate on")
     size = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
-    parts = rows.train_test_split(test_size=size, seed=seed)
-    return parts["train"], parts["test"]
+    places = datasets.Dataset.from_dict({"place": range(len(rows))})
+    parts = places.train_test_split(test_size=size, seed=seed)
+    return parts["train"]["place"][:], parts["test"]["place"][:]

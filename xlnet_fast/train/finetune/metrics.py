@@ -1,6 +1,7 @@
-"""Metrics: labels by scikit-learn, entities by exact span and type, answers as SQuAD counts them.
+"""Metrics: labels by scikit-learn, numbers by scipy, entities by exact span and type, answers as
+SQuAD counts them.
 
-All values lie between 0 and 1.
+All values lie between 0 and 1, but for errors of numbers and correlations.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 
 _TAG = re.compile(r"O|[BIESLU]-.+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -36,10 +43,64 @@ def classification_metrics(gold: np.ndarray, predicted: np.ndarray) -> dict[str,
     return metrics
 
 
+def multi_label_metrics(
+    gold: np.ndarray, scores: np.ndarray, chosen: np.ndarray
+) -> dict[str, float]:
+    """Of any number of labels a row: average precision, and what the chosen ones come to.
+
+    Macro: the mean over the labels that are in one of both (of average precision: in ``gold``).
+    Micro: over all pairs of a row and a label alike. ``subset_accuracy``: rows all of whose labels
+    are right. 0 where there is nothing to count.
+
+    gold: 1 where a label applies, else 0; scores: any; chosen: True or 1, all [n, labels].
+    """
+    gold, chosen = gold.astype(np.int64), chosen.astype(np.int64)
+    applies, named = gold.any(0), (gold | chosen).any(0)
+    single = [_average_precision(gold[:, i], scores[:, i]) for i in np.flatnonzero(applies)]
+    metrics = {
+        "average_precision_micro": _average_precision(gold.ravel(), scores.ravel())
+        if applies.any()
+        else 0.0,
+        "average_precision_macro": float(np.mean(single)) if single else 0.0,
+        "subset_accuracy": float((gold == chosen).all(1).mean()),
+    }
+    columns = precision_recall_fscore_support(gold, chosen, average=None, zero_division=0)
+    metrics["f1_macro"] = float(columns[2][named].mean()) if named.any() else 0.0
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        gold, chosen, average="micro", zero_division=0
+    )
+    micro = {"precision_micro": precision, "recall_micro": recall, "f1_micro": f1}
+    return {**metrics, **{name: float(value) for name, value in micro.items()}}
+
+
+def _average_precision(gold: np.ndarray, scores: np.ndarray) -> float:
+    return min(1.0, float(average_precision_score(gold, scores)))  # its sum may round above 1
+
+
+def regression_metrics(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Mean squared and absolute error, and Pearson's and Spearman's correlation (scipy).
+
+    A correlation is 0 where all numbers of one side are the same: it has no value there.
+
+    gold, predicted: [n].
+    """
+    gold, predicted = gold.astype(np.float64), predicted.astype(np.float64)
+    differ = bool(np.ptp(gold)) and bool(np.ptp(predicted))
+    return {
+        "mse": float(np.square(predicted - gold).mean()),
+        "mae": float(np.abs(predicted - gold).mean()),
+        "pearson": float(pearsonr(gold, predicted).statistic) if differ else 0.0,
+        "spearman": float(spearmanr(gold, predicted).statistic) if differ else 0.0,
+    }
+
+
 def per_label(
     gold: np.ndarray, predicted: np.ndarray, labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and number of rows of each label."""
+    """Precision, recall, F1 and number of rows of each label.
+
+    gold, predicted: label ids, [n]; or 1 where a label applies, else 0, [n, labels].
+    """
     columns = precision_recall_fscore_support(
         gold, predicted, labels=range(len(labels)), average=None, zero_division=0
     )

@@ -10,25 +10,23 @@ from transformers import XLNetConfig
 from xlnet_fast.checkpoint import load_config, load_weights
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf import accelerate
-from xlnet_fast.train.finetune.options import FinetuneOptions
+from xlnet_fast.train.finetune.options import MULTI, REGRESSION, SINGLE, FinetuneOptions
 from xlnet_fast.train.finetune.task import Task
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
 
 BEAM_HEAD = "XLNetForQuestionAnswering"
+_PROBLEM_TYPES = {  # as transformers calls them, in a config
+    SINGLE: "single_label_classification",
+    MULTI: "multi_label_classification",
+    REGRESSION: "regression",
+}
 _SUMMARISING_TASKS = ("text-classification", "multiple-choice")
 _SUMMARIES = ("last", "cls_index")  # both the <cls> at the end, as no index is given
 
 
 def run_tokenizer(options: FinetuneOptions) -> Any:
-    """The tokenizer of the options, which also gives segments.
-
-    HF's leaves them out unless asked, and XLNet then computes something else. The saved one has
-    them asked for, so that whoever loads the model gets what was trained.
-    """
-    tokenizer = load_tokenizer(options.tokenizer or options.model)
-    names = ["input_ids", "token_type_ids", "attention_mask"]
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names
-    return tokenizer
+    """The tokenizer of the options, the model's unless they name one."""
+    return load_tokenizer(options.tokenizer or options.model)
 
 
 def run_config(options: FinetuneOptions, tokenizer: Any) -> Any:
@@ -47,19 +45,29 @@ def run_config(options: FinetuneOptions, tokenizer: Any) -> Any:
             "results would depend on the batch"
         )
     config.bi_data = False  # of pretraining: it reads half of a batch backwards
+    # A classifier has no use for memory; pipelines would split that of all layers by the batch.
+    config.use_mems_eval = False
     if options.dropout is not None:
         config.dropout = config.summary_last_dropout = options.dropout
     return config
 
 
 def adopt_labels(config: Any, task: Task) -> bool:
-    """Write the task's labels into the config; whether the checkpoint's head is for these labels.
+    """Write the task's labels into the config; whether the checkpoint's head is for them.
 
     A checkpoint that was fine-tuned on the same labels keeps their order, so its head fits.
     """
     fits = task.architecture in (config.architectures or ())
     if task.architecture == "XLNetForQuestionAnsweringSimple":
         config.num_labels = 2  # its head has this many outputs: start and end
+    if task.problem_type is not None:
+        # Checkpoints of one label a row often do not say so.
+        wanted = _PROBLEM_TYPES[task.problem_type]
+        fits = fits and (config.problem_type or _PROBLEM_TYPES[SINGLE]) == wanted
+        config.problem_type = wanted
+    if task.number_of_outputs is not None:
+        fits = fits and config.num_labels == task.number_of_outputs
+        config.num_labels = task.number_of_outputs
     if task.labels:
         former = [config.id2label[i] for i in sorted(config.id2label)]
         fits = fits and sorted(former) == sorted(task.labels)

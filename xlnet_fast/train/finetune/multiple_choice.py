@@ -46,9 +46,10 @@ class MultipleChoice(OneLabelTask):
         """As the base class; columns ending0, ending1, ... become one column of lists."""
         return super().split(name, source, _joined(rows, source, self.options.columns()))
 
-    def fit_labels(self, split: Split) -> None:
+    def fit_labels(self, split: Split) -> str:
         """The number of choices is that of the first training row."""
         self.number_of_choices = len(_choices(split.rows[0], split.columns, split.row_name(0)))
+        return f"one of {self.number_of_choices} choices"
 
     def encode(self, split: Split) -> datasets.Dataset:
         """One feature a row: a list of ids and of segments for each choice."""

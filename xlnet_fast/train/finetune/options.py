@@ -9,18 +9,23 @@ from dataclasses import dataclass
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.shared.options import (
-    ANSWERS,
     COMMON,
     DATA,
     EVALUATION,
     MODEL,
     OPTIMISATION,
+    PREDICTIONS,
     TrainingOptions,
     check_values,
     option,
 )
 
 TASKS = ("text-classification", "token-classification", "question-answering", "multiple-choice")
+SINGLE, MULTI, REGRESSION = PROBLEM_TYPES = ("single-label", "multi-label", "regression")
+"""What the labels of text-classification may be; "auto": what they look like."""
+
+CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".train", ".testa", ".testb")
+"""Of files of words and tags; those of CoNLL-2003 are called eng.train, eng.testa and eng.testb."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +40,8 @@ class FinetuneOptions(TrainingOptions):
     model: str = option(COMMON, "Folder or Hub id of any XLNet")
     train: str = option(
         COMMON,
-        "CSV, TSV, JSONL, JSON or Parquet file, folder of save_to_disk, or NAME, "
-        "NAME:CONFIG or NAME@SPLIT of the Hub",
+        "CSV, TSV, JSONL, JSON, Parquet or CoNLL file, folder of save_to_disk, or "
+        "NAME, NAME:CONFIG or NAME@SPLIT of the Hub",
         free=True,
     )
     eval: str | None = option(
@@ -51,12 +56,12 @@ class FinetuneOptions(TrainingOptions):
     eval_share: float = option(DATA, "Training rows to evaluate on", 0.1)
     column: tuple[str, ...] = option(
         DATA,
-        "ROLE=NAME of an unusual column; repeatable. Roles: text, text_pair, label; tokens, tags; "
-        "question, context, answers, answer_start, id; passage, stem, choices or NAME,NAME,...; "
-        "choice",
+        "Column by ROLE=NAME, repeatable. Roles: text, text_pair, label*; tokens, tags; question, "
+        "context, answers, answer_start, id; passage, stem, choices*, choice (*: or NAME,NAME,...)",
         (),
     )
-    stride: int = option(DATA, "Tokens that windows of a long context share", 128)
+    problem_type: str = option(DATA, ", ".join(PROBLEM_TYPES), "auto")
+    stride: int = option(DATA, "Tokens shared by windows of a context", 128)
     truncate: bool = option(DATA, "Cut long sentences of token classification", False)
 
     tokenizer: str | None = option(MODEL, "Folder or Hub id", None, "the model's")
@@ -74,16 +79,23 @@ class FinetuneOptions(TrainingOptions):
         EVALUATION, "Evaluations without a best before it stops", None, free=True
     )
 
-    n_best: int = option(ANSWERS, "Starts and ends that are combined", 20, free=True)
-    max_answer_length: int = option(ANSWERS, "Tokens of the longest answer", 30, free=True)
-    null_threshold: float = option(ANSWERS, "No answer if better by more than this", 0.0, free=True)
+    threshold: float = option(PREDICTIONS, "From which probability a label applies", 0.5, free=True)
+    n_best: int = option(PREDICTIONS, "Starts and ends an answer is made of", 20, free=True)
+    max_answer_length: int = option(PREDICTIONS, "Tokens of the longest answer", 30, free=True)
+    null_threshold: float = option(
+        PREDICTIONS, "No answer if better by more than this", 0.0, free=True
+    )
 
     def check(self) -> None:
         """Raise ``ArgumentError`` for the first value that cannot be used."""
-        check_values(self, {"task": TASKS}, _RANGES)
+        check_values(self, {"task": TASKS, "problem_type": (*PROBLEM_TYPES, "auto")}, _RANGES)
         for name in ("epochs", "eval_share", "layerwise_decay"):
             if not getattr(self, name) > 0:
                 raise ArgumentError(f"{name} is {getattr(self, name)}, expected more than 0")
+        if not 0 < self.threshold < 1:
+            raise ArgumentError(f"threshold is {self.threshold}, expected more than 0, less than 1")
+        if self.problem_type != "auto" and self.task != "text-classification":
+            raise ArgumentError(f"problem_type is of text-classification; {self.task} has but one")
         if self.task == "question-answering" and self.stride > self.max_length // 2:
             raise ArgumentError(
                 f"stride is {self.stride}, expected at most half of max_length {self.max_length}: "

@@ -17,6 +17,7 @@ from xlnet_fast.train.finetune.task import Report, Split, Task
 from xlnet_fast.train.shared.callbacks import TIMINGS
 from xlnet_fast.train.shared.plots import plot_losses
 from xlnet_fast.train.shared.run_folder import (
+    check_folder,
     check_same_run,
     prepare_folder,
     write_json,
@@ -28,13 +29,13 @@ _SHOWN_INPUTS = ("text", "text_pair", "tokens", "question", "stem")
 
 
 def check_output(options: FinetuneOptions) -> None:
-    """Make the folder; nothing is deleted.
+    """Look at the folder; nothing is made nor deleted.
 
     Raises:
         ArgumentError: it is in use and neither ``resume`` nor ``overwrite`` is set, or it cannot be
             written to.
     """
-    prepare_folder(options.output, options.resume or options.overwrite, overwrite=False)
+    check_folder(options.output, options.resume or options.overwrite)
 
 
 def begin_output(options: FinetuneOptions, splits: Mapping[str, Split]) -> None:
@@ -79,8 +80,10 @@ def write_predictions(path: Path, split: Split, report: Report) -> None:
 def write_plots(
     folder: Path, task: Task, history: list[dict[str, Any]], report: Report, title: str
 ) -> None:
-    """``loss.png``, and ``confusion.png`` where the task has labels."""
+    """``loss.png``, ``confusion.png`` where the task has classes, and the report's own."""
     plot_losses(history, folder / "loss.png", title)
+    for name, plot in report.plots.items():
+        plot(folder / name, title)
     if report.confusion is not None:
         plot_confusion(report.confusion, task.labels, folder / "confusion.png", title)
 

@@ -41,6 +41,7 @@ class QuestionAnswering(Task):
     required = ("question", "context", "answers")
     optional = ("answer_start", "id")
     label_role = "answers"
+    answer_roles = ("answers", "answer_start")
     metric_names = ("f1", "exact_match")
     some_have_none = False  # whether a question may have no answer
 
@@ -184,9 +185,17 @@ class QuestionAnswering(Task):
             text[span.begin : span.end] for text, span in zip(contexts, best, strict=True)
         ], best
 
-    def fit_labels(self, split: Split) -> None:
+    def fit_labels(self, split: Split) -> str:
         """Whether there are questions without an answer."""
-        self.some_have_none = any(not _texts(row, split.columns) for row in split.rows)
+        without = sum(not _texts(row, split.columns) for row in split.rows)
+        self.some_have_none = without > 0
+        return f"answers to {len(split.rows) - without} questions, none to {without}"
+
+    def _without_labels(self, values: Sequence[Any]) -> bool:
+        """As the base class; empty answers, too, where every question of the training has one."""
+        if super()._without_labels(values):
+            return True
+        return not self.some_have_none and not any(_parsed(value)[0] for value in values)
 
     def _null_excess(self, candidates: Sequence[list[Span]], null: np.ndarray) -> np.ndarray:
         """The null score, the lowest over a question's windows, minus the best answer's."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import outputs
 from xlnet_fast.train.finetune.data import cut_evaluation, hub_splits, load_rows
+from xlnet_fast.train.finetune.labels import problem_of
 from xlnet_fast.train.finetune.model import (
     BEAM_HEAD,
     adopt_labels,
@@ -23,14 +22,17 @@ from xlnet_fast.train.finetune.model import (
     run_config,
     run_tokenizer,
 )
+from xlnet_fast.train.finetune.multi_label import MultiLabelClassification
 from xlnet_fast.train.finetune.multiple_choice import MultipleChoice
-from xlnet_fast.train.finetune.options import FinetuneOptions
+from xlnet_fast.train.finetune.options import MULTI, REGRESSION, FinetuneOptions
 from xlnet_fast.train.finetune.question_answering import BeamQuestionAnswering, QuestionAnswering
+from xlnet_fast.train.finetune.regression import TextRegression
 from xlnet_fast.train.finetune.task import Split, Task
 from xlnet_fast.train.finetune.text_classification import TextClassification
 from xlnet_fast.train.finetune.token_classification import TokenClassification
 from xlnet_fast.train.finetune.trainer import FinetuneTrainer
 from xlnet_fast.train.shared.checkpoints import newest_checkpoint, remove_leftovers
+from xlnet_fast.train.shared.hub_data import quiet_datasets
 from xlnet_fast.train.shared.run_folder import write_json
 from xlnet_fast.train.shared.trainer import arguments_of
 
@@ -39,6 +41,10 @@ _TASKS: dict[str, type[Task]] = {
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
     "multiple-choice": MultipleChoice,
+}
+_PROBLEMS: dict[str, type[Task]] = {
+    kind.problem_type: kind
+    for kind in (TextClassification, MultiLabelClassification, TextRegression)
 }
 MODEL = "model"
 """Name of the folder, inside the output, that ``from_pretrained`` loads."""
@@ -75,13 +81,12 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     options.check()
     arguments = _arguments(options)
     console = Console(stderr=True, quiet=arguments.process_index != 0)
-    with _quiet_datasets(), arguments.main_process_first(desc="data"):
+    with quiet_datasets(), arguments.main_process_first(desc="data"):
         if arguments.process_index == 0:
             outputs.check_output(options)
         tokenizer = run_tokenizer(options)
         config = run_config(options, tokenizer)
-        task = _task(options, config, tokenizer)
-        splits = _splits(options, task)
+        task, splits = _read(options, _task(options, config, tokenizer), console)
         keeps_head = adopt_labels(config, task)
         for split in splits.values():
             _encode(split, task, console)
@@ -121,23 +126,39 @@ def _task(options: FinetuneOptions, config: Any, tokenizer: Any) -> Task:
     return _TASKS[options.task](options, tokenizer)
 
 
-def _splits(options: FinetuneOptions, task: Task) -> dict[str, Split]:
-    """The rows of training, evaluation and, if asked for, test; learns the labels."""
-    train = task.split("train", options.train, load_rows(options.train, "train"))
-    task.fit_labels(train)
+def _read(options: FinetuneOptions, task: Task, console: Console) -> tuple[Task, dict[str, Split]]:
+    """The rows of training, evaluation and, if asked for, test; and the task for their labels.
+
+    Says how the labels are read, and that a test has none.
+    """
+
+    def load(source: str, split: str) -> datasets.Dataset:
+        return load_rows(source, split, conll=options.task == "token-classification")
+
+    train = task.split("train", options.train, load(options.train, "train"))
+    if options.task == "text-classification":
+        task = _PROBLEMS[problem_of(train, options.problem_type)](options, task.tokenizer)
+    found = task.fit_labels(train)
+    _say(console, f"{train.source}, column {train.columns[task.label_role]!r}: {found}")
     splits = {"train": train}
     source = options.eval or _companion(options.train)
     if source is not None:
-        rows = load_rows(source, "validation")
-        splits["eval"] = task.split("eval", source, rows)
+        splits["eval"] = task.split("eval", source, load(source, "validation"))
     else:
-        train.rows, rows = cut_evaluation(
-            train.rows, options.eval_share, options.seed, options.train
-        )
-        splits["eval"] = task.split("eval", f"the evaluation rows cut from {options.train}", rows)
+        places = cut_evaluation(train.rows, options.eval_share, options.seed, options.train)
+        kept, held_out = (train.rows.select(part) for part in places)
+        name = f"the evaluation rows cut from {options.train}"
+        evaluation = splits["eval"] = task.split("eval", name, held_out)
+        train.rows = kept
+        train.origin, evaluation.origin = ((options.train, part) for part in places)
     if options.test is not None:
-        splits["test"] = task.split("test", options.test, load_rows(options.test, "test"))
-    return splits
+        test = splits["test"] = task.split("test", options.test, load(options.test, "test"))
+        if not test.labelled:
+            column = test.columns.get(task.label_role)
+            given = options.columns().get(task.label_role, task.label_role)
+            why = f"no column {given!r}" if column is None else f"no label in column {column!r}"
+            _say(console, f"{test.source} has {why}: it is predicted, and gets no metrics")
+    return task, splits
 
 
 def _companion(train: str) -> str | None:
@@ -173,6 +194,7 @@ def _plan(arguments: TrainingArguments, options: FinetuneOptions, task: Task, ro
             f"best_metric must be one of {', '.join(task.metric_names)}, got {metric!r}"
         )
     arguments.metric_for_best_model = f"eval_{metric}"
+    arguments.greater_is_better = metric not in task.lower_is_better
 
 
 def _trainer(
@@ -230,6 +252,7 @@ def _finish(
         "task": options.task,
         "model": options.model,
         "labels": task.labels,
+        **({} if task.problem_type is None else {"problem_type": task.problem_type}),
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "rows": {name: len(split.rows) for name, split in splits.items()},
@@ -247,21 +270,10 @@ def _finish(
             results[name] = outputs.plain_metrics(found.metrics, name)
             record[name] = {**results[name], **report.details}
         if name == "eval":
-            title = f"{options.task}, evaluation"
+            kind = task.problem_type if task.problem_type in (MULTI, REGRESSION) else options.task
+            title = f"{kind}, evaluation"
             outputs.write_plots(options.output, task, trainer.state.log_history, report, title)
     if trainer.args.process_index == 0:
         write_json(options.output / "metrics.json", record)
         outputs.print_results(console, results)
     return FinetuneResult(options.output, options.output / MODEL, results)
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    """Without the progress bars of `datasets`, which would mix with the run's own."""
-    shown = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not shown:
-            datasets.enable_progress_bars()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
@@ -17,8 +20,13 @@ from xlnet_fast._version import __version__
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune.data import find_columns
 from xlnet_fast.train.finetune.options import FinetuneOptions
+from xlnet_fast.train.shared.tokenizers import forget_truncation
 
 IGNORED = -100
+_UNTOLD = ("-1", "-1.0")  # how published tests keep their labels to themselves
+_NUMBER = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE
+)
 _SHARED = ("options", "tokenizer")  # attributes that are not learnt from the data
 Batch = dict[str, Tensor]
 
@@ -34,6 +42,7 @@ class Split:
         columns: role to column name.
         labelled: whether the rows have labels; only those of "test" may have none.
         features: one row for each sequence (or window, or question) fed to the model.
+        origin: where the rows are a part of a source's, that source and their places in it.
     """
 
     name: str
@@ -42,10 +51,14 @@ class Split:
     columns: dict[str, str]
     labelled: bool
     features: datasets.Dataset | None = None
+    origin: tuple[str, Sequence[int]] | None = None
 
     def row_name(self, index: int) -> str:
-        """A row for messages, counted from 1."""
-        return f"row {index + 1} of {self.source}"
+        """A row for messages, counted from 1, as it stands in the file."""
+        if self.origin is None:
+            return f"row {index + 1} of {self.source}"
+        source, places = self.origin
+        return f"row {places[index] + 1} of {source}"
 
 
 @dataclass
@@ -56,11 +69,13 @@ class Report:
         details: for metrics.json.
         rows: one mapping for each row of the data, for the file of predictions.
         confusion: counts, [label, predicted label], or None.
+        plots: file name to what draws it, called with a path and a title.
     """
 
     rows: list[dict[str, Any]]
     details: dict[str, Any] = field(default_factory=dict)
     confusion: np.ndarray | None = None
+    plots: Mapping[str, Callable[[Path, str], None]] = field(default_factory=dict)
 
 
 class Task(abc.ABC):
@@ -75,7 +90,11 @@ class Task(abc.ABC):
     required: ClassVar[tuple[str, ...]]
     optional: ClassVar[tuple[str, ...]] = ()
     label_role: ClassVar[str]
-    metric_names: tuple[str, ...]
+    answer_roles: ClassVar[tuple[str, ...]] = ()  # of which a test may have none: the label's
+    problem_type: ClassVar[str | None] = None  # where the task has several
+    number_of_outputs: ClassVar[int | None] = None  # of a head without labels
+    metric_names: tuple[str, ...]  # the first chooses the best checkpoint, unless told otherwise
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
     least_length = 1  # positions that the head needs, padding included
 
     def __init__(self, options: FinetuneOptions, tokenizer: Any) -> None:
@@ -86,25 +105,45 @@ class Task(abc.ABC):
 
     def split(self, name: str, source: str, rows: datasets.Dataset) -> Split:
         """Find the columns; raises ``ArgumentError`` where one is missing."""
-        required = tuple(
-            role for role in self.required if name != "test" or role != self.label_role
-        )
-        optional = tuple(dict.fromkeys((*self.optional, self.label_role)))
-        optional = tuple(role for role in optional if role not in required)
-        unknown = set(self.options.columns()) - {*self.required, *self.optional}
+        given = self.options.columns()
+        unknown = set(given) - {*self.required, *self.optional}
         if unknown:
             roles = ", ".join((*self.required, *self.optional))
             raise ArgumentError(
                 f"{self.options.task} has no column role {sorted(unknown)[0]!r}; it has: {roles}"
             )
-        columns = find_columns(rows, source, required, optional, self.options.columns())
+        required, optional = self.required, self.optional
+        if name == "test":  # it may be without what is to be predicted
+            absent = [
+                role
+                for role in self.answer_roles or (self.label_role,)
+                if role in given and given[role] not in rows.column_names
+            ]
+            given = {role: column for role, column in given.items() if role not in absent}
+            named_otherwise = self.label_role in absent
+            required = tuple(role for role in required if role != self.label_role)
+            optional = tuple(role for role in optional if role not in absent)
+            optional += () if named_otherwise else (self.label_role,)
+        columns = find_columns(rows, source, required, optional, given)
         labelled = self.label_role in columns
         if name == "test" and labelled:
-            labelled = not _without_labels(rows, columns[self.label_role])
+            labelled = not self._without_labels(rows[columns[self.label_role]])
         return Split(name, source, rows, columns, labelled)
 
-    def fit_labels(self, split: Split) -> None:  # noqa: B027, most tasks have no labels of their own
-        """Learn the names of the labels from the training rows."""
+    def _without_labels(self, values: Sequence[Any]) -> bool:
+        """Whether a test leaves its labels out: they are missing, or all are -1 and none is -1."""
+        if all(self.is_missing(value) for value in values):
+            return True
+        return "-1" not in self.labels and all(str(value) in _UNTOLD for value in values)
+
+    @staticmethod
+    def is_missing(value: Any) -> bool:
+        """Whether a row of a test has no label."""
+        return is_missing(value)
+
+    def fit_labels(self, split: Split) -> str:
+        """Learn the names of the labels from the training rows; says in a phrase what they are."""
+        return ""
 
     @abc.abstractmethod
     def encode(self, split: Split) -> datasets.Dataset:
@@ -144,19 +183,24 @@ class Task(abc.ABC):
         options = self.options
         learnt = {name: value for name, value in vars(self).items() if name not in _SHARED}
         recipe = (
-            split.rows._fingerprint, __version__, options.task, self.architecture, split.name,
+            split.rows._fingerprint, __version__, options.task, type(self).__name__, split.name,
             sorted(split.columns.items()), split.labelled, sorted(learnt.items()),
             options.max_length, options.stride, options.truncate,
             self.tokenizer.backend_tokenizer.to_str(), self.tokenizer.truncation_side,
         )  # fmt: skip
         rows = split.rows.select_columns(list(dict.fromkeys(split.columns.values())))
-        return rows.map(
-            encode,
-            batched=True,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            new_fingerprint=datasets.fingerprint.Hasher.hash(recipe),
-        )
+        try:
+            return rows.map(
+                encode,
+                batched=True,
+                with_indices=True,
+                remove_columns=rows.column_names,
+                new_fingerprint=datasets.fingerprint.Hasher.hash(recipe),
+                # Else a feature takes the type of a column of its name: ids those of truth values.
+                try_original_type=False,
+            )
+        finally:
+            forget_truncation(self.tokenizer)
 
     def pad(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         """The model's inputs, padded on the left to the longest, or to ``least_length``."""
@@ -200,9 +244,19 @@ def texts_of(values: Sequence[Any], role: str, where: Sequence[str]) -> list[str
     return [text_of(value, role, place) for value, place in zip(values, where, strict=True)]
 
 
-def _without_labels(rows: datasets.Dataset, column: str) -> bool:
-    """Whether a test split leaves its labels out: None or, for class ids, -1 in every row."""
-    return all(value is None or value == -1 for value in rows[column])
+def is_missing(value: Any) -> bool:
+    """None, an empty cell, or the NaN that stands for one in a column of numbers."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def number_of(value: Any) -> float | None:
+    """A number, or what a table has of one; None for all else, truth values too."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return float(value)
+    text = value.strip() if isinstance(value, str) else ""
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def known_names(feature: Any) -> list[str] | None:
@@ -213,15 +267,16 @@ def known_names(feature: Any) -> list[str] | None:
 
 def ordered_names(values: Iterator[str]) -> list[str]:
     """Distinct names, as numbers if all are, else as words."""
-    names = set(values)
-    if all(name.lstrip("-").isdecimal() for name in names):
-        return sorted(names, key=int)
-    return sorted(names)
+    names = sorted(set(values))
+    numbers = {name: number for name in names if (number := number_of(name)) is not None}
+    if len(numbers) < len(names) or any(map(math.isnan, numbers.values())):
+        return names
+    return sorted(names, key=lambda name: numbers[name])
 
 
 def name_of(value: Any, names: Sequence[str] | None) -> str | None:
     """A label as text; an id becomes the column's own name for it, None and a missing id None."""
-    if value is None or value == "":
+    if is_missing(value):
         return None
     if names is not None and isinstance(value, int):
         return names[value] if value >= 0 else None

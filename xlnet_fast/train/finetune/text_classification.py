@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
+from xlnet_fast.train.finetune.labels import shortened
+from xlnet_fast.train.finetune.options import REGRESSION, SINGLE
 from xlnet_fast.train.finetune.task import (
     Batch,
     OneLabelTask,
@@ -19,68 +20,43 @@ from xlnet_fast.train.finetune.task import (
     label_id,
     mean_class_loss,
     name_of,
+    number_of,
     ordered_names,
     probabilities,
-    texts_of,
 )
+from xlnet_fast.train.finetune.texts import TextTask
 
 
-class TextClassification(OneLabelTask):
-    """Longer texts are cut, the longer one of a pair first.
+class TextClassification(OneLabelTask, TextTask):
+    """Each text is of one class."""
 
-    At the end, or at the beginning where the tokenizer's ``truncation_side`` is "left".
-    """
-
-    architecture = "XLNetForSequenceClassification"
-    required = ("text", "label")
-    optional = ("text_pair",)
-    label_role = "label"
+    problem_type = SINGLE
     metric_names = (
         "accuracy", "f1_macro", "f1_weighted", "precision_macro", "precision_weighted",
         "recall_macro", "recall_weighted",
     )  # fmt: skip
 
-    def fit_labels(self, split: Split) -> None:
+    def fit_labels(self, split: Split) -> str:
         """The names of a ``ClassLabel`` column, else what the training rows have, in order."""
         column = split.columns["label"]
         names = known_names(split.rows.features[column])
+        whole = False
         if names is None:
             found = (name_of(value, None) for value in split.rows[column])
             names = ordered_names(name for name in found if name is not None)
+            whole = all(number_of(name) is not None for name in names)
         self.labels = names
         if len(self.labels) < 2:
             raise ArgumentError(
                 f"the labels of {split.source} are {self.labels}: at least two are needed, each "
                 "row with one of them"
             )
+        other = f"; they are numbers with --problem-type {REGRESSION}" if whole else ""
+        return f"{len(names)} classes, {shortened(names)}{other}"
 
-    def encode(self, split: Split) -> datasets.Dataset:
-        """One feature a row: ids, segments, label, whether it was cut."""
-        columns = split.columns
-        names = known_names(split.rows.features[columns["label"]]) if split.labelled else None
-
-        def encode(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-            where = [split.row_name(i) for i in indices]
-            texts = [
-                texts_of(batch[columns[role]], role, where)
-                for role in ("text", "text_pair")
-                if role in columns
-            ]
-            coded = self.tokenizer(*texts, truncation=True, max_length=self.options.max_length)
-            features = {
-                "input_ids": coded["input_ids"],
-                "token_type_ids": coded["token_type_ids"],
-                "cut": [bool(encoding.overflowing) for encoding in coded.encodings],
-            }
-            if split.labelled:
-                found = [name_of(value, names) for value in batch[columns["label"]]]
-                features["label"] = [
-                    label_id(name, self.labels, place)
-                    for name, place in zip(found, where, strict=True)
-                ]
-            return features
-
-        return self.map_rows(split, encode)
+    def encoded_label(self, value: Any, names: Sequence[str] | None, where: str) -> int:
+        """The id of the class."""
+        return label_id(name_of(value, names), self.labels, where)
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         """``labels``: [B]."""

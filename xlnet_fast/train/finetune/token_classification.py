@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
+from xlnet_fast.train.finetune.labels import shortened
 from xlnet_fast.train.finetune.task import (
     IGNORED,
     Batch,
@@ -20,6 +21,7 @@ from xlnet_fast.train.finetune.task import (
     Split,
     Task,
     class_loss,
+    is_missing,
     known_names,
     label_id,
     name_of,
@@ -49,7 +51,23 @@ class TokenClassification(Task):
         names = ("entity_f1", "entity_precision", "entity_recall")
         return (*names, *words) if self.has_entities else words
 
-    def fit_labels(self, split: Split) -> None:
+    def split(self, name: str, source: str, rows: datasets.Dataset) -> Split:
+        """As the base class; a CoNLL file that is read as a table is told by its name."""
+        try:
+            return super().split(name, source, rows)
+        except ArgumentError as error:
+            if not source.endswith((".csv", ".tsv")):
+                raise
+            raise ArgumentError(
+                f"{error}; a CoNLL file, which names no columns, must be called .conll"
+            ) from error
+
+    @staticmethod
+    def is_missing(value: Any) -> bool:
+        """Whether a sentence has no tags."""
+        return all(is_missing(tag) or str(tag) in ("-1", str(IGNORED)) for tag in _listed(value))
+
+    def fit_labels(self, split: Split) -> str:
         """The names of a ``ClassLabel`` column, else what the training rows have, in order."""
         column = split.columns["tags"]
         names = known_names(split.rows.features[column])
@@ -62,6 +80,8 @@ class TokenClassification(Task):
             raise ArgumentError(
                 f"the labels of {split.source} are {names}: at least two are needed"
             )
+        kind = "tags of entities" if self.has_entities else "labels of words"
+        return f"{len(names)} {kind}, {shortened(names)}"
 
     def encode(self, split: Split) -> datasets.Dataset:
         """One feature a row; ``labels`` of each piece, and ``words``, how many have a label."""

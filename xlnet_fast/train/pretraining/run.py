@@ -22,7 +22,12 @@ from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceSha
 from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
 from xlnet_fast.train.shared.checkpoints import newest_checkpoint, remove_leftovers
 from xlnet_fast.train.shared.plots import plot_losses
-from xlnet_fast.train.shared.run_folder import check_same_run, prepare_folder, write_json
+from xlnet_fast.train.shared.run_folder import (
+    check_folder,
+    check_same_run,
+    prepare_folder,
+    write_json,
+)
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
 from xlnet_fast.train.shared.trainer import arguments_of
 
@@ -56,9 +61,8 @@ def pretrain(options: PretrainOptions) -> PretrainResult:
     options.check()
     arguments = _arguments(options)
     set_seed(options.seed)
-    with arguments.main_process_first(local=False, desc="run folder"):
-        if arguments.process_index == 0:
-            prepare_folder(options.output, options.resume or options.overwrite, overwrite=False)
+    if arguments.process_index == 0:
+        check_folder(options.output, options.resume or options.overwrite)
     with arguments.main_process_first(local=True, desc="text"):
         tokenizer, model, (train_text, eval_text) = _prepare(options)
     vocabulary = Vocabulary.of(tokenizer)

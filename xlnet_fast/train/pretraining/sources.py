@@ -75,11 +75,13 @@ class TextSource:
 
     def _open_dataset(self, name: str) -> OpenSource:
         from datasets import load_dataset
-        from datasets.utils.logging import disable_progress_bar
 
-        disable_progress_bar()
+        from xlnet_fast.train.shared.hub_data import check_dataset, quiet_datasets
+
+        check_dataset(name)
         try:
-            rows = load_dataset(name, self.config, split=self.split)
+            with quiet_datasets():
+                rows = load_dataset(name, self.config, split=self.split)
         except Exception as error:  # its own, fsspec's, pyarrow's and the Hub client's
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArgumentError(

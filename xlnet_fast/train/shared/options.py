@@ -16,9 +16,9 @@ from xlnet_fast.errors import ArgumentError
 # The panels of a command's --help, in order.
 GROUPS = (
     "Common options", "Data", "Model", "Sequences and targets", "Optimisation",
-    "Evaluation and checkpoints", "Answers to questions", "Memory, speed and processes",
+    "Evaluation and checkpoints", "Predictions", "Memory, speed and processes",
 )  # fmt: skip
-COMMON, DATA, MODEL, SEQUENCES, OPTIMISATION, EVALUATION, ANSWERS, MACHINE = GROUPS
+COMMON, DATA, MODEL, SEQUENCES, OPTIMISATION, EVALUATION, PREDICTIONS, MACHINE = GROUPS
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "schedule": ("linear", "cosine", "constant_with_warmup"),

@@ -10,6 +10,7 @@ PACKAGES = {  # as it is imported: as pip calls it
     "accelerate": "accelerate",
     "datasets": "datasets",
     "matplotlib": "matplotlib",
+    "scipy": "scipy",
     "sklearn": "scikit-learn",
     "tensorboard": "tensorboard",
 }

@@ -18,14 +18,36 @@ _OF_A_NEW_MODEL = ("d_model", "n_layer", "n_head", "d_inner", "from_scratch")
 _SAME_OR_ANEW = "give its own options, or start anew with --overwrite"
 
 
+def check_folder(folder: Path, resume: bool) -> None:
+    """Check that a run can have the folder, before its data are read; nothing is made.
+
+    Args:
+        resume: whether what is in the folder may be there.
+
+    Raises:
+        ArgumentError: it is a file, is not empty, or could not be made or written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArgumentError(f"the output {folder} is a file, expected a folder")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        raise ArgumentError(
+            f"the folder {folder} is not empty: --resume goes on with the run in it, --overwrite "
+            "deletes it"
+        )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ArgumentError(f"cannot make the folder {folder}: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise ArgumentError(f"the folder {there} cannot be written to")
+
+
 def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Make the folder, or empty it if ``overwrite``; an earlier run's stays for ``resume``.
 
     Raises:
-        ArgumentError: it is a file, cannot be made, or is not empty without either.
+        ArgumentError: as :func:`check_folder`.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ArgumentError(f"the output {folder} is a file, expected a folder")
+    check_folder(folder, resume or overwrite)
     try:
         if overwrite and folder.is_dir():
             for entry in folder.iterdir():
@@ -33,27 +55,20 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(f"cannot make the folder {folder}: {error.strerror}") from error
-    if not resume and any(folder.iterdir()):
-        raise ArgumentError(
-            f"the folder {folder} is not empty: --resume goes on with the run in it, --overwrite "
-            "deletes it"
-        )
-    if not os.access(folder, os.W_OK):
-        raise ArgumentError(f"the folder {folder} cannot be written to")
 
 
 def check_same_run(record: Path, now: Mapping[str, Any]) -> None:
     """Compare what decides a run's results with the record of the run that is to go on.
 
-    Nothing is compared where the folder is empty: the run begins. It may become longer where its
-    learning rate does not depend on its length, so that every step is as if it had been so long
-    from the beginning.
+    Nothing is compared where there is no folder, or an empty one: the run begins. It may become
+    longer where its learning rate does not depend on its length, so that every step is as if it had
+    been so long from the beginning.
 
     Raises:
         ArgumentError: the record is missing or damaged, or differs; says in what, and how to train
             on if the run shall be longer.
     """
-    if not any(record.parent.iterdir()):
+    if not record.parent.is_dir() or not any(record.parent.iterdir()):
         return
     try:
         before = json.loads(record.read_text(encoding="utf-8"))

@@ -7,15 +7,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from xlnet_fast.checkpoint import looks_like_path, ready_to_fetch
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import MODEL_FILE, SPECIAL_TOKENS
 from xlnet_fast.train.shared.checkpoints import warn
 
 _FILES = (MODEL_FILE, "tokenizer.json")
+_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
 def load_tokenizer(name: str) -> Any:
-    """An ``XLNetTokenizer`` that pads on the left, with <pad>, whatever its files say.
+    """An ``XLNetTokenizer`` that gives segments and pads on the left, whatever its files say.
+
+    Hugging Face's leaves ``token_type_ids`` out unless asked, and XLNet then computes something
+    else: <cls> has a segment of its own. What is saved has them asked for, so that whoever loads
+    the model feeds it as it was trained. Nothing is cut unless a call says so.
 
     Args:
         name: a folder with ``spiece.model`` or ``tokenizer.json``, a SentencePiece ``.model`` file,
@@ -27,10 +33,11 @@ def load_tokenizer(name: str) -> Any:
     path = Path(name).expanduser()
     if path.is_dir() and not any((path / file).is_file() for file in _FILES):
         raise ArgumentError(f"the folder {name} holds no tokenizer ({' or '.join(_FILES)})")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not path.exists() and looks_like_path(name):
         raise ArgumentError(f"the tokenizer {name} does not exist")
+    source = {} if path.exists() else ready_to_fetch(name, _FILES)
     try:
-        tokenizer = _from_file(path) if path.is_file() else _from_pretrained(name, path)
+        tokenizer = _from_file(path) if path.is_file() else _from_pretrained(name, path, **source)
     except Exception as error:  # of the tokenizers library, the Hub client and transformers
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ArgumentError(f"no tokenizer can be read from {name}: {first}") from error
@@ -47,7 +54,17 @@ def load_tokenizer(name: str) -> Any:
             f"the tokenizer {name} has no {', '.join(missing)}: expected an XLNet vocabulary"
         )
     _pad_as_xlnet(tokenizer, name)
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = list(_INPUTS)
+    forget_truncation(tokenizer)
     return tokenizer
+
+
+def forget_truncation(tokenizer: Any) -> None:
+    """Undo what a call with ``max_length`` left in the tokenizer, or else it would be saved.
+
+    A call sets the length in the backend, and ``tokenizer.json`` would hold it. XLNet has no limit.
+    """
+    tokenizer.backend_tokenizer.no_truncation()
 
 
 def _pad_as_xlnet(tokenizer: Any, name: str) -> None:
@@ -64,10 +81,10 @@ def _pad_as_xlnet(tokenizer: Any, name: str) -> None:
     tokenizer.backend_tokenizer.no_padding()  # a tokenizer.json may say how, and would be saved so
 
 
-def _from_pretrained(name: str, path: Path) -> Any:
+def _from_pretrained(name: str, path: Path, **source: bool) -> Any:
     from transformers import XLNetTokenizer
 
-    return XLNetTokenizer.from_pretrained(str(path) if path.is_dir() else name)
+    return XLNetTokenizer.from_pretrained(str(path) if path.is_dir() else name, **source)
 
 
 def _from_file(path: Path) -> Any:
