@@ -45,7 +45,6 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     code = questions.main(["--out", str(out), "--steps", "2", "--seeds", "1"])
     printed = capsys.readouterr().out
     assert code == 1
-    assert "same curve within noise: yes" in printed
     assert "below half of the unigram perplexity: NO" in printed
 
     proof = json.loads((out / "training_proof.json").read_text())
@@ -59,7 +58,12 @@ def test_the_whole_command(tmp_path, monkeypatch, capsys):
     assert proof["curves"]["largest_distance_ours"] == max(ours) < 1e-4
     assert proof["curves"]["first_loss"] == float(lines[0][1])
     assert proof["curves"]["last_loss"] == float(lines[2][1])
-    assert proof["curves"]["largest_distance_of_one_rounding"] > 0
+    # Two moved runs of three steps are no measure of noise: which word it is depends on the CPU.
+    noise = proof["curves"]["largest_distance_of_one_rounding"]
+    assert noise > 0
+    assert proof["curves"]["within_noise"] == (max(ours) <= 2 * noise)
+    word = "yes" if proof["curves"]["within_noise"] else "NO"
+    assert f"same curve within noise: {word}" in printed
     assert (out / "training_curves.png").stat().st_size > 10_000
 
     assert proof["pretraining"]["steps"] == 2
