@@ -163,8 +163,6 @@ def test_any_other_module_is_called(name, ours):
 
 def test_what_is_left_to_pytorch(ours, monkeypatch):
     module, x = nn.Dropout(0.5), torch.ones(50, 40)
-    compiled = torch.compile(lambda t: drop(module, t), backend="eager", fullgraph=True)
-    assert compiled(x).shape == x.shape
     assert drop(module, x.to("meta")).device.type == "meta"
     assert torch.vmap(lambda t: drop(module, t), randomness="different")(x).shape == x.shape
     monkeypatch.setattr(dropout_module, "LEAST", x.numel() + 1)
@@ -173,6 +171,22 @@ def test_what_is_left_to_pytorch(ours, monkeypatch):
     monkeypatch.setattr(_extension, "_find", lambda: (None, "not built"))
     drop(module, x)
     assert ours == []
+
+
+@built
+def test_a_compiled_program_drops_by_our_masks(monkeypatch):
+    monkeypatch.setattr(dropout_module, "LEAST", 1)
+    module = nn.Dropout(0.3)
+    compiled = torch.compile(lambda t: drop(module, t), backend="aot_eager", fullgraph=True)
+    found = []
+    for call in (lambda t: drop(module, t), compiled):
+        torch.manual_seed(5)
+        x = torch.ones(7, 9, requires_grad=True)
+        out = call(x)
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=0.0, atol=0.0)
+    assert not torch.equal(compiled(x), compiled(x)), "another mask at each call"
 
 
 def test_idle():

@@ -2,7 +2,8 @@
 
 PyTorch draws a CPU's dropout mask on one thread, number by number: a sixth of a training step in
 bf16 (docs/measured.md). Philox makes it on all threads, and again in the backward pass instead of
-keeping it. Only the numbers differ from PyTorch's, as another seed would.
+keeping it. Only the numbers differ from PyTorch's, as another seed would. A compiler fuses
+PyTorch's own dropout with what surrounds it and loses more than that by drawing the numbers.
 """
 
 from __future__ import annotations
@@ -56,5 +57,10 @@ def _is_ours(module: nn.Dropout, x: Tensor) -> bool:
         and x.is_floating_point()
         and is_bare(module)
         and not is_transformed()
-        and _extension.load() is not None
+        and _has_kernel()
     )
+
+
+@torch.compiler.assume_constant_result  # a traced graph must not load libraries
+def _has_kernel() -> bool:
+    return _extension.load() is not None
