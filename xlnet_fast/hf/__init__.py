@@ -1,5 +1,6 @@
 """Drop-in acceleration of Hugging Face's XLNet."""
 
+from xlnet_fast.hf import versions  # first: it refuses what the others cannot be imported with
 from xlnet_fast.hf.explanation import Explanation, explain
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.patching import accelerate, disable, enable, is_accelerated, restore
@@ -13,4 +14,5 @@ __all__ = [
     "explain",
     "is_accelerated",
     "restore",
+    "versions",
 ]

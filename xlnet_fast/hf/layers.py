@@ -10,6 +10,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAt
 
 from xlnet_fast.hf.adoption import obstacle, unwrapped
 from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf.versions import with_head_mask_at
 from xlnet_fast.nn import AttentionContext
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
@@ -18,6 +19,7 @@ from xlnet_fast.nn.rel_attention import RelativeAttentionCore
 class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
     """HF's attention layer; takes an :class:`AttentionContext` where HF takes its dense mask."""
 
+    @with_head_mask_at(8)
     def forward(
         self,
         h: Tensor,
@@ -29,13 +31,14 @@ class FastRelativeAttention(RelativeAttentionCore, XLNetRelativeAttention):
         mems: Tensor | None = None,
         target_mapping: Tensor | None = None,
         output_attentions: bool = False,
+        **head_mask: Tensor | None,
     ) -> tuple[Any, ...]:
         """As HF; called with HF's own tensors it runs HF's own code."""
         if isinstance(attn_mask_h, AttentionContext):
             return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
         result: tuple[Any, ...] = XLNetRelativeAttention.forward(
             self, h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping,
-            output_attentions,
+            output_attentions=output_attentions, **head_mask,
         )  # fmt: skip
         return result
 
