@@ -75,7 +75,7 @@ $(OLDEST_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(PYTHON) -m venv $(OLDEST_VENV)
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' $(call extra,requires)
 	XLNET_FAST_NO_EXT=1 $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		--no-build-isolation -e . '$(OLDEST)' pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis
+		--no-build-isolation -e . '$(OLDEST)' accelerate pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis
 	@touch $@
 
 oldest: $(OLDEST_VENV)/.installed ## run the tests of the drop-in with the oldest transformers that is supported
