@@ -6,6 +6,10 @@ VENV ?= .venv
 # Installed first, with what builds the package, so that no other requirement picks another torch.
 TORCH ?= torch==2.13.0
 EXTRAS ?= bench,train,dev
+# The oldest that is supported, in an environment of its own, and the tests that are run with it.
+OLDEST ?= transformers==4.57.*
+OLDEST_VENV ?= $(VENV)/oldest
+OLDEST_TESTS ?= tests/hf tests/nn tests/cli/test_cli_check.py
 # Modules are compiled to bytecode when they are first imported: most of them never are. Where that
 # may not be kept, each process would compile PyTorch anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -43,7 +47,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test lint format docs examples onnx integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,6 +71,17 @@ bench: $(VENV)/.bench ## compare Hugging Face's XLNet with the accelerated one, 
 
 test: $(VENV)/.installed ## run the tests
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# The extension is the one that lies in the package's folder.
+$(OLDEST_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)' $(call extra,requires)
+	XLNET_FAST_NO_EXT=1 $(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--no-build-isolation -e . '$(OLDEST)' accelerate pytest pytest-benchmark pytest-timeout pytest-xdist hypothesis
+	@touch $@
+
+oldest: $(OLDEST_VENV)/.installed ## run the tests of the drop-in with the oldest transformers that is supported
+	$(TEST_ENV) $(OLDEST_VENV)/bin/python -m pytest $(PYTEST_FLAGS) $(OLDEST_TESTS)
 
 lint: $(VENV)/.installed ## check format, style and types
 	$(BIN)/ruff format --check .

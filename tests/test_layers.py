@@ -21,7 +21,7 @@ PACKAGE = "xlnet_fast"
 
 # Left to right. A name stands for itself and all below it; the longest match counts.
 LAYERS = [
-    {"_version", "errors", "files", "transforms"},
+    {"_version", "deferred", "errors", "files", "transforms"},
     {"masks", "philox", "tolerance", "_extension", "builder"},
     {"operands"},
     {"reference"},

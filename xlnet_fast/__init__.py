@@ -5,11 +5,14 @@
     print(xlnet_fast.explain(model))  # which backend runs each op here, and why
     xlnet_fast.restore(model)         # exact undo
 
-The ops stand alone in ``xlnet_fast.ops``.
+The ops stand alone in ``xlnet_fast.ops``. If torch was imported before, they are registered with it
+here already, so that programs that were exported or traced with them can be loaded.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xlnet_fast._version import __version__
@@ -81,3 +84,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+if "torch" in sys.modules:  # else this import would take as long as that of torch
+    import_module("xlnet_fast.ops")

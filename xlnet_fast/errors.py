@@ -23,6 +23,10 @@ class BackendUnavailable(XLNetFastError, RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why."""
 
 
+class UnsupportedVersion(XLNetFastError, ImportError):
+    """A library that is installed is too old; the message says which versions are supported."""
+
+
 class BuildError(XLNetFastError, RuntimeError):
     """The C++ extension could not be built; the message says at which step and what would help."""
 

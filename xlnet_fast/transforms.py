@@ -6,7 +6,8 @@ derivative forwards or one value for each element of a ``vmap``, plain PyTorch c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch._C import _TorchDispatchModeKey
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FORWARD_MODE = "forward-mode differentiation"
 TRANSFORM = "a transform of torch.func"
@@ -88,3 +91,12 @@ def _is_recorded() -> bool:
     """Whether a mode is active under which results have no values: fake tensors, ``make_fx``."""
     fake = torch._C._get_dispatch_mode(_TorchDispatchModeKey.FAKE)
     return fake is not None or get_proxy_mode() is not None
+
+
+def constant_when_traced(function: _Function) -> _Function:
+    """`torch.compiler.assume_constant_result`, which would import the compiler, seconds of it.
+
+    The compiler calls the function while it traces, and keeps what it gives.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

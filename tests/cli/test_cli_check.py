@@ -189,7 +189,7 @@ def more_layers(folder):
     [
         (damage_weights, "damaged or cut short"),
         (damage_header, "damaged or cut short"),
-        (remove_weights, "no file named model.safetensors"),
+        (remove_weights, "no file named"),
         (remove_config, "holds no config.json"),
         (damage_config, "not a valid JSON"),
         (empty_config, "model_type"),

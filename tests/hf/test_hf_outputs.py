@@ -22,6 +22,8 @@ from hf_parity import (
 )
 from transformers import XLNetForMultipleChoice, XLNetLMHeadModel, XLNetModel
 
+from xlnet_fast.hf.versions import HAS_HEAD_MASK
+
 BATCH, LENGTH = 2, 6
 
 
@@ -127,6 +129,7 @@ def test_chunked_feed_forward(chunk):
 
 def test_positional_arguments_are_hugging_faces():
     model = tiny_model(dtype=F64)
+    head_mask = [torch.tensor([0.25, 2.0], dtype=F64)] if HAS_HEAD_MASK else []
     mapping = one_hot_targets([[0, 3], [5, 2]], LENGTH).double()
     arguments = (
         random_ids(BATCH, LENGTH),
@@ -136,6 +139,7 @@ def test_positional_arguments_are_hugging_faces():
         mapping,
         random_ids(BATCH, LENGTH) % 2,
         1 - padding(BATCH, LENGTH, "left").double(),
+        *head_mask,
         None,
         True,
         True,

@@ -127,7 +127,7 @@ class NoLayerAtAll(nn.Module):
         self.weight = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, output_h, output_g, attn_mask_h, attn_mask_g, r, seg_mat, mems=None,
-                target_mapping=None, output_attentions=False):  # fmt: skip
+                target_mapping=None, head_mask=None, output_attentions=False):  # fmt: skip
         summary = r.mean() + seg_mat[..., 1].mean()
         for part in (attn_mask_h, attn_mask_g, mems, target_mapping):
             if part is not None:

@@ -157,6 +157,30 @@ FAULTS = [
         ),
     ),
     *faults_of(
+        "xlnet_fast/hf/versions.py",
+        "hf/test_hf_versions.py",
+        (
+            "versions: head_mask by position stays among the others",
+            "args = args[:place] + args[place + 1 :]",
+            "args = args[:place] + args[place:]",
+        ),
+        (
+            "versions: memory by position is overlooked",
+            'kwargs.get("past_key_values", *args[:1])',
+            'kwargs.get("past_key_values")',
+        ),
+    ),
+    *faults_of(
+        "xlnet_fast/__init__.py",
+        "ops/test_registered_at_import.py",
+        (
+            "import: the ops wait for the first call",
+            'if "torch" in sys.modules:',
+            'if "torch" not in sys.modules:',
+        ),
+        select="new_process",
+    ),
+    *faults_of(
         "xlnet_fast/hf/memory.py",
         "hf/test_hf_unequal_texts.py",
         (

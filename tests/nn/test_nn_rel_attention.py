@@ -98,7 +98,7 @@ def test_against_hugging_faces_layer(layer, kind, attentions, memory):
     theirs = hf_layer(layer)
     expected = theirs(x["h"], g, dense["attn_mask_h"], dense["attn_mask_g"],
                       x["r"].expand(-1, BATCH, -1), dense["seg_mat"], past,
-                      dense["target_mapping"], attentions)  # fmt: skip
+                      dense["target_mapping"], output_attentions=attentions)  # fmt: skip
     actual = layer(x["h"], g, context, x["r"], past, attentions)
     assert len(actual) == len(expected) == 2 + attentions
     total = {"ours": 0.0, "theirs": 0.0}

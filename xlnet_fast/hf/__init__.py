@@ -1,5 +1,6 @@
 """Drop-in acceleration of Hugging Face's XLNet."""
 
+from xlnet_fast.hf import versions  # first: it refuses what the others cannot be imported with
 from xlnet_fast.hf.explanation import Explanation, explain
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.patching import (
@@ -21,4 +22,5 @@ __all__ = [
     "is_accelerated",
     "linear_attention",
     "restore",
+    "versions",
 ]

@@ -19,12 +19,13 @@ from transformers.models.xlnet.modeling_xlnet import (
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
 from xlnet_fast.hf.patches import patched
+from xlnet_fast.hf.versions import HAS_HEAD_MASK, generated_memory
 from xlnet_fast.transforms import can_look
 
 _OF_TOKEN_CLASSIFICATION = frozenset({
     "input_ids", "attention_mask", "mems", "perm_mask", "target_mapping", "token_type_ids",
     "input_mask", "inputs_embeds", "labels", "use_mems", "output_attentions",
-    "output_hidden_states", "return_dict",
+    "output_hidden_states", "return_dict", *(["head_mask"] if HAS_HEAD_MASK else []),
 })  # fmt: skip
 """What HF's forward reads; asking the function itself would ask whatever was put in its place."""
 
@@ -174,13 +175,13 @@ class FastQuestionAnswering(XLNetForQuestionAnswering):
         target_mapping: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         input_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
         """As HF."""
         given: Any = self
-        rows = (kwargs.get("target_positions"), target_mapping, input_ids, inputs_embeds)
+        embeds = kwargs.get("inputs_embeds", *args[HAS_HEAD_MASK : HAS_HEAD_MASK + 1])
+        rows = (kwargs.get("target_positions"), target_mapping, input_ids, embeds)
         first = next((x for x in rows if x is not None), None)
         if first is not None and first.dim() > 1 and _runs_once():
             beam = [min(width, first.shape[1]) for width in (self.start_n_top, self.end_n_top)]
@@ -188,7 +189,7 @@ class FastQuestionAnswering(XLNetForQuestionAnswering):
                 given = _With(self, start_n_top=beam[0], end_n_top=beam[1])
         return XLNetForQuestionAnswering.forward(
             given, input_ids, attention_mask, mems, perm_mask, target_mapping, token_type_ids,
-            input_mask, inputs_embeds, *args, **kwargs,
+            input_mask, *args, **kwargs,
         )  # fmt: skip
 
 
@@ -207,9 +208,10 @@ class FastLMHeadModel(XLNetLMHeadModel):
         """As HF, with the mask of all tokens that are seen, those of the memory included."""
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         kept = prepared["mems"][0].shape[0] if prepared.get("mems") else 0
-        remembers = kept > 0 and isinstance(kwargs["mems"], Memory)
+        memory = generated_memory(args, kwargs)
+        remembers = kept > 0 and isinstance(memory, Memory)
         if remembers:
-            prepared["mems"] = kwargs["mems"].first(kept)  # HF's has forgotten its padding
+            prepared["mems"] = memory.first(kept)  # HF's has forgotten its padding
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2 or "attention_mask" in prepared or self.config.reuse_len:
             return prepared  # reuse_len remembers other tokens than the last

@@ -16,6 +16,7 @@ from xlnet_fast.hf.adoption import obstacle, unwrapped
 from xlnet_fast.hf.dense import dense_attention
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.hf.projections import SavedAsParameters, has_modules
+from xlnet_fast.hf.versions import with_head_mask_at
 from xlnet_fast.nn import AttentionContext
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.rel_attention import RelativeAttentionCore
@@ -26,6 +27,7 @@ _WARNED: list[bool] = []
 class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelativeAttention):
     """HF's attention layer; takes an :class:`AttentionContext` where HF takes its dense mask."""
 
+    @with_head_mask_at(8)
     def forward(
         self,
         h: Tensor,
@@ -37,22 +39,28 @@ class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelat
         mems: Tensor | None = None,
         target_mapping: Tensor | None = None,
         output_attentions: bool = False,
+        **head_mask: Tensor | None,
     ) -> tuple[Any, ...]:
         """As HF; called with HF's own tensors it runs HF's own code, or that with modules."""
         if isinstance(attn_mask_h, AttentionContext):
             return self.attend(h, g, attn_mask_h, r, mems, output_attentions)
-        given = (
-            h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping, output_attentions,
-        )  # fmt: skip
+        given = (h, g, attn_mask_h, attn_mask_g, r, seg_mat, mems, target_mapping)
         if not has_modules(self):
-            theirs: tuple[Any, ...] = XLNetRelativeAttention.forward(self, *given)
+            theirs: tuple[Any, ...] = XLNetRelativeAttention.forward(
+                self, *given, output_attentions=output_attentions, **head_mask
+            )
             return theirs
         if patched(XLNetRelativeAttention, "forward"):
             raise ArgumentError(
                 "XLNetRelativeAttention.forward was replaced, and cannot have q, k, v, o and r as "
                 "modules (xlnet_fast.linear_attention): undo one of both"
             )
-        return dense_attention(self, *given)
+        if any(mask is not None for mask in head_mask.values()):
+            raise ArgumentError(
+                "head_mask is for attention whose q, k, v, o and r are parameters, or for the "
+                "accelerated model, not for a layer that runs its own code: restore(model)"
+            )
+        return dense_attention(self, *given, output_attentions)
 
     def post_attention(self, h: Tensor, attn_vec: Tensor, residual: bool = True) -> Tensor:
         """As HF."""
@@ -64,6 +72,7 @@ class FastRelativeAttention(SavedAsParameters, RelativeAttentionCore, XLNetRelat
 class FastLayer(GradientCheckpointingLayer, XLNetLayer):
     """HF's layer, with the activation checkpointing that HF's XLNet lacks."""
 
+    @with_head_mask_at(8)
     def forward(
         self,
         output_h: Tensor,
@@ -75,17 +84,18 @@ class FastLayer(GradientCheckpointingLayer, XLNetLayer):
         mems: Tensor | None = None,
         target_mapping: Tensor | None = None,
         output_attentions: bool = False,
+        **head_mask: Tensor | None,
     ) -> tuple[Any, ...]:
         """As HF, which asks for the signature of ``ff_chunk`` whether it cuts pieces or not."""
         given = (output_h, output_g, attn_mask_h, attn_mask_g, r, seg_mat)
+        options: dict[str, Any] = {
+            "mems": mems, "target_mapping": target_mapping,
+            "output_attentions": output_attentions, **head_mask,
+        }  # fmt: skip
         if patched(XLNetLayer, "forward"):
-            theirs: tuple[Any, ...] = XLNetLayer.forward(
-                self, *given, mems, target_mapping, output_attentions
-            )
+            theirs: tuple[Any, ...] = XLNetLayer.forward(self, *given, **options)
             return theirs
-        output_h, output_g, *rest = self.rel_attn(
-            *given, mems=mems, target_mapping=target_mapping, output_attentions=output_attentions
-        )
+        output_h, output_g, *rest = self.rel_attn(*given, **options)
         if output_g is not None:
             output_g = self.__feed(output_g)
         return self.__feed(output_h), output_g, *rest

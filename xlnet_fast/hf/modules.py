@@ -16,6 +16,7 @@ from xlnet_fast.hf.layers import fuses_dropout, takes_context
 from xlnet_fast.hf.memory import Memory, padding_kept
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.hf.unused import waits_for_every_gradient, with_zero_gradients
+from xlnet_fast.hf.versions import TABLE_OPTIONS, returns_dict, with_head_mask_at
 from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.dropout import drop, rate_of
 from xlnet_fast.ops import concat_memories, concat_memory
@@ -67,6 +68,7 @@ class FastModel(XLNetModel):
         backend = named_or_auto("concat_memory", self._xlnet_fast_options.backend)
         return tuple(concat_memories(hidden, mems, self.mem_len, self.reuse_len, backend=backend))
 
+    @with_head_mask_at(7)
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -123,7 +125,7 @@ class FastModel(XLNetModel):
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
         if return_dict is None:
-            return_dict = config.return_dict
+            return_dict = returns_dict(config)
         if use_mems is None:
             use_mems = config.use_mems_train if self.training else config.use_mems_eval
 
@@ -283,7 +285,9 @@ class FastModel(XLNetModel):
                 "expected an even batch size"
             )
         if overrides(self, "relative_positional_encoding", "positional_embedding"):
-            table = self.relative_positional_encoding(queries, keys, bsz=batch, device=device)
+            options = TABLE_OPTIONS(device)
+            table = self.relative_positional_encoding(queries, keys, bsz=batch, **options)
+            table = table.to(device)
         else:
             table = relative_positions(
                 queries,

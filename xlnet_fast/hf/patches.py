@@ -6,14 +6,15 @@ asks here first, at each call.
 
 from __future__ import annotations
 
-import torch
 from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
+
+from xlnet_fast.transforms import constant_when_traced
 
 _FILE = XLNetRelativeAttention.__init__.__code__.co_filename
 """Of HF's code, as its functions tell it; ``__file__`` may be that of a compiled one."""
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def patched(base: type, *methods: str) -> str | None:
     """The first of these methods that a class of HF's defines no more, None if it has them all."""
     for name in methods:

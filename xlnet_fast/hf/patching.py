@@ -51,6 +51,10 @@ def accelerate(
     Parameters, their names, hooks and ``state_dict`` stay the same objects. Calling it again only
     changes the options. ``restore`` undoes it.
 
+    A pipeline of transformers with a ``batch_size`` above the number of layers raises IndexError,
+    with HF's own code too, for it splits ``mems`` as if they lay by text:
+    ``model.config.use_mems_eval = False`` makes none (not for text generation, which uses them).
+
     Args:
         model: any ``torch.nn.Module`` that is or contains HF's ``XLNetModel`` (all seven classes,
             subclasses of them, a user's own module around one).

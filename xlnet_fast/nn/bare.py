@@ -7,13 +7,14 @@ compiled one is called as ever.
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.nn.modules import module as _module
 from torch.utils.module_tracker import ModuleTracker
 
+from xlnet_fast.transforms import constant_when_traced
 
-@torch.compiler.assume_constant_result
+
+@constant_when_traced
 def _has_own_forward(cls: type[nn.Module]) -> bool:
     """Whether a class has the forward of the file it stands in: it may have been patched."""
     forward, init = (getattr(f, "__code__", None) for f in (cls.forward, cls.__init__))

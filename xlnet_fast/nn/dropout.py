@@ -15,6 +15,7 @@ from xlnet_fast import _extension
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.ops.dropout import dropout
 from xlnet_fast.ops.linear import is_plain, is_transformed
+from xlnet_fast.transforms import constant_when_traced
 
 LEAST = 1 << 14
 """Elements from which on a mask is made by us: drawing a seed takes as long as a smaller mask."""
@@ -61,6 +62,6 @@ def _is_ours(module: nn.Dropout, x: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not load libraries
+@constant_when_traced  # a traced graph must not load libraries
 def _has_kernel() -> bool:
     return _extension.load() is not None

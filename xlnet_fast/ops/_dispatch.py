@@ -25,6 +25,7 @@ from xlnet_fast.kernels import cuda as cuda_kernels
 from xlnet_fast.kernels.cuda.memory import why_misaligned
 from xlnet_fast.ops.qualification import proof
 from xlnet_fast.ops.qualification.record import covering, head_dim_class
+from xlnet_fast.transforms import constant_when_traced
 
 OPS = ("rel_attention", "two_stream_attention", "masked_softmax", "concat_memory")
 """What backends are chosen for. ``concat_memories`` is ``concat_memory`` of several layers: it asks
@@ -449,7 +450,7 @@ def spelled(choice: Choice, backend: str) -> str:
     return choice.backend
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not look for modules
+@constant_when_traced  # a traced graph must not look for modules
 def _importable(module: str) -> bool:
     return _is_found(module)
 

@@ -29,6 +29,7 @@ from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.ops._contracts._registry import LIBRARY, refuse_forward_mode
 from xlnet_fast.ops._dispatch import FAULT, Choice, PassedOver
 from xlnet_fast.ops.qualification import proof
+from xlnet_fast.transforms import constant_when_traced
 
 VARIABLE = "XLNET_FAST_CPU_LINEAR"
 """Environment variable, read at the first call: "cpu" or "aten" overrules the machine's library."""
@@ -147,7 +148,7 @@ def library_of(dtype: torch.dtype) -> Choice:
     return Choice("aten", f"no kernel here multiplies {str(dtype).removeprefix('torch.')}")
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not read files
+@constant_when_traced  # a traced graph must not read files
 def _kernels_take(dtype: torch.dtype) -> bool:
     if machine_library().backend != "cpu" or not cpu_linear.takes(dtype, terms=2):
         return False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from xlnet_fast import _extension
+from xlnet_fast.transforms import constant_when_traced
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not import a module
+@constant_when_traced  # a traced graph must not import a module
 def why_unavailable() -> str | None:
     """Why this backend cannot run here, with the remedy; None where it can."""
     reason = _extension.why_missing()

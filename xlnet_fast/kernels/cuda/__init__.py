@@ -9,13 +9,14 @@ import torch
 
 from xlnet_fast import _extension
 from xlnet_fast.kernels.cuda import driver, entries, room
+from xlnet_fast.transforms import constant_when_traced
 
 MIN_CAPABILITY = (8, 0)
 BUILD = "XLNET_FAST_CUDA=1 xlnet-fast build --force"
 """What compiles the kernels into the extension, whether PyTorch sees a GPU or not."""
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not import a module
+@constant_when_traced  # a traced graph must not import a module
 def why_missing() -> str | None:
     """Why this machine's extension has no CUDA kernels that its driver runs, with the remedy.
 
@@ -51,19 +52,19 @@ def why_unfit(gpu: str | None, head_dim: int | None, needs_grad: bool) -> str | 
     return reason
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not call into the extension
+@constant_when_traced  # a traced graph must not call into the extension
 def _why_too_old() -> str | None:
     return driver.why_too_old(*entries.ask("versions"))
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _why_no_code(gpu: str) -> str | None:
     if entries.emulated():
         return None
     return driver.why_no_code(_built_for(), gpu, *entries.ask("versions"))
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _are_there() -> bool:
     return entries.emulated() or bool(_built_for())
 

@@ -12,6 +12,7 @@ import torch
 
 from xlnet_fast.kernels.chips import SHARED_LIMITS
 from xlnet_fast.kernels.cuda import entries
+from xlnet_fast.transforms import constant_when_traced
 
 ANY = 2**31
 
@@ -88,13 +89,13 @@ def why_too_small(gpu: str | None, head_dim: int, needs_grad: bool) -> str | Non
     return f"{_what_fits(gpu)}, and not for {head_dim}{' with a gradient' if needs_grad else ''}"
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _largest(gpu: str | None, backward: bool) -> int:
     limit = shared_limit(gpu)
     return ANY if limit is None else largest_head_dim(shapes(), limit, backward)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _what_fits(gpu: str | None) -> str:
     forward, backward = _largest(gpu, False), _largest(gpu, True)
     where = "the emulated GPU" if gpu is None else f"compute capability {gpu}"

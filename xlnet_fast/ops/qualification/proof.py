@@ -32,6 +32,7 @@ from xlnet_fast.ops.qualification.record import (
     covering,
 )
 from xlnet_fast.ops.qualification.telling import warn_once
+from xlnet_fast.transforms import constant_when_traced
 
 AUTO_VARIABLE = "XLNET_FAST_QUALIFY"
 """Environment variable: "auto" qualifies a GPU that has no record at first use, by a child."""
@@ -52,7 +53,7 @@ Verdict = tuple[str, bool, float | None, str]
 """A backend, whether it is right, its speed over the baseline where it was timed, and words."""
 
 
-@torch.compiler.assume_constant_result  # a traced graph must not read files
+@constant_when_traced  # a traced graph must not read files
 def why_none(device: str, index: int | None) -> str:
     """Why no record counts for a device, "cpu" or "cuda"; "" where one does.
 
@@ -68,7 +69,7 @@ def why_none(device: str, index: int | None) -> str:
     return reason
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def verdicts(
     device: str,
     index: int | None,
