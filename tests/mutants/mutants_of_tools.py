@@ -149,10 +149,20 @@ FAULTS = [
         ),
         (
             "check: the last batch counts, not the worst",
-            "self.measured[key] = max(off, before[0]), max(allowed, before[1])",
-            "self.measured[key] = off, allowed",
+            "return max(errors), max(bounds)",
+            "return errors[-1], bounds[-1]",
         ),
-        select="check_fails or worst_batch or missing",
+        (
+            "check: what cancels is judged by its own size",
+            "self.batches[key][batch] = error, bound + added",
+            "self.batches[key][batch] = error, bound",
+        ),
+        (
+            "check: what rounding adds is taken for all that is allowed",
+            "errors = [error for error, _ in self.batches[self._worst(outside)]]",
+            "return self.batches.clear()",
+        ),
+        select="check_fails or worst_batch or missing or cancel",
     ),
     *faults_of(
         "xlnet_fast/cli/__init__.py",
