@@ -1,4 +1,4 @@
-"""Random rounding: it moves what it should by what it should, and finds the scale of what cancels."""
+"""Random rounding: what it moves, by how much, and the scale of what cancels."""
 
 from __future__ import annotations
 

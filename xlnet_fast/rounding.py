@@ -44,10 +44,10 @@ _ROUNDED = {
 
 
 class RandomRounding(TorchDispatchMode):
-    """Within it, results of float64 on the CPU are moved by up to one unit of rounding of ``dtype``.
+    """Within it, float64 results on the CPU are moved by up to one unit of rounding of ``dtype``.
 
-    The gradient of a softmax is a difference of two terms, which are moved before they cancel; they
-    are never kept in less than float32, as softmax and its gradient are computed in that.
+    The gradient of a softmax is a difference of two terms, which are moved before they cancel,
+    by float32's unit at most, as a softmax and its gradient are computed in that or wider.
     """
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:

@@ -159,9 +159,10 @@ def test_terms_that_cancel_are_no_fault(a_short_training_step, monkeypatch):
     """Equally good codes differ by more than twice there; the plain rule took that for faults."""
     verdicts = list(check.check_model(alike()))
     assert {v.status for v in verdicts if v.backend in backends_here()} == {"ok"}, verdicts
-    assert 1 <= len(a_short_training_step) <= 2 * 4  # each batch in two dtypes, for all backends
+    assert sum(v.cancelling for v in verdicts) >= 1 or not a_short_training_step
+    assert len(a_short_training_step) <= 2 * 4  # each batch in two dtypes, for all backends
 
-    monkeypatch.setattr(check, "_more", lambda *_: {})
+    monkeypatch.setattr(check, "_more", lambda *_: {})  # nothing is added
     plain = (v.status for seed in (1, 0, 2) for v in check.check_model(alike(seed)))
     assert any(status == "FAILED" for status in plain)  # of one seed, it may be inside by luck
 
@@ -190,7 +191,7 @@ def judged(steps_of_alike, key=None, fault=None):
 
 
 def without_a_head(gradient):
-    """The first head's share: of a projection (H, N, D), a bias (N, D) or the segments (2, N, D)."""
+    """The first head's share of a projection (H, N, D), a bias (N, D) or segments (2, N, D)."""
     wrong = gradient.clone()
     wrong.select(-2, 0).zero_()
     return wrong
