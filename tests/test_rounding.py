@@ -16,12 +16,12 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_product_moves_by_up_to_one_unit(dtype):
+def test_a_product_moves_by_up_to_one_rounding(dtype):
     a, b = draw(40, 50), draw(50, 60, seed=1)
     with RandomRounding(dtype, 0):
         moved = a @ b
     relative = ((moved - a @ b) / (a @ b)).abs()
-    unit = torch.finfo(dtype).eps
+    unit = torch.finfo(dtype).eps * (1 if dtype is torch.float32 else 0.5)
     assert 0.9 * unit < float(relative.max()) <= unit * (1 + 1e-6)
     assert 0.45 * unit < float(relative.mean()) < 0.55 * unit
 

@@ -155,14 +155,17 @@ def _more(
 ) -> dict[str, float]:
     """What one rounding of every step, not of the result alone, adds to each tensor's bound.
 
-    The gradients of a layer's three biases are parts of one, that of its query, and get what the
-    one of them gets that moves most. For r_s_bias there are two ways to write it, over all keys
-    or over those of another segment; what rounding does to Hugging Face's way, where the parts of
-    both kinds of keys may cancel again, says too little of the other.
+    In fp32 the gradients of a layer's three biases are parts of one, that of its query, and get
+    what the one of them gets that moves most. For r_s_bias there are two ways to write it, over all
+    keys or over those of another segment; what rounding does to Hugging Face's way, where the
+    parts of both kinds of keys may cancel again, says too little of the other. Narrower dtypes
+    round the gradient of the scores itself, which hides it.
     """
     exact = compute(double, batch)
     effect = effect_of_rounding(lambda: compute(double, batch), exact, dtype)
     more = {key: more_for_cancellation(x, dtype, effect[key]) for key, x in exact.items()}
+    if dtype is not torch.float32:
+        return more
     of_query: dict[str, float] = {}
     for key, added in more.items():
         layer, is_bias = _QUERY_BIAS.subn("", key)

@@ -2,8 +2,8 @@
 
 Where a result is small because large terms cancel, its error is that of the terms, and no multiple
 of its own size says how large that may be. So the computation is done in float64, where the result
-of each product, normalisation and softmax is moved by up to one unit of the working dtype's
-rounding, at random: Monte Carlo arithmetic (D. S. Parker, UCLA CSD-970002, 1997; Verrou and CADNA
+of each product, normalisation and softmax is moved by up to one rounding of the working dtype,
+at random: Monte Carlo arithmetic (D. S. Parker, UCLA CSD-970002, 1997; Verrou and CADNA
 are tools for it). How far the end result then moves is what any code in that dtype may be off by,
 whatever the order of its sums and whatever its luck.
 """
@@ -44,7 +44,10 @@ _ROUNDED = {
 
 
 class RandomRounding(TorchDispatchMode):
-    """Within it, float64 results on the CPU are moved by up to one unit of rounding of ``dtype``.
+    """Within it, float64 results on the CPU are moved by up to one rounding of ``dtype``.
+
+    That is half a unit in a dtype narrower than float32, whose products are summed in float32 and
+    rounded once; a whole unit in float32 itself, where the sums are rounded too.
 
     The gradient of a softmax is a difference of two terms, which are moved before they cancel,
     by float32's unit at most, as a softmax and its gradient are computed in that or wider.
@@ -52,8 +55,9 @@ class RandomRounding(TorchDispatchMode):
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()
-        self._unit = torch.finfo(dtype).eps
-        self._unit_within = min(self._unit, torch.finfo(torch.float32).eps)
+        self._unit_within = torch.finfo(torch.float32).eps
+        narrow = torch.finfo(dtype).eps > self._unit_within
+        self._unit = torch.finfo(dtype).eps / 2 if narrow else self._unit_within
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(
