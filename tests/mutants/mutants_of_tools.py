@@ -140,6 +140,15 @@ FAULTS = [
         ),
     ),
     *faults_of(
+        "xlnet_fast/rounding.py",
+        "test_rounding.py",
+        (
+            "rounding: a softmax's gradient moves by its own size",
+            "minuend * self._noise(minuend) - probability * (row_sum * self._noise(row_sum))",
+            "(minuend - probability * row_sum) * self._noise(minuend)",
+        ),
+    ),
+    *faults_of(
         "xlnet_fast/check.py",
         "cli/test_cli_check.py",
         (
@@ -158,9 +167,9 @@ FAULTS = [
             "self.batches[key][batch] = error, bound",
         ),
         (
-            "check: what rounding adds is taken for all that is allowed",
-            "errors = [error for error, _ in self.batches[self._worst(outside)]]",
-            "return self.batches.clear()",
+            "check: rounding is asked of the best batch first",
+            "batch = max(left, key=errors.__getitem__)",
+            "batch = min(left, key=errors.__getitem__)",
         ),
         select="check_fails or worst_batch or missing or cancel",
     ),
