@@ -22,7 +22,7 @@ PACKAGE = "xlnet_fast"
 # Left to right. A name stands for itself and all below it; the longest match counts.
 LAYERS = [
     {"_version", "deferred", "errors", "files", "transforms"},
-    {"masks", "philox", "tolerance", "_extension", "builder"},
+    {"masks", "philox", "rounding", "tolerance", "_extension", "builder"},
     {"operands"},
     {"reference"},
     {"kernels.chips", "kernels.ptx", "kernels.sass"},

@@ -3,15 +3,20 @@
 Three computations of one XLNet, each by every backend that can run here, in fp32 and bf16: two
 segments with memory, padding and segment ids; two streams; a training step with every gradient.
 Each tensor is held to the project's tolerance (``xlnet_fast.tolerance``), whose yardstick is
-Hugging Face's own code in the same dtype and whose truth is that code in float64.
+Hugging Face's own code in the same dtype and whose truth is that code in float64. Training makes
+gradients that are small because large terms cancel; there the error of equally good codes is a draw
+at the scale of those terms. So what lies outside is judged again with one rounding of every step in
+place of one of the result (``xlnet_fast.rounding``).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +33,8 @@ from xlnet_fast.checkpoint import load_model
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.hf import accelerate
 from xlnet_fast.ops._dispatch import BACKENDS, choose, request_on
-from xlnet_fast.tolerance import error_and_bound
+from xlnet_fast.rounding import effect_of_rounding
+from xlnet_fast.tolerance import error_and_bound, more_for_cancellation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BATCH, LENGTH, TARGETS = 2, 40, 7
@@ -45,6 +51,7 @@ class Verdict:
 
     ``error`` and ``bound`` are those of ``worst``, the tensor nearest to its bound or furthest
     beyond; ``status`` is "ok", "FAILED" or "not run", and ``reason`` says why it is not "ok".
+    ``cancelling`` tensors are inside by one rounding of every step, not by one of the result.
     """
 
     computation: str
@@ -57,6 +64,7 @@ class Verdict:
     worst: str = ""
     error: float = math.nan
     bound: float = math.nan
+    cancelling: int = 0
 
 
 def run_check(model: str | None = None, console: Console | None = None) -> int:
@@ -124,6 +132,9 @@ def check_model(base: nn.Module, on_batch: OnBatch = lambda *_: None) -> Iterato
                     for trial in trials:
                         if trial.device == device:
                             trial.run(compute, model, batch, eager, exact)
+            more = functools.cache(functools.partial(_more, compute, double, dtype))
+            for trial in trials:
+                trial.judge_again(more)
             yield from (trial.verdict() for trial in trials)
 
 
@@ -134,6 +145,33 @@ def _batches(computation: str, model: nn.Module) -> int:
     error of two equally good codes differs by more than the rule's factor now and then.
     """
     return max(3, -(-64 // _trunk(model).config.n_head)) if computation == TRAINING else 3
+
+
+_QUERY_BIAS = re.compile(r"\.r_[wrs]_bias$")
+
+
+def _more(
+    compute: Computation, double: nn.Module, dtype: torch.dtype, batch: int
+) -> dict[str, float]:
+    """What one rounding of every step, not of the result alone, adds to each tensor's bound.
+
+    In fp32 the gradients of a layer's three biases are parts of one, that of its query, and get
+    what the one of them gets that moves most. For r_s_bias there are two ways to write it, over all
+    keys or over those of another segment; what rounding does to Hugging Face's way, where the
+    parts of both kinds of keys may cancel again, says too little of the other. Narrower dtypes
+    round the gradient of the scores itself, which hides it.
+    """
+    exact = compute(double, batch)
+    effect = effect_of_rounding(lambda: compute(double, batch), exact, dtype)
+    more = {key: more_for_cancellation(x, dtype, effect[key]) for key, x in exact.items()}
+    if dtype is not torch.float32:
+        return more
+    of_query: dict[str, float] = {}
+    for key, added in more.items():
+        layer, is_bias = _QUERY_BIAS.subn("", key)
+        if is_bias:
+            of_query[layer] = max(added, of_query.get(layer, 0.0))
+    return {key: of_query.get(_QUERY_BIAS.sub("", key), added) for key, added in more.items()}
 
 
 class _Trial:
@@ -150,7 +188,8 @@ class _Trial:
         self.where = (computation, device, dtype, backend)
         self.obstacle = _cannot_run(computation, device, DTYPES[dtype], backend, model)
         self.failure = ""
-        self.measured: dict[str, tuple[float, float]] = {}
+        self.batches: dict[str, list[tuple[float, float]]] = {}  # error and bound of each
+        self.outside_at_first = 0
 
     def run(
         self, compute: Computation, model: nn.Module, batch: int, eager: Results, exact: Results
@@ -167,9 +206,39 @@ class _Trial:
             self.failure = f"not Hugging Face's tensors: {sorted(actual.keys() ^ exact.keys())}"
             return
         for key, value in exact.items():
-            off, allowed = error_and_bound(actual[key], eager[key], value)
-            before = self.measured.get(key, (0.0, 0.0))
-            self.measured[key] = max(off, before[0]), max(allowed, before[1])
+            self.batches.setdefault(key, []).append(error_and_bound(actual[key], eager[key], value))
+
+    def judge_again(self, more: Callable[[int], dict[str, float]]) -> None:
+        """Widens the bounds by what rounding before the result does, where a tensor needs it.
+
+        Args:
+            more: of a batch, what is added to each tensor's bound. It takes as long as the batch
+                took, so it is asked for until all is inside, where errors are largest first.
+        """
+        asked: set[int] = set()
+        self.outside_at_first = len(self._outside())
+        while not self.failure and (outside := self._outside()):
+            errors = [error for error, _ in self.batches[self._worst(outside)]]
+            left = set(range(len(errors))) - asked
+            if not left or not math.isfinite(max(errors)):
+                return
+            batch = max(left, key=errors.__getitem__)
+            asked.add(batch)
+            for key, added in more(batch).items():
+                error, bound = self.batches[key][batch]
+                self.batches[key][batch] = error, bound + added
+
+    def _pooled(self, key: str) -> tuple[float, float]:
+        """A tensor's error and bound over all batches."""
+        errors, bounds = zip(*self.batches[key], strict=True)
+        return max(errors), max(bounds)
+
+    def _worst(self, keys: Iterable[str]) -> str:
+        return max(keys, key=lambda key: _ratio(*self._pooled(key)))
+
+    def _outside(self) -> list[str]:
+        pooled = {key: self._pooled(key) for key in self.batches}
+        return [key for key, (error, bound) in pooled.items() if not error <= bound]
 
     def verdict(self) -> Verdict:
         """What to tell of it."""
@@ -177,14 +246,14 @@ class _Trial:
             return Verdict(*self.where, "not run", self.obstacle)
         if self.failure:
             return Verdict(*self.where, "FAILED", self.failure)
-        count = len(self.measured)
-        worst = max(self.measured, key=lambda key: _ratio(*self.measured[key]))
-        outside = [key for key, (error, bound) in self.measured.items() if not error <= bound]
+        count = len(self.batches)
+        worst, outside = self._worst(self.batches), self._outside()
         status = reason = ""
         if outside:
             reason = f"{len(outside)} of {count} tensors outside: {', '.join(outside[:4])}"
         status = "FAILED" if outside else "ok"
-        return Verdict(*self.where, status, reason, count, worst, *self.measured[worst])
+        cancelling = max(0, self.outside_at_first - len(outside))
+        return Verdict(*self.where, status, reason, count, worst, *self._pooled(worst), cancelling)
 
 
 def _ratio(error: float, bound: float) -> float:
@@ -362,9 +431,14 @@ def _show(console: Console, title: str, verdicts: list[Verdict]) -> None:
         where = f"{v.computation}, {v.device}, {v.dtype}, {v.backend}"
         console.print(Text(f"FAILED: {where}: {v.reason}", style="bold red"))
     passed = sum(v.status == "ok" for v in verdicts)
+    cancelling = sum(v.cancelling for v in verdicts)
+    if cancelling:
+        words = "tensor is" if cancelling == 1 else "tensors are"
+        console.print(Text(f"{cancelling} {words} inside by one rounding of every step."))
     console.print(
         Text(
             f"{passed} passed, {len(failed)} failed. Error: largest against float64; bound: twice "
-            "that of Hugging Face's own code in the same dtype plus one rounding."
+            "that of Hugging Face's own code in the same dtype plus one rounding, of the result "
+            "or, where terms cancel, of every step before it."
         )
     )

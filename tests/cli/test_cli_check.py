@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
 from contextlib import suppress
-from functools import partial
 
 import pytest
 import torch
 from command_line import refused, run
-from transformers import BertConfig, XLNetConfig, XLNetForSequenceClassification, XLNetModel
+from transformers import (
+    BertConfig,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+    XLNetLMHeadModel,
+    XLNetModel,
+)
 
 from xlnet_fast import check, checkpoint
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
@@ -58,7 +65,7 @@ def test_check_passes_on_a_checkpoint(folder):
 
 def test_check_says_on_stderr_what_it_is_at(folder, monkeypatch, one_computation):
     """Each part that begins, and a batch of it that lasts; stdout has the result alone."""
-    monkeypatch.setattr(check, "Lines", partial(check.Lines, quiet_s=0.01))
+    monkeypatch.setattr(check, "Lines", functools.partial(check.Lines, quiet_s=0.01))
     monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32, "bf16": torch.bfloat16})
     result = run("check", folder)
     lines = result.stderr.splitlines()
@@ -115,6 +122,145 @@ def test_check_keeps_the_worst_batch():
         trial.run(lambda *_, given=actual: given, model, 0, eager, {"x": exact})
     verdict = trial.verdict()
     assert (verdict.status, verdict.worst, verdict.error) == ("FAILED", "x", 0.5)
+
+
+def alike(seed: int = 1) -> XLNetLMHeadModel:
+    """A model whose hidden states are nearly alike, as those of a deep one that was trained.
+
+    What the softmax's gradient subtracts is then almost all of it.
+    """
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 60, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32}
+    model = XLNetLMHeadModel(XLNetConfig(**shape, initializer_range=0.1, dropout=0.0))
+    with torch.no_grad():
+        model.transformer.word_embedding.weight.add_(3 * torch.randn(32))
+        for layer in model.transformer.layer:
+            layer.ff.layer_norm.bias.normal_(std=3.0)
+    return model
+
+
+@pytest.fixture
+def a_short_training_step(monkeypatch):
+    """Only the gradients, of few batches, and how many draws of rounding are asked for."""
+    monkeypatch.setattr(check, "COMPUTATIONS", {check.TRAINING: check._training})
+    monkeypatch.setattr(check, "_batches", lambda *_: 4)
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return more(*arguments)
+
+    more = check._more
+    monkeypatch.setattr(check, "_more", counted)
+    return asked
+
+
+def test_terms_that_cancel_are_no_fault(a_short_training_step, monkeypatch):
+    """Equally good codes differ by more than twice there; the plain rule took that for faults."""
+    verdicts = list(check.check_model(alike()))
+    assert {v.status for v in verdicts if v.backend in backends_here()} == {"ok"}, verdicts
+    assert sum(v.cancelling for v in verdicts) >= 1 or not a_short_training_step
+    assert len(a_short_training_step) <= 2 * 4  # each batch in two dtypes, for all backends
+
+    monkeypatch.setattr(check, "_more", lambda *_: {})  # nothing is added
+    plain = (v.status for seed in (1, 0, 2) for v in check.check_model(alike(seed)))
+    assert any(status == "FAILED" for status in plain)  # of one seed, it may be inside by luck
+
+
+@pytest.fixture(scope="module")
+def steps_of_alike():
+    """Hugging Face's results, the exact ones and ours of each batch, and what rounding adds."""
+    model = alike()
+    double = copy.deepcopy(model).double()
+    ours = check.accelerate(copy.deepcopy(model), "sdpa")
+    steps = [[check._training(m, batch) for m in (model, double, ours)] for batch in range(3)]
+    more = functools.partial(check._more, check._training, double, torch.float32)
+    return model, steps, functools.cache(more)
+
+
+def judged(steps_of_alike, key=None, fault=None):
+    """A verdict on our results, with a fault in one tensor; and that of the plain rule."""
+    model, steps, more = steps_of_alike
+    trial = check._Trial(check.TRAINING, "cpu", "fp32", "sdpa", model)
+    for eager, exact, ours in steps:
+        results = ours if key is None else ours | {key: fault(ours[key])}
+        trial.run(lambda *_, given=results: given, model, 0, eager, exact)
+    plain = trial.verdict()
+    trial.judge_again(more)
+    return trial.verdict(), plain
+
+
+def without_a_head(gradient):
+    """The first head's share of a projection (H, N, D), a bias (N, D) or segments (2, N, D)."""
+    wrong = gradient.clone()
+    wrong.select(-2, 0).zero_()
+    return wrong
+
+
+def one_element(gradient):
+    """The sign of one, whose size is nearest to a tenth of the largest."""
+    wrong = gradient.clone().flatten()
+    wrong[(wrong.abs() - wrong.abs().max() / 10).abs().argmin()] *= -1
+    return wrong.view_as(gradient)
+
+
+def one_row(gradient):
+    wrong = gradient.clone()
+    wrong[0] = gradient[-1]
+    return wrong
+
+
+def off_by_a_thousandth(gradient):
+    return gradient * 1.001
+
+
+FAULTS = (without_a_head, one_element, one_row, torch.neg)
+
+
+def test_steps_of_alike_are_right(steps_of_alike):
+    assert judged(steps_of_alike)[0].status == "ok"
+
+
+EVERYWHERE = [
+    (name, fault)
+    for name in ("q", "k", "v", "o", "r", "r_w_bias", "r_r_bias", "r_s_bias", "seg_embed")
+    for fault in FAULTS
+]
+PRECISELY = [(name, off_by_a_thousandth) for name in ("v", "o")]  # of q it is HF's own error
+
+
+@pytest.mark.parametrize(("name", "fault"), EVERYWHERE + PRECISELY)
+def test_faults_are_found_where_terms_cancel(name, fault, steps_of_alike):
+    """In one gradient of one layer, though its bound is that of what cancelled in it."""
+    key = f"d layer.1.rel_attn.{name}"
+    verdict, plain = judged(steps_of_alike, key, fault)
+    assert plain.status == "FAILED"
+    assert verdict.status == "FAILED"
+    assert key in verdict.reason
+
+
+def test_what_is_not_finite_asks_for_no_rounding():
+    model = XLNetModel(XLNetConfig(**TINY))
+    trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+    one = torch.ones(2)
+    trial.run(lambda *_: {"x": one / 0}, model, 0, {"x": one}, {"x": one.double()})
+    trial.judge_again(lambda _: pytest.fail("asked"))
+    assert trial.verdict().status == "FAILED"
+
+
+def test_rounding_is_asked_of_the_worst_batch_first():
+    """And of no more batches than are needed; nothing is, where all is inside."""
+    model = XLNetModel(XLNetConfig(**TINY))
+    exact = torch.ones(2, dtype=torch.float64)
+    for error, needed in ((0.0, []), (0.5, [1]), (2.0, [1, 2, 0])):
+        trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+        for share in (0.25, 1.0, 0.5):
+            actual = {"x": exact.float() + share * error}
+            trial.run(lambda *_, a=actual: a, model, 0, {"x": exact.float()}, {"x": exact})
+        asked = []
+        trial.judge_again(lambda batch, to=asked: to.append(batch) or {"x": 0.6})
+        assert asked == needed
+        assert trial.verdict().status == ("FAILED" if error > 0.6 else "ok")
 
 
 @pytest.mark.parametrize("name", checkpoint.CLASSES)

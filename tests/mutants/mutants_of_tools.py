@@ -140,6 +140,15 @@ FAULTS = [
         ),
     ),
     *faults_of(
+        "xlnet_fast/rounding.py",
+        "test_rounding.py",
+        (
+            "rounding: a softmax's gradient moves by its own size",
+            "minuend * self._noise(minuend) - probability * (row_sum * self._noise(row_sum))",
+            "(minuend - probability * row_sum) * self._noise(minuend)",
+        ),
+    ),
+    *faults_of(
         "xlnet_fast/check.py",
         "cli/test_cli_check.py",
         (
@@ -149,10 +158,20 @@ FAULTS = [
         ),
         (
             "check: the last batch counts, not the worst",
-            "self.measured[key] = max(off, before[0]), max(allowed, before[1])",
-            "self.measured[key] = off, allowed",
+            "return max(errors), max(bounds)",
+            "return errors[-1], bounds[-1]",
         ),
-        select="check_fails or worst_batch or missing",
+        (
+            "check: what cancels is judged by its own size",
+            "self.batches[key][batch] = error, bound + added",
+            "self.batches[key][batch] = error, bound",
+        ),
+        (
+            "check: rounding is asked of the best batch first",
+            "batch = max(left, key=errors.__getitem__)",
+            "batch = min(left, key=errors.__getitem__)",
+        ),
+        select="check_fails or worst_batch or missing or cancel",
     ),
     *faults_of(
         "xlnet_fast/cli/__init__.py",
