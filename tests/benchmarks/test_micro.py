@@ -11,8 +11,9 @@ from cpu_kernels import needs_kernels
 from rich.console import Console
 
 from benchmarks.cases.model import ModelCase
-from benchmarks.cases.shapes import Geometry
-from benchmarks.micro import cpu_linear, host_time, model_operators, sdpa_launches
+from benchmarks.cases.shapes import TRAINING_STEP, Geometry
+from benchmarks.harness.timing import Measurement
+from benchmarks.micro import compiled_step, cpu_linear, host_time, model_operators, sdpa_launches
 
 has_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
@@ -109,3 +110,22 @@ def test_host_time_refuses(option, capsys):
     with pytest.raises(SystemExit):
         host_time.main([option, "0"])
     assert "expected at least 1" in capsys.readouterr().err
+
+
+def test_a_compiled_step_has_times_and_ratios(monkeypatch):
+    monkeypatch.setattr(compiled_step, "BASE", Geometry("tiny", 1, 32, 2, 64, 4200))
+    monkeypatch.setattr(compiled_step, "PROVIDERS", ("hf_eager", "ours"))  # compiling takes long
+    found = compiled_step.measured(ModelCase(1, 16, "fp32", TRAINING_STEP), layers=1, rounds=1)
+    assert all(x.ok for x in found.values())
+    cells = compiled_step.row({**found, "ours_compile": found["ours"]})
+    assert len(cells) == 4
+    assert cells[2] == "1.00"
+    failed = {**found, "ours_compile": Measurement(failure="no compiler")}
+    assert compiled_step.row(failed) == ["ours_compile: no compiler"]
+
+
+@pytest.mark.parametrize("arguments", [["--shape", "4"], ["--rounds", "0"]])
+def test_a_compiled_step_refuses(arguments, capsys):
+    with pytest.raises(SystemExit):
+        compiled_step.main(arguments)
+    assert "BATCHxLENGTH" in capsys.readouterr().err
