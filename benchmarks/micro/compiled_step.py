@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..cases.corpus import make_batch
-from ..cases.model import ModelCase, in_dtype, load_source
-from ..cases.rel_attention import DTYPES
+from ..cases.model import ModelCase
 from ..cases.shapes import BASE, TRAINING_STEP
 from ..harness.quiet import Quiet
 from ..harness.timing import Measurement, Plan, make_timer, measure, paired_ratio
-from ..providers.model import make_work
+from .model_operators import works
 
 PROVIDERS = ("hf_eager", "ours", "ours_compile")
 TITLES = ("Hugging Face", "ours", "ours, compiled")
@@ -33,14 +30,8 @@ TITLES = ("Hugging Face", "ours", "ours, compiled")
 def measured(case: ModelCase, layers: int, rounds: int) -> dict[str, Measurement]:
     """Return the samples of each provider."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    geometry = replace(BASE, n_layer=layers)
-    source = load_source(geometry)
-    batch = make_batch(source.corpus, case.batch, case.length)
-    batch = {name: x.to(device) for name, x in batch.items()}
-    model = in_dtype(source.model, DTYPES[case.dtype], device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     functions = {
-        name: make_work(name, geometry, case, model, batch, optimizer).run for name in PROVIDERS
+        name: work.run for name, work in works(PROVIDERS, BASE, case, layers, device).items()
     }
     return measure(functions, make_timer(device), Plan(rounds, rounds, min_sample_us=0.0))
 

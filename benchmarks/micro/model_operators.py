@@ -24,27 +24,34 @@ from torch.profiler import ProfilerActivity, profile
 from ..cases.corpus import make_batch
 from ..cases.model import ModelCase, in_dtype, load_source
 from ..cases.rel_attention import DTYPES, FORWARD
-from ..cases.shapes import BASE, TRAINING_STEP
+from ..cases.shapes import BASE, TRAINING_STEP, Geometry
 from ..providers.model import make_work
+from ..providers.work import Work
 
 PROVIDERS = ("hf_eager", "ours")
 _REST, _OUTSIDE = "the rest", "no operator"
 Times = dict[str, dict[str, float]]
 
 
-def milliseconds(providers: tuple[str, ...], case: ModelCase, layers: int, rounds: int) -> Times:
-    """Return, for each provider, each operator's own milliseconds a pass."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    geometry = replace(BASE, n_layer=layers)
+def works(
+    providers: tuple[str, ...], base: Geometry, case: ModelCase, layers: int, device: torch.device
+) -> dict[str, Work]:
+    """Return what each provider does on one model of so many layers, with AdamW in training."""
+    geometry = replace(base, n_layer=layers)
     source = load_source(geometry)
     batch = make_batch(source.corpus, case.batch, case.length)
     batch = {name: x.to(device) for name, x in batch.items()}
     model = in_dtype(source.model, DTYPES[case.dtype], device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    return {name: make_work(name, geometry, case, model, batch, optimizer) for name in providers}
+
+
+def milliseconds(providers: tuple[str, ...], case: ModelCase, layers: int, rounds: int) -> Times:
+    """Return, for each provider, each operator's own milliseconds a pass."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
     times: Times = {}
-    for provider in providers:
-        work = make_work(provider, geometry, case, model, batch, optimizer)
+    for provider, work in works(providers, BASE, case, layers, device).items():
         work.run()
         work.run()
         with profile(activities=[activity]) as profiler:
