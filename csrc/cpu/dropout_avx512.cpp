@@ -1,0 +1,2 @@
+#include "dropout_kernels.h"
+#include "isa_avx512.h"
