@@ -1,2 +1,4 @@
-#include "dropout_kernels.h"
+// The instruction set comes first.
+// clang-format off
 #include "isa_baseline.h"
+#include "dropout_kernels.h"

@@ -43,7 +43,7 @@ def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     check_dropout(p, seed)
     if p == 0.0:
         return x
-    drop = _drop if transforms.active() else torch.ops.xlnet_fast.dropout
+    drop = drop_by_mask if transforms.active() else torch.ops.xlnet_fast.dropout
     result: Tensor = drop(x, seed, p)
     return result
 
@@ -53,14 +53,15 @@ LIBRARY.define("dropout(Tensor x, Tensor seed, float p) -> Tensor")
 
 def _dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     refuse_forward_mode("dropout")
-    if not _has_kernel(x, seed):
-        return _drop(x, seed, p)
+    if not has_kernel(x, seed):
+        return drop_by_mask(x, seed, p)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     cpu_dropout.dropout(x, p, int(seed), out)
     return out
 
 
-def _has_kernel(x: Tensor, seed: Tensor) -> bool:
+def has_kernel(x: Tensor, seed: Tensor) -> bool:
+    """Whether the C++ kernel can drop elements of x."""
     return (
         x.dtype in DTYPES
         and x.numel() > 0
@@ -70,7 +71,8 @@ def _has_kernel(x: Tensor, seed: Tensor) -> bool:
     )
 
 
-def _drop(x: Tensor, seed: Tensor, p: float) -> Tensor:
+def drop_by_mask(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """:func:`dropout` in plain PyTorch, with a mask as large as x."""
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     width = x.shape[-1]
