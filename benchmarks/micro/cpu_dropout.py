@@ -1,6 +1,6 @@
 """Dropout on a CPU by one kernel and with its mask made first: the op alone, and a training step.
 
-    python -m benchmarks micro.cpu_dropout [--rounds 15] [--threads 1 2]
+    python -m benchmarks micro.cpu_dropout [--rounds 15] [--threads 1 2] [--part op]
 
 Both give the same bits, which is checked before a time is taken. `kernel` reads x and writes the
 result once; `mask` is Philox's mask, `torch.where`, and a multiplication. The step is forward and
@@ -11,6 +11,7 @@ backward of an accelerated XLNet. Times are medians of interleaved rounds in mil
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
@@ -33,6 +34,7 @@ SHAPES = ((4, 512, 768), (4, 512, 3072))
 TOKENS = (4, 512)
 CONFIG = {"d_model": 768, "n_head": 12, "d_inner": 3072, "n_layer": 4, "vocab_size": 1000}
 NAMES = ("fp32", "bf16")
+PARTS = ("op", "step")
 Call = Callable[[], Sequence[Tensor]]
 
 
@@ -86,17 +88,21 @@ def measured(call: Call, rounds: int) -> dict[str, Measurement]:
     return measure({"mask": masked(call), "kernel": call}, CpuTimer(), plan)
 
 
-def compare(threads: Sequence[int], rounds: int, console: Console) -> None:
+def calls_of(part: str, dtype: torch.dtype) -> dict[str, Call]:
+    """Return the calls of "op" or "step" by their names."""
+    if part == "step":
+        return {f"step of {'x'.join(map(str, TOKENS))}": step(dtype)}
+    return {"x".join(map(str, shape)): op_alone(shape, dtype) for shape in SHAPES}
+
+
+def compare(threads: Sequence[int], rounds: int, parts: Sequence[str], console: Console) -> None:
     """Print the table."""
     quiet = Quiet()
     table = Table("call", "dtype", "threads", "mask, ms", "kernel, ms", "mask / kernel")
     for count in threads:
         torch.set_num_threads(count)
-        for name in NAMES:
-            dtype = DTYPES[name]
-            calls = {"x".join(map(str, shape)): op_alone(shape, dtype) for shape in SHAPES}
-            calls[f"step of {'x'.join(map(str, TOKENS))}"] = step(dtype)
-            for label, call in calls.items():
+        for part, name in itertools.product(parts, NAMES):
+            for label, call in calls_of(part, DTYPES[name]).items():
                 table.add_row(label, name, str(count), *cells(measured(call, rounds)))
                 quiet.look()
     console.print(table)
@@ -118,12 +124,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of PyTorch")
+    parser.add_argument("--part", choices=PARTS, action="append", help="default: both")
     options = parser.parse_args(arguments)
     for value in (options.rounds, *options.threads):
         if value < 1:
             parser.error(f"rounds and threads are expected to be at least 1, got {value}")
     torch.manual_seed(0)
-    compare(options.threads, options.rounds, Console(width=110))
+    compare(options.threads, options.rounds, options.part or PARTS, Console(width=110))
     return 0
 
 
