@@ -4,9 +4,11 @@
 #include <pybind11/stl.h>
 
 #include "bindings_attention.h"
+#include "bindings_dropout.h"
 #include "bindings_linear.h"
 #include "bindings_masked_softmax.h"
 #include "build_info.h"
+#include "cpu/dropout.h"
 #include "cpu/masked_softmax.h"
 #include "cpu/philox.h"
 #include "cpu/rel_attention.h"
@@ -71,6 +73,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("keys"), py::arg("streams"), py::arg("gradients"), py::arg("threads"),
       py::arg("isa"));
+  m.def("dropout", &run_with<&dropout_params, &cpu::dropout, int, const std::string&>,
+        py::arg("arguments"), py::arg("threads"), py::arg("isa"));
   m.def(
       "linear_takes",
       [](int dtype, const std::string& isa) {

@@ -157,4 +157,15 @@ struct LinearParams {
   bool gelu = false;  // the exact one, x Phi(x); without a residual
 };
 
+// out = x keep / (1 - p). Row i, key j is kept as element (0, 0, i, j) of a keep mask is.
+struct DropoutParams {
+  Dtype dtype = Dtype::kFloat32;  // of both tensors
+  int64_t rows = 0, width = 0;
+  const char* x = nullptr;  // [row, width], contiguous
+  char* out = nullptr;      // [row, width], contiguous
+  float keep_scale = 1.0f;  // 1 / (1 - p)
+  uint32_t keep_from = 0;   // kept where the Philox word is at least this
+  uint64_t seed = 0;
+};
+
 }  // namespace xlnet_fast

@@ -46,7 +46,14 @@ static PyObject* build_info(PyObject*, PyObject*) {
                        "cuda_archs", archs, "cuda_compiler", NVCC, "launch", launch(),
                        "pybind11", "0");
 }
-static PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, ""}, {}};
+// It has every entry, in name.
+static PyObject* entry(PyObject*, PyObject* name) {
+  if (PyUnicode_ReadChar(name, 0) != '_') Py_RETURN_NONE;
+  PyErr_SetObject(PyExc_AttributeError, name);
+  return NULL;
+}
+static PyMethodDef methods[] = {{"build_info", build_info, METH_NOARGS, ""},
+                                {"__getattr__", entry, METH_O, ""}, {}};
 static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "", -1, methods};
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
 """

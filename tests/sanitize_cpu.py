@@ -29,7 +29,7 @@ FLAGS = (
 )  # fmt: skip
 TESTS = tuple(
     f"tests/kernels/test_cpu_{name}.py"
-    for name in ("rel_attention", "entries", "small_ops", "linear")
+    for name in ("rel_attention", "entries", "small_ops", "linear", "dropout")
 )
 SELECTED = "not square and not environment and not torch_is_told"
 """One test measures the memory of a process, and a sanitizer keeps what was freed. The others start

@@ -252,6 +252,20 @@ def test_extension_of_another_version_is_refused(fresh, monkeypatch):
     assert __version__ in fresh.why_missing()
 
 
+def test_extension_of_older_sources_is_refused(fresh, monkeypatch):
+    """Of this very version, as in a checkout that was updated and not built again."""
+    entries = [name for name in vars(_extension.CompiledModule) if not name.startswith("_")]
+    assert {"build_info", "dropout", "rel_attention_forward"} <= {*entries}
+    module = types.ModuleType("xlnet_fast._C")
+    for name in entries:
+        setattr(module, name, lambda: {"version": __version__})
+    assert fresh._checked(module) == (module, None)
+    del module.dropout
+    monkeypatch.setitem(sys.modules, "xlnet_fast._C", module)
+    assert fresh.load() is None
+    assert "older sources and lacks dropout; to renew it, run" in fresh.why_missing()
+
+
 def test_a_missing_extension_is_looked_for_anew_and_a_loaded_one_is_not(missing):
     assert missing.load() is None
     missing._find.cache_clear()

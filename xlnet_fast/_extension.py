@@ -80,6 +80,8 @@ class CompiledModule(Protocol):
         isa: str,
     ) -> None: ...
 
+    def dropout(self, arguments: dict[str, Any], threads: int, isa: str) -> None: ...
+
     def linear_takes(self, dtype: int, isa: str) -> bool: ...
 
     def linear(self, arguments: dict[str, Any], threads: int, isa: str) -> None: ...
@@ -156,6 +158,12 @@ def _checked(module: CompiledModule) -> tuple[CompiledModule | None, str | None]
     if built != __version__:
         return None, (
             f"{_NAME} was built from version {built} and this is {__version__}; "
+            f"to renew it, {_HOW_TO_GET_IT}"
+        )
+    entries = (name for name in vars(CompiledModule) if not name.startswith("_"))
+    if lacking := [name for name in entries if not hasattr(module, name)]:
+        return None, (
+            f"{_NAME} was built from older sources and lacks {', '.join(lacking)}; "
             f"to renew it, {_HOW_TO_GET_IT}"
         )
     return module, None

@@ -1,10 +1,10 @@
 #include "masked_softmax.h"
 
 #include <algorithm>
-#include <stdexcept>
 #include <vector>
 
 #include "entry.h"
+#include "pick_kernels.h"
 #include "threads.h"
 
 namespace xlnet_fast::cpu {
@@ -20,25 +20,6 @@ std::vector<const MaskedSoftmaxKernels*> all_kernels() {
       &masked_softmax_avx512,
 #endif
   };
-}
-
-// The fastest kernels that are not above `isa`. Instruction sets that only help matrix products,
-// the emulated ones among them, have none of their own here.
-const MaskedSoftmaxKernels& pick(const std::string& isa) {
-  const MaskedSoftmaxKernels* best = nullptr;
-  std::string known = "auto";
-  for (const std::string& name : attention_isa_available()) {
-    for (const MaskedSoftmaxKernels* kernels : all_kernels()) {
-      if (name == kernels->isa) best = kernels;
-    }
-    if (name == isa && best != nullptr) return *best;
-    known += ", " + name;
-  }
-  const std::vector<std::string> emulated = attention_isa_emulated();
-  const bool takes_best =
-      isa == "auto" || std::find(emulated.begin(), emulated.end(), isa) != emulated.end();
-  if (takes_best && best != nullptr) return *best;
-  throw std::invalid_argument("isa must be one of " + known + ", got " + isa);
 }
 
 // Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.
@@ -60,7 +41,7 @@ void check(const MaskedSoftmaxParams& p, int threads) {
 template <class Pass>
 void run(const MaskedSoftmaxParams& params, int threads, const std::string& isa, Pass pass) {
   check(params, threads);
-  const MaskedSoftmaxKernels& kernels = pick(isa);
+  const MaskedSoftmaxKernels& kernels = pick_kernels(all_kernels(), isa);
   const MaskedSoftmaxCall call{params, keep_row_of("auto")};
   const int64_t rows = params.batch * params.heads * params.rows;
   // Starting a team takes microseconds: a thread should have more than that to do.

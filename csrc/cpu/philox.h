@@ -21,7 +21,7 @@ std::vector<std::string> isa_available();
 // Throws std::invalid_argument for sizes or an `isa` that cannot be used.
 void philox_keep_mask(const KeepMaskParams& params, int threads, const std::string& isa);
 
-// Fills the keep bytes of one row, keys 0 .. keys - 1.
+// Fills the keep bytes of `keys` keys of one row, from key 4 * at.group on.
 using KeepRow = void (*)(uint8_t* keep, int64_t keys, const RowCounter& at);
 
 // The fastest such function of `isa`, "auto" or one of isa_available(). Throws as above.

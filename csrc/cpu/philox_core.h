@@ -45,6 +45,7 @@ struct RowCounter {
   uint32_t head_flat;  // b * N + n
   uint32_t key0, key1;
   uint32_t threshold;  // kept where the word is at least this
+  uint32_t group = 0;  // j / 4 of the first key that is filled, which is a multiple of 4
 };
 
 // The keep bytes of keys 4 * group .. 4 * group + 3, the first in the lowest byte.
@@ -56,17 +57,17 @@ XLNET_FAST_INLINE uint32_t keep_four(int64_t group, const RowCounter& at) {
          static_cast<uint32_t>(w.x3 >= at.threshold) << 24;
 }
 
-// Fills the bytes of keys 4 * first_group .. keys - 1; keep is (keys,).
+// Fills the bytes 4 * first_group .. keys - 1 of keep, which is (keys,) and begins at `at.group`.
 XLNET_FAST_INLINE void keep_row_from(uint8_t* keep, int64_t first_group, int64_t keys,
                                      const RowCounter& at_reference) {
   const RowCounter at = at_reference;  // a local copy: no store through `keep` can change it
   const int64_t groups = keys / 4;
   for (int64_t group = first_group; group < groups; ++group) {
-    const uint32_t four = keep_four(group, at);
+    const uint32_t four = keep_four(at.group + group, at);
     std::memcpy(keep + 4 * group, &four, 4);
   }
   if (const int64_t rest = keys % 4; rest != 0) {
-    const uint32_t four = keep_four(groups, at);
+    const uint32_t four = keep_four(at.group + groups, at);
     std::memcpy(keep + 4 * groups, &four, static_cast<size_t>(rest));
   }
 }

@@ -57,7 +57,9 @@ XLNET_FAST_AVX2 void keep_row_avx2(uint8_t* keep, int64_t keys, const RowCounter
   constexpr int64_t kGroups = 8;  // 32 bytes of mask
   const __m256i threshold = _mm256_set1_epi32(static_cast<int>(at.threshold));
   const int64_t blocks = keys / (4 * kGroups);
-  __m256i even = _mm256_setr_epi64x(0, 2, 4, 6), odd = _mm256_setr_epi64x(1, 3, 5, 7);
+  const __m256i first = _mm256_set1_epi64x(at.group);
+  __m256i even = _mm256_add_epi64(first, _mm256_setr_epi64x(0, 2, 4, 6));
+  __m256i odd = _mm256_add_epi64(first, _mm256_setr_epi64x(1, 3, 5, 7));
   for (int64_t block = 0; block < blocks; ++block) {
     const Lanes256 a = philox_avx2(even, at), b = philox_avx2(odd, at);
     const __m256i low = _mm256_or_si256(kept_avx2(a.x0, b.x0, threshold, 1),
@@ -108,8 +110,9 @@ XLNET_FAST_AVX512 void keep_row_avx512(uint8_t* keep, int64_t keys, const RowCou
   constexpr int64_t kGroups = 16;  // 64 bytes of mask
   const __m512i threshold = _mm512_set1_epi32(static_cast<int>(at.threshold));
   const int64_t blocks = keys / (4 * kGroups);
-  __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-  __m512i odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+  const __m512i first = _mm512_set1_epi64(at.group);
+  __m512i even = _mm512_add_epi64(first, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14));
+  __m512i odd = _mm512_add_epi64(first, _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15));
   for (int64_t block = 0; block < blocks; ++block) {
     const Lanes512 a = philox_avx512(even, at), b = philox_avx512(odd, at);
     const __m512i low = _mm512_or_si512(kept_avx512(a.x0, b.x0, threshold, 1),

@@ -51,16 +51,25 @@ struct Float16Row {
   static XLNET_FAST_INLINE Raw narrow(Vec x) {
     return (Raw)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
   }
-#else
+#else  // as from_float16 and to_float16 of pack.h, in whole vectors
   static XLNET_FAST_INLINE Vec widen(Raw x) {
-    Vec wide = splat(0.0f);
-    for (int lane = 0; lane < kLanes; ++lane) wide[lane] = from_float16(x[lane]);
-    return wide;
+    const VecInt bits = __builtin_convertvector(x, VecInt);
+    const VecInt sign = (bits & splat_int(0x8000)) << 16;
+    const VecInt rest = (bits & splat_int(0x7FFF)) << 13;
+    const VecInt scaled = (VecInt)((Vec)rest * splat(0x1p112f));
+    const VecInt infinite = (rest >= splat_int(0x0F800000)) & splat_int(0x7F800000);
+    return (Vec)(sign | scaled | infinite);
   }
   static XLNET_FAST_INLINE Raw narrow(Vec x) {
-    Raw half{};
-    for (int lane = 0; lane < kLanes; ++lane) half[lane] = to_float16(x[lane]);
-    return half;
+    const VecInt sign = ((VecInt)x >> 16) & splat_int(0x8000);
+    const VecInt bits = (VecInt)x & splat_int(0x7FFFFFFF);
+    const VecInt odd = (bits >> 13) & splat_int(1);
+    const VecInt normal = (bits - splat_int(0x38000000 - 0xFFF) + odd) >> 13;
+    const VecInt denormal = (VecInt)((Vec)bits + splat(0.5f)) - splat_int(0x3F000000);
+    VecInt half = bits < splat_int(0x38800000) ? denormal : normal;
+    half = bits >= splat_int(0x477FF000) ? splat_int(0x7C00) : half;
+    half = bits > splat_int(0x7F800000) ? splat_int(0x7E00) : half;
+    return __builtin_convertvector(sign | half, HalfVec);
   }
 #endif
 };

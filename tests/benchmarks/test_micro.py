@@ -13,7 +13,14 @@ from rich.console import Console
 from benchmarks.cases.model import ModelCase
 from benchmarks.cases.shapes import TRAINING_STEP, Geometry
 from benchmarks.harness.timing import Measurement
-from benchmarks.micro import compiled_step, cpu_linear, host_time, model_operators, sdpa_launches
+from benchmarks.micro import (
+    compiled_step,
+    cpu_dropout,
+    cpu_linear,
+    host_time,
+    model_operators,
+    sdpa_launches,
+)
 
 has_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch was built without oneDNN"
@@ -129,3 +136,45 @@ def test_a_compiled_step_refuses(arguments, capsys):
     with pytest.raises(SystemExit):
         compiled_step.main(arguments)
     assert "BATCHxLENGTH" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tiny_dropout(monkeypatch):
+    monkeypatch.setattr(cpu_dropout, "SHAPES", ((2, 8, 12),))
+    monkeypatch.setattr(cpu_dropout, "TOKENS", (4, 128))
+    tiny = {"d_model": 64, "n_head": 2, "d_inner": 64, "n_layer": 1}
+    monkeypatch.setattr(cpu_dropout, "CONFIG", cpu_dropout.CONFIG | tiny)
+
+
+@needs_kernels
+def test_dropout_has_a_row_for_each_call(tiny_dropout):
+    out = io.StringIO()
+    cpu_dropout.compare([1], 2, cpu_dropout.PARTS, Console(file=out, width=110))
+    rows = [line.split("│")[1:-1] for line in out.getvalue().splitlines() if "│" in line]
+    assert [[cell.strip() for cell in row[:3]] for row in rows] == [
+        [call, dtype, "1"] for call in ("2x8x12", "step of 4x128") for dtype in ("fp32", "bf16")
+    ]
+    for row in rows:
+        ratio, low, _, high = (row[5].translate({ord(c): " " for c in "()"})).split()
+        assert 0.0 < float(low) <= float(ratio) <= float(high)
+        assert all(float(time) >= 0.0 for time in row[3:5])
+
+
+@needs_kernels
+@pytest.mark.parametrize("fault", ["another bit", "no kernel"])
+def test_dropout_without_its_bits_is_not_timed(fault, tiny_dropout, monkeypatch):
+    if fault == "another bit":
+        monkeypatch.setattr(
+            cpu_dropout.op.cpu_dropout, "dropout", lambda x, p, seed, out: out.fill_(0)
+        )
+    else:
+        monkeypatch.setattr(cpu_dropout.op, "has_kernel", lambda x, seed: False)
+    with pytest.raises(RuntimeError, match=r"are not those|did not run"):
+        cpu_dropout.measured(cpu_dropout.op_alone((4, 8), torch.float32), 1)
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--threads"])
+def test_dropout_refuses(option, capsys):
+    with pytest.raises(SystemExit):
+        cpu_dropout.main([option, "0"])
+    assert "expected to be at least 1" in capsys.readouterr().err

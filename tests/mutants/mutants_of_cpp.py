@@ -91,6 +91,22 @@ FAULTS = [
         objects=("masked_softmax_baseline",),
     ),
     *faults_of(
+        "csrc/cpu/dropout_rows.h",
+        "kernels/test_cpu_dropout.py",
+        (
+            "cpu: the parts of a long row are dropped alike",
+            "at.group = static_cast<uint32_t>(key / 4);",
+            "at.group = 0;",
+        ),
+        (
+            "cpu: what is dropped is multiplied by zero",
+            "to.store(j, select(mask, from.load(j) * scale, zero));",
+            "to.store(j, from.load(j) * select(mask, scale, zero));",
+        ),
+        select="baseline",
+        objects=("dropout_baseline",),
+    ),
+    *faults_of(
         "csrc/cpu/linear_tiles.h",
         "kernels/test_cpu_linear.py",
         (

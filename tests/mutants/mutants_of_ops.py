@@ -317,7 +317,7 @@ FAULTS = [
     ),
     *faults_of(
         "xlnet_fast/ops/dropout.py",
-        "nn/test_nn_dropout.py",
+        "nn/test_nn_dropout.py kernels/test_cpu_dropout.py",
         (
             "dropout: not made up for",
             ".contiguous().mul_(1.0 / (1.0 - p))",

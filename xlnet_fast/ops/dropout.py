@@ -1,4 +1,8 @@
-"""Dropout with a mask that the seed determines, made again in the backward pass."""
+"""Dropout with a mask that the seed determines, made again in the backward pass.
+
+Plain tensors on the CPU take one kernel that makes the mask as it goes; all others, and plain code
+under transforms, make the mask first. Both give the same bits.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,12 @@ from torch import Tensor
 
 from xlnet_fast import transforms
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.kernels import cpu
+from xlnet_fast.kernels.cpu import dropout as cpu_dropout
+from xlnet_fast.kernels.cpu.addresses import DTYPES
 from xlnet_fast.ops._contracts._registry import LIBRARY, refuse_forward_mode
 from xlnet_fast.ops._validation import check_dropout, check_float
+from xlnet_fast.ops.linear import is_plain
 from xlnet_fast.philox import keep_mask
 
 
@@ -35,7 +43,7 @@ def dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     check_dropout(p, seed)
     if p == 0.0:
         return x
-    drop = _drop if transforms.active() else torch.ops.xlnet_fast.dropout
+    drop = drop_by_mask if transforms.active() else torch.ops.xlnet_fast.dropout
     result: Tensor = drop(x, seed, p)
     return result
 
@@ -45,10 +53,26 @@ LIBRARY.define("dropout(Tensor x, Tensor seed, float p) -> Tensor")
 
 def _dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     refuse_forward_mode("dropout")
-    return _drop(x, seed, p)
+    if not has_kernel(x, seed):
+        return drop_by_mask(x, seed, p)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    cpu_dropout.dropout(x, p, int(seed), out)
+    return out
 
 
-def _drop(x: Tensor, seed: Tensor, p: float) -> Tensor:
+def has_kernel(x: Tensor, seed: Tensor) -> bool:
+    """Whether the C++ kernel can drop elements of x."""
+    return (
+        x.dtype in DTYPES
+        and x.numel() > 0
+        and is_plain(x)
+        and is_plain(seed)
+        and cpu.why_unavailable() is None
+    )
+
+
+def drop_by_mask(x: Tensor, seed: Tensor, p: float) -> Tensor:
+    """:func:`dropout` in plain PyTorch, with a mask as large as x."""
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     width = x.shape[-1]
