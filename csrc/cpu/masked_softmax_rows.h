@@ -133,19 +133,18 @@ class SoftmaxRows {
     return max_of(highest);
   }
 
-  // Fills x_ with e^(s - max), zeros behind the last, and returns their sum. The scaled scores less
-  // their maximum are formed by one fused multiply-add, so that those that count, near the maximum,
-  // are rounded at their own size and not at the maximum's.
+  // Fills x_ with e^(s - max), zeros behind the last, and returns their sum.
   float exponentials() {
     const bool hides = fill_hidden(mask_, {0, p_.keys}, hidden_);
     const float most = read_scores(hides);
-    const Vec scale = splat(p_.scale), less = splat(-most), zero = splat(0.0f);
+    const Vec zero = splat(0.0f);
+    const BelowHighest below(p_.scale, most);
     const Vec hidden_less = splat(kHiddenScore - most);
     float* x_row = x_;
     const int32_t* hidden = hidden_;
     Vec total = zero;
     for (int64_t j = 0, keys = p_.keys; j < keys; j += kLanes) {
-      Vec x = multiply_add(load(x_row + j), scale, less);
+      Vec x = below.of(load(x_row + j));
       if (hides) x = select(load_int(hidden + j), hidden_less, x);
       const Vec finite = exp_of(x);
       const Vec power = select(inside(j, keys), select(x == x, finite, x), zero);

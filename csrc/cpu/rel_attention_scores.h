@@ -229,18 +229,17 @@ class Tile {
     return max_of(most);
   }
 
-  // e^(x - most) of row i, in place or rounded to `out`. The difference is formed by one fused
-  // multiply-add: scores near the maximum, those that count, are rounded at their own size.
+  // e^(x - most) of row i, in place or rounded to `out`.
   template <bool kHides, class Out = float>
   void powers(int64_t i, const int32_t* hidden, float most, Out* out = nullptr) {
     constexpr bool kFast = Words::kElements > 1;
     const int64_t width = columns.size();
     float* row = scores + i * stride;
-    const Vec scale = splat(keys_.scale), less = splat(-most);
+    const BelowHighest below(keys_.scale, most);
     const Vec hidden_less = splat(kHiddenScore - most);
     BlockSum total;
     for (int64_t j = 0; j < width; j += kLanes) {
-      Vec x = multiply_add(load(row + j), scale, less);
+      Vec x = below.of(load(row + j));
       if (kHides) x = select(load_int(hidden + j), hidden_less, x);
       Vec power = exp_of<kFast>(x);
       if (j + kLanes > width) power = select(inside(j, width), power, splat(0.0f));

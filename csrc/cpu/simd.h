@@ -109,7 +109,7 @@ XLNET_FAST_INLINE Vec exp_of_fraction(Vec f) {
   return multiply_add(p, f, splat(1.0f));
 }
 
-// e^x for x <= 0, to about one unit in the last place, or to 3e-6; 0 where it is below 2^-126,
+// e^x for x <= 16, to about one unit in the last place, or to 3e-6; 0 where it is below 2^-126,
 // where denormals would begin. e^x = 2^n e^f; ln 2 is split in two, so that n ln 2 is exact to the
 // last place of x.
 template <bool kFast = false>
@@ -136,6 +136,24 @@ XLNET_FAST_INLINE Vec exp_of(Vec x) {
   return select(x == x, value, x);  // NaN stays NaN
 #endif
 }
+
+// x scale - most, where most is the largest x scale of a row, rounded. One fused multiply-add:
+// those near the maximum, which count, are rounded at their own size. From a maximum of 2^28 on,
+// what it lost by rounding would come back as more than e^x can take, or all of a row as less:
+// there the product is rounded first, as the maximum was.
+class BelowHighest {
+ public:
+  XLNET_FAST_INLINE BelowHighest(float scale, float most) {
+    const bool fused = -0x1p28f < most && most < 0x1p28f;
+    scale_ = splat(scale);
+    first_ = splat(fused ? -most : -0.0f);
+    then_ = splat(fused ? 0.0f : -most);
+  }
+  XLNET_FAST_INLINE Vec of(Vec x) const { return multiply_add(x, scale_, first_) + then_; }
+
+ private:
+  Vec scale_, first_, then_;
+};
 
 #if defined(XLNET_FAST_BF16)
 // kLanes floats as bfloat16, to nearest, ties to even.

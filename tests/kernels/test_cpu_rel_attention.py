@@ -407,3 +407,32 @@ def test_streams_have_dropout_masks_of_their_own(isa):
     for stream, drawn in ((content, seed), (query, seed + 1)):
         assert torch.equal(attend(operands["q_h"], **shared, **common, seed=drawn), stream)
     assert not torch.equal(content, query)
+
+
+# --- magnitudes -----------------------------------------------------------------------------------
+
+
+@each_isa
+@pytest.mark.parametrize("size", [1e3, 1e8, 2e9, 1e12, 1e20])
+def test_scores_of_any_size(isa, size):
+    """Above 2^28 a maximum loses more by rounding than e^x can take. One key has the most."""
+    q = torch.zeros(1, 5, 1, 8)
+    q[..., 0] = size * torch.tensor([1.0, 1.0001, 1.3, -1.7, 0.77])[:, None]
+    k = torch.linspace(-2.1, 1.9, 40).view(1, 40, 1, 1) * torch.ones(8)
+    v = torch.arange(40.0).view(1, 40, 1, 1).expand(1, 40, 1, 8).contiguous()
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    zeros = torch.zeros(1, 8)
+    problem = {"r": torch.zeros(1, 45, 1, 8), "r_w_bias": zeros, "r_r_bias": zeros}
+    found = []
+    for backend in ("cpu", "reference"):
+        out = ops.rel_attention(*leaves, **problem, backend=backend, scale=0.37)
+        found.append([out, *torch.autograd.grad(out.sum(), leaves)])
+    expected = torch.tensor([39.0, 39.0, 39.0, 0.0, 39.0]).view(1, 5, 1, 1).expand(1, 5, 1, 8)
+    torch.testing.assert_close(found[0][0], expected)
+    assert all(gradient.isfinite().all() for gradient in found[0])
+    for number in (0, 3):  # the output and the gradient of v; those of q and k are rounding
+        torch.testing.assert_close(found[0][number], found[1][number])
+    scores = torch.einsum("bind,bjnd->bnij", q.detach(), k.detach())
+    soft = ops.masked_softmax(scores, memory_length=35, scale=0.37, backend="cpu")
+    assert torch.equal(soft.argmax(-1).flatten(), torch.tensor([39, 39, 39, 0, 39]))
+    torch.testing.assert_close(soft.max(-1).values, torch.ones(1, 1, 5))
