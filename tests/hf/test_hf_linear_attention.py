@@ -231,7 +231,8 @@ def snapshot(model):
 
 def test_restore_undoes_it():
     model = tiny_model(XLNetLMHeadModel)
-    before, bits = snapshot(model), {n: p.clone() for n, p in model.named_parameters()}
+    before = snapshot(model)
+    bits = {n: p.detach().clone() for n, p in model.named_parameters()}
     xlnet_fast.linear_attention(xlnet_fast.accelerate(model))
     assert snapshot(model) != before
     xlnet_fast.restore(model)
@@ -281,15 +282,53 @@ def test_the_state_is_hugging_faces_both_ways(nested):
     assert not any(parameter.any() for parameter in ours.parameters())
 
 
-def test_a_state_that_does_not_fit_is_told():
-    ours = linear(tiny_model(XLNetModel))
-    state = ours.state_dict()
-    state["layer.0.rel_attn.q"] = torch.zeros(3, 2, 8)
-    with pytest.raises(RuntimeError, match=r"size mismatch for layer\.0\.rel_attn\.q\.weight"):
-        ours.load_state_dict(state)
-    del state["layer.0.rel_attn.q"]
-    with pytest.raises(RuntimeError, match=r"Missing key.*layer\.0\.rel_attn\.q\.weight"):
-        ours.load_state_dict(state)
+def test_a_state_that_does_not_fit_is_told_by_hugging_faces_names():
+    model = tiny_model(XLNetModel)
+    ours = linear(model)
+    for change in ("another shape", "the same size", "two dimensions", "missing"):
+        state, told = ours.state_dict(), []
+        for name in ("q", "o"):
+            key = f"layer.0.rel_attn.{name}"
+            value = state.pop(key)
+            changed = {
+                "another shape": lambda x: torch.zeros(3, 2, 8),
+                "the same size": lambda x: x.transpose(1, 2),
+                "two dimensions": lambda x: x.flatten(1),
+            }
+            if change != "missing":
+                state[key] = changed[change](value)
+        for each in (model, ours):
+            with pytest.raises(RuntimeError) as error:
+                each.load_state_dict(state)
+            told.append(set(str(error.value).splitlines()[1:]))
+        assert told[0] == told[1]
+        if change == "missing":
+            theirs, of_ours = (each.load_state_dict(state, strict=False) for each in (model, ours))
+            assert set(of_ours.missing_keys) == set(theirs.missing_keys)
+
+
+@pytest.mark.parametrize("kind", ["loss", "output"])
+def test_an_earlier_call_that_is_still_held_is_told(kind):
+    ours = xlnet_fast.accelerate(tiny_model(XLNetForSequenceClassification).train())
+    ids = torch.arange(12).view(2, 6)
+    before = {name: x.detach().clone() for name, x in ours.named_parameters()}
+    for change, back in ((xlnet_fast.linear_attention, False), (xlnet_fast.restore, True)):
+        held = ours(ids, labels=torch.tensor([0, 1])).loss
+        if kind == "loss":
+            held.backward()
+        with pytest.raises(ArgumentError, match=r"part of an output, a loss or a DDP .* delete"):
+            change(ours)
+        assert back == ("rel_attn.q.weight" in "".join(n for n, _ in ours.named_parameters()))
+        del held
+        change(ours)
+        if not back:
+            ours(ids, labels=torch.tensor([0, 1])).loss.backward()
+    assert {name: x.shape for name, x in ours.named_parameters()} == {
+        name: x.shape for name, x in before.items()
+    }
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None or parameter.grad.shape == parameter.shape
 
 
 def test_what_is_saved_loads_in_hugging_face(tmp_path):

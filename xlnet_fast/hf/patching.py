@@ -26,6 +26,7 @@ from xlnet_fast.hf.modules import FastModel, Options
 from xlnet_fast.hf.projections import (
     to_modules,
     to_parameters,
+    why_held,
     why_no_modules,
     why_no_parameters,
     why_not_alone,
@@ -122,7 +123,8 @@ def linear_attention(model: Model) -> Model:
 
     Raises:
         ArgumentError: the model is not accelerated, a layer runs code of its own, or a projection
-            is no plain parameter or belongs to something else too; nothing has been changed then.
+            is no plain parameter, belongs to something else too, or is part of an output or a loss
+            that still exists; nothing has been changed then.
     """
     attentions = []
     for transformer in _transformers(model):
@@ -139,7 +141,7 @@ def linear_attention(model: Model) -> Model:
             if why is not None:
                 raise ArgumentError(f"layer {number} cannot have linear attention: {why}")
             attentions.append(unwrapped(attention))
-    why = why_not_alone(model, attentions)
+    why = why_not_alone(model, attentions) or why_held(attentions, to_module=True)
     if why is not None:
         raise ArgumentError(f"no linear attention: {why}")
     for attention in attentions:
@@ -154,8 +156,8 @@ def restore(model: Model) -> Model:
     Raises:
         ArgumentError: a module's class was changed again after ``accelerate`` (for example by
             ``torch.nn.utils.parametrize``), it was given a forward of its own, or a projection of
-            ``linear_attention`` is no bare ``nn.Linear`` any more (LoRA, quantised); undo that
-            first.
+            ``linear_attention`` is no bare ``nn.Linear`` any more (LoRA, quantised), or is part of
+            an output or a loss that still exists; undo that first.
     """
     modules = list(checked_module(model).modules())
     for module in modules:
@@ -172,9 +174,10 @@ def restore(model: Model) -> Model:
                 "(accelerate.utils.extract_model_from_parallel with keep_fp32_wrapper=False, "
                 "accelerate.hooks.remove_hook_from_submodules), then restore"
             )
-        why = why_no_parameters(module) if isinstance(module, FastRelativeAttention) else None
-        if why is not None:
-            raise ArgumentError(f"{why}, then restore")
+        if isinstance(module, FastRelativeAttention):
+            why = why_no_parameters(module) or why_held([module], to_module=False)
+            if why is not None:
+                raise ArgumentError(f"{why}, then restore")
     for module in modules:
         if original_class(module) is not None:
             if isinstance(module, FastRelativeAttention):

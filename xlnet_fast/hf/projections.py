@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +35,38 @@ class SavedAsParameters(nn.Module):
         return found
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
+        """As ``nn.Module``; what is missing or does not fit is told by HF's names and shapes."""
+        heads: Any = self.r_w_bias.shape
         for name in _linears(self):
-            given = state_dict.get(prefix + name)
-            if isinstance(given, Tensor) and given.dim() == 3:
-                state_dict[f"{prefix}{name}.weight"] = _as_weight(name, given)
-                del state_dict[prefix + name]
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            key, linear = prefix + name, cast(nn.Linear, self._modules[name])
+            weight: Tensor = linear.weight
+            if f"{key}.weight" in state_dict:
+                continue
+            expected = _from_weight(name, weight, heads).shape
+            given = state_dict.pop(key, None)
+            if given is None:
+                if strict:
+                    missing_keys.append(key)
+            elif given.shape == expected:
+                weight = _as_weight(name, given)
+            else:
+                error_msgs.append(
+                    f"size mismatch for {key}: copying a param with shape {given.shape} from "
+                    f"checkpoint, the shape in current model is {expected}."
+                )
+            state_dict[f"{key}.weight"] = weight  # itself, where there is nothing to load
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def has_modules(attention: nn.Module) -> bool:
@@ -80,6 +104,28 @@ def why_not_alone(model: nn.Module, attentions: list[Any]) -> str | None:
         for name, other in module._parameters.items():
             if id(other) in parts and not (id(module) in ours and name in PROJECTIONS):
                 return f"a projection is also the {name} of a {type(module).__name__}"
+    return None
+
+
+def why_held(attentions: list[Any], to_module: bool) -> str | None:
+    """Which projection a graph or DDP expects in the shape that it has; None if none.
+
+    Args:
+        to_module: whether it is to become the weight of a module, or a parameter again.
+    """
+    for attention in attentions:
+        for name in PROJECTIONS:
+            if to_module:
+                parameter, change = attention._parameters.get(name), partial(_as_weight, name)
+            else:
+                parameter = getattr(attention._modules.get(name), "weight", None)
+                change = partial(_from_weight, name, heads=attention.r_w_bias.shape)
+            changes = parameter is not None and parameter.dim() == (3 if to_module else 2)
+            if changes and _is_held(parameter, change):
+                return (
+                    f"{name} is part of an output, a loss or a DDP that still exists and expects "
+                    "its shape: delete that"
+                )
     return None
 
 
@@ -160,6 +206,22 @@ def _as_weight(name: str, parameter: Tensor) -> Tensor:
 def _from_weight(name: str, weight: Tensor, heads: Any) -> Tensor:
     """A weight (out, in) as (H, N, D), a view; contiguous if :func:`_as_weight` gave it."""
     return (weight if name == "o" else weight.t()).unflatten(1, heads)
+
+
+def _is_held(parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the node that accumulates the gradient is alive, and would refuse another shape."""
+    if not parameter.requires_grad:
+        return False
+    grad, parameter.grad, data = parameter.grad, None, parameter.data
+    try:
+        with torch.no_grad():
+            parameter.data = change(data)
+        with torch.enable_grad():
+            function: Any = parameter.view_as(parameter).grad_fn
+        (accumulates,) = function.next_functions[0][0]._input_metadata
+        return tuple(accumulates.shape) != tuple(parameter.shape)
+    finally:
+        parameter.data, parameter.grad = data, grad
 
 
 def _change(parameter: nn.Parameter, change: Callable[[Tensor], Tensor]) -> None:
