@@ -135,7 +135,9 @@ class FinetuneOptions(TrainingOptions):
                     f"column must be ROLE=NAME, such as text=review, got {role or name!r}"
                 )
             roles.append(role)
-            names += filter(None, map(str.strip, name.split(","))) if role in _LIST_ROLES else [name]
+            names += (
+                filter(None, map(str.strip, name.split(","))) if role in _LIST_ROLES else [name]
+            )
         for what, given in (("role", roles), ("column", names)):
             if twice := next((word for word in given if given.count(word) > 1), None):
                 raise ArgumentError(f"column names the {what} {twice!r} twice, expected it once")
