@@ -232,6 +232,10 @@ def test_fill_ups_have_no_labels(make):
         ({"problem_type": "regression", "threshold": 0.4}, "regression has no use for it"),
         ({"task": "token-classification", "threshold": 0.4}, "of multi-label rows; token-class"),
         ({"task": "multiple-choice", "threshold": 0.4}, "multiple-choice has no use for it"),
+        ({"stride": 64}, "stride is of question-answering; text-classification ignores it"),
+        ({"n_best": 5}, "n_best is of question-answering"),
+        ({"max_answer_length": 9}, "max_answer_length is of question-answering"),
+        ({"task": "multiple-choice", "null_threshold": 1.0}, "multiple-choice ignores it"),
         ({"task": "question-answering", "threshold": 0.4}, "question-answering has no use for it"),
     ],
 )
@@ -249,6 +253,7 @@ def test_options_that_cannot_be_used(changes, words, tmp_path):
         {"problem_type": "multi-label", "threshold": 0.4},
         {"threshold": 0.4},  # the rows say later whether it is read
         {"task": "multiple-choice", "threshold": 0.5},
+        {"task": "question-answering", "stride": 64, "null_threshold": 1.0},
     ],
 )
 def test_options_that_can_be_used(changes, tmp_path):

@@ -27,6 +27,9 @@ SINGLE, MULTI, REGRESSION = PROBLEM_TYPES = ("single-label", "multi-label", "reg
 CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".train", ".testa", ".testb")
 """Of files of words and tags; those of CoNLL-2003 are called eng.train, eng.testa and eng.testb."""
 
+_OF_ANSWERS = ("stride", "n_best", "max_answer_length", "null_threshold")
+"""Options that only question-answering reads."""
+
 _LIST_ROLES = ("label", "choices")
 """Of ``column``, those that may be a list of columns: NAME,NAME,..."""
 
@@ -103,6 +106,9 @@ class FinetuneOptions(TrainingOptions):
             self.check_threshold(self.task)
         elif self.problem_type != "auto":
             self.check_threshold(self.problem_type)
+        for name in _OF_ANSWERS if self.task != "question-answering" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ArgumentError(f"{name} is of question-answering; {self.task} ignores it")
         if self.task == "question-answering" and self.stride > self.max_length // 2:
             raise ArgumentError(
                 f"stride is {self.stride}, expected at most half of max_length {self.max_length}: "
