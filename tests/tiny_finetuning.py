@@ -139,13 +139,14 @@ def options(task: str, model: Path, folder: Path, **changes: Any) -> FinetuneOpt
         "eval": str(write_jsonl(folder / "eval.jsonl", rows(22, seed=1))),
         "output": folder / "out",
         "max_length": 48,
-        "stride": 8,
         "batch_size": 8,
         "epochs": 6,
         "learning_rate": 3e-3,
         "log_every": 4,
         "layerwise_decay": 0.9,
     }
+    if task == "question-answering":
+        settings["stride"] = 8
     return FinetuneOptions(**{**settings, **changes})
 
 

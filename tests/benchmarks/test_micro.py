@@ -112,6 +112,16 @@ def test_host_time_has_a_row_for_each_call():
         assert ratio == pytest.approx(theirs / ours, abs=0.01 + 0.6 / ours)
 
 
+def test_host_time_marks_a_difference_that_is_none():
+    """A deeper model that took less time, or as much, says nothing of a layer's."""
+    shallow, deep = host_time.DEPTHS
+    times = {("hf", shallow): 900.0, ("hf", deep): 900.0, ("ours", shallow): 80.0}
+    for last, said in ((79.0, "noise"), (80.0 + 3 * (deep - shallow), "3")):
+        samples = times | {("ours", deep): last}
+        row = host_time.row({key: Measurement([us]) for key, us in samples.items()})
+        assert row[:4] == ["900", "80", "noise", said]
+
+
 @pytest.mark.parametrize("option", ["--rounds", "--threads"])
 def test_host_time_refuses(option, capsys):
     with pytest.raises(SystemExit):

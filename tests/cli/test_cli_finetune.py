@@ -107,6 +107,8 @@ def test_a_stop_by_a_signal_is_the_exit_code(runs):
         ({"epochs": "many"}, "invalid value for '--epochs'"),
         ({"nonsense": 1}, "no such option: --nonsense"),
         ({"column": "text"}, "column must be ROLE=NAME"),
+        ({"column": "label=good,good"}, "column names the column 'good' twice"),
+        ({"task": "multiple-choice", "threshold": 0.3}, "multiple-choice has no use for it"),
     ],
 )
 def test_wrong_options(runs, options, words):
@@ -121,7 +123,7 @@ def test_required_options(runs, name):
 
 def test_files_that_are_not_there(tmp_path):
     options = REQUIRED | {"output": tmp_path / "o", "model": "./none"}
-    assert "./none" in refused(run(**options))
+    assert "the model ./none of --model does not exist" in refused(run(**options))
     torch.manual_seed(0)
     config = XLNetConfig(vocab_size=300, d_model=16, n_layer=1, n_head=2, d_inner=16)
     XLNetLMHeadModel(config).save_pretrained(tmp_path / "m")

@@ -285,6 +285,21 @@ FAULTS = [
         select="one_by_one or is_saved",
     ),
     *faults_of(
+        f"{FINETUNE}/options.py",
+        "train/finetune/test_finetune_training.py",
+        (
+            "options: a column may be named twice",
+            "given.count(word) > 1",
+            "given.count(word) > 2",
+        ),
+        (
+            "options: a threshold is ignored where none is read",
+            "if kind != MULTI and self.threshold",
+            "if kind == MULTI and self.threshold",
+        ),
+        select="can",
+    ),
+    *faults_of(
         f"{FINETUNE}/labels.py",
         "train/finetune/test_finetune_labels.py",
         (

@@ -222,6 +222,14 @@ def test_whole_numbers_are_classes_unless_asked_for(model, tmp_path, capsys):
     assert transformers.XLNetForSequenceClassification.from_pretrained(result.model).num_labels == 1
 
 
+def test_a_threshold_that_nothing_reads(model, tmp_path):
+    """By the labels' looks they are classes, so nothing would ask for a probability."""
+    settings = options("text-classification", model, tmp_path, threshold=0.3)
+    with pytest.raises(ArgumentError, match="of multi-label rows; single-label has no use for it"):
+        finetune(settings)
+    assert not settings.output.exists()
+
+
 def test_rows_are_counted_as_in_the_file(model, tmp_path):
     """Also where some were cut off to evaluate on, and the others are shuffled."""
     rows = [*text_rows(20)]

@@ -224,6 +224,19 @@ def test_fill_ups_have_no_labels(make):
         ({"resume": True, "overwrite": True}, "resume goes on .* overwrite deletes"),
         ({"column": ("text",)}, "column must be ROLE=NAME"),
         ({"column": ("=a",)}, "column must be ROLE=NAME"),
+        ({"column": ("label=good,bad, good",)}, "column names the column 'good' twice"),
+        ({"column": ("choices=a,a",)}, "column names the column 'a' twice"),
+        ({"column": ("text=a", "text_pair=a")}, "column names the column 'a' twice"),
+        ({"column": ("text=a", "text=b")}, "column names the role 'text' twice"),
+        ({"problem_type": "single-label", "threshold": 0.4}, "single-label has no use for it"),
+        ({"problem_type": "regression", "threshold": 0.4}, "regression has no use for it"),
+        ({"task": "token-classification", "threshold": 0.4}, "of multi-label rows; token-class"),
+        ({"task": "multiple-choice", "threshold": 0.4}, "multiple-choice has no use for it"),
+        ({"stride": 64}, "stride is of question-answering; text-classification ignores it"),
+        ({"n_best": 5}, "n_best is of question-answering"),
+        ({"max_answer_length": 9}, "max_answer_length is of question-answering"),
+        ({"task": "multiple-choice", "null_threshold": 1.0}, "multiple-choice ignores it"),
+        ({"task": "question-answering", "threshold": 0.4}, "question-answering has no use for it"),
     ],
 )
 def test_options_that_cannot_be_used(changes, words, tmp_path):
@@ -231,6 +244,21 @@ def test_options_that_cannot_be_used(changes, words, tmp_path):
     options.check()
     with pytest.raises(ArgumentError, match=words):
         dataclasses.replace(options, **changes).check()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"column": ("text=a,a", "label=rude,threat,")},  # the text's column has a comma in its name
+        {"problem_type": "multi-label", "threshold": 0.4},
+        {"threshold": 0.4},  # the rows say later whether it is read
+        {"task": "multiple-choice", "threshold": 0.5},
+        {"task": "question-answering", "stride": 64, "null_threshold": 1.0},
+    ],
+)
+def test_options_that_can_be_used(changes, tmp_path):
+    given = {"task": "text-classification", "model": "m", "train": "t", "output": tmp_path}
+    FinetuneOptions(**{**given, **changes}).check()
 
 
 def test_toy_data_are_what_they_say():

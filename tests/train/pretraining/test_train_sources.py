@@ -9,11 +9,15 @@ import pytest
 from transformers import XLNetTokenizer
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.text import SPECIAL_TOKENS, builtin_articles
+from xlnet_fast.text import SPECIAL_TOKENS, builtin_articles, builtin_text, train_tokenizer
 from xlnet_fast.train.pretraining import sources
 from xlnet_fast.train.pretraining.corpus import Vocabulary
 from xlnet_fast.train.pretraining.sources import TextSource, encoded, train_on
-from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
+from xlnet_fast.train.shared.tokenizers import (
+    check_vocabulary,
+    load_run_tokenizer,
+    load_tokenizer,
+)
 
 LINES = "One fish. Two fish.\nRed fish.\n\n\nBlue fish."
 
@@ -190,6 +194,18 @@ def test_tokenizers_that_are_refused(tmp_path, name, words):
     (tmp_path / "broken.model").write_bytes(b"\x0a\x02not a model")
     with pytest.raises(ArgumentError, match=words):
         load_tokenizer(name.format(tmp=tmp_path))
+
+
+def test_a_run_without_a_tokenizer_of_its_own_takes_the_models(tmp_path):
+    train_tokenizer(builtin_text()[:20000], 100, tmp_path / "model")
+    found = load_run_tokenizer(None, str(tmp_path / "model"))
+    assert found.get_vocab() == load_tokenizer(str(tmp_path / "model")).get_vocab()
+    with pytest.raises(ArgumentError, match="the model /nowhere/at/all of --model does not exist"):
+        load_run_tokenizer(None, "/nowhere/at/all")
+    with pytest.raises(ArgumentError, match="the tokenizer /nowhere/else does not exist"):
+        load_run_tokenizer("/nowhere/else", "/nowhere/at/all")
+    with pytest.raises(ArgumentError, match="neither a tokenizer nor a model"):
+        load_run_tokenizer(None, None)
 
 
 def test_a_tokenizer_of_another_model(tokenizer, tmp_path):

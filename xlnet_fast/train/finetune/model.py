@@ -12,7 +12,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf import accelerate
 from xlnet_fast.train.finetune.options import MULTI, REGRESSION, SINGLE, FinetuneOptions
 from xlnet_fast.train.finetune.task import Task
-from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
+from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
 BEAM_HEAD = "XLNetForQuestionAnswering"
 _PROBLEM_TYPES = {  # as transformers calls them, in a config
@@ -26,7 +26,7 @@ _SUMMARIES = ("last", "cls_index")  # both the <cls> at the end, as no index is 
 
 def run_tokenizer(options: FinetuneOptions) -> Any:
     """The tokenizer of the options, the model's unless they name one."""
-    return load_tokenizer(options.tokenizer or options.model)
+    return load_run_tokenizer(options.tokenizer, options.model)
 
 
 def run_config(options: FinetuneOptions, tokenizer: Any) -> Any:

@@ -27,6 +27,12 @@ SINGLE, MULTI, REGRESSION = PROBLEM_TYPES = ("single-label", "multi-label", "reg
 CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".train", ".testa", ".testb")
 """Of files of words and tags; those of CoNLL-2003 are called eng.train, eng.testa and eng.testb."""
 
+_OF_ANSWERS = ("stride", "n_best", "max_answer_length", "null_threshold")
+"""Options that only question-answering reads."""
+
+_LIST_ROLES = ("label", "choices")
+"""Of ``column``, those that may be a list of columns: NAME,NAME,..."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainingOptions):
@@ -96,6 +102,13 @@ class FinetuneOptions(TrainingOptions):
             raise ArgumentError(f"threshold is {self.threshold}, expected more than 0, less than 1")
         if self.problem_type != "auto" and self.task != "text-classification":
             raise ArgumentError(f"problem_type is of text-classification; {self.task} has but one")
+        if self.task != "text-classification":
+            self.check_threshold(self.task)
+        elif self.problem_type != "auto":
+            self.check_threshold(self.problem_type)
+        for name in _OF_ANSWERS if self.task != "question-answering" else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ArgumentError(f"{name} is of question-answering; {self.task} ignores it")
         if self.task == "question-answering" and self.stride > self.max_length // 2:
             raise ArgumentError(
                 f"stride is {self.stride}, expected at most half of max_length {self.max_length}: "
@@ -103,14 +116,37 @@ class FinetuneOptions(TrainingOptions):
             )
         self.columns()
 
+    def check_threshold(self, kind: str) -> None:
+        """Raise ``ArgumentError`` if a threshold is given where none is read.
+
+        Args:
+            kind: of the labels, or the task where its labels are of one kind; "auto" is known
+                only after the rows were read.
+        """
+        if kind != MULTI and self.threshold != type(self).threshold:
+            raise ArgumentError(f"threshold is of {MULTI} rows; {kind} has no use for it")
+
     def columns(self) -> dict[str, str]:
-        """Role to column name, of ``column``."""
+        """Role to column name, of ``column``.
+
+        Raises:
+            ArgumentError: a pair is no ROLE=NAME, or a role or a column comes twice.
+        """
         pairs = [pair.partition("=") for pair in self.column]
+        roles: list[str] = []
+        names: list[str] = []
         for role, _, name in pairs:
             if not role or not name:
                 raise ArgumentError(
                     f"column must be ROLE=NAME, such as text=review, got {role or name!r}"
                 )
+            roles.append(role)
+            names += (
+                filter(None, map(str.strip, name.split(","))) if role in _LIST_ROLES else [name]
+            )
+        for what, given in (("role", roles), ("column", names)):
+            if twice := next((word for word in given if given.count(word) > 1), None):
+                raise ArgumentError(f"column names the {what} {twice!r} twice, expected it once")
         return {role: name for role, _, name in pairs}
 
 

@@ -137,7 +137,9 @@ def _read(options: FinetuneOptions, task: Task, console: Console) -> tuple[Task,
 
     train = task.split("train", options.train, load(options.train, "train"))
     if options.task == "text-classification":
-        task = _PROBLEMS[problem_of(train, options.problem_type)](options, task.tokenizer)
+        problem = problem_of(train, options.problem_type)
+        options.check_threshold(problem)
+        task = _PROBLEMS[problem](options, task.tokenizer)
     found = task.fit_labels(train)
     _say(console, f"{train.source}, column {train.columns[task.label_role]!r}: {found}")
     splits = {"train": train}

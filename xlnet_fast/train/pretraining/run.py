@@ -28,7 +28,7 @@ from xlnet_fast.train.shared.run_folder import (
     prepare_folder,
     write_json,
 )
-from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_tokenizer
+from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 from xlnet_fast.train.shared.trainer import arguments_of
 
 RECORD = "pretrain.json"
@@ -145,8 +145,10 @@ def _prepare(options: PretrainOptions) -> tuple[Any, Any, tuple[Corpus, Corpus]]
         options.dataset_split,
         options.text_column,
     ).open()
-    name = options.tokenizer or options.model
-    tokenizer = train_on(source, options.vocab_size) if name is None else load_tokenizer(name)
+    if options.tokenizer or options.model:
+        tokenizer = load_run_tokenizer(options.tokenizer, options.model)
+    else:
+        tokenizer = train_on(source, options.vocab_size)
     model = _model(options, tokenizer)
     vocabulary = Vocabulary.of(tokenizer)
     sentences = options.split_sentences

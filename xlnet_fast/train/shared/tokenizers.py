@@ -16,6 +16,25 @@ _FILES = (MODEL_FILE, "tokenizer.json")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
+def load_run_tokenizer(tokenizer: str | None, model: str | None) -> Any:
+    """The tokenizer that a run's options name: its own, else that of the model.
+
+    Args:
+        tokenizer: as in :func:`load_tokenizer`.
+        model: a folder or a Hub id; needed where ``tokenizer`` is None or empty.
+
+    Raises:
+        ArgumentError: as :func:`load_tokenizer`, or the model's path does not exist.
+    """
+    if tokenizer:
+        return load_tokenizer(tokenizer)
+    if not model:
+        raise ArgumentError("neither a tokenizer nor a model was given, expected one of them")
+    if not Path(model).expanduser().exists() and looks_like_path(model):
+        raise ArgumentError(f"the model {model} of --model does not exist")
+    return load_tokenizer(model)
+
+
 def load_tokenizer(name: str) -> Any:
     """An ``XLNetTokenizer`` that gives segments and pads on the left, whatever its files say.
 
