@@ -15,8 +15,8 @@ FAULTS = [
         "nn/test_nn_rel_attention.py",
         (
             "positions: distances from J - 1 on",
-            "distance = torch.arange(keys, end, -1, device=device).float()  # (P,)",
-            "distance = torch.arange(keys - 1, end - 1, -1, device=device).float()  # (P,)",
+            "distance = torch.arange(keys, end, -1, device=device).float()[:, None]  # (P, 1)",
+            "distance = torch.arange(keys - 1, end - 1, -1, device=device).float()[:, None]",
         ),
         (
             "positions: clamped above alone",
@@ -25,8 +25,8 @@ FAULTS = [
         ),
         (
             "positions: both halves of bi_data run forwards",
-            "[distance, -distance] if bi_data else [distance]",
-            "[distance, distance] if bi_data else [distance]",
+            "torch.cat([distance, -distance], dim=1) if bi_data",
+            "torch.cat([distance, distance], dim=1) if bi_data",
         ),
         select="position_table",
     ),

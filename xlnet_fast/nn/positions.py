@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.transforms import nobody_looks_on
 
 
 def relative_positions(
@@ -36,11 +39,24 @@ def relative_positions(
     if attn_type not in ("bi", "uni"):
         raise ArgumentError(f"attn_type is {attn_type!r}, expected 'bi' or 'uni'")
     end = -queries if attn_type == "bi" else -1
-    distance = torch.arange(keys, end, -1, device=device).float()  # (P,)
-    frequency = torch.arange(0, d_model, 2, device=device).float() / d_model
-    inverse = 1 / torch.pow(10000, frequency)  # (H / 2,)
-    groups = torch.stack([distance, -distance] if bi_data else [distance], dim=1)  # (P, G)
+    distance = torch.arange(keys, end, -1, device=device).float()[:, None]  # (P, 1)
+    on_cpu = device is None or device.type == "cpu"
+    make = _kept_frequencies if on_cpu and nobody_looks_on() else _inverse_frequencies
+    inverse = make(d_model, device)  # (H / 2,)
+    groups = torch.cat([distance, -distance], dim=1) if bi_data else distance  # (P, G)
     if clamp_len > 0:
         groups = groups.clamp(-clamp_len, clamp_len)
     angle = groups[:, :, None] * inverse
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def _inverse_frequencies(d_model: int, device: torch.device | None) -> Tensor:
+    frequency = torch.arange(0, d_model, 2, device=device).float() / d_model
+    return 1 / torch.pow(10000, frequency)
+
+
+@lru_cache(maxsize=8)
+def _kept_frequencies(d_model: int, device: torch.device | None) -> Tensor:
+    """The same, made once: four operators cost a small model a tenth of a layer."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _inverse_frequencies(d_model, device)
