@@ -94,7 +94,7 @@ FAULTS = [
             "b_dc = tl.where(m_row, (b_dc + (b_d - b_exact) * b_pc) * b_norm * scale, 0.0)",
             "b_dc = tl.where(m_row, b_dc * b_norm * scale, 0.0)",
         ),
-        select="gradients and apart-causal",
+        select="gradients and apart-hidden-rows",
     ),
     *interpreted(
         BACKWARD_KV,
