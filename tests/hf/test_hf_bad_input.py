@@ -198,6 +198,18 @@ def test_ids_outside_the_vocabulary(ours, bad):
         ours(ids)
 
 
+def test_an_index_error_of_a_hook_stays_what_it_is(ours):
+    def hook(*_):
+        raise IndexError("of the hook")
+
+    handle = ours.word_embedding.register_forward_hook(hook)
+    try:
+        with pytest.raises(IndexError, match=r"^of the hook$"):
+            ours(IDS)
+    finally:
+        handle.remove()
+
+
 def test_embeds_of_another_dtype_are_welcome_under_autocast(ours):
     embeds = torch.randn(BATCH, LENGTH, WIDTH).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

@@ -176,3 +176,22 @@ def test_infinity_in_padding_stays_there_with_two_streams(backend):
     sees_something = torch.tensor([[True, True], [False, True], [True, True]])
     assert torch.equal(actual[sees_something], expected[sees_something])
     assert actual[sees_something].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_arguments_that_change_before_the_backward_pass(backend):
+    """Hugging Face has made its own of them by then; so have we."""
+    model = accelerated(tiny_model(), backend=backend)
+    gradients = []
+    for change in (False, True):
+        ids = random_ids(BATCH, LENGTH)
+        given = {"attention_mask": padding(3, LENGTH, "left"), "token_type_ids": (ids > 3).long()}
+        assert given["token_type_ids"].any()
+        hidden = model(ids, **given).last_hidden_state
+        for value in given.values() if change else ():
+            value.zero_()
+        hidden.square().sum().backward()
+        gradients.append({n: x.grad for n, x in model.named_parameters() if x.grad is not None})
+        model.zero_grad()
+    for name, expected in gradients[0].items():
+        assert torch.equal(gradients[1][name], expected), name

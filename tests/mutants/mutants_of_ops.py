@@ -29,6 +29,11 @@ FAULTS = [
             "numbers,",
         ),
         (
+            "settled: a mask that was changed before the backward pass is not told",
+            "ctx.save_for_backward(seed, *results, *operands, *call.inputs)",
+            "ctx.save_for_backward(seed, *results, *operands)",
+        ),
+        (
             "settled: gradients without a derivative",
             "looked_at = torch.is_grad_enabled() or not transforms",
             "looked_at = not transforms",

@@ -245,3 +245,20 @@ def test_a_gradient_that_is_asked_for_later():
     leaves, out = called(problem, settled)
     out.sum().backward()
     assert all(leaf.grad is not None for leaf in leaves.values())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "sdpa"])
+@pytest.mark.parametrize("name", ["segments_k", "positions", "rank_q", "key_padding"])
+def test_a_change_of_what_has_no_gradient_is_an_error_too(name, backend):
+    """Small integers and masks are read where they lie, in the backward pass again."""
+    problem = make_problem(mask="content", segments=2, targets=3).to(F32)
+    options = {**problem.options, "backend": backend, "settled": Settled()}
+    for key in ("segments_q", "segments_k", "positions"):
+        options[key] = options[key].to(torch.int32)
+    leaves = {key: x.detach().requires_grad_() for key, x in problem.operands.items()}
+    for _ in range(2):
+        out = rel_attention(**leaves, **options)
+    changed = options[name] if name in options else getattr(options["mask"], name)
+    changed.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()

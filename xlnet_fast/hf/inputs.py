@@ -50,9 +50,11 @@ def embed_tokens(embedding: nn.Module, input_ids: Tensor) -> Tensor:
         embedded: Tensor = embedding(input_ids.transpose(0, 1))
     except IndexError as error:
         size = getattr(embedding, "num_embeddings", None)
-        if size is None or not can_look(input_ids):
+        if size is None or input_ids.device.type != "cpu" or not can_look(input_ids):
             raise
         low, high = (int(x) for x in input_ids.aminmax())
+        if low >= 0 and high < size:
+            raise  # a hook's
         raise IndexError(
             f"input_ids go from {low} to {high}, expected 0 to {size - 1} "
             f"(the vocabulary has {size} entries)"
@@ -258,8 +260,8 @@ def build_segments(
     if token_type_ids.is_floating_point() or token_type_ids.is_complex():
         raise ArgumentError(f"token_type_ids has dtype {token_type_ids.dtype}, expected integers")
     segments = token_type_ids.to(torch.int64)
-    if not memory_length and nobody_looks_on():
-        return segments
+    if not memory_length and not torch.is_grad_enabled() and nobody_looks_on():
+        return segments  # with a gradient a copy, which nobody changes before the backward pass
     return F.pad(segments, (memory_length, 0))
 
 

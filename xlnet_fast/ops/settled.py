@@ -125,15 +125,17 @@ class _Recorded(torch.autograd.Function):
         ctx: Any, call: _Direct, seed: Tensor | None, *operands: Tensor | None
     ) -> tuple[Tensor, ...]:
         results = call.results(operands, seed)
-        ctx.call, ctx.count = call, len(results)
+        ctx.call, ctx.counts = call, (len(results), len(results) + len(operands))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(seed, *results, *operands)
+        # The inputs too, which the call has: PyTorch tells where one was changed in between.
+        ctx.save_for_backward(seed, *results, *operands, *call.inputs)
         return results[: call.op.queries]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         seed, *saved = ctx.saved_tensors
-        results, operands = saved[: ctx.count], tuple(saved[ctx.count :])
+        count, end = ctx.counts
+        results, operands = saved[:count], tuple(saved[count:end])
         wanted = list(ctx.needs_input_grad[2:])
         return None, None, *ctx.call.gradients(wanted, grads, results, operands, seed)
 
