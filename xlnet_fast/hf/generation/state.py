@@ -1,0 +1,241 @@
+"""What generation keeps from step to step, in the place of Hugging Face's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.hf.generation.distances import DistanceTable
+from xlnet_fast.hf.generation.parts import Parts
+from xlnet_fast.hf.generation.step import Frozen, Ran, Step
+
+_CUT = 2
+"""Hugging Face feeds the last two tokens again; the memory's last two rows are the older of them
+and the dummy."""
+
+
+class GenerationState(Sequence[Tensor]):
+    """The memory of a text being generated, with the keys and values that its steps made.
+
+    ``generate`` hands it from step to step and returns it where Hugging Face returns ``mems``. To
+    whoever looks into it, it is a tuple of one (M, B, H) tensor a layer, Hugging Face's ``mems``,
+    computed at the first look (:func:`to_mems`).
+    """
+
+    def __init__(self, step: Step, ran: Ran, to_mems: Callable[[Step], tuple[Tensor, ...]]) -> None:
+        self._step, self._ran, self._to_mems = step, ran, to_mems
+        self._mems: tuple[Tensor, ...] | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """Of the model that made it."""
+        return self._step.parts
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self._step.ids.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept, beside the table of distances."""
+        return self._ran.slots.nbytes
+
+    def mems(self) -> tuple[Tensor, ...]:
+        """(M, B, H) for each layer, as Hugging Face's forward returns it."""
+        if self._mems is None:
+            self._mems = self._to_mems(self._step)
+        return self._mems
+
+    def next(self, ids: Tensor, padding: Tensor | None) -> Step:
+        """The step after this one.
+
+        Args:
+            ids: (B, I) the last two tokens. padding: (B, I) of them, or None.
+
+        Raises:
+            ShapeError: ids of another batch.
+        """
+        if ids.shape[0] != self.batch:
+            raise ShapeError(
+                f"input_ids has {ids.shape[0]} texts, but mems is the state of {self.batch}"
+            )
+        step, ran = self._step, self._ran
+        count = step.ids.shape[1]
+        start, end = _frozen_after(step.parts, ran.start, ran.end, count)
+        seen = step.all_padding()
+        frozen = Frozen(
+            ran.slots, start, end,
+            padding=None if seen is None else seen[:, start - ran.start : end - ran.start],
+            # Of fewer rows than before, the others may be wanted by whoever holds this state.
+            tip=ran.tip if end >= ran.end else None,
+        )  # fmt: skip
+        step.table.forget_beyond(_CUT)
+        return replace(step, frozen=frozen, ids=ids, padding=padding)
+
+    def select(self, elements: Tensor) -> GenerationState:
+        """The state of some elements of the batch, in this order, as beam search asks for."""
+        if elements.device.type == "cpu" and elements.tolist() == list(range(self.batch)):
+            return self
+        step, ran, tip = self._step, self._ran, object()
+        elements = elements.to(step.ids.device)
+        slots = ran.slots.select(elements)
+        slots.tip = tip
+        frozen = step.frozen
+        if frozen.memory is not None:
+            memory = tuple(layer.index_select(1, elements) for layer in frozen.memory)
+            frozen = replace(frozen, memory=memory)
+        else:
+            frozen = Frozen(slots, ran.start, ran.end, _selected(frozen.padding, elements), tip)
+        step = replace(
+            step,
+            frozen=frozen,
+            ids=step.ids.index_select(0, elements),
+            padding=_selected(step.padding, elements),
+        )
+        return GenerationState(step, Ran(slots, ran.start, ran.end, tip), self._to_mems)
+
+    def __len__(self) -> int:
+        return len(self.parts.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self.mems()[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.mems())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are the tuple."""
+        return tuple, (self.mems(),)
+
+    def __repr__(self) -> str:
+        return f"GenerationState({len(self)} layers, {self.batch} texts)"
+
+
+def to_mems(state: Any) -> tuple[Tensor, ...]:
+    """Hugging Face's ``mems`` of a state that ``generate`` returned.
+
+    Args:
+        state: ``cache`` (``past_key_values`` before transformers 5.24) of what ``generate`` returns
+            with ``return_dict_in_generate=True``, or ``mems`` already.
+
+    Returns:
+        One (M, B, H) tensor for each layer.
+
+    Raises:
+        ArgumentError: neither.
+    """
+    if isinstance(state, GenerationState):
+        return state.mems()
+    if isinstance(state, (tuple, list)) and all(isinstance(layer, Tensor) for layer in state):
+        return tuple(state)
+    raise ArgumentError(
+        f"expected the state that generate(return_dict_in_generate=True) returns, got a "
+        f"{type(state).__name__}"
+    )
+
+
+def _frozen_after(parts: Parts, start: int, end: int, count: int) -> tuple[int, int]:
+    """Which rows stay after a step of so many tokens: HF's ``cache_mem`` and the cut of two."""
+    new = count + 1  # the dummy is remembered as well
+    if parts.reuse_len > 0:
+        new = min(new, parts.reuse_len)
+    total = end - start + new
+    kept = min(total, parts.mem_len) if parts.mem_len else total
+    start += total - kept
+    return start, start + max(kept - _CUT, 0)
+
+
+def _selected(x: Tensor | None, elements: Tensor) -> Tensor | None:
+    return None if x is None else x.index_select(0, elements)
+
+
+@dataclass(frozen=True)
+class ReadText:
+    """What a run without memory has read: its tokens tell whether it is the same text.
+
+    Attributes:
+        step: the last one. ran: where its rows are. ids: (B, L) all tokens read.
+        padding: (B, L) bool, or None.
+    """
+
+    step: Step
+    ran: Ran
+    ids: Tensor
+    padding: Tensor | None
+
+    @classmethod
+    def after(cls, step: Step, ran: Ran) -> ReadText:
+        """What was read once a step has run."""
+        ids, padding, earlier = step.ids, step.padding, step.read
+        if earlier is not None:
+            ids = torch.cat([earlier, ids], dim=1)
+            padding = step.all_padding()
+        return cls(step, ran, ids, padding)
+
+    def next(self, ids: Tensor, padding: Tensor | None) -> Step:
+        """The step that reads what is new in ``ids`` (B, L)."""
+        step = self.step
+        if step.parts.attn_type == "bi":  # a new token changes every row: only room and table stay
+            frozen = Frozen(self.ran.slots, 0, 0, tip=self.ran.slots.tip)
+            if self.ran.slots.keys.shape[1] != len(ids):
+                frozen = Frozen()
+            return replace(step, frozen=frozen, ids=ids, padding=padding, read=None)
+        order = self.__same_texts(ids, padding)
+        if order is None:
+            return replace(step, frozen=Frozen(), ids=ids, padding=padding, read=None)
+        slots, tip = self.ran.slots, self.ran.tip
+        if order:
+            slots, tip = slots.select(torch.tensor(order, device=ids.device)), object()
+            slots.tip = tip
+        length = self.ids.shape[1]
+        known = None if padding is None else padding[:, :length]
+        frozen = Frozen(slots, self.ran.start, self.ran.start + length, known, tip)
+        rest = None if padding is None else padding[:, length:]
+        return replace(step, frozen=frozen, ids=ids[:, length:], padding=rest, read=ids[:, :length])
+
+    def __same_texts(self, ids: Tensor, padding: Tensor | None) -> list[int] | None:
+        """Which text each of ``ids`` continues; [] for each its own, None if one continues none."""
+        length = self.ids.shape[1]
+        if ids.shape[1] <= length or (padding is None) != (self.padding is None):
+            return None
+        read, now = self.ids, ids[:, :length]
+        if padding is not None and self.padding is not None:
+            read = torch.where(self.padding, -1, read)
+            now = torch.where(padding[:, :length], -1, now)
+        if read.shape == now.shape and torch.equal(read, now):
+            return []
+        same = (now[:, None] == read).all(2)  # (B, B read)
+        if not bool(same.any(1).all()):
+            return None
+        order: list[int] = same.int().argmax(1).tolist()
+        return order
+
+
+def first_step(
+    parts: Parts,
+    ids: Tensor,
+    padding: Tensor | None,
+    *,
+    remembers: bool,
+    memory: tuple[Tensor, ...] | None = None,
+) -> Step:
+    """The step that reads a prompt.
+
+    Args:
+        ids: (B, I). padding: (B, I) bool, or None.
+        remembers: whether a memory is wanted. memory: (M, B, H) for each layer, or None.
+    """
+    frozen = Frozen()
+    if memory is not None and len(memory[0]):
+        frozen = Frozen(end=len(memory[0]), memory=memory)
+    return Step(parts, DistanceTable(parts), frozen, ids, padding, remembers)
