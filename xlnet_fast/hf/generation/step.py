@@ -69,6 +69,8 @@ class Step:
         ids: (B, I) tokens. padding: (B, I) bool, True for padding, or None.
         remembers: whether the inputs of the layers are kept, which Hugging Face's memory is.
         read: (B, M) the tokens of the frozen rows, where they are known.
+        drafts: tokens that may follow, whose steps are computed with this one.
+        done: the result, where it was computed with an earlier step (:class:`.ahead.Ahead`).
     """
 
     parts: Parts
@@ -78,6 +80,8 @@ class Step:
     padding: Tensor | None = None
     remembers: bool = True
     read: Tensor | None = None
+    drafts: tuple[int, ...] = ()
+    done: Any = None
 
     def as_arguments(self) -> dict[str, Any]:
         """What Hugging Face's forward is given for the same step."""
@@ -87,7 +91,7 @@ class Step:
         perm_mask[:, :, -1] = 1.0
         target_mapping = torch.zeros(batch, 1, length + 1, device=self.ids.device)
         target_mapping[:, 0, -1] = 1.0
-        arguments = {
+        arguments: dict[str, Any] = {
             "input_ids": torch.cat([self.ids, dummy], dim=1),
             "perm_mask": perm_mask,
             "target_mapping": target_mapping,
@@ -134,24 +138,24 @@ def run(step: Step) -> tuple[Tensor, Ran]:
     """
     parts = step.parts
     h = inputs.embed_tokens(parts.embedding, step.ids)  # (I, B, H)
-    ran = _room(step, h)
+    ran = room_for(step, h)
     count, frozen = h.shape[0], ran.end - ran.start
     step.table.reach(frozen + count, count - 1)
     attend = _Attention(step, ran, count)
     rows = torch.cat([h, parts.mask_embedding.expand(1, h.shape[1], -1)])  # (I + 1, B, H)
     for number, layer in enumerate(parts.layers):
         content = rows[:count]
-        k, v = (_project(content, weight, parts) for weight in (layer.k, layer.v))
+        k, v = (project(content, weight, parts) for weight in (layer.k, layer.v))
         ran.slots.put(number, ran.end, k, v, content)
         if number == len(parts.layers) - 1:
             rows = rows[count:]  # of the last layer nothing but the prediction is wanted
-        vectors = attend(number, _project(rows, layer.q, parts))
-        rows = _after_attention(layer, vectors, rows)
+        vectors = attend(number, project(rows, layer.q, parts))
+        rows = after_attention(layer, vectors, rows)
     return rows, ran
 
 
-def _room(step: Step, h: Tensor) -> Ran:
-    """Slots with room for the new rows, that nobody else writes to."""
+def room_for(step: Step, h: Tensor) -> Ran:
+    """Slots with room for the rows h (I, B, H), that nobody else writes to."""
     parts, frozen = step.parts, step.frozen
     count, batch = h.shape[:2]
     tip = object()
@@ -177,7 +181,7 @@ def _of_memory(step: Step, h: Tensor) -> tuple[Slots, int]:
     slots = Slots(parts, h.shape[1], length + len(h), with_inputs=True)
     for number, (layer, rows) in enumerate(zip(parts.layers, memory or (), strict=False)):
         rows = rows.to(h.dtype)
-        k, v = (_project(rows, weight, parts) for weight in (layer.k, layer.v))
+        k, v = (project(rows, weight, parts) for weight in (layer.k, layer.v))
         slots.put(number, 0, k, v, rows)
     return slots, length
 
@@ -254,12 +258,12 @@ class _Attention:
         return hidden
 
 
-def _project(x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
+def project(x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
     """(R, B, H) to (R, B, N, D)."""
     return linear(x, weight).unflatten(-1, parts.heads)
 
 
-def _after_attention(layer: LayerParts, vectors: Tensor, rows: Tensor) -> Tensor:
+def after_attention(layer: LayerParts, vectors: Tensor, rows: Tensor) -> Tensor:
     """(R, B, N, D) vectors of ``rows`` (R, B, H) to the layer's output."""
     norm = layer.norm
     x = linear(vectors.flatten(2), layer.o, residual=rows)
