@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel, XLNetLMHeadModelOutput
 
 from xlnet_fast.errors import ArgumentError, PerformanceWarning
@@ -19,7 +20,7 @@ from xlnet_fast.hf.generation.state import GenerationState, ReadText, first_step
 from xlnet_fast.hf.generation.step import Step, run
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
-from xlnet_fast.hf.versions import generated_memory
+from xlnet_fast.hf.versions import generated_memory, with_generated_memory
 from xlnet_fast.nn.linear import is_plain_linear
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import can_look
@@ -57,6 +58,11 @@ class FastLMHeadModel(XLNetLMHeadModel):
                 step = replace(step, drafts=tuple(drafts.after(input_ids)))
             use_mems = kwargs.get("use_mems", *args[1:2])
             return {"input_ids": step.ids, "mems": step, "use_mems": use_mems}
+        memory = generated_memory(args, kwargs)
+        if isinstance(memory, GenerationState):
+            earlier = self.__next_step(input_ids, kwargs.get("attention_mask"), memory).frozen
+            rows = _with_rows_to_cut(earlier.inputs(), memory)
+            args, kwargs = with_generated_memory(args, kwargs, rows)
         return self.__as_theirs(input_ids, *args, **kwargs)
 
     def __step(
@@ -88,17 +94,23 @@ class FastLMHeadModel(XLNetLMHeadModel):
         return first_step(parts, input_ids, padding, remembers=bool(remembers))
 
     def __next(self, input_ids: Tensor, mask: Tensor | None, state: GenerationState) -> Step | None:
+        step = self.__next_step(input_ids, mask, state)
+        if not state.parts.are_as_before():
+            if obstacle_to_steps(self, FastLMHeadModel):
+                return None
+            return step.renewed(Parts(self))
+        return step if state.ahead is None else replace(step, done=state.foreseen(step.ids))
+
+    def __next_step(self, input_ids: Tensor, mask: Tensor | None, state: GenerationState) -> Step:
+        """What follows a state, whatever became of the model meanwhile."""
         if not state.parts.belong_to(self):
             raise ArgumentError(
                 "mems is the state of another model's generate; its memory, as tensors, is "
                 "xlnet_fast.to_mems(mems)"
             )
-        if not state.parts.are_as_before():
-            return None  # the memory as tensors, from which the next step begins anew
         tail = input_ids[:, -2:]
         padding = None if mask is None or self.config.reuse_len else mask[:, -tail.shape[1] :] < 1
-        step = state.next(tail, padding)
-        return step if state.ahead is None else replace(step, done=state.foreseen(tail))
+        return state.next(tail, padding)
 
     def __parts(self, read: Any) -> Parts | None:
         if isinstance(read, ReadText) and read.step.parts.are_as_before():
@@ -248,6 +260,17 @@ class FastLMHeadModel(XLNetLMHeadModel):
         if isinstance(mems, GenerationState):
             return mems.select(beam_idx)
         return XLNetLMHeadModel._reorder_cache(mems, beam_idx)
+
+
+def _with_rows_to_cut(rows: tuple[Tensor, ...], state: GenerationState) -> tuple[Tensor, ...]:
+    """Frozen rows (M, B, H) of each layer, and two more, which HF's ``generate`` cuts off."""
+    if not rows:
+        parts = state.parts
+        empty = torch.empty(
+            0, state.batch, parts.hidden_size, dtype=parts.dtype, device=parts.device
+        )
+        rows = (empty,) * len(parts.layers)
+    return tuple(F.pad(layer, (0, 0, 0, 0, 0, 2)) for layer in rows)
 
 
 def _may_step(input_ids: Any, memory: Any, kwargs: dict[str, Any]) -> bool:

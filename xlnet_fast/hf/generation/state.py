@@ -78,9 +78,7 @@ class GenerationState(Sequence[Tensor]):
             ShapeError: ids of another batch.
         """
         if ids.shape[0] != self.batch:
-            raise ShapeError(
-                f"input_ids has {ids.shape[0]} texts, but mems is the state of {self.batch}"
-            )
+            raise ShapeError(f"input_ids has {ids.shape[0]} texts, but mems is of {self.batch}")
         step, ran = self._step, self._ran
         count = step.ids.shape[1]
         start, end = frozen_after(step.parts, ran.start, ran.end, count)

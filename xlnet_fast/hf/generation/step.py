@@ -83,6 +83,14 @@ class Step:
     drafts: tuple[int, ...] = ()
     done: Any = None
 
+    def renewed(self, parts: Parts) -> Step:
+        """The same step with parts of other values: the memory stays, as Hugging Face's does."""
+        memory = tuple(layer.clone() for layer in self.frozen.inputs())
+        frozen = Frozen(end=self.frozen.length, padding=self.frozen.padding, memory=memory)
+        if not self.frozen.length:
+            frozen = Frozen()
+        return Step(parts, DistanceTable(parts), frozen, self.ids, self.padding)
+
     def as_arguments(self) -> dict[str, Any]:
         """What Hugging Face's forward is given for the same step."""
         batch, length = self.ids.shape
