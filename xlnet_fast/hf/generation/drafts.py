@@ -126,4 +126,6 @@ def drafts_for(
         model_kwargs={},
         **generator_arguments,
     )
+    if getattr(generator, "eos_token_id", 0) is None:  # which version 4 cannot do without
+        generator.eos_token_id = torch.tensor([-1], device=input_ids.device)
     return FromHuggingFace(generator)
