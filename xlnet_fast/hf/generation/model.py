@@ -16,6 +16,7 @@ from xlnet_fast.errors import ArgumentError, PerformanceWarning
 from xlnet_fast.hf.generation.ahead import can_run_ahead, run_ahead
 from xlnet_fast.hf.generation.drafts import drafts_for
 from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
+from xlnet_fast.hf.generation.recorded import run_recorded
 from xlnet_fast.hf.generation.state import GenerationState, ReadText, first_step
 from xlnet_fast.hf.generation.step import Step, run
 from xlnet_fast.hf.memory import Memory
@@ -152,8 +153,12 @@ class FastLMHeadModel(XLNetLMHeadModel):
         if step.drafts:
             logits, state = run_ahead(step, step.drafts, self.__logits, self.__mems_of)
             return XLNetLMHeadModelOutput(logits=logits, mems=state)
-        rows, ran = run(step)
-        logits = self.__logits(rows.transpose(0, 1))
+        recorded = run_recorded(step, self.__logits)
+        if recorded is None:
+            rows, ran = run(step)
+            logits = self.__logits(rows.transpose(0, 1))
+        else:
+            logits, ran = recorded
         if step.remembers:
             state = GenerationState(step, ran, self.__mems_of)
             return XLNetLMHeadModelOutput(logits=logits, mems=state)

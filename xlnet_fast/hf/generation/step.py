@@ -163,7 +163,10 @@ def run(step: Step) -> tuple[Tensor, Ran]:
 
 
 def room_for(step: Step, h: Tensor) -> Ran:
-    """Slots with room for the rows h (I, B, H), that nobody else writes to."""
+    """Slots with room for the rows h (I, B, H), that nobody else writes to.
+
+    Of h no more than the shape is needed, unless there is a memory without keys and values.
+    """
     parts, frozen = step.parts, step.frozen
     count, batch = h.shape[:2]
     tip = object()
