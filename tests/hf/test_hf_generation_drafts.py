@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TextStreamer
 
 from xlnet_fast.errors import ArgumentError, PerformanceWarning
 from xlnet_fast.hf.generation import model as generation
+from xlnet_fast.hf.generation import recorded
 from xlnet_fast.hf.generation.ahead import run_ahead
 
 CONFIGS = {
@@ -34,7 +35,7 @@ def passes(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(generation, "run", counted(generation.run))
+    monkeypatch.setattr(recorded, "run", counted(recorded.run))
     monkeypatch.setattr(generation, "run_ahead", counted(run_ahead))
     return count
 

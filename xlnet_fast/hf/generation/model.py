@@ -18,7 +18,7 @@ from xlnet_fast.hf.generation.drafts import drafts_for
 from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
 from xlnet_fast.hf.generation.recorded import run_recorded
 from xlnet_fast.hf.generation.state import GenerationState, ReadText, first_step
-from xlnet_fast.hf.generation.step import Step, run
+from xlnet_fast.hf.generation.step import Step
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
 from xlnet_fast.hf.versions import generated_memory, with_generated_memory
@@ -153,12 +153,7 @@ class FastLMHeadModel(XLNetLMHeadModel):
         if step.drafts:
             logits, state = run_ahead(step, step.drafts, self.__logits, self.__mems_of)
             return XLNetLMHeadModelOutput(logits=logits, mems=state)
-        recorded = run_recorded(step, self.__logits)
-        if recorded is None:
-            rows, ran = run(step)
-            logits = self.__logits(rows.transpose(0, 1))
-        else:
-            logits, ran = recorded
+        logits, ran = run_recorded(step, self.__logits)
         if step.remembers:
             state = GenerationState(step, ran, self.__mems_of)
             return XLNetLMHeadModelOutput(logits=logits, mems=state)

@@ -5,20 +5,24 @@ its launch takes. A graph launches them all at once. What changes from step to s
 rows are frozen) lies in tensors on the device, and all shapes are those of the slots: rows that
 hold nothing yet are hidden. Nothing waits for the device.
 
-No GPU ran this yet. On a CPU the tests run the same code under a recorder of their own.
+No GPU ran this yet. So each process compares its first recorded step with the same step computed
+kernel by kernel, and records no more where they differ or recording fails; it says so. On a CPU the
+tests run the same code under a recorder of their own.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from xlnet_fast.errors import PerformanceWarning
 from xlnet_fast.hf.generation.distances import DistanceTable
 from xlnet_fast.hf.generation.slots import Slots
-from xlnet_fast.hf.generation.step import Ran, Step, after_attention, project, room_for
+from xlnet_fast.hf.generation.step import Ran, Step, after_attention, project, room_for, run
 from xlnet_fast.ops.cached_attention import cached_attention
 
 ToLogits = Callable[[Tensor], Tensor]
@@ -53,7 +57,8 @@ class CudaGraph:
             for _ in range(self._WARM_UPS):
                 function()
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(self._graph):
+        # Other threads may go on with the device meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             function()
         self._graph.replay()  # capturing runs nothing
 
@@ -148,20 +153,57 @@ class RecordedStep:
         self.logits.copy_(logits)
 
 
-def run_recorded(step: Step, to_logits: ToLogits) -> tuple[Tensor, Ran] | None:
-    """A step by its graph, or None where it has none: the prompt, and all steps on a CPU.
+def run_recorded(step: Step, to_logits: ToLogits) -> tuple[Tensor, Ran]:
+    """A step, by its graph where it has one: not the prompt, and nothing on a CPU.
 
     Returns:
         (B, 1, V) logits, and where the new rows are.
     """
     slots, count = step.frozen.slots, step.ids.shape[1]
-    if slots is None or count > MOST_TOKENS or slots.selected:
-        return None  # beam search moves the rows at each step: nothing stays where it was
-    make_recorder = recorder_for(step.parts.device)
-    if make_recorder is None:
-        return None
-    ran = room_for(step, step.ids.t())
-    found = ran.slots.recorded
-    if not isinstance(found, RecordedStep) or found.count != count:
-        found = ran.slots.recorded = RecordedStep(step, ran.slots, to_logits, make_recorder())
-    return found.run(step, ran), ran
+    found = None if slots is None else slots.recorded
+    if isinstance(found, RecordedStep) and found.count == count and step.frozen.has_room(count):
+        ran = room_for(step, step.ids.t())
+        return found.run(step, ran), ran
+    rows, ran = run(step)
+    logits = to_logits(rows.transpose(0, 1))
+    # Beam search moves the rows at each step: nothing stays where it was.
+    if slots is not None and count <= MOST_TOKENS and not slots.selected:
+        _record(step, ran, logits, to_logits)
+    return logits, ran
+
+
+def _record(step: Step, ran: Ran, logits: Tensor, to_logits: ToLogits) -> None:
+    """Record a step that has just run, for those after it.
+
+    What is recorded writes what was written, and has to give what was given.
+    """
+    device, kind = step.parts.device, (str(step.parts.device), step.parts.dtype)
+    make_recorder = recorder_for(device)
+    if make_recorder is None or _GIVES_THE_SAME.get(kind) is False:
+        return
+    try:
+        recorded = RecordedStep(step, ran.slots, to_logits, make_recorder())
+        again = recorded.run(step, ran)
+    except RuntimeError as error:
+        _GIVES_THE_SAME[kind] = False
+        _warn(f"recording failed: {str(error).splitlines()[0]}")
+        return
+    if kind not in _GIVES_THE_SAME:
+        most = float((again - logits).abs().max()) / float(logits.abs().max())
+        _GIVES_THE_SAME[kind] = most <= torch.finfo(logits.dtype).eps ** 0.5
+        if not _GIVES_THE_SAME[kind]:
+            _warn(f"a recorded step was off by {most:.1e} of the largest logit")
+            return
+    ran.slots.recorded = recorded
+
+
+_GIVES_THE_SAME: dict[tuple[str, torch.dtype], bool] = {}
+"""By device and dtype: whether a recorded step gave what the kernels one by one did."""
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"steps of generation are launched kernel by kernel, not as one CUDA graph: {reason}",
+        PerformanceWarning,
+        stacklevel=2,
+    )

@@ -51,6 +51,11 @@ class Frozen:
         """M."""
         return self.end - self.start
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many rows can be written behind these, where they are."""
+        slots = self.slots
+        return slots is not None and self.tip is slots.tip and self.end + count <= slots.capacity
+
     def inputs(self) -> tuple[Tensor, ...]:
         """(M, B, H) for each layer; none where no row is frozen."""
         if self.memory is not None:
@@ -175,7 +180,7 @@ def room_for(step: Step, h: Tensor) -> Ran:
         ran = Ran(slots, 0, length, tip)
     elif frozen.slots is None:
         ran = Ran(Slots(parts, batch, count, step.remembers), 0, 0, tip)
-    elif frozen.tip is frozen.slots.tip and frozen.end + count <= frozen.slots.capacity:
+    elif frozen.has_room(count):
         ran = Ran(frozen.slots, frozen.start, frozen.end, tip)
     else:
         rows = frozen.length + count
