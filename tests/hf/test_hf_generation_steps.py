@@ -367,3 +367,13 @@ def test_parameters_of_several_dtypes(dtype):
         for m in (mixed, whole)
     ]
     assert torch.equal(*tokens)
+
+
+def test_explain_says_whose_steps_they_are():
+    ours = accelerated(wide_model())
+    assert not any("generate()" in note for note in xlnet_fast.explain(ours).notes)
+    xlnet_fast.accelerate(ours, backend="reference")
+    notes = [note for note in xlnet_fast.explain(ours).notes if "generate()" in note]
+    assert len(notes) == 1
+    assert "takes Hugging Face's steps" in notes[0]
+    assert "'reference'" in notes[0]

@@ -23,6 +23,9 @@ from xlnet_fast.hf.adoption import (
     unwrapped,
 )
 from xlnet_fast.hf.feed_forward import why_own_code
+from xlnet_fast.hf.generation import FastLMHeadModel
+from xlnet_fast.hf.generation.parts import obstacle_to_steps
+from xlnet_fast.hf.generation.recorded import recorder_for
 from xlnet_fast.hf.heads import HEADS
 from xlnet_fast.hf.layers import takes_context
 from xlnet_fast.hf.modules import FastModel, overrides
@@ -154,7 +157,10 @@ def explain(model: nn.Module, verbose: bool = False) -> Explanation:
     )
     if own_code and not line.startswith(("fault", "cannot")):
         line = _in_part(transformer, own_code)
-    notes = (*_proofs(device), *own_code, *_linear_attention(transformer), *_machine())
+    notes = (
+        *_proofs(device), *own_code, *_linear_attention(transformer), *_generation(model),
+        *_machine(),
+    )  # fmt: skip
     return Explanation(line, title, rows, notes, verbose)
 
 
@@ -278,6 +284,26 @@ def _linear_attention(transformer: FastModel) -> list[str]:
     names = ", ".join(sorted(kinds - {linear}))
     called = f"; what is no nn.Linear is called as it is: {names}" if names else ""
     return [f"q, k, v, o and r of the attention are modules (linear_attention){called}"]
+
+
+def _generation(model: nn.Module) -> list[str]:
+    """Whether the steps of ``generate`` are ours, where a language model is there."""
+    notes = []
+    for module in model.modules():
+        if not isinstance(module, FastLMHeadModel) or module.training:
+            continue
+        why = obstacle_to_steps(module, FastLMHeadModel)
+        if why is not None:
+            notes.append(
+                "generate() takes Hugging Face's steps, which compute keys and values of the whole "
+                f"memory again for each token: {why}"
+            )
+        elif recorder_for(module.device) is not None:
+            notes.append(
+                "generate() records its steps as CUDA graphs, which no GPU has run yet: each "
+                "process compares the first one with the same step launched kernel by kernel"
+            )
+    return notes
 
 
 def _layers(numbers: list[int]) -> str:

@@ -135,8 +135,6 @@ def obstacle_to_steps(model: Any, ours: type) -> str | None:
 
 def _obstacles(model: Any, ours: type) -> Iterator[str]:
     transformer = model.transformer
-    if any(module.training for module in model.modules()):
-        yield "the model is in training mode: model.eval()"
     backend = transformer.__dict__.get("_xlnet_fast_options")
     if backend is not None and backend.backend != "auto":
         yield f"the backend {backend.backend!r} was asked for, which has no steps of its own"
@@ -162,6 +160,8 @@ def _obstacles(model: Any, ours: type) -> Iterator[str]:
         yield "a hook on all modules is active"
     if not are_plain(model.parameters()):
         yield "a parameter is no plain tensor"
+    if any(module.training for module in model.modules()):
+        yield "the model is in training mode: model.eval()"
     if len({(p.device, p.is_meta) for p in model.parameters()}) != 1:
         yield "the parameters are on several devices"
 
