@@ -83,7 +83,7 @@ class Parts:
         self.mem_len: int = transformer.mem_len or 0
         self.reuse_len: int = transformer.reuse_len or 0
         self._model = model
-        self._modules = list(model.modules())
+        self._hooks = [getattr(m, kind) for m in model.modules() for kind in _HOOKS]
         self._tensors = list(model.parameters())
         self._stamp = self.__state_of_tensors()
 
@@ -115,10 +115,8 @@ class Parts:
         """Whether the model is what it was, asked before each step: in microseconds, not to find
         every change, but what may happen while texts are generated.
         """
-        quiet = not any(
-            m._forward_hooks or m._forward_pre_hooks or m.training for m in self._modules
-        )
-        return quiet and not _has_global_hooks() and self._stamp == self.__state_of_tensors()
+        quiet = not (any(self._hooks) or _has_global_hooks() or self._model.training)
+        return quiet and self._stamp == self.__state_of_tensors()
 
     def __state_of_tensors(self) -> list[tuple[int, int]]:
         return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
