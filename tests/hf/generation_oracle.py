@@ -12,7 +12,7 @@ from transformers import XLNetLMHeadModel
 from xlnet_fast.hf.versions import HAS_HEAD_MASK
 
 
-class InFloat64(XLNetLMHeadModel):
+class XLNetInFloat64(XLNetLMHeadModel):
     """HF's model; its own ``generate`` makes fp32 masks, which float64 does not multiply with."""
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def wide_model(**config: Any) -> Any:
 def in_float64(model: Any) -> Any:
     """HF's own code with the model's weights, exact enough to be called so."""
     exact = hf_in(model, torch.float64)
-    exact.__class__ = InFloat64
+    exact.__class__ = XLNetInFloat64
     return exact
 
 

@@ -116,12 +116,12 @@ def test_padded_texts(replayed):
     assert replayed
 
 
-def test_beams_are_not_recorded_once_they_are_chosen_among(replayed):
+def test_beams_move_in_the_slots_that_were_recorded(replayed):
     theirs = wide_model()
     given = {"num_beams": 4, "do_sample": False, "max_new_tokens": 20}
     expected = theirs.generate(random_ids(2, 5), **given)
     assert torch.equal(accelerated(theirs).generate(random_ids(2, 5), **given), expected)
-    assert sum(each.replays for each in replayed) < 5
+    assert sum(each.replays for each in replayed) > 10
 
 
 def test_logits_of_one_step_outlive_the_next(replayed):

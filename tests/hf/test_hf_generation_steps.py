@@ -31,6 +31,7 @@ CONFIGS = {
     "clamp_len": {"clamp_len": 3},
 }
 STEPS = 14
+PAST = xlnet_fast.hf.versions._VERSION < (5, 24)
 
 
 @pytest.fixture
@@ -143,6 +144,39 @@ def test_tokens_and_scores_of_generate(little_room, strategy, attn_type, use_mem
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("config", ["plain", "mem_len 3", "mem_len 16", "reuse_len 1", "both"])
+def test_beams_that_are_moved_in_place(little_room, config):
+    """In float64, where no two beams are equally likely: the tokens, and what was remembered."""
+    given = {"num_beams": 4, "do_sample": False, "max_new_tokens": 30, "use_mems": True}
+    results = []
+    for each in (
+        in_float64(wide_model(**CONFIGS[config])),
+        accelerated(wide_model(**CONFIGS[config]).double()),
+    ):
+        found = each.generate(random_ids(2, 7), return_dict_in_generate=True, **given)
+        results.append((found.sequences, found.past_key_values if PAST else found.cache))
+    (expected, mems), (ours, state) = results
+    assert torch.equal(ours, expected)
+    assert error(state, mems) < 1e-11
+
+
+@pytest.mark.parametrize("config", ["plain", "mem_len 3", "reuse_len 1"])
+def test_beams_of_a_loop_of_one_s_own(config):
+    """Whose earlier states stay: a state of chosen beams is a copy."""
+    theirs = in_float64(wide_model(**CONFIGS[config]))
+    ours = accelerated(wide_model(**CONFIGS[config]).double())
+    ids, order = random_ids(3, 6), torch.tensor([2, 0, 0])
+    _, tokens, mems = drive(theirs, ids, 5, True)
+    _, _, state = drive(ours, ids, tokens[:, 6:], True)
+    key = "past_key_values" if PAST else "mems"
+    for chosen, grown in ((order, tokens[order]), (torch.arange(3), tokens)):
+        results = []
+        for each, memory in ((theirs, mems), (ours, state)):
+            given = {key: each._reorder_cache(memory, chosen)}
+            results.append(drive(each, grown, 4, True, **given)[0])
+        assert error(*reversed(results)) < 1e-12
+
+
 @pytest.mark.parametrize("config", ["plain", "mem_len 3", "reuse_len 1"])
 def test_memory_that_a_user_hands_over(little_room, config):
     theirs = in_float64(wide_model(**CONFIGS[config]))
@@ -154,9 +188,6 @@ def test_memory_that_a_user_hands_over(little_room, config):
     logits, _, state = drive(ours, random_ids(2, 4), tokens[:, 4:], True, **name)
     assert error(logits, expected) < 1e-12
     assert error(state, last) < 1e-12
-
-
-PAST = xlnet_fast.hf.versions._VERSION < (5, 24)
 
 
 class TestState:

@@ -30,6 +30,8 @@ _READ = "xlnet_fast_read_text"
 """The name under which a run without memory hands on what it has read."""
 _DRAFTS = "xlnet_fast_drafts"
 """The name under which a run hands on where its drafts come from."""
+_ALONE = "xlnet_fast_alone"
+"""The name under which beam search says that it keeps no state but the last."""
 _OF_A_STEP = {
     "attention_mask", "cache", "cache_position", "is_first_iteration", "logits_to_keep", "mems",
     "next_sequence_length", "output_attentions", "output_hidden_states", "past_key_values",
@@ -53,10 +55,13 @@ class FastLMHeadModel(XLNetLMHeadModel):
     ) -> dict[str, Any]:
         """As HF, or one :class:`Step` in the place of the memory."""
         read, drafts = kwargs.pop(_READ, None), kwargs.pop(_DRAFTS, None)
+        alone = kwargs.pop(_ALONE, False)
         step = self.__step(input_ids, args, kwargs, read)
         if step is not None:
             if drafts is not None and step.frozen.slots is not None and step.done is None:
                 step = replace(step, drafts=tuple(drafts.after(input_ids)))
+            if alone and not step.alone and step.remembers and not step.frozen.length:
+                step = replace(step, alone=True)
             use_mems = kwargs.get("use_mems", *args[1:2])
             return {"input_ids": step.ids, "mems": step, "use_mems": use_mems}
         memory = generated_memory(args, kwargs)
@@ -253,6 +258,10 @@ class FastLMHeadModel(XLNetLMHeadModel):
             streamer=streamer,
             **kwargs,
         )
+
+    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        """As HF, which keeps no state but the last: its rows are moved in place."""
+        return super()._beam_search(*args, **kwargs, **{_ALONE: True})
 
     @staticmethod
     def _reorder_cache(mems: Any, beam_idx: Tensor) -> Any:

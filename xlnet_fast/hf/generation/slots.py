@@ -71,6 +71,13 @@ class Slots:
         if self.inputs is not None:
             self.inputs[layer, place:end] = inputs
 
+    def move(self, sources: list[int], targets: list[int], start: int, end: int) -> None:
+        """Rows ``start`` to ``end`` of some texts to others, in place."""
+        for slot in (self.keys, self.values):
+            slot[:, targets, :, start:end] = slot[:, sources, :, start:end]
+        if self.inputs is not None:
+            self.inputs[:, start:end, targets] = self.inputs[:, start:end, sources]
+
     def select(self, elements: Tensor) -> Slots:
         """A copy for some elements of the batch, in this order."""
         copy = object.__new__(Slots)

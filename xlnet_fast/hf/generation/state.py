@@ -90,13 +90,26 @@ class GenerationState(Sequence[Tensor]):
             tip=ran.tip if end >= ran.end else None,
         )  # fmt: skip
         step.table.forget_beyond(_CUT)
-        return Step(step.parts, step.table, frozen, ids, padding)
+        following = Step(step.parts, step.table, frozen, ids, padding)
+        if not step.alone:
+            return following
+        gone, kept = start - ran.start, end - ran.start
+        together = step.together if step.frozen.length else kept
+        history = self.__history()
+        return replace(
+            following,
+            alone=True,
+            read=history[:, : history.shape[1] - (ran.end - ran.start + count) + kept],
+            together=max(min(together, kept) - gone, 0),
+        )
 
     def select(self, elements: Tensor) -> GenerationState:
         """The state of some elements of the batch, in this order, as beam search asks for."""
         if elements.device.type == "cpu" and elements.tolist() == list(range(self.batch)):
             return self
         step, ran, tip = self._step, self._ran, object()
+        if step.alone:
+            return self.__moved(elements.tolist())
         elements = elements.to(step.ids.device)
         slots = ran.slots.select(elements)
         slots.tip = tip
@@ -113,6 +126,35 @@ class GenerationState(Sequence[Tensor]):
             padding=_selected(step.padding, elements),
         )
         return GenerationState(step, Ran(slots, ran.start, ran.end, tip), self._to_mems)
+
+    def __history(self) -> Tensor:
+        """(B, L) tokens of all rows that were ever frozen and of the new ones, -1 for padding."""
+        step = self._step
+        ids = step.ids if step.padding is None else step.ids.masked_fill(step.padding, -1)
+        return ids if step.read is None else torch.cat([step.read, ids], dim=1)
+
+    def __moved(self, order: list[int]) -> GenerationState:
+        """The same in place: rows before the first token that differs are the same already."""
+        step, ran = self._step, self._ran
+        history, rows = self.__history(), ran.end - ran.start + step.ids.shape[1]
+        differs = history != history[order]  # (B, L)
+        targets = differs.any(1).nonzero().flatten().tolist()
+        if targets:
+            # A row depends on the token after it as well, and on those that are forgotten.
+            different = int(differs[targets].int().argmax(1).min()) - 1
+            first = max(different - (history.shape[1] - rows), 0)
+            first = 0 if first < step.together else first
+            sources = [order[target] for target in targets]
+            ran.slots.move(sources, targets, ran.start + first, ran.start + rows)
+        elements = torch.tensor(order, device=step.ids.device)
+        step = replace(
+            step,
+            frozen=replace(step.frozen, padding=_selected(step.frozen.padding, elements)),
+            ids=step.ids.index_select(0, elements),
+            padding=_selected(step.padding, elements),
+            read=_selected(step.read, elements),
+        )
+        return GenerationState(step, ran, self._to_mems)
 
     def __len__(self) -> int:
         return len(self.parts.layers)

@@ -73,9 +73,13 @@ class Step:
         parts: of the model. table: of its distances. frozen: what was before.
         ids: (B, I) tokens. padding: (B, I) bool, True for padding, or None.
         remembers: whether the inputs of the layers are kept, which Hugging Face's memory is.
-        read: (B, M) the tokens of the frozen rows, where they are known.
+        read: (B, M) the tokens of the frozen rows, where they are known; of a step ``alone`` (B, M
+            and more) those of rows that are forgotten as well, -1 for padding.
         drafts: tokens that may follow, whose steps are computed with this one.
         done: the result, where it was computed with an earlier step (:class:`.ahead.Ahead`).
+        alone: whether nobody keeps the states before, so that rows may be moved in place.
+        together: how many of the frozen rows the prompt's step computed, each of which depends on
+            the whole prompt.
     """
 
     parts: Parts
@@ -87,6 +91,8 @@ class Step:
     read: Tensor | None = None
     drafts: tuple[int, ...] = ()
     done: Any = None
+    alone: bool = False
+    together: int = 0
 
     def renewed(self, parts: Parts) -> Step:
         """The same step with parts of other values: the memory stays, as Hugging Face's does."""
