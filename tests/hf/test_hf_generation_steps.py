@@ -106,6 +106,52 @@ def test_texts_of_a_padded_batch_give_what_each_gives_alone(
         assert error([step[b : b + 1] for step in logits], expected) < 1e-12
 
 
+def test_padded_texts_by_the_steps_of_hugging_face():
+    """As a backend by name takes them: with the mask of the memory too."""
+    theirs = in_float64(wide_model(mem_len=5))
+    ours = accelerated(wide_model(mem_len=5).double(), backend="reference")
+    ids, mask = random_ids(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[1, :3] = 0
+    alone = [drive(theirs, ids[b : b + 1, mask[b] > 0], STEPS, True) for b in range(2)]
+    tokens = torch.cat([text[:, -STEPS:] for _, text, _ in alone])
+    logits, _, _ = drive(ours, ids, tokens, True, attention_mask=mask)
+    for b, (expected, _, _) in enumerate(alone):
+        assert error([step[b : b + 1] for step in logits], expected) < 1e-12
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_another_text_without_memory(padded):
+    """What was read is known by its tokens: other texts, and the same in another order."""
+    ours = accelerated(wide_model(attn_type="uni").double())
+    ids, mask = random_ids(3, 9), torch.ones(3, 9, dtype=torch.long)
+    mask[1, :2] = 0
+    if not padded:
+        mask[:] = 1
+    kwargs = {"use_mems": False, "attention_mask": mask[:, :7]}
+    with torch.no_grad():
+        outputs = ours(**ours.prepare_inputs_for_generation(ids[:, :7], **kwargs))
+        kwargs["cache_position"] = torch.arange(7)
+        kept = ours._update_model_kwargs_for_generation(outputs, kwargs)
+        other = ids.clone()
+        other[0, 3] = (other[0, 3] + 1) % 50
+        changed = mask.clone()
+        changed[1, :3] = 0
+        order = [2, 0, 0]
+        for text, seen in (
+            (ids[:, :8], mask[:, :8]), (ids, mask), (ids[order], mask[order]), (other, mask),
+            (ids, changed), (ids[:, :6], mask[:, :6]), (ids[:2], mask[:2]),
+        ):  # fmt: skip
+            found, fresh = (
+                ours(
+                    **ours.prepare_inputs_for_generation(
+                        text, **{**memory, "use_mems": False, "attention_mask": seen}
+                    )
+                ).logits
+                for memory in (kept, {})
+            )
+            assert error([found], [fresh]) < 1e-12
+
+
 STRATEGIES = {
     "greedy": {"do_sample": False},
     "sampling": {"do_sample": True, "top_k": 20, "temperature": 0.9},
@@ -153,7 +199,7 @@ def test_beams_that_are_moved_in_place(little_room, config):
         in_float64(wide_model(**CONFIGS[config])),
         accelerated(wide_model(**CONFIGS[config]).double()),
     ):
-        found = each.generate(random_ids(2, 7), return_dict_in_generate=True, **given)
+        found = each.generate(random_ids(1, 7, 1), return_dict_in_generate=True, **given)
         results.append((found.sequences, found.past_key_values if PAST else found.cache))
     (expected, mems), (ours, state) = results
     assert torch.equal(ours, expected)
@@ -343,8 +389,9 @@ def test_steps_of_hugging_face_where_a_gradient_is_recorded_or_autocast_is_on():
         expected = ours(**prepared).logits
     with torch.enable_grad():
         logits = ours(**prepared).logits
-    assert logits.requires_grad
     torch.testing.assert_close(logits.detach(), expected)
+    logits.sum().backward()
+    assert bool(ours.transformer.layer[0].rel_attn.q.grad.any())
 
 
 class Change(LogitsProcessor):

@@ -150,11 +150,6 @@ FAULTS = [
             'order.flip(0) if kind == "first" else order',
             "order.flip(0)",
         ),
-        (
-            "generation: the mask of the first tokens",
-            "mask[:, -columns:]",
-            "mask[:, :columns]",
-        ),
     ),
     *faults_of(
         "xlnet_fast/hf/versions.py",

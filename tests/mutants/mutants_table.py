@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mutants_of_benchmarks
 import mutants_of_cpp
+import mutants_of_generation
 import mutants_of_maths
 import mutants_of_models
 import mutants_of_ops
@@ -17,6 +18,7 @@ FAULTS = [
     *mutants_of_ops.FAULTS,
     *mutants_of_sdpa.FAULTS,
     *mutants_of_models.FAULTS,
+    *mutants_of_generation.FAULTS,
     *mutants_of_triton.FAULTS,
     *mutants_of_cpp.FAULTS,
     *mutants_of_tools.FAULTS,
