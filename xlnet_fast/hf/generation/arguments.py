@@ -65,7 +65,7 @@ def set_segments(kwargs: dict[str, Any], ids: Tensor, remembers: bool, grows: bo
     mask = kwargs.get("attention_mask")
     if mask is not None:
         alike[:, :length] |= mask[:, -length:] < 1
-    if bool(alike.all()):  # HF raises here, so that nobody waits for this look who did not before
+    if bool(alike.all()):  # HF raises at the next step if not at this one
         del kwargs["token_type_ids"]
         return
     if grows:
@@ -104,4 +104,4 @@ def repeated(memory: Any, times: int, device: torch.device) -> Any:
     if hasattr(memory, "select"):
         texts = torch.arange(texts_of(memory), device=device)
         return memory.select(texts.repeat_interleave(times))
-    return tuple(layer.repeat_interleave(times, dim=1) for layer in memory)
+    return [layer.repeat_interleave(times, dim=1) for layer in memory]

@@ -45,8 +45,8 @@ _OF_A_STEP = {
 class CheckedRequests(XLNetLMHeadModel):
     """HF's ``generate``, which gives what it was asked for, or says why not.
 
-    A check looks at no value of a tensor, but of a mask that Hugging Face has looked at, and of
-    ``token_type_ids``, which Hugging Face's own raises for.
+    No check looks at the values of a tensor, but of a mask that Hugging Face has just looked at,
+    and of ``token_type_ids``.
     """
 
     @wraps(XLNetLMHeadModel.generate)
@@ -109,10 +109,10 @@ class CheckedRequests(XLNetLMHeadModel):
     def __check_memory(
         self, name: str, ids: Tensor, kwargs: dict[str, Any], options: dict[str, Any]
     ) -> None:
-        """``mems`` as a tuple with one (M, B, H) tensor a layer, for each beam or for each text."""
+        """``mems`` as a list with one (M, B, H) tensor a layer, for each beam or for each text."""
         memory = kwargs[name]
-        if isinstance(memory, Tensor):
-            memory = kwargs[name] = tuple(memory)
+        if isinstance(memory, Tensor) or type(memory) is tuple:
+            memory = kwargs[name] = list(memory)  # HF takes a tuple for a cache before 5.24
         if not isinstance(memory, (tuple, list)) or not memory:
             return  # a state of an earlier call, which is not to be made tensors of
         if all(layer is None for layer in memory):
@@ -188,22 +188,24 @@ class CheckedRequests(XLNetLMHeadModel):
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         """As HF, with guidance by XLNet's own next token."""
         processors = super()._get_logits_processor(*args, **kwargs)
-        for place, processor in enumerate(processors):
-            if type(processor) is UnbatchedClassifierFreeGuidanceLogitsProcessor:
-                config = kwargs.get("generation_config", *args[:1])
-                use_mems = (kwargs.get("model_kwargs") or {}).get("use_mems")
-                if config.num_beams > 1 and self.__uses_memory(use_mems):
-                    raise ArgumentError(
-                        "guidance_scale with num_beams: the memory of the second prompt does not "
-                        "follow the beams. Give use_mems=False, which reads it anew at each step"
-                    )
-                processors[place] = PromptGuidance(
-                    processor.guidance_scale,
-                    processor.model,
-                    kwargs.get("negative_prompt_ids"),
-                    kwargs.get("negative_prompt_attention_mask"),
-                    use_mems,
+        for place, theirs in enumerate(processors):
+            guides = type(theirs) is UnbatchedClassifierFreeGuidanceLogitsProcessor
+            if not guides or not isinstance(theirs.model, XLNetLMHeadModel):
+                continue
+            use_mems = (kwargs.get("model_kwargs") or {}).get("use_mems")
+            if kwargs["generation_config"].num_beams > 1 and self.__uses_memory(use_mems):
+                raise ArgumentError(
+                    "guidance_scale with num_beams: the memory of the second prompt does not "
+                    "follow the beams. Give use_mems=False, which reads it anew at each step"
                 )
+            second = theirs.unconditional_context
+            processors[place] = PromptGuidance(
+                theirs.guidance_scale,
+                theirs.model,
+                second["input_ids"],
+                second["attention_mask"],
+                use_mems,
+            )
         return processors
 
 
