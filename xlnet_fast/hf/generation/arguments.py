@@ -87,8 +87,9 @@ def rename_memory(kwargs: dict[str, Any]) -> None:
 
 def is_memory(value: Any) -> bool:
     """Whether it is (M, B, H) tensors by layer, in whatever holds them, and not HF's cache."""
-    return isinstance(value, (tuple, list, Tensor)) or (
-        hasattr(value, "select") and hasattr(value, "__getitem__")
+    return value is not None and (
+        isinstance(value, (tuple, list, Tensor))
+        or (hasattr(value, "select") and hasattr(value, "__getitem__"))
     )
 
 

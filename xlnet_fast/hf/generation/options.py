@@ -31,14 +31,12 @@ _OPTIONS = (
 
 def options_of(kwargs: dict[str, Any], *configs: Any) -> dict[str, Any]:
     """What was asked for, by name, None where it was not: an argument counts before a config."""
-    found = {}
-    for name in _OPTIONS:
-        value = kwargs.get(name)
-        if name not in kwargs:
-            for config in configs:
-                if value is None and config is not None:
-                    value = getattr(config, name, None)
-        found[name] = value
+    found = dict.fromkeys(_OPTIONS)
+    for config in reversed(configs):
+        if config is not None:
+            known = vars(config)
+            found.update({name: known[name] for name in _OPTIONS if known.get(name) is not None})
+    found.update({name: kwargs[name] for name in kwargs.keys() & found.keys()})
     return found
 
 
@@ -48,7 +46,7 @@ def check_options(options: dict[str, Any], kwargs: dict[str, Any]) -> None:
     if cache == "paged":
         refuse_paging("cache_implementation='paged'")
     for name, why in _REFUSED.items():
-        if options[name]:
+        if options[name] is not None and options[name] is not False:
             raise ArgumentError(f"generate() takes no {name}, as {why}")
     for name in CACHES:
         _check_cache(name, kwargs.get(name))

@@ -17,6 +17,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.generation.arguments import (
+    CACHES,
     MEMORIES,
     check_ids,
     check_mask,
@@ -40,6 +41,7 @@ _OF_A_STEP = {
     "perm_mask": "each step makes its own, in which a text does not see the token to predict",
     "target_mapping": "each step predicts the token that follows the text",
 }
+_RARE = frozenset({*_OF_A_STEP, *MEMORIES, *CACHES, "labels", "input_mask"})
 
 
 class CheckedRequests(XLNetLMHeadModel):
@@ -76,7 +78,21 @@ class CheckedRequests(XLNetLMHeadModel):
     def __check_arguments(
         self, ids: Tensor, kwargs: dict[str, Any], options: dict[str, Any]
     ) -> None:
-        """Masks, segments and memory of (B, I) ids; what can be mended is changed in ``kwargs``."""
+        """What goes with (B, I) ids; what can be mended is changed in ``kwargs``."""
+        remembers = bool(kwargs.keys() & _RARE) and self.__check_rare(ids, kwargs, options)
+        mask, batch = kwargs.get("attention_mask"), ids.shape[0]
+        if mask is not None:
+            check_mask("attention_mask", mask, ids, remembers)
+            if mask.shape[0] != batch:
+                kwargs["attention_mask"] = mask.expand(batch, -1)
+        elif batch > 1:
+            self.__warn_of_unknown_padding(options)
+        if kwargs.get("token_type_ids") is not None:
+            grows = self.__uses_memory(kwargs.get("use_mems")) and options["max_new_tokens"] != 1
+            set_segments(kwargs, ids, remembers, grows)
+
+    def __check_rare(self, ids: Tensor, kwargs: dict[str, Any], options: dict[str, Any]) -> bool:
+        """What few calls have; True if it is memory."""
         for name, why in _OF_A_STEP.items():
             if kwargs.get(name) is not None:
                 raise ArgumentError(f"generate() takes no {name}, as {why}: leave it out")
@@ -87,7 +103,7 @@ class CheckedRequests(XLNetLMHeadModel):
         given = [name for name in MEMORIES if is_memory(kwargs.get(name))]
         for name in given:
             self.__check_memory(name, ids, kwargs, options)
-        remembers = any(is_memory(kwargs.get(name)) for name in given)
+        remembers = any(kwargs.get(name) is not None for name in given)
         if kwargs.get("input_mask") is not None:
             if kwargs.get("attention_mask") is not None:
                 raise ArgumentError(
@@ -95,16 +111,7 @@ class CheckedRequests(XLNetLMHeadModel):
                 )
             check_mask("input_mask", kwargs["input_mask"], ids, remembers)
             kwargs["attention_mask"] = (kwargs.pop("input_mask") <= 0).long()
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            check_mask("attention_mask", mask, ids, remembers)
-            if len(mask) != len(ids):
-                kwargs["attention_mask"] = mask.expand(len(ids), -1)
-        elif len(ids) > 1:
-            self.__warn_of_unknown_padding(options)
-        if kwargs.get("token_type_ids") is not None:
-            grows = self.__uses_memory(kwargs.get("use_mems")) and options["max_new_tokens"] != 1
-            set_segments(kwargs, ids, remembers, grows)
+        return remembers
 
     def __check_memory(
         self, name: str, ids: Tensor, kwargs: dict[str, Any], options: dict[str, Any]
