@@ -127,8 +127,9 @@ if hasattr(GenerationConfig(), "speculation_type"):
 @pytest.mark.parametrize("name", IGNORED)
 def test_ignored_with_a_warning_once(theirs, ours, name):
     expected = generate(theirs, prompt())
-    with pytest.warns(UserWarning, match=name):
+    with pytest.warns(UserWarning, match=name) as told:
         assert torch.equal(generate(ours, prompt(), **IGNORED[name]), expected)
+    assert __file__ in [x.filename for x in told]
     assert torch.equal(quiet(ours, prompt(), **IGNORED[name]), expected)
 
 
@@ -185,19 +186,32 @@ def test_right_as_it_is(theirs, ours, case):
     )
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"dola_layers": "high"},
-        {"penalty_alpha": 0.6, "top_k": 4},
-        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
-        {"num_beams": 4, "force_words_ids": [[3]]},
-    ],
-    ids=["dola", "contrastive", "diverse beams", "constrained beams"],
-)
-def test_what_moved_to_the_hub_is_hugging_faces(ours, given):
+OF_THE_HUB = {
+    "dola": ({"dola_layers": "high"}, "dola_layers.*two streams"),
+    "contrastive": ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha.*cache of keys"),
+    "diverse": (
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "num_beam_groups.*mems",
+    ),
+    "constrained": ({"num_beams": 4, "force_words_ids": [[3]]}, "constrained beams.*mems"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_THE_HUB)
+def test_what_moved_to_the_hub(ours, case):
+    """Its code hands ``generate`` a loop of its own, which reorders what was named otherwise."""
+    given, message = OF_THE_HUB[case]
     with pytest.raises(ValueError, match="requires `trust_remote_code=True`"):
         generate(ours, prompt(), **given)
+
+    def loop(model, input_ids, **kwargs):
+        return input_ids
+
+    if "num_beams" not in given or MEMORY_NAME == "mems":
+        with pytest.raises(ArgumentError, match=message):
+            generate(ours, prompt(), custom_generate=loop, **given)
+    if "num_beams" in given:
+        given = {**given, "use_mems": False}
+        assert len(generate(ours, prompt(), custom_generate=loop, **given)) == 8
 
 
 def test_a_loop_of_the_users_own(theirs, ours):
@@ -346,8 +360,9 @@ def test_one_mask_for_all(ours, beams):
 @pytest.mark.parametrize("tokens", [{"pad_token_id": None}, {"eos_token_id": [2, PAD]}])
 def test_padding_that_nobody_knows_of(ours, tokens):
     given = {"eos_token_id": 2, **tokens}
-    with pytest.warns(UserWarning, match="padding is read as text"):
+    with pytest.warns(UserWarning, match="padding is read as text") as told:
         generate(ours, prompt(), **given)
+    assert __file__ in [x.filename for x in told]
     options._WARNED_OF.clear()
     quiet(ours, prompt(1), **given)
     quiet(ours, prompt(), attention_mask=torch.ones(2, LENGTH), **given)
@@ -432,8 +447,9 @@ def test_going_on_from_memory_of_the_prompt(theirs, ours, name, form, beams):
         tokens = generate(ours, prompt()[:, 3:], mems=form(memory), **given)
     else:
         expected = generate(theirs, prompt(), **{MEMORY_NAME: list(repeat(memory, beams))}, **given)
-        with pytest.warns(UserWarning, match="the last two of input_ids"):
+        with pytest.warns(UserWarning, match="the last two of input_ids") as told:
             tokens = generate(ours, prompt(), **{name: form(memory)}, **given)
+        assert __file__ in [x.filename for x in told]
     assert torch.equal(tokens, expected)
     assert torch.equal(
         generate(ours, prompt(), mems=None, past_key_values=None), generate(theirs, prompt())
@@ -442,6 +458,21 @@ def test_going_on_from_memory_of_the_prompt(theirs, ours, name, form, beams):
 
 def repeat(memory: Any, times: int) -> tuple[torch.Tensor, ...]:
     return tuple(layer.repeat_interleave(times, dim=1) for layer in memory)
+
+
+@pytest.mark.parametrize("form", ["Memory", "state"])
+def test_beams_go_on_from_memory_that_knows_more(ours, form):
+    """Padding, or keys and values, which a list of tensors has not."""
+    ids, name = prompt(), "mems"
+    if form == "Memory":
+        with torch.no_grad():
+            memory = xlnet_fast.Memory(ours(ids, use_mems=True).mems, None)
+    else:
+        name = MEMORY_NAME
+        first = generate(ours, ids, return_dict_in_generate=True)
+        ids, memory = first.sequences, first[MENDED_NAME]
+    expected = generate(ours, ids, num_beams=2, **{name: list(memory)})
+    assert torch.equal(generate(ours, ids, num_beams=2, **{name: memory}), expected)
 
 
 def test_no_memory_in_a_layer_is_no_memory(theirs, ours):

@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.generation.arguments import CACHES, is_memory
+from xlnet_fast.hf.versions import MEMORY_NAME
 
 _TOKENS = 20
 """How many Hugging Face makes where no length is said."""
@@ -22,6 +23,13 @@ _REFUSED = {
     "token_healing": "it reads the prompts anew with a tokenizer, and XLNet's ends them with <sep> "
     "and <cls>: cut the last token off the prompt instead",
 }
+_OF_CAUSAL_MODELS = {
+    "DOLA_GENERATION": "dola_layers contrasts the hidden states of layers, of which XLNet has two "
+    "streams, and takes those that have not seen the token to predict",
+    "CONTRASTIVE_SEARCH": "penalty_alpha has single tokens read after a cache of keys and values, "
+    "which XLNet has not",
+}
+_OF_BEAMS = {"GROUP_BEAM_SEARCH": "num_beam_groups", "CONSTRAINED_BEAM_SEARCH": "constrained beams"}
 _OPTIONS = (
     *_REFUSED, "cache_implementation", "compile_config", "max_length", "max_new_tokens",
     "guidance_scale", "num_beams", "num_return_sequences", "speculation_type", "use_cache",
@@ -108,7 +116,27 @@ def _check_cache(name: str, cache: Any) -> None:
         "cache",
         f"{name} is ignored, as Hugging Face ignores it: XLNet has a memory in the place of a "
         "cache (use_mems, config.mem_len), and the object stays empty",
+        calls=2,
     )
+
+
+def check_mode(config: Any, uses_memory: bool) -> None:
+    """Refuse what code from the hub would do wrong with XLNet: HF itself has it no more.
+
+    Args:
+        config: the generation config, complete. uses_memory: from step to step.
+
+    Raises:
+        ArgumentError: it would.
+    """
+    mode = config.get_generation_mode().name
+    if mode in _OF_CAUSAL_MODELS:
+        raise ArgumentError(f"{_OF_CAUSAL_MODELS[mode]}: leave it out")
+    if mode in _OF_BEAMS and uses_memory and MEMORY_NAME == "mems":
+        raise ArgumentError(
+            f"{_OF_BEAMS[mode]}: its code on the hub reorders past_key_values and not mems, so "
+            "that beams would read each other's memory. Give use_mems=False"
+        )
 
 
 def refuse_paging(what: str) -> NoReturn:
@@ -119,8 +147,8 @@ def refuse_paging(what: str) -> NoReturn:
     )
 
 
-def warn_once(about: str, message: str) -> None:
-    """Once for each thing."""
+def warn_once(about: str, message: str, *, calls: int = 1) -> None:
+    """Once for each thing, at the line that called ``generate``, so many calls above this one's."""
     if about not in _WARNED_OF:
         _WARNED_OF.add(about)
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=3 + calls)

@@ -29,6 +29,7 @@ from xlnet_fast.hf.generation.arguments import (
 )
 from xlnet_fast.hf.generation.guidance import PromptGuidance, check_padding
 from xlnet_fast.hf.generation.options import (
+    check_mode,
     check_options,
     options_of,
     refuse_paging,
@@ -98,7 +99,9 @@ class CheckedRequests(XLNetLMHeadModel):
                 raise ArgumentError(f"generate() takes no {name}, as {why}: leave it out")
         if kwargs.get("labels") is not None:
             del kwargs["labels"]
-            warn_once("labels", "generate() reads no labels, and computes no loss: ignored")
+            warn_once(
+                "labels", "generate() reads no labels, and computes no loss: ignored", calls=2
+            )
         rename_memory(kwargs)
         given = [name for name in MEMORIES if is_memory(kwargs.get(name))]
         for name in given:
@@ -147,6 +150,7 @@ class CheckedRequests(XLNetLMHeadModel):
             "them, the last two rows of it left out, as Hugging Face's does: right where the "
             "memory is of the same input_ids, wrong where it is of a text before them. There, give "
             "the earlier text's tokens in input_ids",
+            calls=3,
         )
 
     def __uses_memory(self, use_mems: bool | None) -> bool:
@@ -161,6 +165,7 @@ class CheckedRequests(XLNetLMHeadModel):
                 "padding",
                 "several texts, no attention_mask, and no pad_token_id that is not the end of a "
                 "text too: padding is read as text. Give attention_mask if there is any",
+                calls=2,
             )
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -193,14 +198,16 @@ class CheckedRequests(XLNetLMHeadModel):
         return ids, expanded
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
-        """As HF, with guidance by XLNet's own next token."""
+        """As HF, with guidance by XLNet's own next token; HF has just completed the config."""
+        config = kwargs["generation_config"]
+        use_mems = (kwargs.get("model_kwargs") or {}).get("use_mems")
+        check_mode(config, self.__uses_memory(use_mems))
         processors = super()._get_logits_processor(*args, **kwargs)
         for place, theirs in enumerate(processors):
             guides = type(theirs) is UnbatchedClassifierFreeGuidanceLogitsProcessor
             if not guides or not isinstance(theirs.model, XLNetLMHeadModel):
                 continue
-            use_mems = (kwargs.get("model_kwargs") or {}).get("use_mems")
-            if kwargs["generation_config"].num_beams > 1 and self.__uses_memory(use_mems):
+            if config.num_beams > 1 and self.__uses_memory(use_mems):
                 raise ArgumentError(
                     "guidance_scale with num_beams: the memory of the second prompt does not "
                     "follow the beams. Give use_mems=False, which reads it anew at each step"
