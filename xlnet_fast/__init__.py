@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         is_accelerated,
         linear_attention,
         restore,
+        to_mems,
     )
     from xlnet_fast.masks import AttentionMask
     from xlnet_fast.qualifier import qualify
@@ -43,6 +44,7 @@ _HF_NAMES = (
     "is_accelerated",
     "linear_attention",
     "restore",
+    "to_mems",
 )
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "linear_attention",
     "qualify",
     "restore",
+    "to_mems",
 ]
 
 

@@ -9,7 +9,7 @@ from hf_parity import hf_in, tiny_model
 from torch import Tensor
 from transformers import XLNetLMHeadModel
 
-MEMORY = "mems" if "mems" in XLNetLMHeadModel.__init__.__code__.co_names else None
+from xlnet_fast.hf.versions import HAS_HEAD_MASK
 
 
 class InFloat64(XLNetLMHeadModel):
@@ -54,6 +54,8 @@ def drive(
         (B, V) logits of each step, all tokens, and the last memory.
     """
     kwargs = {"use_mems": use_mems, **kwargs}
+    if HAS_HEAD_MASK:  # version 4 counts its steps
+        kwargs["cache_position"] = torch.arange(ids.shape[1])
     logits = []
     steps = tokens if isinstance(tokens, int) else tokens.shape[1]
     for step in range(steps):

@@ -2,6 +2,7 @@
 
 from xlnet_fast.hf import versions  # first: it refuses what the others cannot be imported with
 from xlnet_fast.hf.explanation import Explanation, explain
+from xlnet_fast.hf.generation import to_mems
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.patching import (
     accelerate,
@@ -22,5 +23,6 @@ __all__ = [
     "is_accelerated",
     "linear_attention",
     "restore",
+    "to_mems",
     "versions",
 ]

@@ -107,3 +107,14 @@ def generated_memory(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return kwargs.get("mems")
     memory = kwargs.get("past_key_values", *args[:1])
     return memory or kwargs.get("mems")  # what the user began with
+
+
+def with_generated_memory(
+    args: tuple[Any, ...], kwargs: dict[str, Any], memory: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with another memory."""
+    if _VERSION >= (5, 24):
+        return args, {**kwargs, "mems": memory}
+    if args:
+        return (memory, *args[1:]), kwargs
+    return args, {**kwargs, "past_key_values": memory}

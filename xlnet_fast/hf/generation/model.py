@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel, XLNetLMHeadModelOutput
 
-from xlnet_fast.errors import ArgumentError
+from xlnet_fast.errors import ArgumentError, PerformanceWarning
+from xlnet_fast.hf.generation.ahead import can_run_ahead, run_ahead
+from xlnet_fast.hf.generation.drafts import drafts_for
 from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
+from xlnet_fast.hf.generation.recorded import run_recorded
 from xlnet_fast.hf.generation.requests import CheckedRequests
 from xlnet_fast.hf.generation.state import GenerationState, ReadText, first_step
-from xlnet_fast.hf.generation.step import Step, run
+from xlnet_fast.hf.generation.step import Step
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
-from xlnet_fast.hf.versions import generated_memory
+from xlnet_fast.hf.versions import generated_memory, with_generated_memory
 from xlnet_fast.nn.linear import is_plain_linear
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import can_look
 
 _READ = "xlnet_fast_read_text"
 """The name under which a run without memory hands on what it has read."""
+_DRAFTS = "xlnet_fast_drafts"
+"""The name under which a run hands on where its drafts come from."""
 _OF_A_STEP = {
     "attention_mask", "cache", "cache_position", "is_first_iteration", "logits_to_keep", "mems",
     "next_sequence_length", "output_attentions", "output_hidden_states", "past_key_values",
@@ -45,11 +53,18 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         self, input_ids: Tensor, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """As HF, or one :class:`Step` in the place of the memory."""
-        read = kwargs.pop(_READ, None)
+        read, drafts = kwargs.pop(_READ, None), kwargs.pop(_DRAFTS, None)
         step = self.__step(input_ids, args, kwargs, read)
         if step is not None:
+            if drafts is not None and step.frozen.slots is not None and step.done is None:
+                step = replace(step, drafts=tuple(drafts.after(input_ids)))
             use_mems = kwargs.get("use_mems", *args[1:2])
             return {"input_ids": step.ids, "mems": step, "use_mems": use_mems}
+        memory = generated_memory(args, kwargs)
+        if isinstance(memory, GenerationState):
+            earlier = self.__next_step(input_ids, kwargs.get("attention_mask"), memory).frozen
+            rows = _with_rows_to_cut(earlier.inputs(), memory)
+            args, kwargs = with_generated_memory(args, kwargs, rows)
         return self.__as_theirs(input_ids, *args, **kwargs)
 
     def __step(
@@ -81,13 +96,20 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         return first_step(parts, input_ids, padding, remembers=bool(remembers))
 
     def __next(self, input_ids: Tensor, mask: Tensor | None, state: GenerationState) -> Step | None:
+        step = self.__next_step(input_ids, mask, state)
+        if not state.parts.are_as_before():
+            if obstacle_to_steps(self, FastLMHeadModel):
+                return None
+            return step.renewed(Parts(self))
+        return step if state.ahead is None else replace(step, done=state.foreseen(step.ids))
+
+    def __next_step(self, input_ids: Tensor, mask: Tensor | None, state: GenerationState) -> Step:
+        """What follows a state, whatever became of the model meanwhile."""
         if not state.parts.belong_to(self):
             raise ArgumentError(
                 "mems is the state of another model's generate; its memory, as tensors, is "
                 "xlnet_fast.to_mems(mems)"
             )
-        if not state.parts.are_as_before():
-            return None  # the memory as tensors, from which the next step begins anew
         tail = input_ids[:, -2:]
         padding = None if mask is None or self.config.reuse_len else mask[:, -tail.shape[1] :] < 1
         return state.next(tail, padding)
@@ -127,10 +149,14 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         if args or not self.__takes(kwargs):
             use_mems = {"use_mems": kwargs.pop("use_mems", None)}
             return super().forward(*args, **step.as_arguments(), **use_mems, **kwargs)
-        rows, ran = run(step)
-        logits = self.__logits(rows.transpose(0, 1))
+        if step.done is not None:
+            return XLNetLMHeadModelOutput(logits=step.done.logits, mems=step.done.state)
+        if step.drafts:
+            logits, state = run_ahead(step, step.drafts, self.__logits, self.__mems_of)
+            return XLNetLMHeadModelOutput(logits=logits, mems=state)
+        logits, ran = run_recorded(step, self.__logits)
         if step.remembers:
-            state: Any = GenerationState(step, ran, self.__mems_of)
+            state = GenerationState(step, ran, self.__mems_of)
             return XLNetLMHeadModelOutput(logits=logits, mems=state)
         output = XLNetLMHeadModelOutput(logits=logits)
         output.__dict__[_READ] = ReadText.after(step, ran)
@@ -149,7 +175,7 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         )
 
     def __logits(self, hidden: Tensor) -> Tensor:
-        """(B, 1, V) of (B, 1, H)."""
+        """(rows, 1, V) of (rows, 1, H)."""
         head = self.lm_loss
         if is_plain_linear(head) and head.weight.dtype == hidden.dtype:
             return linear(hidden, head.weight, head.bias)
@@ -175,12 +201,77 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
             updated[_READ] = read
         return updated
 
+    def _assisted_decoding(
+        self,
+        input_ids: Tensor,
+        *,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        assistant_model: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """HF's plain decoding, whose steps are computed several at once where drafts hold.
+
+        The tokens are those of the same ``generate`` without drafts, sampled ones too.
+
+        Raises:
+            ArgumentError: more than one text, no memory, or drafts that XLNet has not.
+        """
+        tokenizers = {name: kwargs.pop(name, None) for name in ("tokenizer", "assistant_tokenizer")}
+        kwargs.pop("inputs_tensor", None)
+        remembers = kwargs.get("use_mems")
+        if len(input_ids) != 1:
+            raise ArgumentError(
+                f"drafts are for one text at a time, but input_ids has {len(input_ids)}"
+            )
+        if not (self.config.use_mems_eval if remembers is None else remembers):
+            raise ArgumentError("drafts need the memory: leave use_mems, or give use_mems=True")
+        why = obstacle_to_steps(self, FastLMHeadModel)
+        parts = None if why else Parts(self)
+        if parts is None or not can_run_ahead(parts):
+            why = why or "config.mem_len below 2 or config.reuse_len below 3 forgets them"
+            warnings.warn(
+                f"drafts are not used, the tokens are the same without: {why}",
+                PerformanceWarning,
+                stacklevel=4,
+            )
+        else:
+            kwargs[_DRAFTS] = drafts_for(
+                self, generation_config, assistant_model, input_ids,
+                logits_processor=logits_processor,
+                target_tokenizer=tokenizers["tokenizer"],
+                assistant_tokenizer=tokenizers["assistant_tokenizer"],
+            )  # fmt: skip
+        return self._sample(
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            synced_gpus=synced_gpus,
+            streamer=streamer,
+            **kwargs,
+        )
+
     @staticmethod
     def _reorder_cache(mems: Any, beam_idx: Tensor) -> Any:
         """As HF."""
         if isinstance(mems, GenerationState):
             return mems.select(beam_idx)
         return XLNetLMHeadModel._reorder_cache(mems, beam_idx)
+
+
+def _with_rows_to_cut(rows: tuple[Tensor, ...], state: GenerationState) -> tuple[Tensor, ...]:
+    """Frozen rows (M, B, H) of each layer, and two more, which HF's ``generate`` cuts off."""
+    if not rows:
+        parts = state.parts
+        empty = torch.empty(
+            0, state.batch, parts.hidden_size, dtype=parts.dtype, device=parts.device
+        )
+        rows = (empty,) * len(parts.layers)
+    return tuple(F.pad(layer, (0, 0, 0, 0, 0, 2)) for layer in rows)
 
 
 def _may_step(input_ids: Any, memory: Any, kwargs: dict[str, Any]) -> bool:

@@ -9,6 +9,8 @@ from xlnet_fast.hf.generation.parts import Parts
 
 _LEAST_SPARE = 64
 """Rows that are allocated beyond those needed, at least; else a quarter of them."""
+_LEAST_SPARE_RECORDED = 256
+"""The same on a GPU, where steps are recorded anew for each allocation."""
 
 
 class Slots:
@@ -17,11 +19,14 @@ class Slots:
     Attributes:
         keys, values: (layers, B, N, capacity, D). inputs: (layers, capacity, B, H), or None.
         tip: what wrote the last rows and may write behind them; others have to copy first.
+        selected: whether beam search chose among texts: the next step may choose again.
+        recorded: the step that was recorded on these tensors (:mod:`.recorded`), or None.
     """
 
     def __init__(self, parts: Parts, batch: int, rows: int, with_inputs: bool) -> None:
         heads, dim = parts.heads
-        layers, capacity = len(parts.layers), rows + max(_LEAST_SPARE, rows // 4)
+        least = _LEAST_SPARE_RECORDED if parts.device.type == "cuda" else _LEAST_SPARE
+        layers, capacity = len(parts.layers), rows + max(least, rows // 4)
         self.keys = torch.empty(
             layers, batch, heads, capacity, dim, dtype=parts.dtype, device=parts.device
         )
@@ -30,6 +35,8 @@ class Slots:
         if with_inputs:
             self.inputs = self.keys.new_empty(layers, capacity, batch, parts.hidden_size)
         self.tip: object = None
+        self.selected = False
+        self.recorded: object = None
 
     @property
     def capacity(self) -> int:
@@ -45,6 +52,7 @@ class Slots:
     def moved(self, parts: Parts, start: int, end: int, rows: int) -> Slots:
         """A copy with room for so many rows, those from ``start`` to ``end`` at the front."""
         copy = Slots(parts, self.keys.shape[1], rows, self.inputs is not None)
+        copy.selected = self.selected
         copy.keys[:, :, :, : end - start] = self.keys[:, :, :, start:end]
         copy.values[:, :, :, : end - start] = self.values[:, :, :, start:end]
         if self.inputs is not None and copy.inputs is not None:
@@ -69,5 +77,5 @@ class Slots:
         copy.keys = self.keys.index_select(1, elements)
         copy.values = self.values.index_select(1, elements)
         copy.inputs = None if self.inputs is None else self.inputs.index_select(2, elements)
-        copy.tip = None
+        copy.tip, copy.selected, copy.recorded = None, True, None
         return copy

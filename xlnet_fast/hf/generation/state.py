@@ -25,11 +25,15 @@ class GenerationState(Sequence[Tensor]):
     ``generate`` hands it from step to step and returns it where Hugging Face returns ``mems``. To
     whoever looks into it, it is a tuple of one (M, B, H) tensor a layer, Hugging Face's ``mems``,
     computed at the first look (:func:`to_mems`).
+
+    Attributes:
+        ahead: the next step, if it was computed already (:class:`.ahead.Ahead`), or None.
     """
 
     def __init__(self, step: Step, ran: Ran, to_mems: Callable[[Step], tuple[Tensor, ...]]) -> None:
         self._step, self._ran, self._to_mems = step, ran, to_mems
         self._mems: tuple[Tensor, ...] | None = None
+        self.ahead: Any = None
 
     @property
     def parts(self) -> Parts:
@@ -40,6 +44,18 @@ class GenerationState(Sequence[Tensor]):
     def batch(self) -> int:
         """B."""
         return self._step.ids.shape[0]
+
+    def foreseen(self, ids: Tensor) -> Any:
+        """The step that follows with ids (B, 2), if it was computed ahead, else None."""
+        ahead = self.ahead
+        if ahead is None or ids.tolist() != [[self._newest, ahead.token]]:
+            return None
+        return ahead
+
+    @property
+    def _newest(self) -> int:
+        """The last token that was read, of a state of one text."""
+        return int(self._step.ids[0, -1])
 
     @property
     def nbytes(self) -> int:
@@ -62,12 +78,10 @@ class GenerationState(Sequence[Tensor]):
             ShapeError: ids of another batch.
         """
         if ids.shape[0] != self.batch:
-            raise ShapeError(
-                f"input_ids has {ids.shape[0]} texts, but mems is the state of {self.batch}"
-            )
+            raise ShapeError(f"input_ids has {ids.shape[0]} texts, but mems is of {self.batch}")
         step, ran = self._step, self._ran
         count = step.ids.shape[1]
-        start, end = _frozen_after(step.parts, ran.start, ran.end, count)
+        start, end = frozen_after(step.parts, ran.start, ran.end, count)
         seen = step.all_padding()
         frozen = Frozen(
             ran.slots, start, end,
@@ -76,7 +90,7 @@ class GenerationState(Sequence[Tensor]):
             tip=ran.tip if end >= ran.end else None,
         )  # fmt: skip
         step.table.forget_beyond(_CUT)
-        return replace(step, frozen=frozen, ids=ids, padding=padding)
+        return Step(step.parts, step.table, frozen, ids, padding)
 
     def select(self, elements: Tensor) -> GenerationState:
         """The state of some elements of the batch, in this order, as beam search asks for."""
@@ -144,7 +158,7 @@ def to_mems(state: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _frozen_after(parts: Parts, start: int, end: int, count: int) -> tuple[int, int]:
+def frozen_after(parts: Parts, start: int, end: int, count: int) -> tuple[int, int]:
     """Which rows stay after a step of so many tokens: HF's ``cache_mem`` and the cut of two."""
     new = count + 1  # the dummy is remembered as well
     if parts.reuse_len > 0:

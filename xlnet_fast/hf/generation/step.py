@@ -51,6 +51,11 @@ class Frozen:
         """M."""
         return self.end - self.start
 
+    def has_room(self, count: int) -> bool:
+        """Whether so many rows can be written behind these, where they are."""
+        slots = self.slots
+        return slots is not None and self.tip is slots.tip and self.end + count <= slots.capacity
+
     def inputs(self) -> tuple[Tensor, ...]:
         """(M, B, H) for each layer; none where no row is frozen."""
         if self.memory is not None:
@@ -69,6 +74,8 @@ class Step:
         ids: (B, I) tokens. padding: (B, I) bool, True for padding, or None.
         remembers: whether the inputs of the layers are kept, which Hugging Face's memory is.
         read: (B, M) the tokens of the frozen rows, where they are known.
+        drafts: tokens that may follow, whose steps are computed with this one.
+        done: the result, where it was computed with an earlier step (:class:`.ahead.Ahead`).
     """
 
     parts: Parts
@@ -78,6 +85,16 @@ class Step:
     padding: Tensor | None = None
     remembers: bool = True
     read: Tensor | None = None
+    drafts: tuple[int, ...] = ()
+    done: Any = None
+
+    def renewed(self, parts: Parts) -> Step:
+        """The same step with parts of other values: the memory stays, as Hugging Face's does."""
+        memory = tuple(layer.clone() for layer in self.frozen.inputs())
+        frozen = Frozen(end=self.frozen.length, padding=self.frozen.padding, memory=memory)
+        if not self.frozen.length:
+            frozen = Frozen()
+        return Step(parts, DistanceTable(parts), frozen, self.ids, self.padding)
 
     def as_arguments(self) -> dict[str, Any]:
         """What Hugging Face's forward is given for the same step."""
@@ -87,7 +104,7 @@ class Step:
         perm_mask[:, :, -1] = 1.0
         target_mapping = torch.zeros(batch, 1, length + 1, device=self.ids.device)
         target_mapping[:, 0, -1] = 1.0
-        arguments = {
+        arguments: dict[str, Any] = {
             "input_ids": torch.cat([self.ids, dummy], dim=1),
             "perm_mask": perm_mask,
             "target_mapping": target_mapping,
@@ -134,24 +151,27 @@ def run(step: Step) -> tuple[Tensor, Ran]:
     """
     parts = step.parts
     h = inputs.embed_tokens(parts.embedding, step.ids)  # (I, B, H)
-    ran = _room(step, h)
+    ran = room_for(step, h)
     count, frozen = h.shape[0], ran.end - ran.start
     step.table.reach(frozen + count, count - 1)
     attend = _Attention(step, ran, count)
     rows = torch.cat([h, parts.mask_embedding.expand(1, h.shape[1], -1)])  # (I + 1, B, H)
     for number, layer in enumerate(parts.layers):
         content = rows[:count]
-        k, v = (_project(content, weight, parts) for weight in (layer.k, layer.v))
+        k, v = (project(content, weight, parts) for weight in (layer.k, layer.v))
         ran.slots.put(number, ran.end, k, v, content)
         if number == len(parts.layers) - 1:
             rows = rows[count:]  # of the last layer nothing but the prediction is wanted
-        vectors = attend(number, _project(rows, layer.q, parts))
-        rows = _after_attention(layer, vectors, rows)
+        vectors = attend(number, project(rows, layer.q, parts))
+        rows = after_attention(layer, vectors, rows)
     return rows, ran
 
 
-def _room(step: Step, h: Tensor) -> Ran:
-    """Slots with room for the new rows, that nobody else writes to."""
+def room_for(step: Step, h: Tensor) -> Ran:
+    """Slots with room for the rows h (I, B, H), that nobody else writes to.
+
+    Of h no more than the shape is needed, unless there is a memory without keys and values.
+    """
     parts, frozen = step.parts, step.frozen
     count, batch = h.shape[:2]
     tip = object()
@@ -160,7 +180,7 @@ def _room(step: Step, h: Tensor) -> Ran:
         ran = Ran(slots, 0, length, tip)
     elif frozen.slots is None:
         ran = Ran(Slots(parts, batch, count, step.remembers), 0, 0, tip)
-    elif frozen.tip is frozen.slots.tip and frozen.end + count <= frozen.slots.capacity:
+    elif frozen.has_room(count):
         ran = Ran(frozen.slots, frozen.start, frozen.end, tip)
     else:
         rows = frozen.length + count
@@ -177,7 +197,7 @@ def _of_memory(step: Step, h: Tensor) -> tuple[Slots, int]:
     slots = Slots(parts, h.shape[1], length + len(h), with_inputs=True)
     for number, (layer, rows) in enumerate(zip(parts.layers, memory or (), strict=False)):
         rows = rows.to(h.dtype)
-        k, v = (_project(rows, weight, parts) for weight in (layer.k, layer.v))
+        k, v = (project(rows, weight, parts) for weight in (layer.k, layer.v))
         slots.put(number, 0, k, v, rows)
     return slots, length
 
@@ -254,12 +274,12 @@ class _Attention:
         return hidden
 
 
-def _project(x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
+def project(x: Tensor, weight: Tensor, parts: Parts) -> Tensor:
     """(R, B, H) to (R, B, N, D)."""
     return linear(x, weight).unflatten(-1, parts.heads)
 
 
-def _after_attention(layer: LayerParts, vectors: Tensor, rows: Tensor) -> Tensor:
+def after_attention(layer: LayerParts, vectors: Tensor, rows: Tensor) -> Tensor:
     """(R, B, N, D) vectors of ``rows`` (R, B, H) to the layer's output."""
     norm = layer.norm
     x = linear(vectors.flatten(2), layer.o, residual=rows)

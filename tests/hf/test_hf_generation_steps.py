@@ -1,0 +1,369 @@
+"""The steps of generation against Hugging Face's own, in float64 and token for token."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from generation_oracle import drive, in_float64, wide_model
+from hf_parity import accelerated, random_ids
+from torch import nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+import xlnet_fast
+from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.hf.generation import distances, model, slots
+from xlnet_fast.hf.generation.parts import obstacle_to_steps
+from xlnet_fast.hf.generation.state import GenerationState
+
+CONFIGS = {
+    "plain": {},
+    "mem_len 1": {"mem_len": 1},
+    "mem_len 2": {"mem_len": 2},
+    "mem_len 3": {"mem_len": 3},
+    "mem_len 16": {"mem_len": 16},
+    "reuse_len 1": {"reuse_len": 1},
+    "reuse_len 2": {"reuse_len": 2},
+    "both": {"reuse_len": 4, "mem_len": 7},
+    "clamp_len": {"clamp_len": 3},
+}
+STEPS = 14
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """Slots and tables that have to grow every few tokens."""
+    monkeypatch.setattr(slots, "_LEAST_SPARE", 3)
+    monkeypatch.setattr(distances, "_BLOCK", 5)
+
+
+def error(ours, theirs):
+    """The largest of all errors, each as a share of what it should be."""
+    return max(
+        float((a - b).abs().max() / b.abs().max()) if b.numel() else 0.0
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("attn_type", ["bi", "uni"])
+@pytest.mark.parametrize("use_mems", [True, False])
+def test_logits_and_memory_are_those_of_hugging_face(little_room, config, attn_type, use_mems):
+    theirs = in_float64(wide_model(attn_type=attn_type, **CONFIGS[config]))
+    ours = accelerated(wide_model(attn_type=attn_type, **CONFIGS[config]).double())
+    for batch, length in ((1, 1), (1, 2), (1, 8), (1, 9), (2, 5), (2, 21)):
+        if attn_type == "uni" and batch > 1:
+            continue  # HF raises
+        ids = random_ids(batch, length)
+        expected, tokens, mems = drive(theirs, ids, STEPS, use_mems)
+        logits, _, state = drive(ours, ids, tokens[:, length:], use_mems)
+        assert error(logits, expected) < 1e-12
+        if not use_mems:
+            assert state is None
+            continue
+        assert isinstance(state, GenerationState)
+        assert [m.shape for m in state] == [m.shape for m in mems]
+        assert error(state, mems) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("attn_type", "use_mems", "tokens"), [("bi", True, 2), ("uni", True, 2), ("uni", False, 1)]
+)
+def test_a_step_computes_what_is_new_alone(monkeypatch, attn_type, use_mems, tokens):
+    ours = accelerated(wide_model(attn_type=attn_type))
+    seen, embedding = [], torch.nn.functional.embedding
+
+    def noted(ids, *args):
+        seen.append(ids.shape[0])
+        return embedding(ids, *args)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", noted)
+    drive(ours, random_ids(1, 9), 5, use_mems)
+    assert seen == [9] + [tokens] * 4
+
+
+@pytest.mark.parametrize("use_mems", [True, False])
+@pytest.mark.parametrize("attn_type", ["bi", "uni"])
+@pytest.mark.parametrize("length", [6, 12])
+def test_texts_of_a_padded_batch_give_what_each_gives_alone(
+    little_room, attn_type, use_mems, length
+):
+    theirs = in_float64(wide_model(attn_type=attn_type))
+    ours = accelerated(wide_model(attn_type=attn_type).double())
+    ids = random_ids(3, length)
+    mask = torch.ones(3, length, dtype=torch.long)
+    mask[1, :3], mask[2, : length - 1] = 0, 0
+    alone = []
+    for b in range(3):
+        alone.append(drive(theirs, ids[b : b + 1, mask[b] > 0], STEPS, use_mems))
+    tokens = torch.cat([text[:, -STEPS:] for _, text, _ in alone])
+    logits, _, _ = drive(ours, ids, tokens, use_mems, attention_mask=mask)
+    for b, (expected, _, _) in enumerate(alone):
+        assert error([step[b : b + 1] for step in logits], expected) < 1e-12
+
+
+STRATEGIES = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 20, "temperature": 0.9},
+    "beam": {"num_beams": 4, "do_sample": False, "num_return_sequences": 3},
+    "beam sampling": {"num_beams": 3, "do_sample": True},
+    "several": {"do_sample": True, "num_return_sequences": 3, "top_p": 0.9},
+    "constrained": {"do_sample": False, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("attn_type", "use_mems", "batch"),
+    [("bi", True, 2), ("bi", False, 2), ("uni", True, 1), ("uni", False, 1)],
+)
+def test_tokens_and_scores_of_generate(little_room, strategy, attn_type, use_mems, batch):
+    theirs = wide_model(attn_type=attn_type, mem_len=None if batch == 1 else 12)
+    if attn_type == "uni" and "num_beams" in STRATEGIES[strategy]:
+        pytest.skip("Hugging Face raises for several causal texts")
+    if attn_type == "uni" and "num_return_sequences" in STRATEGIES[strategy]:
+        pytest.skip("Hugging Face raises for several causal texts")
+    results = []
+    for each in (theirs, accelerated(theirs)):
+        torch.manual_seed(7)
+        results.append(
+            each.generate(
+                random_ids(batch, 5), max_new_tokens=25, use_mems=use_mems, output_scores=True,
+                return_dict_in_generate=True, **STRATEGIES[strategy],
+            )
+        )  # fmt: skip
+    expected, ours = results
+    assert torch.equal(ours.sequences, expected.sequences)
+    assert len(expected.sequences.unique()) > 6
+    assert ours.keys() == expected.keys()
+    for a, b in zip(ours.scores, expected.scores, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", ["plain", "mem_len 3", "reuse_len 1"])
+def test_memory_that_a_user_hands_over(little_room, config):
+    theirs = in_float64(wide_model(**CONFIGS[config]))
+    ours = accelerated(wide_model(**CONFIGS[config]).double())
+    with torch.no_grad():
+        mems = theirs(random_ids(2, 6, seed=3), use_mems=True).mems
+    name = {"mems": mems} if theirs.config.model_type and not PAST else {"past_key_values": mems}
+    expected, tokens, last = drive(theirs, random_ids(2, 4), STEPS, True, **name)
+    logits, _, state = drive(ours, random_ids(2, 4), tokens[:, 4:], True, **name)
+    assert error(logits, expected) < 1e-12
+    assert error(state, last) < 1e-12
+
+
+PAST = xlnet_fast.hf.versions._VERSION < (5, 24)
+
+
+class TestState:
+    """What ``generate`` keeps and returns."""
+
+    def states(self, ours, steps=6):
+        ids, kwargs, found = random_ids(1, 5), {"use_mems": True}, []
+        for _ in range(steps):
+            with torch.no_grad():
+                outputs = ours(**ours.prepare_inputs_for_generation(ids, **kwargs))
+            key = "past_key_values" if PAST else "mems"
+            kwargs = {"use_mems": True, key: outputs.mems}
+            found.append((ids, outputs.mems, outputs.logits))
+            ids = torch.cat([ids, outputs.logits[:, -1].argmax(-1, keepdim=True)], 1)
+        return found
+
+    def follow(self, ours, ids, state, token):
+        key = "past_key_values" if PAST else "mems"
+        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+        with torch.no_grad():
+            prepared = ours.prepare_inputs_for_generation(ids, use_mems=True, **{key: state})
+            outputs = ours(**prepared)
+        return ids, outputs
+
+    @pytest.mark.parametrize("config", ["plain", "mem_len 3", "reuse_len 1", "both"])
+    def test_an_earlier_state_can_be_continued_twice(self, config):
+        ours = accelerated(wide_model(**CONFIGS[config]).double())
+        theirs = in_float64(wide_model(**CONFIGS[config]))
+        found = self.states(ours)
+        for ids, state, _ in (found[2], found[2], found[0], found[4]):
+            for token in (7, 8):
+                grown, outputs = self.follow(ours, ids, state, token)
+                expected, _, mems = drive(theirs, found[0][0], grown[:, 5:][:, :1], True)
+                expected, _, mems = drive(
+                    theirs, found[0][0], torch.cat([grown[:, 5:], grown[:, :1]], 1), True
+                )
+                assert error([outputs.logits[:, -1]], expected[-1:]) < 1e-12
+                assert error(outputs.mems, mems) < 1e-12
+                further, second = self.follow(ours, grown, outputs.mems, 9)
+                expected, _, _ = drive(
+                    theirs, found[0][0], torch.cat([further[:, 5:], grown[:, :1]], 1), True
+                )
+                assert error([second.logits[:, -1]], expected[-1:]) < 1e-12
+
+    def test_it_is_a_tuple_to_whoever_looks_into_it(self):
+        ours = accelerated(wide_model())
+        state = self.states(ours)[-1][1]
+        mems = xlnet_fast.to_mems(state)
+        assert isinstance(mems, tuple)
+        assert len(state) == len(mems) == 2
+        assert all(map(torch.equal, state, mems))
+        assert all(map(torch.equal, state[:1], mems[:1]))
+        assert xlnet_fast.to_mems(list(mems)) == mems
+        stored = io.BytesIO()
+        torch.save(state, stored)
+        for again in (
+            pickle.loads(pickle.dumps(state)),
+            copy.deepcopy(state),
+            torch.load(io.BytesIO(stored.getvalue()), weights_only=False),
+        ):
+            assert type(again) is tuple
+            assert all(map(torch.equal, again, mems))
+        with torch.no_grad():
+            a = ours(random_ids(1, 3), mems=state).logits
+            assert torch.equal(a, ours(random_ids(1, 3), mems=mems).logits)
+        with pytest.raises(ArgumentError, match="got a str"):
+            xlnet_fast.to_mems("mems")
+
+    def test_of_another_batch_or_model(self):
+        ours = accelerated(wide_model())
+        ids, state, _ = self.states(ours)[-1]
+        key = "past_key_values" if PAST else "mems"
+        with torch.no_grad(), pytest.raises(ShapeError, match="2 texts, but mems is of 1"):
+            ours.prepare_inputs_for_generation(ids.expand(2, -1), **{key: state})
+        with torch.no_grad(), pytest.raises(ArgumentError, match="another model"):
+            accelerated(wide_model()).prepare_inputs_for_generation(ids, **{key: state})
+
+    def test_returned_by_generate(self):
+        theirs = wide_model()
+        given = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
+        expected = theirs.generate(random_ids(2, 4), **given)
+        found = accelerated(theirs).generate(random_ids(2, 4), **given)
+        key = "past_key_values" if PAST else "cache"
+        for a, b in zip(xlnet_fast.to_mems(found[key]), expected[key], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+class Stretched(nn.Linear):
+    """Not HF's."""
+
+    def forward(self, x):
+        return 1.5 * super().forward(x)
+
+
+def replace_layer_1(ours):
+    old = ours.transformer.layer[1].ff.layer_1
+    new = Stretched(old.in_features, old.out_features).eval()
+    new.load_state_dict(old.state_dict())
+    ours.transformer.layer[1].ff.layer_1 = new
+
+
+def replace_method(ours):
+    ours._reorder_cache = lambda mems, order: mems
+
+
+OBSTACLES = {
+    "a hook on a layer": (
+        lambda m: m.transformer.layer[1].register_forward_hook(lambda *a: None),
+        "transformer.layer.1 has a hook",
+    ),
+    "a hook on the model": (lambda m: m.register_forward_pre_hook(lambda *a: None), "the model"),
+    "training": (lambda m: m.train(), "training mode"),
+    "a part in training": (lambda m: m.transformer.layer[0].ff.train(), "training mode"),
+    "same_length": (lambda m: setattr(m.transformer, "same_length", True), "same_length"),
+    "bi_data": (lambda m: setattr(m.transformer, "bi_data", True), "bi_data"),
+    "another module": (replace_layer_1, "layer 1: ff.layer_1 is a Stretched"),
+    "a method": (replace_method, "has a _reorder_cache of its own"),
+    "a backend": (lambda m: xlnet_fast.accelerate(m, backend="reference"), "'reference'"),
+    "dropout": (
+        lambda m: setattr(m.transformer.layer[0].rel_attn, "dropout", nn.Softmax(-1).eval()),
+        "layer 0: a dropout is called",
+    ),
+    "norm": (
+        lambda m: setattr(m.transformer.layer[0].ff, "layer_norm", nn.Identity().eval()),
+        "layer 0: ff.layer_norm is a Identity",
+    ),
+    "compiled": (
+        lambda m: setattr(m.transformer.layer[0].ff, "_compiled_call_impl", print),
+        "was compiled",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_keeps_the_steps_of_hugging_face(name):
+    change, words = OBSTACLES[name]
+    ours = accelerated(wide_model())
+    assert obstacle_to_steps(ours, model.FastLMHeadModel) is None
+    change(ours)
+    assert words in obstacle_to_steps(ours, model.FastLMHeadModel)
+    prepared = ours.prepare_inputs_for_generation(random_ids(1, 4), use_mems=True)
+    assert "perm_mask" in prepared
+
+
+def test_steps_of_hugging_face_where_a_gradient_is_recorded_or_autocast_is_on():
+    ours, ids = accelerated(wide_model()), random_ids(1, 4)
+    assert "perm_mask" in ours.prepare_inputs_for_generation(ids, use_mems=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert "perm_mask" in ours.prepare_inputs_for_generation(ids, use_mems=True)
+    with torch.no_grad():
+        prepared = ours.prepare_inputs_for_generation(ids, use_mems=True)
+        assert "perm_mask" not in prepared
+        expected = ours(**prepared).logits
+    with torch.enable_grad():
+        logits = ours(**prepared).logits
+    assert logits.requires_grad
+    torch.testing.assert_close(logits.detach(), expected)
+
+
+class Change(LogitsProcessor):
+    """Does something to the model while it generates."""
+
+    def __init__(self, after, action):
+        self.after, self.action, self.calls = after, action, 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        if self.calls == self.after:
+            self.action()
+        return scores
+
+
+@pytest.mark.parametrize("change", ["a hook", "a weight"])
+def test_a_model_that_changes_while_it_generates(change):
+    results = []
+    for each in (wide_model(), accelerated(wide_model())):
+        layer = each.transformer.layer[0]
+
+        def hook(layer=layer):
+            layer.ff.register_forward_hook(lambda m, a, out: 0.5 * out)
+
+        def weight(layer=layer):
+            with torch.no_grad():
+                layer.ff.layer_2.weight.mul_(-1.5)
+                layer.rel_attn.k.mul_(0.5)
+
+        processor = Change(4, hook if change == "a hook" else weight)
+        results.append(
+            each.generate(
+                random_ids(1, 6), max_new_tokens=14, do_sample=False,
+                logits_processor=LogitsProcessorList([processor]),
+            )
+        )  # fmt: skip
+    assert torch.equal(*results)
+    unchanged = wide_model().generate(random_ids(1, 6), max_new_tokens=14, do_sample=False)
+    assert not torch.equal(unchanged, results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_several_dtypes(dtype):
+    """HF's ``from_pretrained(dtype=...)`` leaves those of the attention in fp32."""
+    mixed = wide_model().to(dtype)
+    for layer in mixed.transformer.layer:
+        layer.rel_attn.q.data = layer.rel_attn.q.data.float()
+    whole = wide_model().to(dtype)
+    tokens = [
+        accelerated(m).generate(random_ids(1, 5), max_new_tokens=8, do_sample=False)
+        for m in (mixed, whole)
+    ]
+    assert torch.equal(*tokens)
