@@ -23,12 +23,13 @@ from transformers.generation.configuration_utils import CompileConfig
 import xlnet_fast
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf.generation import options
+from xlnet_fast.hf.generation.guidance import PromptGuidance
 from xlnet_fast.hf.versions import MEMORY_NAME
 from xlnet_fast.tolerance import assert_within
 
 TOKENS, LENGTH = 5, 6
 PAD = 5
-MENDED_NAME = "cache" if MEMORY_NAME == "mems" else "past_key_values"
+CACHE_NAME = "cache" if MEMORY_NAME == "mems" else "past_key_values"
 """Where ``generate`` takes a cache in this version."""
 
 
@@ -39,9 +40,7 @@ def _warnings_anew(monkeypatch):
 
 @pytest.fixture(scope="module")
 def theirs():
-    model = wide_model()
-    # Without an end the padding is known; their defaults say as much of XLNet.
-    return model
+    return wide_model()
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ IGNORED = {
     "use_cache": {"use_cache": False},
     "negative_prompt_ids": {"negative_prompt_ids": torch.ones(2, 3, dtype=torch.int64)},
     "labels": {"labels": torch.ones(2, LENGTH, dtype=torch.int64)},
-    MENDED_NAME: {MENDED_NAME: DynamicCache()},
+    CACHE_NAME: {CACHE_NAME: DynamicCache()},
 }
 if hasattr(GenerationConfig(), "speculation_type"):
     IGNORED["speculation_type"] = {"speculation_type": "dflash"}
@@ -148,7 +147,7 @@ def test_a_cache_of_another_text(ours):
     cache = DynamicCache()
     cache.update(torch.zeros(2, 2, 4, 8), torch.zeros(2, 2, 4, 8), 0)
     with pytest.raises(ArgumentError, match="holds 4 tokens, which XLNet would not see"):
-        generate(ours, prompt(), **{MENDED_NAME: cache})
+        generate(ours, prompt(), **{CACHE_NAME: cache})
     with pytest.raises(ArgumentError, match="is a dict, but XLNet remembers in mems"):
         generate(ours, prompt(), past_key_values={})
 
@@ -470,7 +469,7 @@ def test_beams_go_on_from_memory_that_knows_more(ours, form):
     else:
         name = MEMORY_NAME
         first = generate(ours, ids, return_dict_in_generate=True)
-        ids, memory = first.sequences, first[MENDED_NAME]
+        ids, memory = first.sequences, first[CACHE_NAME]
     expected = generate(ours, ids, num_beams=2, **{name: list(memory)})
     assert torch.equal(generate(ours, ids, num_beams=2, **{name: memory}), expected)
 
@@ -551,6 +550,31 @@ def test_scores_of_guidance(theirs, ours):
         for model in (in_float64(theirs), theirs)
     )  # fmt: skip
     assert_within(torch.stack(out.scores), eager, exact, "guided scores")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_drafts_are_guided_too(ours, cached):
+    """HF tries drafts with the processors, ahead of the text and again."""
+    given = {"guidance_scale": SCALE, "negative_prompt_ids": prompt(1, 4, seed=3)}
+    given |= {"max_new_tokens": 12, "no_repeat_ngram_size": 0}
+    if cached:
+        given |= {CACHE_NAME: DynamicCache()}
+    ids = prompt(1).repeat(1, 2)
+    expected = generate(ours, ids, **given)
+    assert torch.equal(generate(ours, ids, prompt_lookup_num_tokens=3, **given), expected)
+
+
+def test_the_order_of_calls_does_not_count(ours):
+    ids, scores = prompt(2, 12), torch.zeros(2, VOCABULARY)
+
+    def guided():
+        return PromptGuidance(SCALE, ours, LENGTH, prompt(seed=3), None, None, ahead=1)
+
+    straight, mixed = guided(), guided()
+    with torch.no_grad():
+        expected = [straight(ids[:, :end], scores) for end in range(LENGTH, 13)]
+        for end in (LENGTH + 4, LENGTH, LENGTH + 1, LENGTH + 1, 12, LENGTH + 2, 11):
+            torch.testing.assert_close(mixed(ids[:, :end], scores), expected[end - LENGTH])
 
 
 def test_padding_of_the_second_prompt(ours):

@@ -216,9 +216,11 @@ class CheckedRequests(XLNetLMHeadModel):
             processors[place] = PromptGuidance(
                 theirs.guidance_scale,
                 theirs.model,
+                kwargs["input_ids_seq_length"],
                 second["input_ids"],
                 second["attention_mask"],
                 use_mems,
+                ahead=config.prompt_lookup_num_tokens or 0,
             )
         return processors
 
