@@ -208,6 +208,8 @@ def test_what_moved_to_the_hub(ours, case):
     if "num_beams" not in given or MEMORY_NAME == "mems":
         with pytest.raises(ArgumentError, match=message):
             generate(ours, prompt(), custom_generate=loop, **given)
+    else:
+        assert len(generate(ours, prompt(), custom_generate=loop, **given)) == 8
     if "num_beams" in given:
         given = {**given, "use_mems": False}
         assert len(generate(ours, prompt(), custom_generate=loop, **given)) == 8
@@ -448,6 +450,8 @@ def test_going_on_from_memory_of_the_prompt(theirs, ours, name, form, beams):
         expected = generate(theirs, prompt(), **{MEMORY_NAME: list(repeat(memory, beams))}, **given)
         with pytest.warns(UserWarning, match="the last two of input_ids") as told:
             tokens = generate(ours, prompt(), **{name: form(memory)}, **given)
+        by_hand = {name: form(repeat(memory, beams))}
+        assert torch.equal(generate(ours, prompt(), **by_hand, **given), expected)
         assert __file__ in [x.filename for x in told]
     assert torch.equal(tokens, expected)
     assert torch.equal(

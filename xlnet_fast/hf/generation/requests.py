@@ -199,7 +199,7 @@ class CheckedRequests(XLNetLMHeadModel):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         """As HF, with guidance by XLNet's own next token; HF has just completed the config."""
-        config = kwargs["generation_config"]
+        config = kwargs.get("generation_config", *args[:1])
         use_mems = (kwargs.get("model_kwargs") or {}).get("use_mems")
         check_mode(config, self.__uses_memory(use_mems))
         processors = super()._get_logits_processor(*args, **kwargs)
@@ -216,7 +216,7 @@ class CheckedRequests(XLNetLMHeadModel):
             processors[place] = PromptGuidance(
                 theirs.guidance_scale,
                 theirs.model,
-                kwargs["input_ids_seq_length"],
+                kwargs.get("input_ids_seq_length", *args[1:2]),
                 second["input_ids"],
                 second["attention_mask"],
                 use_mems,
