@@ -65,6 +65,11 @@ TABLE_OPTIONS: Callable[[torch.device], dict[str, Any]] = (
 )
 """Further arguments of `relative_positional_encoding`."""
 
+MEMORY_NAME = "mems" if _VERSION >= (5, 24) else "past_key_values"
+"""The argument of `generate` for a memory that the prompt's own tokens are in, which goes on from
+its last two: the name under which it keeps its own. Before 5.24, `mems` is of an earlier text.
+"""
+
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 

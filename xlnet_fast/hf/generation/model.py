@@ -17,6 +17,7 @@ from xlnet_fast.hf.generation.ahead import can_run_ahead, run_ahead
 from xlnet_fast.hf.generation.drafts import drafts_for
 from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
 from xlnet_fast.hf.generation.recorded import run_recorded
+from xlnet_fast.hf.generation.requests import CheckedRequests
 from xlnet_fast.hf.generation.state import GenerationState, ReadText, first_step
 from xlnet_fast.hf.generation.step import Step
 from xlnet_fast.hf.memory import Memory
@@ -40,7 +41,7 @@ _OF_A_STEP = {
 """What ``generate`` hands to a step whose tokens do not depend on it, or which it reads."""
 
 
-class FastLMHeadModel(XLNetLMHeadModel):
+class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
     """HF's model, whose ``generate`` computes at each step what is new, and no more.
 
     HF's ``generate`` stays the driver; what it keeps from step to step is a
