@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 from typing import ClassVar
 
@@ -173,6 +175,21 @@ def test_what_records_wrongly_is_not_used(replayed, monkeypatch, recorder, words
     assert len(warned) == 1
     assert len(replayed) == 1
     assert not replayed[0].replays
+
+
+def test_slots_are_freed_when_the_state_is(replayed):
+    """At once: a GPU's memory must not wait for the garbage collector."""
+    ours = accelerated(wide_model())
+    _, _, state = drive(ours, random_ids(1, 5), 6, True)
+    freed = []
+    weakref.finalize(state._ran.slots, freed.append, True)
+    replayed.clear()
+    gc.disable()
+    try:
+        del state
+        assert freed
+    finally:
+        gc.enable()
 
 
 def test_a_cpu_records_nothing():

@@ -83,7 +83,9 @@ class RecordedStep:
 
     def __init__(self, step: Step, slots: Slots, to_logits: ToLogits, recorder: Recorder) -> None:
         batch, self.count = step.ids.shape
-        self._parts, self._slots, self._to_logits = step.parts, slots, to_logits
+        self._parts, self._to_logits = step.parts, to_logits
+        # Not the slots, which have this: a circle would keep a GPU's memory until it is found.
+        self._keys, self._values, self._inputs = slots.keys, slots.values, slots.inputs
         table = DistanceTable(step.parts)
         table.reach(slots.capacity + 1, self.count - 1)
         self._table, self._far = table.layers, table.far
@@ -111,10 +113,9 @@ class RecordedStep:
 
     def __compute(self) -> None:
         """All work of a step, on tensors that stay where they are."""
-        parts, slots = self._parts, self._slots
-        device = self.ids.device
+        parts, device = self._parts, self.ids.device
         number = torch.arange(self.count + 1, device=device)
-        key = torch.arange(slots.capacity, device=device)
+        key = torch.arange(self.padding.shape[1], device=device)
         rows_at = self.end + number  # (I + 1,)
         hidden = ((key < self.first) | self.padding)[:, None].expand(-1, self.count + 1, -1)
         if parts.attn_type == "uni":
@@ -126,18 +127,18 @@ class RecordedStep:
         for layer, weights in enumerate(parts.layers):
             content = rows[: self.count]
             at = rows_at[: self.count]
-            for name, slot in (("k", slots.keys), ("v", slots.values)):
+            for name, slot in (("k", self._keys), ("v", self._values)):
                 made = project(content, getattr(weights, name), parts)
                 slot[layer].index_copy_(2, at, made.permute(1, 2, 0, 3))
-            if slots.inputs is not None:
-                slots.inputs[layer].index_copy_(0, at, content)
+            if self._inputs is not None:
+                self._inputs[layer].index_copy_(0, at, content)
             seen, places = hidden, rows_at
             if layer == len(parts.layers) - 1:
                 rows, seen, places = rows[self.count :], hidden[:, -1:], rows_at[-1:]
             vectors = cached_attention(
                 project(rows, weights.q, parts),
-                slots.keys[layer],
-                slots.values[layer],
+                self._keys[layer],
+                self._values[layer],
                 self._table[layer],
                 weights.r_w_bias,
                 weights.r_r_bias,
