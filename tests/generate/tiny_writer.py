@@ -11,8 +11,8 @@ from transformers import XLNetLMHeadModel, XLNetTokenizer
 
 from xlnet_fast.generate import GenerateOptions
 
-# Of 4, 4, 2 and 6 tokens; the first two stand side by side without padding.
-EQUAL = ("the value of", "import this module")
+# Of 3, 3, 2 and 15 tokens; the first two stand side by side without padding.
+EQUAL = ("the value of", "with the function")
 PROMPTS = (*EQUAL, "a class", "the function is an object with a value of this class")
 
 
