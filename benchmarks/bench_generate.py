@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases.generate import ARCHITECTURE, STEP, TEXT, GenerationCase, noise, prompts
+from .cases.generate import (
+    ARCHITECTURE,
+    STEP,
+    TEXT,
+    GenerationCase,
+    noise,
+    prompts,
+    widen,
+)
 from .cases.model import Source, in_dtype, load_source, share
 from .cases.rel_attention import DTYPES
 from .cases.shapes import GenerationShape, Geometry
@@ -70,7 +78,10 @@ def load(geometry: Geometry, model: str | None = None, text: str | None = None) 
 
     Raises `ArgumentError` for a model or text that cannot be used.
     """
-    return load_source(geometry, model, text, ARCHITECTURE)
+    source = load_source(geometry, model, text, ARCHITECTURE)
+    if model is None:
+        widen(source.model)
+    return source
 
 
 def run(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .corpus import Corpus
+from .model import round_weights
 from .rel_attention import DTYPES
 
 TEXT, STEP = "text", "step"
 ARCHITECTURE = "XLNetLMHeadModel"
+_SCORES, _LAYERS = 3.0, 3.2  # times the root of the width: deviations of what weights give
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ def prompts(corpus: Corpus, batch: int, length: int) -> Tensor:
     All of one length, for Hugging Face's model reads padding as if it were text.
     """
     return corpus.ids[torch.arange(batch * length) % len(corpus.ids)].view(batch, length)
+
+
+@torch.no_grad()
+def widen(model: Any) -> None:
+    """Widen a random model's weights in place, until its text depends on what it has read.
+
+    Scores get a deviation of about 3, as a trained model's, so that the noise below chooses among
+    the likely tokens, not among all. Layers get weights with which the text tells memory from none,
+    and projections of the positions that are some per cent wrong from right ones, but not yet one
+    rounding from another: at twice the width the layers make chaos of it.
+    """
+    root = model.config.d_model**0.5
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            deviation = _SCORES if "word_embedding" in name else _LAYERS
+            weight.mul_(deviation / root / float(weight.std()))
+    round_weights(model)
 
 
 def noise(new: int, vocab_size: int) -> Tensor:

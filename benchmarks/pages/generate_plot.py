@@ -47,6 +47,8 @@ def draw(axes: Any, rows: Sequence[Row], colours: dict[str, str], label: Any) ->
                 label=label(provider) if i == 0 else None,
             )  # fmt: skip
     axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens of the text so far")
     axes.set_ylabel("milliseconds per token")
     axes.grid(which="both", linewidth=0.4, alpha=0.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
     for stem, group in generate_plot.groups(rows).items():
         figure, axes = _new_figure(7.5, 4.6)
         generate_plot.draw(axes, group, COLOURS, provider_label)
-        what = f"batch {group[0].batch}, by the tokens so far"
-        written.append(_save(_finish(figure, axes, group, what), out / f"{stem}.png"))
+        row = group[0]
+        told = replace(row, features=f"width {row.heads * row.head_dim}")  # not one text's prompt
+        what = f"batch {row.batch}, by the tokens so far"
+        written.append(_save(_finish(figure, axes, [told], what), out / f"{stem}.png"))
     return written
 
 
