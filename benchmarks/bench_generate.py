@@ -165,7 +165,7 @@ def _time(session: Session, label: str, outcomes: dict[str, _Outcome]) -> None:
     measured = measure(
         writers,
         session.context.timer,
-        session.preset.plan,
+        session.preset.generation_plan,
         warm_us=dict.fromkeys(writers, _WARM_US),
         on_step=lambda name: session.context.step(f"{label}: timing {name}"),
     )

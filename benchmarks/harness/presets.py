@@ -22,6 +22,9 @@ from ..cases.shapes import (
 )
 from .timing import Plan
 
+# A round has hundreds of steps, each a sample of the time by context.
+_GENERATION_PLAN = Plan(min_rounds=2, max_rounds=9, budget_s=6.0)
+
 PRESETS = ("quick", "full", "headline", "targets")
 
 
@@ -64,6 +67,7 @@ class Preset:
     small_ops: bool = True
     large_ops: bool = False
     generation_shapes: tuple[GenerationShape, ...] = ()
+    generation_plan: Plan = _GENERATION_PLAN
 
 
 _Shape = TypeVar("_Shape", ModelShape, AttentionShape)

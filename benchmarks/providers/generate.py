@@ -54,6 +54,8 @@ class Writer:
             import xlnet_fast
 
             model = xlnet_fast.accelerate(model)
+        # A text that ended early would not be as long as said.
+        model.generation_config.eos_token_id = None
         self._model, self._ids, self._case, self._noise = model, ids, case, noise
         self._memory = name not in (HF_NO_MEMORY, OURS_NO_MEMORY)
         self.step_us: list[list[float]] = []
@@ -69,7 +71,6 @@ class Writer:
                     self._ids,
                     attention_mask=torch.ones_like(self._ids),
                     max_new_tokens=self._case.new,
-                    eos_token_id=[],  # a text that ended early would not be timed as long as said
                     do_sample=False,
                     use_mems=self._memory,
                     logits_processor=LogitsProcessorList([scores]),

@@ -25,7 +25,7 @@ GEOMETRY = presets.Geometry("tiny", 2, 32, 2, 48, 600)
 TINY = replace(
     presets.preset("full", "cpu"),
     name="tiny",
-    plan=Plan(min_rounds=2, max_rounds=2, min_sample_us=1.0),
+    generation_plan=Plan(min_rounds=2, max_rounds=2, min_sample_us=1.0),
     dtypes=("fp32", "bf16"),
     geometry=GEOMETRY,
     generation_shapes=(
