@@ -1,6 +1,6 @@
 """Runs one of the benchmarks' commands: python -m benchmarks NAME [options].
 
-Without a name it lists them. `bench_<op>` is `run` with that benchmark alone.
+Without a name it lists them. `bench_<op>`, or `<op>`, is `run` with that benchmark alone.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name, *rest = given or [""]
     known = commands()
+    if name not in known and f"bench_{name}" in known:
+        name = f"bench_{name}"
     if name in known:
         return _run(known[name], rest)
     if name in ("", "-h", "--help"):

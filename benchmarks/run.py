@@ -25,6 +25,7 @@ from xlnet_fast.files import write_whole
 from . import (
     bench_ceilings,
     bench_concat_memory,
+    bench_generate,
     bench_latency,
     bench_masked_softmax,
     bench_model,
@@ -61,7 +62,9 @@ _SMALL: dict[str, Any] = {
     module.KERNEL: module
     for module in (bench_two_stream, bench_masked_softmax, bench_concat_memory, bench_latency)
 }
-KERNELS = ("ceiling", "rel_attention", *_SMALL, "model", bench_pretraining.KERNEL)
+KERNELS = (
+    "ceiling", "rel_attention", *_SMALL, "model", bench_pretraining.KERNEL, bench_generate.KERNEL,
+)  # fmt: skip
 INTERRUPTED = 130
 
 
@@ -193,7 +196,7 @@ def _chosen(preset: Preset, only: Collection[str]) -> tuple[str, ...]:
     """
     optional = set[str]()
     if not preset.small_ops and "rel_attention" in only:
-        optional |= {*_SMALL, bench_pretraining.KERNEL}
+        optional |= {*_SMALL, bench_pretraining.KERNEL, bench_generate.KERNEL}
     if preset.model_alone and "model" in only:
         optional |= {"ceiling", "rel_attention"}
     return tuple(name for name in KERNELS if name in only and name not in optional)
@@ -221,7 +224,12 @@ def _run_all(
         source = None  # the pretraining step needs a model with its head
     if bench_pretraining.KERNEL in only:
         count = bench_pretraining.steps(session, model)
-        parts.append((count, lambda s: bench_pretraining.run(s, model, text, source)))
+        headed = source
+        parts.append((count, lambda s: bench_pretraining.run(s, model, text, headed)))
+        source = None
+    if bench_generate.KERNEL in only:
+        count = bench_generate.steps(session, model)
+        parts.append((count, lambda s: bench_generate.run(s, model, text, source)))
     display.set_total(sum(count for count, _ in parts))
     try:
         for _, part in parts:
@@ -315,6 +323,8 @@ def _source(
         return load_source(first or preset.geometry, model, text)
     if bench_pretraining.KERNEL in only and preset.pretraining_shapes:
         return bench_pretraining.load(preset.pretraining_shapes[0].geometry, model, text)
+    if bench_generate.KERNEL in only and preset.generation_shapes:
+        return bench_generate.load(preset.generation_shapes[0].geometry, model, text)
     return None
 
 
@@ -327,6 +337,8 @@ def _model_text(preset: Preset, model: str | None, source: Source, only: Collect
         names |= {(shape.geometry or preset.geometry).name for shape in preset.model_shapes}
     if bench_pretraining.KERNEL in only:
         names |= {shape.geometry.name for shape in preset.pretraining_shapes}
+    if bench_generate.KERNEL in only:
+        names |= {shape.geometry.name for shape in preset.generation_shapes}
     return f"{' and '.join(sorted(names))} geometry, random weights"
 
 
@@ -334,6 +346,9 @@ def main(arguments: Sequence[str] | None = None, only: Collection[str] = KERNELS
     """Command line of the benchmarks; bad arguments give one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--preset", choices=presets.PRESETS, default="quick")
+    parser.add_argument(
+        "--quick", dest="preset", action="store_const", const="quick", help="as --preset quick"
+    )
     parser.add_argument("--model", help="checkpoint folder or Hub id; default: random weights")
     parser.add_argument("--text", type=Path, help="UTF-8 text file; default: built-in text")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: the GPU if there is one")

@@ -31,7 +31,7 @@ LAYERS = [
     {"ops"},
     {"nn"},
     {"hf"},
-    {"answers", "text", "checkpoint", "info", "check", "qualifier", "train"},
+    {"answers", "text", "checkpoint", "info", "check", "qualifier", "train", "generate"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},
 ]

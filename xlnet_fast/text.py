@@ -76,24 +76,29 @@ def load_text(path: str | os.PathLike[str], *, min_characters: int = 1000) -> st
         raise ArgumentError(f"{file} is a directory; give one UTF-8 text file") from None
     except OSError as error:
         raise ArgumentError(f"text file {file} cannot be read: {error.strerror}") from error
+    return decode_text(data, f"text file {file}", min_characters=min_characters)
+
+
+def decode_text(data: bytes, name: str, *, min_characters: int = 1000) -> str:
+    """Decode UTF-8 text, called `name` in messages; raises `ArgumentError` as `load_text` does."""
     if not data:
-        raise ArgumentError(f"text file {file} is empty")
+        raise ArgumentError(f"{name} is empty")
     if b"\0" in data:
         raise ArgumentError(
-            f"{file} is a binary file (it holds zero bytes, the first at byte {data.index(0)}); "
-            "give a UTF-8 text file"
+            f"{name} is no text but a binary file (it holds zero bytes, the first at byte "
+            f"{data.index(0)}); give UTF-8 text"
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ArgumentError(
-            f"text file {file} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
+            f"{name} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); "
             "convert it, for example with iconv -t UTF-8"
         ) from None
     characters = len(re.sub(r"\s", "", text))
     if characters < min_characters:
         raise ArgumentError(
-            f"text file {file} is too short: {characters} characters besides white space, "
+            f"{name} is too short: {characters} characters besides white space, "
             f"at least {min_characters} are needed"
         )
     return text

@@ -30,6 +30,7 @@ BASE = Geometry("xlnet-base", 12, 768, 12, 3072)
 BASE_2 = Geometry("xlnet-base, 2 layers", 2, 768, 12, 3072)
 BASE_4 = Geometry("xlnet-base, 4 layers", 4, 768, 12, 3072)
 LARGE = Geometry("xlnet-large", 24, 1024, 16, 4096)
+TINY = Geometry("tiny", 4, 256, 4, 1024, 8000)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,22 @@ class PretrainingShape:
     reuse_len: int = 256
     targets: int = 85
     memory: int = 384
+
+
+@dataclass(frozen=True)
+class GenerationShape:
+    """A batch of prompts to go on from, and the model's size.
+
+    prompt: tokens of each. new: tokens to write. without_memory: also time the models that read all
+    again for each token, which takes many times as long. memory: also measure the peak memory.
+    """
+
+    geometry: Geometry
+    batch: int
+    prompt: int
+    new: int
+    without_memory: bool = False
+    memory: bool = False
 
 
 @dataclass(frozen=True)

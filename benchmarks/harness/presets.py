@@ -12,13 +12,18 @@ from ..cases.shapes import (
     BASE_2,
     BASE_4,
     LARGE,
+    TINY,
     TRAINING_STEP,
     AttentionShape,
+    GenerationShape,
     Geometry,
     ModelShape,
     PretrainingShape,
 )
 from .timing import Plan
+
+# A round has hundreds of steps, each a sample of the time by context.
+_GENERATION_PLAN = Plan(min_rounds=2, max_rounds=9, budget_s=6.0)
 
 PRESETS = ("quick", "full", "headline", "targets")
 
@@ -37,8 +42,8 @@ class Preset:
     model_alone: whole models stand for the rest, unless other benchmarks are asked for alone.
     left_out: providers of the whole model that are not run.
     limit_s: nothing is begun after so many seconds.
-    small_ops: also time concat_memory, masked_softmax, the two-stream layer, latency and the
-        pretraining step.
+    small_ops: also time concat_memory, masked_softmax, the two-stream layer, latency, the
+        pretraining step and the writing of text.
     large_ops: these at the sizes of a GPU.
     """
 
@@ -61,6 +66,8 @@ class Preset:
     limit_s: float = float("inf")
     small_ops: bool = True
     large_ops: bool = False
+    generation_shapes: tuple[GenerationShape, ...] = ()
+    generation_plan: Plan = _GENERATION_PLAN
 
 
 _Shape = TypeVar("_Shape", ModelShape, AttentionShape)
@@ -69,6 +76,32 @@ _STEP = (FORWARD, TRAINING_STEP)
 
 # A CPU takes minutes for twelve layers of this.
 _CPU_PRETRAINING = (PretrainingShape(BASE_4, 4, 128, 64, 22, 96), PretrainingShape(BASE_4, 2))
+# Texts take minutes on a CPU: those that tell the most come first, and twelve layers are left out.
+_CPU_GENERATION = (
+    GenerationShape(TINY, 1, 20, 50, without_memory=True),
+    GenerationShape(TINY, 1, 300, 50, without_memory=True),
+    GenerationShape(TINY, 8, 300, 50, memory=True),
+    GenerationShape(BASE_4, 1, 300, 50, memory=True),
+    GenerationShape(BASE_4, 1, 20, 50, without_memory=True),
+    GenerationShape(BASE_4, 1, 300, 300),
+    GenerationShape(TINY, 1, 300, 300),
+    GenerationShape(TINY, 8, 300, 300),
+    GenerationShape(BASE_4, 8, 20, 50),
+    GenerationShape(BASE_4, 8, 300, 50, memory=True),
+    GenerationShape(TINY, 1, 20, 300),
+    GenerationShape(TINY, 8, 20, 50),
+    GenerationShape(TINY, 8, 20, 300),
+)
+_CPU_QUICK_GENERATION = (
+    GenerationShape(TINY, 1, 20, 50, without_memory=True),
+    GenerationShape(TINY, 1, 300, 20, without_memory=True),
+    GenerationShape(TINY, 8, 300, 20),
+    GenerationShape(BASE_4, 1, 300, 20),
+)
+_CUDA_GENERATION = tuple(
+    GenerationShape(BASE, batch, prompt, new, without_memory=new == 50, memory=new == 50)
+    for new in (50, 300) for batch in (1, 8) for prompt in (20, 300)
+)  # fmt: skip
 # What does not fit for Hugging Face comes last.
 _CUDA_PRETRAINING = tuple(PretrainingShape(g, batch) for batch in (8, 32) for g in (BASE, LARGE))
 
@@ -92,6 +125,7 @@ _CPU_QUICK = Preset(
     left_out=("gemm_floor", "ours_compile"),
     limit_s=135.0,
     small_ops=False,
+    generation_shapes=_CPU_QUICK_GENERATION,
 )
 _CPU_FULL = Preset(
     name="full",
@@ -116,6 +150,7 @@ _CPU_FULL = Preset(
         AttentionShape(1, 2048, passes=_BOTH),
     ),
     pretraining_shapes=_CPU_PRETRAINING,
+    generation_shapes=_CPU_GENERATION,
 )
 
 
@@ -172,6 +207,7 @@ _CUDA_FULL = Preset(
     ),
     pretraining_shapes=_CUDA_PRETRAINING,
     large_ops=True,
+    generation_shapes=_CUDA_GENERATION,
 )
 _CUDA_QUICK = replace(
     _CUDA_FULL,

@@ -27,11 +27,16 @@ STATUSES = ("ok", "red", "unavailable", "failed", "not_run")
 
 @dataclass
 class Row:
-    """One provider on one case. Times are per call; an empty cell means not measured."""
+    """One provider on one case; an empty cell means not measured.
+
+    Times are per call. Those of generated text are per token of a text: the mean of a whole text,
+    whose `length` is that of the prompt, or those of single steps at the context `length`.
+    """
 
     kernel: str
     provider: str
-    pass_name: str  # forward | backward | forward_backward | training_step | copy | matmul
+    # forward | backward | forward_backward | training_step | copy | matmul | text | step
+    pass_name: str
     dtype: str
     batch: int
     length: int
@@ -74,6 +79,8 @@ class Row:
     @property
     def tokens_per_s(self) -> float | None:
         """Tokens of the batch per second, those of the memory left out; None if not timed."""
+        if self.pass_name in ("text", "step"):
+            return self.batch / self.p50_us * 1e6 if self.p50_us else None
         return self.batch * self.length / self.p50_us * 1e6 if self.p50_us else None
 
     @property

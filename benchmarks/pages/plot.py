@@ -8,22 +8,27 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xlnet_fast.files import write_whole
 
+from ..cases.shapes import BASE, BASE_4, TINY
 from ..harness.record import CSV_FILE, Row, cases, read_results
+from . import generate_plot
 from .table import KERNEL_TITLES, PASS_TITLES, provider_label, provider_order, shape_label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = {
     "hf_eager": "#7f7f7f",
     "hf_compile": "#E69F00",
+    "hf_no_memory": "#7f7f7f",
     "sdpa_bias": "#56B4E9",
     "flex": "#CC79A7",
     "ours": "#0072B2",
     "ours_compile": "#009E73",
+    "ours_no_memory": "#0072B2",
     "gemm_floor": "#000000",
     "sdpa_flash": "#000000",
 }
@@ -40,7 +45,11 @@ FILE_NAMES = frozenset(
         "rel_attention_forward_backward",
     )
     for name in ("speedup", "time", "memory")
-)
+) | {
+    f"{generate_plot.stem_of(size.n_layer, size.d_model, batch)}.png"
+    for size in (TINY, BASE_4, BASE)
+    for batch in (1, 8)
+}
 
 
 def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -60,6 +69,13 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
             for name, figure in plots
             if figure is not None
         ]
+    for stem, group in generate_plot.groups(rows).items():
+        figure, axes = _new_figure(7.5, 4.6)
+        generate_plot.draw(axes, group, COLOURS, provider_label)
+        row = group[0]
+        told = replace(row, features=f"width {row.heads * row.head_dim}")  # not one text's prompt
+        what = f"batch {row.batch}, by the tokens so far"
+        written.append(_save(_finish(figure, axes, [told], what), out / f"{stem}.png"))
     return written
 
 

@@ -25,9 +25,10 @@ PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
 def markdown(files: Sequence[Path]) -> str:
     """Return the tables of the model benchmarks of each CSV, one heading per device.
 
-    A table of pretraining steps follows where the CSV has any.
+    A table of pretraining steps follows where the CSV has any, and one of generated texts, which
+    may be all that a CSV has.
 
-    Raises ValueError when a file has no timed model rows, or when there is no file.
+    Raises ValueError when a file has no timed rows of these, or when there is no file.
     """
     if not files:
         raise ValueError("there is no results CSV to make the tables from")
@@ -37,6 +38,9 @@ def markdown(files: Sequence[Path]) -> str:
 def _file_markdown(path: Path) -> str:
     timed = [case for case in cases(read_results(path)) if any(row.p50_us for row in case)]
     groups = [case for case in timed if case[0].kernel == "model"]
+    texts = [case for case in timed if (case[0].kernel, case[0].pass_name) == ("generate", "text")]
+    if texts and not groups:
+        return "\n".join(_generation(texts, path))
     if not groups:
         raise ValueError(f"{path.name} holds no timed rows of the model benchmark")
     first = groups[0][0]
@@ -53,7 +57,8 @@ def _file_markdown(path: Path) -> str:
     ]
     lines += [_line({row.provider: row for row in case}) for case in groups]
     steps = [case for case in timed if case[0].kernel == "pretraining"]
-    return "\n".join(lines + (_pretraining(steps) if steps else []))
+    lines += _pretraining(steps) if steps else []
+    return "\n".join(lines + (["", *_generation(texts, path)] if texts else []))
 
 
 def _pretraining(groups: Sequence[list[Row]]) -> list[str]:
@@ -72,6 +77,46 @@ def _pretraining(groups: Sequence[list[Row]]) -> list[str]:
     ]
 
 
+def _generation(groups: Sequence[list[Row]], path: Path) -> list[str]:
+    first = groups[0][0]
+    return [
+        f"Text after a prompt by `generate`, token for token the same, on {first.device}; torch "
+        f"{first.torch}, transformers {first.transformers}; milliseconds per token of a text with "
+        "the reading of the prompt in it, tokens per second of all texts, and the peak memory in "
+        f"MiB (`benchmarks/results/{path.name}`). Without memory all is read again for each token.",
+        "",
+        "| batch x prompt | model, new | dtype | HF | ours | HF without memory "
+        "| ours without memory | over HF | tokens/s (HF's) | memory (HF's) |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        *(_text_line({row.provider: row for row in case}) for case in groups),
+    ]
+
+
+def _text_line(by_name: dict[str, Row]) -> str:
+    any_row = next(iter(by_name.values()))
+    names = ("hf_eager", "ours", "hf_no_memory", "ours_no_memory")
+    ours, eager = by_name.get("ours"), by_name.get("hf_eager")
+    return _joined([
+        f"{any_row.batch}x{any_row.length}",
+        any_row.features,
+        any_row.dtype,
+        *(_time(by_name.get(name)) for name in names),
+        speedup_text(ours.speedup_over_hf_eager) if ours else "",
+        f"{tokens_text(ours) or '-'} ({tokens_text(eager) or '-'})",
+        f"{_memory(ours)} ({_memory(eager)})",
+    ])  # fmt: skip
+
+
+def _time(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    return time_text(row.p50_us) if row.status == "ok" else row.status.replace("_", " ")
+
+
+def _memory(row: Row | None) -> str:
+    return f"{row.peak_memory_mib:,.0f}" if row and row.peak_memory_mib is not None else "-"
+
+
 def _line(by_name: dict[str, Row]) -> str:
     any_row = next(iter(by_name.values()))
     cells = [
@@ -87,17 +132,13 @@ def _line(by_name: dict[str, Row]) -> str:
 def _step_line(by_name: dict[str, Row]) -> str:
     any_row = next(iter(by_name.values()))
     ours, eager = by_name.get("ours"), by_name.get("hf_eager")
-    memories = [
-        f"{row.peak_memory_mib:,.0f}" if row and row.peak_memory_mib is not None else "-"
-        for row in (ours, eager)
-    ]
     cells = [
         shape_label(any_row),
         str(any_row.layers),
         any_row.dtype,
         *_times_and_speedups(by_name),
         f"{tokens_text(best_ours(by_name)) or '-'} ({tokens_text(eager) or '-'})",
-        f"{memories[0]} ({memories[1]})",
+        f"{_memory(ours)} ({_memory(eager)})",
     ]
     return _joined(cells)
 
@@ -107,15 +148,9 @@ def _joined(cells: Sequence[str]) -> str:
 
 
 def _times_and_speedups(by_name: dict[str, Row]) -> list[str]:
-    def time(name: str) -> str:
-        row = by_name.get(name)
-        if row is None:
-            return "-"
-        return time_text(row.p50_us) if row.status == "ok" else row.status.replace("_", " ")
-
     ours, best = by_name.get("ours"), best_ours(by_name)
     return [
-        *(time(name) for name in ("hf_eager", "hf_compile", "ours", "ours_compile")),
+        *(_time(by_name.get(name)) for name in ("hf_eager", "hf_compile", "ours", "ours_compile")),
         speedup_text(ours.speedup_over_hf_eager) if ours else "",
         speedup_text(best.speedup_over_hf_compile) if best else "",
     ]

@@ -11,10 +11,12 @@ from ..harness.record import Row, cases
 LABELS = {
     "hf_eager": "HF eager",
     "hf_compile": "HF compiled",
+    "hf_no_memory": "HF without memory",
     "sdpa_bias": "SDPA + bias",
     "flex": "FlexAttention",
     "ours": "ours",
     "ours_compile": "ours compiled",
+    "ours_no_memory": "ours without memory",
     "hf_graph": "HF graph",
     "ours_graph": "ours graph",
     "gemm_floor": "matrix products only",
@@ -29,12 +31,15 @@ KERNEL_TITLES = {
     "pretraining": "Whole model with two streams and memory",
     "masked_softmax": "Masked softmax",
     "concat_memory": "Memory update of all layers",
+    "generate": "Generation after a prompt",
 }
 PASS_TITLES = {
     "forward": "inference",
     "backward": "backward alone",
     "forward_backward": "forward and backward",
     "training_step": "training step",
+    "text": "time per token of a text",
+    "step": "one step",
 }
 
 
@@ -105,7 +110,8 @@ def tables(rows: Sequence[Row], *, named_backends: bool = True) -> list[Table]:
     are those of the faster of `ours` and `ours compiled` too.
     """
     ceilings = [row for row in rows if row.kernel == "ceiling"]
-    rows = [row for row in rows if row.kernel != "ceiling"]
+    # Single steps are many, and their plot tells of them.
+    rows = [row for row in rows if row.kernel != "ceiling" and row.pass_name != "step"]
     if not named_backends:
         rows = [row for row in rows if row.provider in LABELS]
     groups: dict[tuple[str, str], list[list[Row]]] = {}
@@ -137,7 +143,8 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
     floors = any(row.time_over_floor is not None for case in group for row in case)
     bandwidth = any(row.bandwidth_gb_s is not None for case in group for row in case)
     memory = any(row.peak_memory_mib is not None for case in group for row in case)
-    tokens = kernel == "pretraining"  # elsewhere some of the tokens are padding
+    # Elsewhere some of the tokens are padding.
+    tokens = kernel in ("pretraining", "generate")
     header = ["batch x\nlength", "dtype"] + ["layers"] * layers + ["with"] * features
     # What readers come for stands first: of a wide table a narrow window shows the left.
     header += ["speed-up\nover\nHF eager", "speed-up\nover HF\ncompiled"]

@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- the whole -----------------------------------------------------------------------------------
 
 
-COMMANDS = ["info", "build", "check", "bench", "kernels-report", "qualify", "pretrain", "finetune"]
+COMMANDS = [
+    "info", "build", "check", "bench", "kernels-report", "qualify", "pretrain", "finetune",
+    "generate",
+]  # fmt: skip
 
 
 def test_the_commands_are_these():

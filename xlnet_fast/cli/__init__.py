@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
 from xlnet_fast.cli.finetune import finetune_command
+from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
@@ -257,6 +258,7 @@ def kernels_report(
 app.command("qualify")(qualify_command)
 app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
+app.command("generate", cls=GroupedCommand)(generate_command)
 
 
 def _check_writable(path: Path) -> None:

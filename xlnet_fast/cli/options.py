@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +46,12 @@ def _listed(option: Any) -> Any:
     return listed
 
 
-def command_of(options: type, run: Callable[[Any], None], description: str) -> Callable[..., None]:
+def command_of(
+    options: type,
+    run: Callable[[Any], None],
+    description: str,
+    groups: Sequence[str] = GROUPS,
+) -> Callable[..., None]:
     """A function for ``typer`` whose parameters are the fields of a dataclass, and ``--config``.
 
     Args:
@@ -54,6 +59,7 @@ def command_of(options: type, run: Callable[[Any], None], description: str) -> C
             options that may be given several times.
         run: called with an instance.
         description: help of the command.
+        groups: the panels of its ``--help``, in order.
     """
     hints = typing.get_type_hints(options)
 
@@ -64,7 +70,7 @@ def command_of(options: type, run: Callable[[Any], None], description: str) -> C
         }
         run(options(**given))
 
-    parameters = [_parameter(field, hints[field.name]) for field in _in_order(options)]
+    parameters = [_parameter(field, hints[field.name]) for field in _in_order(options, groups)]
     parameters.append(_keyword("config", ConfigFile, None))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -72,12 +78,12 @@ def command_of(options: type, run: Callable[[Any], None], description: str) -> C
     return command
 
 
-def _in_order(options: type) -> list[dataclasses.Field[Any]]:
+def _in_order(options: type, groups: Sequence[str]) -> list[dataclasses.Field[Any]]:
     """The fields group by group; in each, those of the class before what it inherits."""
     own = options.__annotations__
     return sorted(
         dataclasses.fields(options),
-        key=lambda field: (GROUPS.index(field.metadata["group"]), field.name not in own),
+        key=lambda field: (groups.index(field.metadata["group"]), field.name not in own),
     )
 
 
@@ -87,13 +93,16 @@ def _parameter(field: Any, hint: Any) -> inspect.Parameter:
     if _repeats(hint):
         hint, default = list[str] | None, None
     kind = next((one for one in _METAVARS if one in (hint, *typing.get_args(hint))), str)
-    option = typer.Option(
-        *([f"--{field.name.replace('_', '-')}"] if hint is not bool else []),
-        help=_help(field),
-        rich_help_panel=field.metadata["group"],
-        show_default=False,
-        metavar="" if hint is bool else _METAVARS[kind],
-    )
+    shown: dict[str, Any] = {
+        "help": _help(field),
+        "rich_help_panel": field.metadata["group"],
+        "show_default": False,
+        "metavar": field.metadata["metavar"] or ("" if hint is bool else _METAVARS[kind]),
+    }
+    names = [f"--{field.name.replace('_', '-')}"] if hint is not bool else []
+    option = typer.Option(*names, **shown)
+    if field.metadata["argument"]:
+        option = typer.Argument(**{**shown, "rich_help_panel": None})  # a panel of its own
     return _keyword(field.name, Annotated[hint, option], default)
 
 

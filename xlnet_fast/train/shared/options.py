@@ -32,7 +32,14 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 
 
 def option(
-    group: str, help: str, default: Any = MISSING, shown: str = "", *, free: bool = False
+    group: str,
+    help: str,
+    default: Any = MISSING,
+    shown: str = "",
+    *,
+    free: bool = False,
+    metavar: str = "",
+    argument: bool = False,
 ) -> Any:
     """A field of an options dataclass.
 
@@ -43,8 +50,13 @@ def option(
         default: without one the option must be given.
         shown: what the default comes to, where that is not the value itself, such as "half".
         free: a resumed run may change it: how it runs and what it reports, not what it computes.
+        metavar: what stands for the value, where its type does not say it.
+        argument: it is given by its place, without ``--name``.
     """
-    metadata = {"group": group, "help": help, "shown": shown, "free": free}
+    metadata = {
+        "group": group, "help": help, "shown": shown, "free": free, "metavar": metavar,
+        "argument": argument,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 

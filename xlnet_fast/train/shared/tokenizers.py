@@ -10,7 +10,6 @@ from typing import Any
 from xlnet_fast.checkpoint import looks_like_path, ready_to_fetch
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import MODEL_FILE, SPECIAL_TOKENS
-from xlnet_fast.train.shared.checkpoints import warn
 
 _FILES = (MODEL_FILE, "tokenizer.json")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
@@ -89,6 +88,9 @@ def forget_truncation(tokenizer: Any) -> None:
 def _pad_as_xlnet(tokenizer: Any, name: str) -> None:
     """Labels are placed, and summaries taken, as if <cls> were the last position of every row."""
     if tokenizer.padding_side != "left":
+        # Here, for it takes the trainer along, which who only reads texts has no use for.
+        from xlnet_fast.train.shared.checkpoints import warn
+
         warn(
             f"the tokenizer {name} pads on the right; XLNet's <cls> stands at the end, so this run "
             "pads on the left, and so does the tokenizer that is saved with the model"

@@ -1,0 +1,53 @@
+"""``xlnet-fast generate``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+from xlnet_fast.cli.options import command_of
+from xlnet_fast.generate import GenerateOptions
+from xlnet_fast.generate.options import GROUPS
+
+_NAMES = {
+    "ms_per_token": "ms per token, each step of a batch",
+    "peak_memory_mib": "peak memory, MiB",
+}
+
+
+def run_generate(options: GenerateOptions) -> None:
+    """Write texts to standard output, and what it took to standard error, out of their way."""
+    options.check()
+    from xlnet_fast.generate import generate
+
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        result = generate(options)
+    _print(result.metrics)
+    if options.output is not None:
+        print(f"texts: {options.output}")
+
+
+def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as a sentence, without the line of code that made it."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _print(metrics: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "value", title="Generation")
+    for name, value in metrics.items():
+        shown = f"{value:,.3f}".rstrip("0").rstrip(".")
+        table.add_row(_NAMES.get(name, name.replace("_", " ")), shown)
+    Console(stderr=True).print(table)
+
+
+generate_command = command_of(
+    GenerateOptions,
+    run_generate,
+    "Write text with a pretrained XLNet: go on from prompts, greedily, by beams or by chance.",
+    GROUPS,
+)
