@@ -106,6 +106,28 @@ def test_texts_of_a_padded_batch_give_what_each_gives_alone(
         assert error([step[b : b + 1] for step in logits], expected) < 1e-12
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_padding_of_a_memory_that_a_user_hands_over(backend):
+    """Of the same text where the mask is as long, and of an earlier one where it is shorter."""
+    ours = accelerated(wide_model().double(), backend=backend)
+    ids, mask = random_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :3] = 0
+    key = "past_key_values" if PAST else "mems"
+    with torch.no_grad():
+        prepared = ours.prepare_inputs_for_generation(ids, use_mems=True, attention_mask=mask)
+        memory = tuple(ours(**prepared).mems)
+    tokens = random_ids(2, 5, seed=2)
+    grown = torch.cat([ids, tokens[:, :1]], dim=1)
+    seen = torch.cat([mask, mask[:, -1:]], dim=1)
+    whole, _, _ = drive(ours, ids, tokens, True, attention_mask=mask)
+    found, _, _ = drive(ours, grown, tokens[:, 1:], True, attention_mask=seen, **{key: memory})
+    assert error(found, whole[1:]) < 1e-12
+    short, _, _ = drive(
+        ours, grown[:, -4:], tokens[:, 1:], True, attention_mask=seen[:, -4:], **{key: memory}
+    )
+    assert error(short, found) > 1e-3  # the memory's padding is seen
+
+
 def test_padded_texts_by_the_steps_of_hugging_face():
     """As a backend by name takes them: with the mask of the memory too."""
     theirs = in_float64(wide_model(mem_len=5))

@@ -18,7 +18,12 @@ from xlnet_fast.hf.generation.drafts import drafts_for
 from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
 from xlnet_fast.hf.generation.recorded import run_recorded
 from xlnet_fast.hf.generation.requests import CheckedRequests
-from xlnet_fast.hf.generation.state import GenerationState, ReadText, first_step
+from xlnet_fast.hf.generation.state import (
+    GenerationState,
+    ReadText,
+    begun_from,
+    first_step,
+)
 from xlnet_fast.hf.generation.step import Step
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
@@ -87,15 +92,13 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
             return None  # HF reads a memory then that never grows
         if isinstance(memory, GenerationState):
             return self.__next(input_ids, mask, memory)
-        if memory and mask is not None:
-            return None
         parts = self.__parts(read)
         if parts is None:
             return None
-        if memory:
-            earlier = tuple(layer[:-2] for layer in memory)
-            return first_step(parts, input_ids[:, -2:], None, remembers=True, memory=earlier)
         padding = None if mask is None or self.config.reuse_len else mask < 1
+        if memory:
+            earlier, tail = tuple(layer[:-2] for layer in memory), input_ids[:, -2:]
+            return begun_from(parts, tail, padding, earlier)
         if isinstance(read, ReadText) and read.step.parts is parts and not remembers:
             return read.next(input_ids, padding)
         return first_step(parts, input_ids, padding, remembers=bool(remembers))

@@ -277,21 +277,32 @@ class ReadText:
         return order
 
 
-def first_step(
-    parts: Parts,
-    ids: Tensor,
-    padding: Tensor | None,
-    *,
-    remembers: bool,
-    memory: tuple[Tensor, ...] | None = None,
-) -> Step:
+def first_step(parts: Parts, ids: Tensor, padding: Tensor | None, *, remembers: bool) -> Step:
     """The step that reads a prompt.
 
     Args:
         ids: (B, I). padding: (B, I) bool, or None.
-        remembers: whether a memory is wanted. memory: (M, B, H) for each layer, or None.
+        remembers: whether a memory is wanted.
     """
+    return Step(parts, DistanceTable(parts), Frozen(), ids, padding, remembers)
+
+
+def begun_from(
+    parts: Parts, ids: Tensor, padding: Tensor | None, memory: tuple[Tensor, ...]
+) -> Step:
+    """The step that goes on from a memory which a user handed over.
+
+    Args:
+        ids: (B, I) the last tokens. padding: (B, L) bool of all the text, or None; where it is
+            shorter than memory and ids together, the memory is of an earlier text without any.
+        memory: (M, B, H) for each layer, without the rows of ids.
+    """
+    length, count = len(memory[0]), ids.shape[1]
     frozen = Frozen()
-    if memory is not None and len(memory[0]):
-        frozen = Frozen(end=len(memory[0]), memory=memory)
-    return Step(parts, DistanceTable(parts), frozen, ids, padding, remembers)
+    if length:
+        known = None
+        if padding is not None and padding.shape[1] >= length + count:
+            known = padding[:, padding.shape[1] - length - count : padding.shape[1] - count]
+        frozen = Frozen(end=length, padding=known, memory=memory)
+    tail = None if padding is None else padding[:, padding.shape[1] - count :]
+    return Step(parts, DistanceTable(parts), frozen, ids, tail)
