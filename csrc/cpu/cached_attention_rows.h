@@ -14,11 +14,10 @@
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 
-constexpr int kRowsAtOnce = XLNET_FAST_LANES == 16 ? 4 : 3;  // so many there are registers for
+constexpr int kRowsAtOnce = 3;  // with four keys, as many sums as there are registers for
 constexpr int kKeysAtOnce = 4;
 constexpr int kGroups = kLanes / kKeysAtOnce;  // of keys, whose scores fill a vector
 constexpr int64_t kBlockKeys = 64;
-constexpr int64_t kKeysAhead = 24;  // that are asked for before they are needed
 
 template <class Type>
 XLNET_FAST_INLINE Vec load_all(const char* from) {
@@ -33,13 +32,38 @@ XLNET_FAST_INLINE Vec load_first(const char* from, int64_t count) {
   return Row<Type>{const_cast<char*>(from), 0, {0, count}}.load(0);
 }
 
+// Loads a vector once for several products: gcc would rather read it again for each of them.
+XLNET_FAST_INLINE Vec kept(Vec v) {
+#if XLNET_FAST_LANES > 4
+  __asm__("" : "+v"(v));
+#endif
+  return v;
+}
+
 // Lanes where `step` is not set: the sums of pairs of a; where it is: those of b.
 XLNET_FAST_INLINE Vec sums_of(Vec a, Vec b, int step) {
   exchange(a, b, step);
   return a + b;
 }
 
-template <class Type>
+// Lanes i, i + 4, i + 8 .. of the result add up to the sum of the lanes of vector i.
+XLNET_FAST_INLINE Vec sums_of_four(const Vec (&v)[4]) {
+  return sums_of(sums_of(v[0], v[1], 1), sums_of(v[2], v[3], 1), 2);
+}
+
+// Lane 4 i + k of the result is the sum of lanes k, k + 4 .. of vector i.
+XLNET_FAST_INLINE Vec sums_of_groups(const Vec (&v)[kGroups]) {
+  if constexpr (kGroups == 4) {
+    return sums_of(sums_of(v[0], v[1], 4), sums_of(v[2], v[3], 4), 8);
+  } else if constexpr (kGroups == 2) {
+    return sums_of(v[0], v[1], 4);
+  } else {
+    return v[0];
+  }
+}
+
+// kDim: head_dim, where rows of keys, values and table are so many elements and dense; else 0.
+template <class Type, int kDim>
 class CachedRows {
  public:
   CachedRows(const CachedAttentionParams& params, char* scratch)
@@ -76,16 +100,12 @@ class CachedRows {
     read_rows(n, b);
     for (int64_t j = 0; j < p_.keys; j += kBlockKeys) {
       const Range keys{j, min_of(j + kBlockKeys, p_.keys)};
-      for (int64_t x = 0; x < p_.rows; x += kRowsAtOnce) {
-        of_tile(x, [&](auto rows) { score<decltype(rows)::value>(x, keys); });
-      }
+      in_tiles([&](int64_t x, auto rows) { score<decltype(rows)::value>(x, keys); });
     }
     for (int64_t x = 0; x < p_.rows; ++x) inverse_[x] = exponentials(x);
     for (int64_t j = 0; j < p_.keys; j += kBlockKeys) {
       const Range keys{j, min_of(j + kBlockKeys, p_.keys)};
-      for (int64_t x = 0; x < p_.rows; x += kRowsAtOnce) {
-        of_tile(x, [&](auto rows) { add_seen_values<decltype(rows)::value>(x, keys); });
-      }
+      in_tiles([&](int64_t x, auto rows) { add_seen_values<decltype(rows)::value>(x, keys); });
     }
     for (int64_t x = 0; x < p_.rows; ++x) write_row(x, n, b);
   }
@@ -98,14 +118,24 @@ class CachedRows {
     return view.data + (i * view.stride[0] + j * view.stride[1]) * kSize;
   }
 
-  // Calls of<rows>, with the number of rows of the tile that begins at x as a constant.
+  // Calls of(x, rows) for all tiles: rows from x on whose positions follow one another, their
+  // number as a constant.
   template <class Of>
-  XLNET_FAST_INLINE void of_tile(int64_t x, const Of& of) const {
-    const int64_t left = p_.rows - x;
-    if (left >= kRowsAtOnce) return of(std::integral_constant<int, kRowsAtOnce>());
-    if (left == 1) return of(std::integral_constant<int, 1>());
-    if (left == 2) return of(std::integral_constant<int, 2>());
-    of(std::integral_constant<int, 3>());
+  XLNET_FAST_INLINE void in_tiles(const Of& of) const {
+    for (int64_t x = 0; x < p_.rows;) {
+      const int64_t left = p_.rows - x;
+      const bool two = left >= 2 && first_[x + 1] == first_[x] - 1;
+      if (two && left >= 3 && first_[x + 2] == first_[x] - 2) {
+        of(x, std::integral_constant<int, kRowsAtOnce>());
+        x += kRowsAtOnce;
+      } else if (two) {
+        of(x, std::integral_constant<int, 2>());
+        x += 2;
+      } else {
+        of(x, std::integral_constant<int, 1>());
+        x += 1;
+      }
+    }
   }
 
   // Queries with their biases, zeros behind the last element, and no output yet.
@@ -134,76 +164,149 @@ class CachedRows {
     return table_ + inside * p_.table.stride[1] * kSize;
   }
 
-  static XLNET_FAST_INLINE void ask_for(const char* from, int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(from + line);
+  // A vector of a row of elements, the last one of fewer than kLanes where kIsTail.
+  template <bool kIsTail>
+  XLNET_FAST_INLINE Vec part(const char* row, int64_t d) const {
+    return kIsTail ? load_first<Type>(row + d * kSize, p_.head_dim - d)
+                   : load_all<Type>(row + d * kSize);
   }
 
-  // sums[x][j] += rows[x] others[j], lane by lane.
+  // Some rows of fp32 numbers as factors: in registers, where there is room for all of them.
   template <int kRows>
-  XLNET_FAST_INLINE void add_products(Vec (*sums)[kKeysAtOnce], const float* rows,
-                                      const char* const (&others)[kKeysAtOnce]) const {
-    for (int64_t d = 0; d < whole_; d += kLanes) {
-      Vec q[kRows];
-      for (int x = 0; x < kRows; ++x) q[x] = load(rows + x * width_ + d);
-      for (int j = 0; j < kKeysAtOnce; ++j) {
-        const Vec other = load_all<Type>(others[j] + d * kSize);
-        for (int x = 0; x < kRows; ++x) sums[x][j] = multiply_add(q[x], other, sums[x][j]);
+  struct Factors {
+    static constexpr bool kHeld = kDim == 4 * kLanes;
+    const float* rows;
+    int64_t width;
+    Vec held[kRows][kHeld ? 4 : 1];
+
+    XLNET_FAST_INLINE Factors(const float* from, int64_t row_width) : rows(from), width(row_width) {
+      if constexpr (!kHeld) return;
+      XLNET_FAST_UNROLL(4)
+      for (int row = 0; row < kRows; ++row) {
+        XLNET_FAST_UNROLL(4)
+        for (int i = 0; i < 4; ++i)
+          held[row][kHeld ? i : 0] = kept(load(from + row * kDim + i * kLanes));
       }
     }
-    if (whole_ == p_.head_dim) return;
-    for (int j = 0; j < kKeysAtOnce; ++j) {
-      const Vec other = load_first<Type>(others[j] + whole_ * kSize, p_.head_dim - whole_);
-      for (int x = 0; x < kRows; ++x) {
-        sums[x][j] = multiply_add(load(rows + x * width_ + whole_), other, sums[x][j]);
+
+    XLNET_FAST_INLINE Vec at(int row, int64_t d) const {
+      return kHeld ? held[row][kHeld ? d / kLanes : 0] : load(rows + row * width + d);
+    }
+  };
+
+  // sums[row][i - first + row] += factors[row] others: of a key, which is i for all rows (kStep 0),
+  // or of a row of the table, which is that of key i for the last row and of those behind it for
+  // others. One key after the other, all of each: so they lie in memory, and so the CPU fetches
+  // them ahead.
+  template <int kRows, int kStep>
+  XLNET_FAST_INLINE void add_products(Vec (&sums)[kRows][kKeysAtOnce],
+                                      const Factors<kRows>& factors, const char* others,
+                                      int64_t stride) const {
+    const int64_t whole = kDim > 0 ? kDim : whole_;
+    XLNET_FAST_UNROLL(8)
+    for (int i = 0; i < kKeysAtOnce + kStep * (kRows - 1); ++i) {
+      const char* const other = others + i * stride;
+      XLNET_FAST_UNROLL(4)
+      for (int64_t d = 0; d < whole; d += kLanes) {
+        add_product<kRows, kStep>(sums, factors, i, d, kept(part<false>(other, d)));
+      }
+      if (kDim == 0 && whole < p_.head_dim) {
+        add_product<kRows, kStep>(sums, factors, i, whole, kept(part<true>(other, whole)));
       }
     }
   }
 
-  // Unscaled scores of kRows rows and the keys of a block.
+  template <int kRows, int kStep>
+  static XLNET_FAST_INLINE void add_product(Vec (&sums)[kRows][kKeysAtOnce],
+                                            const Factors<kRows>& factors, int i, int64_t d,
+                                            Vec other) {
+    XLNET_FAST_UNROLL(4)
+    for (int row = 0; row < kRows; ++row) {
+      const int j = i - kStep * (kRows - 1 - row);
+      if (0 <= j && j < kKeysAtOnce) {
+        sums[row][j] = multiply_add(factors.at(row, d), other, sums[row][j]);
+      }
+    }
+  }
+
+  // As add_products of keys and table, for keys behind the last and rows of the table that do not
+  // follow one another.
+  template <int kRows>
+  void add_scattered(Vec (&sums)[kRows][kKeysAtOnce], int64_t x, int64_t first) const {
+    for (int j = 0; j < kKeysAtOnce; ++j) {
+      const int64_t at = min_of(first + j, p_.keys - 1);
+      for (int row = 0; row < kRows; ++row) {
+        const char *const k = key(at), *const distance = table_row(x + row, at);
+        const float *const w = content_ + (x + row) * width_, *const r = position_ + (w - content_);
+        Vec sum = splat(0.0f);
+        for (int64_t d = 0; d < whole_; d += kLanes) {
+          sum = multiply_add(load(w + d), part<false>(k, d), sum);
+          sum = multiply_add(load(r + d), part<false>(distance, d), sum);
+        }
+        if (whole_ < p_.head_dim) {
+          sum = multiply_add(load(w + whole_), part<true>(k, whole_), sum);
+          sum = multiply_add(load(r + whole_), part<true>(distance, whole_), sum);
+        }
+        sums[row][j] = sum;
+      }
+    }
+  }
+
+  // Whether there are so many keys from j on, and the table's rows for them and a tile's rows,
+  // which end with `x`, follow one another.
+  template <int kRows>
+  XLNET_FAST_INLINE bool is_regular(int64_t x, int64_t j) const {
+    if (j + kKeysAtOnce > p_.keys) return false;
+    int64_t least = first_[x] + j;
+    if (p_.keys_at != nullptr) {
+      for (int i = 1; i < kKeysAtOnce; ++i) {
+        if (p_.keys_at[j + i] != p_.keys_at[j] + i) return false;
+      }
+      least += p_.keys_at[j] - j;
+    }
+    return least >= 0 && least + kRows + kKeysAtOnce - 1 <= p_.table_rows;
+  }
+
+  // Lanes i, i + 4 .. of parts[row] add up to the score of row x + row and key j + i.
+  template <int kRows>
+  XLNET_FAST_INLINE void score_group(int64_t x, int64_t j, Vec (&parts)[kRows]) const {
+    Vec sums[kRows][kKeysAtOnce];
+    for (auto& of_row : sums) {
+      for (Vec& sum : of_row) sum = splat(0.0f);
+    }
+    if (is_regular<kRows>(x + kRows - 1, j)) {
+      const int64_t width = kDim > 0 ? kDim : width_;
+      const int64_t stride = kDim > 0 ? kDim : p_.k.stride[2];
+      const int64_t table_stride = kDim > 0 ? kDim : p_.table.stride[1];
+      add_products<kRows, 0>(sums, {content_ + x * width, width}, key(j), stride * kSize);
+      add_products<kRows, 1>(sums, {position_ + x * width, width}, table_row(x + kRows - 1, j),
+                             table_stride * kSize);
+    } else {
+      add_scattered<kRows>(sums, x, j);
+    }
+    for (int row = 0; row < kRows; ++row) parts[row] = sums_of_four(sums[row]);
+  }
+
+  // Unscaled scores of kRows rows and the keys of a block. The last vector of keys ends with the
+  // last key, and takes some a second time.
   template <int kRows>
   void score(int64_t x, Range keys) {
-    const int64_t last = p_.keys - 1, bytes = p_.head_dim * kSize;
-    for (int64_t j = keys.begin; j < keys.end; j += kLanes) {
-      Vec parts[kRows][kGroups];
+    for (int64_t begin = keys.begin; begin < keys.end; begin += kLanes) {
+      const int64_t j = max_of(0, min_of(begin, p_.keys - kLanes));
+      Vec parts[kGroups][kRows];
       for (int group = 0; group < kGroups; ++group) {
-        const int64_t from = j + group * kKeysAtOnce;
-        Vec sums[kRows][kKeysAtOnce];
-        for (auto& of_row : sums) {
-          for (Vec& sum : of_row) sum = splat(0.0f);
-        }
-        if (from <= last) {
-          const char* others[kKeysAtOnce];
-          for (int i = 0; i < kKeysAtOnce; ++i) {
-            others[i] = key(min_of(from + i, last));
-            ask_for(others[i] + kKeysAhead * p_.k.stride[2] * kSize, bytes);
-          }
-          add_products<kRows>(sums, content_ + x * width_, others);
-          for (int row = 0; row < kRows; ++row) {
-            for (int i = 0; i < kKeysAtOnce; ++i) {
-              others[i] = table_row(x + row, min_of(from + i, last));
-              if (row == 0) ask_for(others[i] + kKeysAhead * p_.table.stride[1] * kSize, bytes);
-            }
-            add_products<1>(sums + row, position_ + (x + row) * width_, others);
-          }
-        }
-        for (int row = 0; row < kRows; ++row) {
-          const Vec(&sum)[kKeysAtOnce] = sums[row];
-          parts[row][group] = sums_of(sums_of(sum[0], sum[1], 1), sums_of(sum[2], sum[3], 1), 2);
+        const int64_t first = j + group * kKeysAtOnce;
+        if (first < p_.keys) {
+          score_group<kRows>(x, first, parts[group]);
+        } else {
+          for (Vec& none : parts[group]) none = splat(0.0f);
         }
       }
-      for (int row = 0; row < kRows; ++row)
-        store(scores_ + (x + row) * padded_ + j, whole(parts[row]));
-    }
-  }
-
-  // The scores of kLanes keys, in order, from those of groups of four.
-  static XLNET_FAST_INLINE Vec whole(const Vec (&parts)[kGroups]) {
-    if constexpr (kGroups == 4) {
-      return sums_of(sums_of(parts[0], parts[1], 4), sums_of(parts[2], parts[3], 4), 8);
-    } else if constexpr (kGroups == 2) {
-      return sums_of(parts[0], parts[1], 4);
-    } else {
-      return parts[0];
+      for (int row = 0; row < kRows; ++row) {
+        Vec of_row[kGroups];
+        for (int group = 0; group < kGroups; ++group) of_row[group] = parts[group][row];
+        store(scores_ + (x + row) * padded_ + j, sums_of_groups(of_row));
+      }
     }
   }
 
@@ -260,18 +363,18 @@ class CachedRows {
   template <int kRows, int kVectors>
   XLNET_FAST_INLINE void add_columns(int64_t x, Range keys, int64_t d, int64_t count = kLanes) {
     const float* const weights = scores_ + x * padded_;
+    const int64_t stride = (kDim > 0 ? kDim : p_.v.stride[2]) * kSize;
     Vec sums[kRows][kVectors];
     for (auto& of_row : sums) {
       for (Vec& sum : of_row) sum = splat(0.0f);
     }
     for (int64_t j = keys.begin; j < keys.end; ++j) {
-      const char* const from = value(j) + d * kSize;
-      ask_for(from + kKeysAhead * p_.v.stride[2] * kSize, kVectors * kLanes * kSize);
+      const char* const from = v_ + j * stride + d * kSize;
       Vec weight[kRows];
       for (int row = 0; row < kRows; ++row) weight[row] = splat(weights[row * padded_ + j]);
       for (int v = 0; v < kVectors; ++v) {
-        const Vec columns = count < kLanes ? load_first<Type>(from, count)
-                                           : load_all<Type>(from + v * kLanes * kSize);
+        const Vec columns = kept(count < kLanes ? load_first<Type>(from, count)
+                                                : load_all<Type>(from + v * kLanes * kSize));
         for (int row = 0; row < kRows; ++row) {
           sums[row][v] = multiply_add(weight[row], columns, sums[row][v]);
         }
@@ -350,20 +453,29 @@ class CachedRows {
 };
 
 inline int64_t scratch_bytes(const CachedAttentionParams& p) {
-  return CachedRows<Float32Row>::scratch_bytes(p);
+  return CachedRows<Float32Row, 0>::scratch_bytes(p);
 }
 
-template <class Type>
-void forward_of(const CachedAttentionParams& p, Range pairs, char* scratch) {
-  CachedRows<Type> rows(p, scratch);
+template <class Type, int kDim>
+void run(const CachedAttentionParams& p, Range pairs, char* scratch) {
+  CachedRows<Type, kDim> rows(p, scratch);
   for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
     rows.forward(pair / p.batch, pair % p.batch);
   }
 }
 
+template <class Type>
+void run(const CachedAttentionParams& p, Range pairs, char* scratch) {
+  constexpr int64_t kUsual = 64;  // head_dim of all published models
+  const bool usual = p.head_dim == kUsual && p.k.stride[2] == kUsual && p.v.stride[2] == kUsual &&
+                     p.table.stride[1] == kUsual;
+  if (usual) return run<Type, kUsual>(p, pairs, scratch);
+  run<Type, 0>(p, pairs, scratch);
+}
+
 inline void forward(const CachedAttentionParams& p, Range pairs, char* scratch) {
-  if (p.dtype == Dtype::kFloat32) return forward_of<Float32Row>(p, pairs, scratch);
-  forward_of<BFloat16Row>(p, pairs, scratch);
+  if (p.dtype == Dtype::kFloat32) return run<Float32Row>(p, pairs, scratch);
+  run<BFloat16Row>(p, pairs, scratch);
 }
 
 }  // namespace

@@ -48,13 +48,15 @@ def takes(
     for x in (q, keys, values, table, r_w_bias, r_r_bias):
         if not x.is_cpu or x.dtype is not dtype or x.stride(-1) != 1 or x.is_neg():
             return False
-    for name, size in ((rows_at, rows), (keys_at, count)):
-        if isinstance(name, Tensor) and not _is_list(name, size):
-            return False
+    if not isinstance(rows_at, int) and not _is_list(rows_at, rows):
+        return False
+    if keys_at is not None and not _is_list(keys_at, count):
+        return False
     if hidden is None:
         return True
     return (
-        hidden.is_cpu
+        isinstance(hidden, Tensor)
+        and hidden.is_cpu
         and hidden.dtype is torch.bool
         and hidden.dim() == 3
         and hidden.shape[0] in (1, batch)
@@ -64,8 +66,14 @@ def takes(
     )
 
 
-def _is_list(x: Tensor, size: int) -> bool:
-    return x.is_cpu and x.dtype is torch.int64 and x.shape == (size,) and x.is_contiguous()
+def _is_list(x: object, size: int) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and x.is_cpu
+        and x.dtype is torch.int64
+        and x.shape == (size,)
+        and x.is_contiguous()
+    )
 
 
 def cached_attention(
