@@ -452,7 +452,7 @@ def test_the_entry_refuses_what_no_tensor_can_be(place, value, message, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(_extension, "require", lambda: extension())
         case = make_case().to(torch.float32)
-        module.cpu_kernel.cached_attention(*case.operands, 24, 19, None, None, 0.25)
+        module.cpu_kernel.cached_attention(case.operands, 24, 19, None, None, 0.25)
     arguments[place] = value
     with pytest.raises(ValueError, match=message):
         _extension.require().cached_attention(*arguments)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.kernels import cpu
 from xlnet_fast.kernels.cpu import cached_attention as cpu_kernel
 from xlnet_fast.masks import HIDDEN_SCORE
 from xlnet_fast.ops._validation import (
@@ -24,7 +23,7 @@ from xlnet_fast.ops._validation import (
     check_shape,
     check_tensor,
 )
-from xlnet_fast.transforms import are_plain, can_look, nobody_looks_on
+from xlnet_fast.transforms import can_look, nobody_looks_on
 
 
 def cached_attention(
@@ -73,13 +72,13 @@ def cached_attention(
     if _has_kernel(operands, far, rows_at, keys_at, hidden):
         if _regular_first(q, keys, table, far, rows_at, keys_at, hidden) is None:
             _check_index(_index(q, keys, far, rows_at, keys_at), table, hidden)
-        return cpu_kernel.cached_attention(*operands, far, rows_at, keys_at, hidden, scale)
+        return cpu_kernel.cached_attention(operands, far, rows_at, keys_at, hidden, scale)
     _check(*operands, far, rows_at, keys_at, hidden)
     return _in_pytorch(*operands, far, rows_at, keys_at, hidden, scale)
 
 
 def _has_kernel(
-    operands: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    operands: cpu_kernel.Operands,
     far: int,
     rows_at: int | Tensor,
     keys_at: Tensor | None,
@@ -92,12 +91,10 @@ def _has_kernel(
     return (
         nobody_looks_on()
         and isinstance(far, int)
-        and all(isinstance(x, Tensor) for x in operands)
-        and are_plain((*operands, rows_at, keys_at, hidden))
-        and cpu_kernel.takes(*operands, rows_at, keys_at, hidden)
+        and cpu_kernel.takes(operands, rows_at, keys_at, hidden)
         and not (torch.is_grad_enabled() and any(x.requires_grad for x in operands))
         and not torch.is_autocast_enabled("cpu")
-        and cpu.why_unavailable() is None
+        and cpu_kernel.is_there()
     )
 
 

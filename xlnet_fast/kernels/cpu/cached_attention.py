@@ -7,55 +7,65 @@ costs few microseconds beside it.
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xlnet_fast import _extension
 from xlnet_fast.kernels.cpu.instruction_sets import instruction_set
 
+Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""q, keys, values, table, r_w_bias, r_r_bias."""
+
+_PLAIN = (Tensor, nn.Parameter)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # enum Dtype of csrc/params.h
 
 
-def takes(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    r_w_bias: Tensor,
-    r_r_bias: Tensor,
-    rows_at: int | Tensor,
-    keys_at: Tensor | None,
-    hidden: Tensor | None,
-) -> bool:
-    """Whether the operands are what the kernel reads: on the CPU, of fitting sizes, rows dense.
+def is_there() -> bool:
+    """Whether there is a kernel here, as ``cpu.why_unavailable`` says in words but in less time."""
+    module = _extension.load()
+    return module is not None and _has_vectors(module)
 
-    Arguments as ``ops.cached_attention``. Whether the table has all rows is not looked at; where it
-    has not, the kernel takes the nearest.
+
+@functools.cache
+def _has_vectors(module: _extension.CompiledModule) -> bool:
+    return bool(module.attention_isa_available())
+
+
+def takes(operands: Operands, rows_at: object, keys_at: object, hidden: object) -> bool:
+    """Whether these are what the kernel reads: plain, on the CPU, of fitting sizes, rows dense.
+
+    Arguments as ``ops.cached_attention``; those after ``operands`` may be anything. Whether the
+    table has all rows is not looked at: where it has not, the kernel takes the nearest.
     """
-    dtype = q.dtype
-    if dtype not in _DTYPES or q.dim() != 4 or keys.dim() != 4 or table.dim() != 3:
+    q, keys, values, table, r_w_bias, r_r_bias = operands
+    if type(q) not in _PLAIN or (dtype := q.dtype) not in _DTYPES:
+        return False
+    for x in operands:
+        if type(x) not in _PLAIN or x.dtype is not dtype or not x.is_cpu or x.is_neg():
+            return False
+        if x.dim() < 2 or x.stride(-1) != 1:
+            return False
+    if q.dim() != 4 or keys.dim() != 4 or table.dim() != 3:
         return False
     rows, batch, heads, dim = q.shape
     count, length = keys.shape[2], table.shape[1]
-    vector = (heads, dim)
     if not (
         keys.shape == values.shape == (batch, heads, count, dim)
         and table.shape == (heads, length, dim)
-        and r_w_bias.shape == r_r_bias.shape == vector
-        and min(rows, batch, heads, dim, count, length) > 0
+        and r_w_bias.shape == r_r_bias.shape == (heads, dim)
+        and 0 not in (rows, batch, heads, dim, count, length)
     ):
         return False
-    for x in (q, keys, values, table, r_w_bias, r_r_bias):
-        if not x.is_cpu or x.dtype is not dtype or x.stride(-1) != 1 or x.is_neg():
-            return False
-    if not isinstance(rows_at, int) and not _is_list(rows_at, rows):
+    if type(rows_at) is not int and not _is_list(rows_at, rows):
         return False
     if keys_at is not None and not _is_list(keys_at, count):
         return False
     if hidden is None:
         return True
     return (
-        isinstance(hidden, Tensor)
+        type(hidden) is Tensor
         and hidden.is_cpu
         and hidden.dtype is torch.bool
         and hidden.dim() == 3
@@ -68,7 +78,7 @@ def takes(
 
 def _is_list(x: object, size: int) -> bool:
     return (
-        isinstance(x, Tensor)
+        type(x) is Tensor
         and x.is_cpu
         and x.dtype is torch.int64
         and x.shape == (size,)
@@ -77,12 +87,7 @@ def _is_list(x: object, size: int) -> bool:
 
 
 def cached_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    r_w_bias: Tensor,
-    r_r_bias: Tensor,
+    operands: Operands,
     far: int,
     rows_at: int | Tensor,
     keys_at: Tensor | None,
@@ -90,7 +95,9 @@ def cached_attention(
     scale: float,
 ) -> Tensor:
     """``ops.cached_attention`` of operands that :func:`takes` takes."""
-    out = torch.empty(q.shape, dtype=q.dtype)
+    q, keys, values, table, r_w_bias, r_r_bias = operands
+    shape = q.shape
+    out = torch.empty_like(q) if q.is_contiguous() else q.new_empty(shape)
     positions = 0
     if isinstance(rows_at, Tensor):
         positions, rows_at = rows_at.data_ptr(), 0
@@ -100,7 +107,7 @@ def cached_attention(
         hidden_row = hidden.stride(1) if hidden.shape[1] > 1 else 0
     _extension.require().cached_attention(
         _DTYPES[q.dtype],
-        (*q.shape, keys.shape[2], table.shape[1]),
+        (*shape, keys.shape[2], table.shape[1]),
         q.data_ptr(), q.stride(),
         keys.data_ptr(), keys.stride(),
         values.data_ptr(), values.stride(),
