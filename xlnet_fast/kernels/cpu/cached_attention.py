@@ -24,13 +24,12 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1}  # enum Dtype of csrc/params.h
 
 def is_there() -> bool:
     """Whether there is a kernel here, as ``cpu.why_unavailable`` says in words but in less time."""
-    module = _extension.load()
-    return module is not None and _has_vectors(module)
+    return _extension.load() is not None and _has_vectors()
 
 
 @functools.cache
-def _has_vectors(module: _extension.CompiledModule) -> bool:
-    return bool(module.attention_isa_available())
+def _has_vectors() -> bool:
+    return bool(_extension.require().attention_isa_available())
 
 
 def takes(operands: Operands, rows_at: object, keys_at: object, hidden: object) -> bool:
