@@ -1,6 +1,8 @@
 // Attention over cached keys for the instruction set whose isa_<isa>.h came before.
 #pragma once
 
+#include <type_traits>
+
 #include "cached_attention.h"
 #include "isa_begin.h"
 
