@@ -133,6 +133,7 @@ class CachedRows : private CachedScores<Type, kDim> {
       Vec weight[kRows];
       for (int row = 0; row < kRows; ++row) weight[row] = splat(weights[row * padded_ + j]);
       for (int v = 0; v < kVectors; ++v) {
+        Scores::ask_ahead_of(from + v * kLanes * kSize);
         const Vec columns = kept(count < kLanes ? load_first<Type>(from, count)
                                                 : load_all<Type>(from + v * kLanes * kSize));
         for (int row = 0; row < kRows; ++row) {

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kRowsAtOnce = 3;  // with four keys, as many sums as there are registers for
 constexpr int kKeysAtOnce = 4;
+constexpr int64_t kBytesAhead = 4096;
 constexpr int kGroups = kLanes / kKeysAtOnce;  // of keys, whose scores fill a vector
 
 template <class Type>
@@ -127,6 +128,14 @@ class CachedScores {
     }
   }
 
+  // Asks for what a loop over dense rows reads some time after `from`; harmless where it is not.
+  // Measured: with a batch, whose elements find the table in the caches, this takes a fifth off the
+  // time. With one element, where keys and table both come from memory, the CPU fetches them as far
+  // ahead by itself, and asking costs more than it gains.
+  XLNET_FAST_INLINE void ask_ahead_of(const char* from) const {
+    if (p_.batch > 1) __builtin_prefetch(from + kBytesAhead, 0, 2);
+  }
+
   const CachedAttentionParams& p_;
   const int64_t width_, whole_;  // head_dim in whole vectors: rounded up, rounded down
   const int64_t padded_;         // keys in whole vectors
@@ -185,6 +194,7 @@ class CachedScores {
       const char* const other = others + i * stride;
       XLNET_FAST_UNROLL(4)
       for (int64_t d = 0; d < whole; d += kLanes) {
+        ask_ahead_of(other + d * kSize);
         add_product<kRows, kStep>(sums, factors, i, d, kept(part<false>(other, d)));
       }
       if (kDim == 0 && whole < p_.head_dim) {
