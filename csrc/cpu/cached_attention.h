@@ -1,6 +1,6 @@
 // Relative attention of a few query rows over cached keys on the CPU: the entry and the table of
-// kernels behind it. The kernels are in cached_attention_rows.h, compiled once for each instruction
-// set by cached_attention_<isa>.cpp.
+// kernels behind it. The kernels are in cached_attention_{scores,rows}.h, compiled once for each
+// instruction set by cached_attention_<isa>.cpp.
 #pragma once
 
 #include <string>

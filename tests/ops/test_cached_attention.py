@@ -137,7 +137,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "a mask of all": lambda: make_case(hidden=scattered()),
     "a mask for all": lambda: make_case(hidden=scattered()[1:, :1]),
     "nothing hidden": lambda: make_case(hidden=torch.zeros(1, 1, 21, dtype=torch.bool)),
-    "hidden beyond the table": lambda: make_case(hidden=padded()[1:], far=19),
+    "hidden before the table": lambda: make_case(hidden=padded()[1:], far=19),
+    "hidden behind the table": lambda: make_case(hidden=padded()[1:].flip(2), far=30),
 }
 
 
