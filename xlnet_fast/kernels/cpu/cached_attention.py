@@ -1,7 +1,7 @@
 """Attention over cached keys by the C++ kernel: from tensors to addresses and strides.
 
-The kernel is in ``csrc/cpu/cached_attention_{scores,rows}.h``; it reads keys, values and table once and
-gives the same bits on any number of threads. A model calls it once a layer and token, so a call
+The kernel is in ``csrc/cpu/cached_attention_{scores,rows}.h``; it reads keys, values and table once
+and gives the same bits on any number of threads. A model calls it once a layer and token, so a call
 costs few microseconds beside it.
 """
 
