@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings_attention.h"
+#include "bindings_cached_attention.h"
 #include "bindings_dropout.h"
 #include "bindings_linear.h"
 #include "bindings_masked_softmax.h"
@@ -73,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("keys"), py::arg("streams"), py::arg("gradients"), py::arg("threads"),
       py::arg("isa"));
+  m.def("cached_attention", &cached_attention_of);
   m.def("dropout", &run_with<&dropout_params, &cpu::dropout, int, const std::string&>,
         py::arg("arguments"), py::arg("threads"), py::arg("isa"));
   m.def(

@@ -144,6 +144,26 @@ struct ConcatMemoryParams {
   char* out = nullptr;                  // [layer, count]
 };
 
+// Attention of R query rows over cached keys (b, n, j, d); row p of the table is that of the
+// distance far - p between the positions of row and key. All strides count elements, the last one
+// is 1.
+struct CachedAttentionParams {
+  Dtype dtype = Dtype::kFloat32;  // of every floating tensor: fp32 or bfloat16
+  int64_t rows = 0, batch = 0, heads = 0, head_dim = 0, keys = 0, table_rows = 0;
+  View q;                              // [x, b, n, d]
+  View k, v;                           // [b, n, j, d]
+  View table;                          // [n, p, d]
+  View r_w_bias, r_r_bias;             // [n, d]
+  char* out = nullptr;                 // [x, b, n, d], contiguous
+  int64_t far = 0;                     // distance of row 0 of the table
+  int64_t rows_at = 0;                 // position of row 0, row x at rows_at + x; or
+  const int64_t* positions = nullptr;  // [x], of all rows
+  const int64_t* keys_at = nullptr;    // [j] or null: key j is at j
+  const uint8_t* hidden = nullptr;     // [b or 1, x or 1, j] or null; 1 hides the key
+  int64_t hidden_stride[2] = {0, 0};   // bytes from one batch element, one row to the next
+  float scale = 1.0f;
+};
+
 // out = X W^T + b, then GELU of it or a residual added. All strides count elements.
 struct LinearParams {
   Dtype dtype = Dtype::kFloat32;  // of every tensor: fp32, or bfloat16 with an even number of terms

@@ -5,7 +5,7 @@ of slots, and its table of positions is one that was projected before and reache
 needed: nothing is copied or projected again for a call.
 
 On a CPU one C++ kernel reads keys, values and table once; elsewhere, and wherever somebody looks
-on (``transforms.nobody_looks_on``), plain PyTorch does the same.
+on (``transforms.nobody_looks_on``) or asks for gradients, plain PyTorch does the same.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, ShapeError
+from xlnet_fast.kernels.cpu import cached_attention as cpu_kernel
 from xlnet_fast.masks import HIDDEN_SCORE
-from xlnet_fast.ops._validation import check_device, check_float, check_same, check_shape
-from xlnet_fast.transforms import can_look
+from xlnet_fast.ops._validation import (
+    check_device,
+    check_float,
+    check_same,
+    check_shape,
+    check_tensor,
+)
+from xlnet_fast.transforms import can_look, nobody_looks_on
 
 
 def cached_attention(
@@ -36,11 +43,13 @@ def cached_attention(
     """``softmax_j(scale ((q_x + r_w_bias) k_j + (q_x + r_r_bias) table[far - distance])) v_j``.
 
     The distance of row x and key j is ``position of x - position of j`` (Transformer-XL section
-    3.3). Statistics in fp32, for float64 in float64. Not differentiable.
+    3.3). Statistics in fp32, for float64 in float64. Where gradients are asked for, plain PyTorch
+    answers, which has them.
 
     Args:
         q: (R, B, N, D) projected query rows, any floating dtype, which all tensors share.
-        keys, values: (B, N, J, D), any strides: slices of slots cost no copy. J >= 1.
+        keys, values: (B, N, J, D), any strides: slices of slots cost no copy. J >= 1. The kernel
+            is fastest where rows are dense, as in slots (B, N, capacity, D).
         table: (N, P, D) projected rows of positions; row p is that of the distance ``far - p``.
         r_w_bias, r_r_bias: (N, D).
         far: distance of row 0 of the table.
@@ -59,14 +68,59 @@ def cached_attention(
             lacks the row of a pair that is seen is found on the CPU; on another device, where
             positions in tensors are not looked at, the nearest row is taken.
     """
-    _check(q, keys, values, table, r_w_bias, r_r_bias, rows_at, keys_at, hidden)
+    operands = (q, keys, values, table, r_w_bias, r_r_bias)
+    if _has_kernel(operands, far, rows_at, keys_at, hidden):
+        if _regular_first(q, keys, table, far, rows_at, keys_at, hidden) is None:
+            _check_index(_index(q, keys, far, rows_at, keys_at), table, hidden)
+        return cpu_kernel.cached_attention(operands, far, rows_at, keys_at, hidden, scale)
+    _check(*operands, far, rows_at, keys_at, hidden)
+    return _in_pytorch(*operands, far, rows_at, keys_at, hidden, scale)
+
+
+def _has_kernel(
+    operands: cpu_kernel.Operands,
+    far: int,
+    rows_at: int | Tensor,
+    keys_at: Tensor | None,
+    hidden: Tensor | None,
+) -> bool:
+    """Whether the C++ kernel answers: nobody asks for more, and it takes the operands.
+
+    What it takes would pass :func:`_check`.
+    """
+    return (
+        nobody_looks_on()
+        and isinstance(far, int)
+        and cpu_kernel.takes(operands, rows_at, keys_at, hidden)
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in operands))
+        and not torch.is_autocast_enabled("cpu")
+        and cpu_kernel.is_there()
+    )
+
+
+def _in_pytorch(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    r_w_bias: Tensor,
+    r_r_bias: Tensor,
+    far: int,
+    rows_at: int | Tensor,
+    keys_at: Tensor | None,
+    hidden: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """:func:`cached_attention` of operands that were checked, on any device and in any dtype."""
     rows, batch, heads, dim = q.shape
+    if q.numel() == 0:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     content = (q + r_w_bias).permute(1, 2, 0, 3)  # (B, N, R, D)
     scores = torch.matmul(content, keys.transpose(2, 3)).to(wide)
     # One product for the whole batch, which shares the table.
     position = (q + r_r_bias).permute(2, 1, 0, 3).reshape(heads, batch * rows, dim)
-    if (first := _first_row(q, keys, table, far, rows_at, keys_at, hidden)) is not None:
+    if (first := _regular_first(q, keys, table, far, rows_at, keys_at, hidden)) is not None:
         width = keys.shape[2] + rows - 1
         window = table[:, first : first + width]
         products = torch.bmm(position, window.transpose(1, 2))  # (N, B R, W)
@@ -86,7 +140,7 @@ def cached_attention(
     return torch.matmul(probabilities, values).permute(2, 0, 1, 3).contiguous()
 
 
-def _first_row(
+def _regular_first(
     q: Tensor,
     keys: Tensor,
     table: Tensor,
@@ -166,36 +220,47 @@ def _check(
     table: Tensor,
     r_w_bias: Tensor,
     r_r_bias: Tensor,
+    far: int,
     rows_at: int | Tensor,
     keys_at: Tensor | None,
     hidden: Tensor | None,
 ) -> None:
-    check_shape("q", q, tuple(q.shape)[:4] if q.dim() == 4 else (0, 0, 0, 0), "R, B, N, D")
+    check_tensor("q", q, 4, "R, B, N, D")
     check_float("q", q)
+    check_tensor("keys", keys, 4, "B, N, J, D")
+    check_tensor("table", table, 3, "N, P, D")
     rows, batch, heads, dim = q.shape
-    count = keys.shape[2] if isinstance(keys, Tensor) and keys.dim() == 4 else 1
+    count, length = keys.shape[2], table.shape[1]
     check_shape("keys", keys, (batch, heads, count, dim), "B, N, J, D")
     check_shape("values", values, (batch, heads, count, dim), "B, N, J, D")
-    length = table.shape[1] if isinstance(table, Tensor) and table.dim() == 3 else 1
     check_shape("table", table, (heads, length, dim), "N, P, D")
-    check_shape("r_w_bias", r_w_bias, (heads, dim), "N, D")
-    check_shape("r_r_bias", r_r_bias, (heads, dim), "N, D")
-    if count == 0 or dim == 0 or length == 0:
+    for name, bias in (("r_w_bias", r_w_bias), ("r_r_bias", r_r_bias)):
+        check_tensor(name, bias, 2, "N, D")
+        check_shape(name, bias, (heads, dim), "N, D")
+    if 0 in (count, length, dim):
         raise ShapeError(
             f"keys have shape {tuple(keys.shape)} and table {tuple(table.shape)}, expected "
-            "(B, N, J, D) and (N, P, D) with J, D and P of at least 1"
+            "(B, N, J, D) and (N, P, D) with J, P and D of at least 1"
         )
     others = {"keys": keys, "values": values, "table": table}
     check_same("q", q, {**others, "r_w_bias": r_w_bias, "r_r_bias": r_r_bias})
-    positions = {"rows_at": (rows_at, rows, "R"), "keys_at": (keys_at, count, "J")}
-    for name, (x, size, letter) in positions.items():
-        if isinstance(x, Tensor):
-            check_shape(name, x, (size,), letter)
-            check_device(name, x, "q", q)
-            if x.dtype != torch.int64:
-                raise ArgumentError(f"{name} has dtype {x.dtype}, expected int64")
+    if not isinstance(far, int):
+        raise ArgumentError(f"far is {far!r}, expected an int")
+    if isinstance(rows_at, Tensor):
+        _check_positions("rows_at", rows_at, q, rows, "R")
+    elif not isinstance(rows_at, int):
+        raise ArgumentError(f"rows_at is {rows_at!r}, expected an int or an int64 tensor (R)")
+    if keys_at is not None:
+        _check_positions("keys_at", keys_at, q, count, "J")
     if hidden is not None:
         _check_hidden(hidden, q, (batch, rows, count))
+
+
+def _check_positions(name: str, x: Tensor, q: Tensor, size: int, letter: str) -> None:
+    check_shape(name, x, (size,), letter)
+    check_device(name, x, "q", q)
+    if x.dtype != torch.int64:
+        raise ArgumentError(f"{name} has dtype {x.dtype}, expected int64")
 
 
 def _check_hidden(hidden: Tensor, q: Tensor, shape: tuple[int, int, int]) -> None:
