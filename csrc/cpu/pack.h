@@ -150,30 +150,35 @@ XLNET_FAST_INLINE void put_columns(const float* const (&rows)[kLanes], int64_t d
   }
 }
 
-// Word row k of the panels from elements rows[0], or rows[0] and rows[1] side by side: B = X, for
-// products over the rows of X. `columns` elements a row.
-XLNET_FAST_INLINE void put_word_row(const float* row, const float*, int64_t k, int64_t depth,
-                                    int64_t columns, float* panels) {
-  for (int64_t column = 0; column < columns; column += kPanel) {
-    const int64_t width = vectors_at(column, columns) * kLanes;
-    float* at = panels + column * depth + k * width;
-    const int64_t count = min_of(width, columns - column);
-    int64_t d = 0;
-    for (; d + kLanes <= count; d += kLanes) store(at + d, load(row + column + d));
-    for (; d < width; ++d) at[d] = d < count ? row[column + d] : 0.0f;
-  }
+// One word row of a panel that is `width` columns wide, from `count` elements and zeros.
+XLNET_FAST_INLINE void put_panel_row(const float* row, const float*, int64_t count, int64_t width,
+                                     float* at) {
+  int64_t d = 0;
+  for (; d + kLanes <= count; d += kLanes) store(at + d, load(row + d));
+  for (; d < width; ++d) at[d] = d < count ? row[d] : 0.0f;
 }
 
-XLNET_FAST_INLINE void put_word_row(const uint16_t* even, const uint16_t* odd, int64_t k,
+// The same from two rows of elements, side by side in each word.
+XLNET_FAST_INLINE void put_panel_row(const uint16_t* even, const uint16_t* odd, int64_t count,
+                                     int64_t width, float* at) {
+  auto* words = reinterpret_cast<uint32_t*>(at);
+  int64_t d = 0;
+#if defined(XLNET_FAST_BF16)
+  for (; d + 2 * kLanes <= count; d += 2 * kLanes) interleave_halves(even + d, odd + d, at + d);
+#endif
+  for (; d < count; ++d) words[d] = uint32_t{even[d]} | uint32_t{odd[d]} << 16;
+  for (; d < width; ++d) words[d] = 0;
+}
+
+// Word row k of the panels from elements of one row, or of two side by side: B = X, for products
+// over the rows of X. `columns` elements a row.
+template <class Element>
+XLNET_FAST_INLINE void put_word_row(const Element* even, const Element* odd, int64_t k,
                                     int64_t depth, int64_t columns, float* panels) {
   for (int64_t column = 0; column < columns; column += kPanel) {
     const int64_t width = vectors_at(column, columns) * kLanes;
-    auto* at = reinterpret_cast<uint32_t*>(panels + column * depth + k * width);
-    const int64_t count = min_of(width, columns - column);
-    for (int64_t d = 0; d < count; ++d) {
-      at[d] = uint32_t{even[column + d]} | uint32_t{odd[column + d]} << 16;
-    }
-    for (int64_t d = count; d < width; ++d) at[d] = 0;
+    put_panel_row(even + column, odd + column, min_of(width, columns - column), width,
+                  panels + column * depth + k * width);
   }
 }
 

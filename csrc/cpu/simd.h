@@ -61,6 +61,15 @@ XLNET_FAST_INLINE float sum_of(Vec v) {
   return total;
 }
 
+// Stops the compiler from reading memory again where a vector is used more than once.
+XLNET_FAST_INLINE void keep_in_register(Vec& v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#else
+  (void)v;
+#endif
+}
+
 XLNET_FAST_INLINE float max_of(Vec v) {
   float most = v[0];
   for (int lane = 1; lane < kLanes; ++lane) most = v[lane] > most ? v[lane] : most;
@@ -163,6 +172,20 @@ XLNET_FAST_INLINE void store_bfloat16(uint16_t* p, Vec v) {
 }
 #endif
 
+#if defined(XLNET_FAST_BF16)
+// 2 kLanes words, each of one half of `even` and one of `odd`.
+XLNET_FAST_INLINE void interleave_halves(const uint16_t* even, const uint16_t* odd, float* to) {
+  alignas(64) static const uint16_t kPlaces[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                   37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+                                                   11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+  const __m512i first = _mm512_load_si512(kPlaces);
+  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
+  _mm512_storeu_si512(to + kLanes, _mm512_permutex2var_epi16(a, second, b));
+}
+#endif
+
 // Of every pair of blocks of `step` lanes, a gets the first one of a and of b, and b the second one
 // of both. `step` is a constant once the loop around it is unrolled.
 XLNET_FAST_INLINE void exchange(Vec& a, Vec& b, int step) {
@@ -194,6 +217,19 @@ XLNET_FAST_INLINE void transpose(Vec (&rows)[kLanes]) {
       if ((i & step) == 0) exchange(rows[i], rows[i + step], step);
     }
   }
+}
+
+// Lane i is the sum of the lanes of rows[i].
+XLNET_FAST_INLINE Vec sums_of(Vec (&rows)[kLanes]) {
+  XLNET_FAST_UNROLL(4)
+  for (int step = 1; step < kLanes; step *= 2) {
+    XLNET_FAST_UNROLL(8)
+    for (int i = 0; i < kLanes; i += 2 * step) {
+      exchange(rows[i], rows[i + step], step);
+      rows[i] += rows[i + step];
+    }
+  }
+  return rows[0];
 }
 
 }  // namespace
