@@ -15,10 +15,12 @@ constexpr int64_t kLineWords = 16;
 
 XLNET_FAST_INLINE void ask_for(const float* line) { __builtin_prefetch(line, 0, 2); }
 
-// How many groups of at most `most` rows there are, and which rows one of them has.
-constexpr int64_t groups_of(int64_t rows, int64_t most) { return (rows + most - 1) / most; }
-constexpr Range group_at(int64_t group, int64_t groups, int64_t rows) {
-  return {rows * group / groups, rows * (group + 1) / groups};
+constexpr int64_t kFewRows = kLeastPackedRows - 1;
+
+// How many pieces of at most `most` there are, and what is in one of them.
+constexpr int64_t pieces_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
+constexpr Range piece_at(int64_t piece, int64_t pieces, int64_t size) {
+  return {size * piece / pieces, size * (piece + 1) / pieces};
 }
 
 // As many words as there are, fewer than a vector, and zeros.
@@ -32,7 +34,9 @@ XLNET_FAST_INLINE Vec last_words(const float* p, int64_t count) {
 
 constexpr int kDotRows = kManyRegisters ? 8 : 4;  // of a tile, at most
 constexpr int64_t kDotWords = 768;                // of a tile, at most: its rows of X stay in L1
-constexpr int64_t kDotBlock = 48;                 // columns: a multiple of those of every tile
+// Columns of which a tile takes every so many-th: neighbours would be in one page of memory, whose
+// lines come one after another. A multiple of those of every tile.
+constexpr int64_t kDotBlock = 48;
 
 // Columns of a tile: as many as there are registers for the sums, beside the operands.
 constexpr int dot_columns(int rows) {
@@ -45,7 +49,7 @@ struct DotRows {
   const LinearOperands<Words>& of;
   int64_t rows, width;  // of results
   float* results;       // [rows, width]
-  float* x;             // groups of [kDotWords / kLanes, rows of the group, kLanes]
+  float* x;             // [kFewRows * kDotWords], of groups of rows
 
   // Rows `group` of X, vector by vector: a tile reads them as they lie.
   void interleave(Range group, Range depth, float* to) const {
@@ -90,10 +94,25 @@ struct DotRows {
     }
   }
 
-  // Adds, or with `first` writes, the products of `count` words of kRows rows and kColumns columns.
+  template <int kRows, int kColumns, int kBegin = 0>
+  static XLNET_FAST_INLINE void total_of(const Vec (&sums)[kRows][kColumns], float* totals) {
+    constexpr int kCount = static_cast<int>(min_of(kRows * kColumns - kBegin, kLanes));
+    Vec some[kLanes];
+    XLNET_FAST_UNROLL(16)
+    for (int i = 0; i < kCount; ++i) {
+      some[i] = sums[(kBegin + i) / kColumns][(kBegin + i) % kColumns];
+    }
+    store(totals + kBegin, sums_of<kCount>(some));
+    if constexpr (kBegin + kCount < kRows * kColumns) {
+      total_of<kRows, kColumns, kBegin + kCount>(sums, totals);
+    }
+  }
+
+  // Adds, or with `first` writes, the products of `count` words of kRows rows and kColumns columns,
+  // whose words are `step` apart and whose results `apart`.
   template <int kRows, int kColumns>
   void tile(const float* x_group, const float* w, int64_t step, const float* ahead, int64_t count,
-            bool first, float* to) const {
+            bool first, int64_t apart, float* to) const {
     Vec sums[kRows][kColumns];
     XLNET_FAST_UNROLL(8)
     for (int r = 0; r < kRows; ++r) {
@@ -117,85 +136,87 @@ struct DotRows {
       for (int c = 0; c < kColumns; ++c) b[c] = last_words(w + c * step + k, count - k);
       multiply<kRows, kColumns>(sums, x_group + k * kRows, b);
     }
-    constexpr int kSums = kRows * kColumns;
-    float totals[(kSums + kLanes - 1) / kLanes * kLanes];
-    XLNET_FAST_UNROLL(8)
-    for (int at = 0; at < kSums; at += kLanes) {
-      Vec some[kLanes];
-      XLNET_FAST_UNROLL(16)
-      for (int i = 0; i < kLanes; ++i) {
-        const int which = at + i < kSums ? at + i : 0;
-        some[i] = sums[which / kColumns][which % kColumns];
-      }
-      store(totals + at, sums_of(some));
-    }
+    float totals[round_up(kRows * kColumns, kLanes)];
+    total_of<kRows, kColumns>(sums, totals);
     for (int r = 0; r < kRows; ++r) {
       for (int c = 0; c < kColumns; ++c) {
-        float& result = to[r * width + c];
+        float& result = to[r * width + c * apart];
         result = first ? totals[r * kColumns + c] : result + totals[r * kColumns + c];
       }
     }
   }
 
-  // Where the words are that are read a block of columns later. `columns` are all that are read;
-  // after the last of their words come the columns behind them.
-  const float* ahead_of(int64_t column, Range columns, Range depth) const {
-    const int64_t later = column + kDotBlock;
-    if (later < columns.end) return of.column_at(later, depth.begin);
-    if (depth.end < of.terms()) {
-      return of.column_at(columns.begin + (later - columns.end), depth.end);
-    }
-    return of.column_at(later < of.p.columns ? later : column,
-                        later < of.p.columns ? 0 : depth.begin);
+  // Words that a tile sums: chosen by all there are, so that results do not depend on the rows.
+  int64_t words_of_a_tile() const {
+    const int64_t parts = pieces_of(of.terms(), kDotWords);
+    return round_up(pieces_of(of.terms(), parts), kLineWords);
+  }
+  // Words of which X is held at once. Few rows may come from the second-level cache, so that a
+  // column is read to its end before the next; what the CPU itself reads ahead is then of use.
+  int64_t words_held() const {
+    const int64_t most = words_of_a_tile(), room = kFewRows * kDotWords / rows;
+    return rows <= 4 ? max_of(room / most, 1) * most : most;
   }
 
+  // Columns `part` of the results. Words are asked for while those before are read, at the end
+  // those of `next`.
   template <int kRows>
-  void strip(Range asked, Range columns, Range part, Range depth, const float* x_group,
-             float* to) const {
-    const int64_t step = of.p.weight_column / Words::kElements;
-    const bool first = depth.begin == 0;
+  void strip(Range part, Range depth, const float* x_group, const float* next, float* to) const {
     constexpr int kColumns = dot_columns(kRows);
-    int64_t column = part.begin;
-    for (; column + kColumns <= part.end; column += kColumns) {
-      const float* w = of.column_at(column, depth.begin);
-      const bool asks = asked.begin <= column && column < asked.end;
-      const float* ahead = asks ? ahead_of(column, columns, depth) : w;
-      tile<kRows, kColumns>(x_group, w, step, ahead, depth.size(), first,
-                            to + (column - columns.begin));
+    const int64_t apart = part.size() / kColumns, step = of.p.weight_column / Words::kElements;
+    const int64_t most = words_of_a_tile();
+    for (int64_t j = 0; j < apart; ++j) {
+      const float* w = of.column_at(part.begin + j, 0);
+      for (int64_t k = depth.begin; k < depth.end; k += most) {
+        const float* ahead = k + most < depth.end ? w + k + most
+                             : j + 1 < apart      ? w + depth.begin + step
+                                                  : next;
+        tile<kRows, kColumns>(x_group + (k - depth.begin) * kRows, w + k, apart * step, ahead,
+                              min_of(most, depth.end - k), k == 0, apart, to + j);
+      }
     }
-    for (; column < part.end; ++column) {
-      const float* w = of.column_at(column, depth.begin);
-      tile<kRows, 1>(x_group, w, step, w, depth.size(), first, to + (column - columns.begin));
+    for (int64_t j = apart * kColumns; j < part.size(); ++j) {
+      const float* w = of.column_at(part.begin + j, 0);
+      for (int64_t k = depth.begin; k < depth.end; k += most) {
+        tile<kRows, 1>(x_group + (k - depth.begin) * kRows, w + k, step, w + k,
+                       min_of(most, depth.end - k), k == 0, 1, to + j);
+      }
     }
   }
 
   template <int kRows = kDotRows>
-  void strip_of(int64_t count, Range asked, Range columns, Range part, Range depth,
-                const float* x_group, float* to) const {
+  void strip_of(int64_t count, Range part, Range depth, const float* x_group, const float* next,
+                float* to) const {
     if constexpr (kRows > 1) {
-      if (count < kRows) {
-        return strip_of<kRows - 1>(count, asked, columns, part, depth, x_group, to);
-      }
+      if (count < kRows) return strip_of<kRows - 1>(count, part, depth, x_group, next, to);
     }
-    strip<kRows>(asked, columns, part, depth, x_group, to);
+    strip<kRows>(part, depth, x_group, next, to);
+  }
+
+  // What is read after a block: the next columns, or the next words, or what another call reads.
+  const float* next_of(int64_t block, Range columns, Range depth) const {
+    const int64_t later = block + kDotBlock;
+    if (later < columns.end) return of.column_at(later, depth.begin);
+    if (depth.end < of.terms()) return of.column_at(columns.begin, depth.end);
+    return of.column_at(later < of.p.columns ? later : block, 0);
   }
 
   void multiply(int64_t begin, Range columns) const {
-    const int64_t groups = groups_of(rows, kDotRows), parts = groups_of(of.terms(), kDotWords);
-    const int64_t longest = round_up(groups_of(of.terms(), parts), kLineWords);
-    for (int64_t k = 0; k < of.terms(); k += longest) {
-      const Range depth{k, min_of(k + longest, of.terms())};
+    const int64_t groups = pieces_of(rows, kDotRows), held = words_held();
+    for (int64_t k = 0; k < of.terms(); k += held) {
+      const Range depth{k, min_of(k + held, of.terms())};
       const int64_t padded = round_up(depth.size(), kLanes);
       for (int64_t g = 0; g < groups; ++g) {
-        const Range group = group_at(g, groups, rows);
+        const Range group = piece_at(g, groups, rows);
         interleave({begin + group.begin, begin + group.end}, depth, x + group.begin * padded);
       }
       for (int64_t block = columns.begin; block < columns.end; block += kDotBlock) {
         const Range part{block, min_of(block + kDotBlock, columns.end)};
-        for (int64_t g = 0; g < groups; ++g) {  // each asks for its share of the next block
-          const Range group = group_at(g, groups, rows), share = group_at(g, groups, kDotBlock);
-          strip_of(group.size(), {block + share.begin, block + share.end}, columns, part, depth,
-                   x + group.begin * padded, results + group.begin * width);
+        const float* next = next_of(block, columns, depth);
+        for (int64_t g = 0; g < groups; ++g) {
+          const Range group = piece_at(g, groups, rows);
+          strip_of(group.size(), part, depth, x + group.begin * padded, next,
+                   results + group.begin * width + block - columns.begin);
         }
       }
     }
@@ -224,13 +245,13 @@ struct SweepRows {
     int64_t begin, count;
     bool first, last;  // of a short sum
   };
-  struct Panel {  // rows of words that are `step` apart, and those to ask for
-    const float* data;
-    int64_t step;
-    const float* ahead;  // or null
+  struct Panel {                  // of a step's words
+    const Element<Words>* row;    // as they lie, rows weight_term apart
+    const Element<Words>* ahead;  // a like place to ask for, or null
+    const float* packed;          // or null
   };
 
-  template <int kRows>
+  template <int kRows, bool kPacked>
   void tile(Step at, const float* x_group, Panel w, float* short_sums, float* to) const {
     constexpr int kVectors = sweep_vectors(kRows);
     Vec c[kRows][kVectors];
@@ -241,16 +262,18 @@ struct SweepRows {
         c[r][v] = at.first ? splat(0.0f) : load(short_sums + r * width + v * kLanes);
       }
     }
+    const int64_t step = Words::kElements * of.p.weight_term;
     for (int64_t k = 0; k < at.count; ++k) {
-      if (w.ahead != nullptr) {
-        XLNET_FAST_UNROLL(4)
-        for (int line = 0; line < kVectors * kLanes; line += kLineWords) ask_for(w.ahead + line);
-        w.ahead += w.step;
-      }
       Vec b[kVectors];
-      XLNET_FAST_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) b[v] = load(w.data + v * kLanes);
-      w.data += w.step;
+      if constexpr (kPacked) {
+        load_words(b, w.packed, w.packed);
+        w.packed += kVectors * kLanes;
+      } else {
+        if (w.ahead != nullptr) ask(w.ahead, kVectors * kLanes);
+        w.ahead += w.ahead != nullptr ? step : 0;
+        load_words(b, w.row, w.row + of.odd_row());
+        w.row += step;
+      }
       XLNET_FAST_UNROLL(8)
       for (int r = 0; r < kRows; ++r) {
         Vec a = splat(word_at(x_group + r * kSweepWords + k));
@@ -277,7 +300,11 @@ struct SweepRows {
     if constexpr (kRows > 1) {
       if (count < kRows) return tile_of<kRows - 1>(count, at, x_group, w, short_sums, to);
     }
-    tile<kRows>(at, x_group, w, short_sums, to);
+    if (w.packed != nullptr) {
+      tile<kRows, true>(at, x_group, w, short_sums, to);
+    } else {
+      tile<kRows, false>(at, x_group, w, short_sums, to);
+    }
   }
 
   // A step's words of X, which may lie in either order.
@@ -298,37 +325,37 @@ struct SweepRows {
     return later < of.p.columns ? of.row_at(0, later) : nullptr;
   }
 
-  // `count` columns as a panel `wide` columns wide, filled up with zeros.
-  void pack(Step at, int64_t column, int64_t count, int64_t wide,
-            const Element<Words>* ahead) const {
-    for (int64_t k = 0; k < at.count; ++k) {
-      for (int64_t i = 0; ahead != nullptr && i < Words::kElements; ++i) {
-        for (int64_t j = 0; j < count; j += kLineWords * Words::kElements) {
-          ask_for(reinterpret_cast<const float*>(ahead + j));
-        }
-        ahead += of.p.weight_term;
+  // `count` elements of every row of a word.
+  XLNET_FAST_INLINE void ask(const Element<Words>* ahead, int64_t count) const {
+    for (int64_t i = 0; i < Words::kElements; ++i) {
+      for (int64_t j = 0; j < count; j += kLineWords * Words::kElements) {
+        ask_for(reinterpret_cast<const float*>(ahead + i * of.p.weight_term + j));
       }
-      const Element<Words>* row = of.row_at(at.begin + k, column);
-      put_panel_row(row, row + of.odd_row(), count, wide, panel + k * wide);
+    }
+  }
+
+  // `count` columns as a panel `wide` columns wide, filled up with zeros.
+  void pack(Step at, Panel w, int64_t count, int64_t wide) const {
+    for (int64_t k = 0; k < at.count; ++k) {
+      const int64_t down = k * Words::kElements * of.p.weight_term;
+      if (w.ahead != nullptr) ask(w.ahead + down, count);
+      put_panel_row(w.row + down, w.row + down + of.odd_row(), count, wide, panel + k * wide);
     }
   }
 
   void step(int64_t begin, Range columns, Step at, int64_t words) const {
     gather(begin, at);
-    const int64_t groups = groups_of(rows, rows <= kSweepRows ? kSweepRows : kTileRows);
-    const int64_t wide = sweep_vectors(group_at(groups - 1, groups, rows).size()) * kLanes;
+    const int64_t groups = pieces_of(rows, rows <= kSweepRows ? kSweepRows : kTileRows);
+    const int64_t wide = sweep_vectors(piece_at(groups - 1, groups, rows).size()) * kLanes;
     for (int64_t column = columns.begin; column < columns.end; column += wide) {
       const int64_t count = min_of(wide, columns.end - column);
-      const Element<Words>* ahead = ahead_of(at, column, columns, words);
-      Panel w{panel, wide, nullptr};
-      if (Words::kElements == 1 && count == wide) {
-        w = {reinterpret_cast<const float*>(of.row_at(at.begin, column)), of.p.weight_term,
-             reinterpret_cast<const float*>(ahead)};
-      } else {
-        pack(at, column, count, wide, ahead);
+      Panel w{of.row_at(at.begin, column), ahead_of(at, column, columns, words), nullptr};
+      if (count < wide || (Words::kElements > 1 && groups > 1)) {
+        pack(at, w, count, wide);
+        w.packed = panel;
       }
       for (int64_t g = 0; g < groups; ++g) {
-        const Range group = group_at(g, groups, rows);
+        const Range group = piece_at(g, groups, rows);
         const int64_t offset = group.begin * width + column - columns.begin;
         tile_of(group.size(), at, x + group.begin * kSweepWords, w, sums + offset,
                 results + offset);
@@ -349,9 +376,8 @@ struct SweepRows {
 };
 
 constexpr int64_t few_rows_bytes() {  // results, and what DotRows or SweepRows has beside them
-  constexpr int64_t kMost = kLeastPackedRows - 1;
-  constexpr int64_t kSweeps = kFewResults + kMost * kSweepWords + kSweepWords * kPanel;
-  return (kFewResults + max_of(kMost * kDotWords, kSweeps)) * 4;
+  constexpr int64_t kSweeps = kFewResults + kFewRows * kSweepWords + kSweepWords * kPanel;
+  return (kFewResults + max_of(kFewRows * kDotWords, kSweeps)) * 4;
 }
 
 // Rows and columns of the results, as many as kFewResults have room for.
@@ -364,7 +390,7 @@ void few_rows(const LinearOperands<Words>& of, Range rows, Range columns, char* 
     DotRows<Words>{of, rows.size(), width, results, rest}.multiply(rows.begin, columns);
   } else {
     float* x = rest + kFewResults;
-    float* panel = x + (kLeastPackedRows - 1) * kSweepWords;
+    float* panel = x + kFewRows * kSweepWords;
     SweepRows<Words>{of, rows.size(), width, results, rest, x, panel}.multiply(rows.begin, columns);
   }
   for (int64_t i = 0; i < rows.size(); ++i) {

@@ -150,6 +150,25 @@ XLNET_FAST_INLINE void put_columns(const float* const (&rows)[kLanes], int64_t d
   }
 }
 
+// Whole vectors of words, from elements of one row or of two side by side.
+template <int kVectors>
+XLNET_FAST_INLINE void load_words(Vec (&words)[kVectors], const float* row, const float*) {
+  XLNET_FAST_UNROLL(4)
+  for (int v = 0; v < kVectors; ++v) words[v] = load(row + v * kLanes);
+}
+#if defined(XLNET_FAST_BF16)
+template <int kVectors>
+XLNET_FAST_INLINE void load_words(Vec (&words)[kVectors], const uint16_t* even,
+                                  const uint16_t* odd) {
+  XLNET_FAST_UNROLL(2)
+  for (int v = 0; v + 1 < kVectors; v += 2) {
+    interleave(even + v * kLanes, odd + v * kLanes, words[v], words[v + 1]);
+  }
+  constexpr int kLast = kVectors - 1;
+  if (kVectors % 2 == 1) words[kLast] = interleaved(even + kLast * kLanes, odd + kLast * kLanes);
+}
+#endif
+
 // One word row of a panel that is `width` columns wide, from `count` elements and zeros.
 XLNET_FAST_INLINE void put_panel_row(const float* row, const float*, int64_t count, int64_t width,
                                      float* at) {
@@ -164,7 +183,12 @@ XLNET_FAST_INLINE void put_panel_row(const uint16_t* even, const uint16_t* odd, 
   auto* words = reinterpret_cast<uint32_t*>(at);
   int64_t d = 0;
 #if defined(XLNET_FAST_BF16)
-  for (; d + 2 * kLanes <= count; d += 2 * kLanes) interleave_halves(even + d, odd + d, at + d);
+  for (; d + 2 * kLanes <= count; d += 2 * kLanes) {
+    Vec pair[2];
+    load_words(pair, even + d, odd + d);
+    store(at + d, pair[0]);
+    store(at + d + kLanes, pair[1]);
+  }
 #endif
   for (; d < count; ++d) words[d] = uint32_t{even[d]} | uint32_t{odd[d]} << 16;
   for (; d < width; ++d) words[d] = 0;
