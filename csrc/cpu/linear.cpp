@@ -24,7 +24,7 @@ std::vector<const LinearKernels*> all_kernels() {
 
 // The fastest kernel for this dtype that is not above `isa`, or null. There is none for float16,
 // nor for bfloat16 where no instruction multiplies it.
-const LinearKernels* pick(Dtype dtype, const std::string& isa) {
+const LinearKernels* find(Dtype dtype, const std::string& isa) {
   const LinearKernels* best = nullptr;
   for (const std::string& name : attention_isa_available()) {
     for (const LinearKernels* kernels : all_kernels()) {
@@ -34,6 +34,13 @@ const LinearKernels* pick(Dtype dtype, const std::string& isa) {
     if (name == isa) break;
   }
   return best;
+}
+
+const LinearKernels* pick(Dtype dtype, const std::string& isa) {
+  if (isa != "auto") return find(dtype, isa);
+  static const LinearKernels* const kFloats = find(Dtype::kFloat32, isa);
+  static const LinearKernels* const kBFloats = find(Dtype::kBFloat16, isa);
+  return dtype == Dtype::kFloat32 ? kFloats : dtype == Dtype::kBFloat16 ? kBFloats : nullptr;
 }
 
 // Shapes and dtypes are checked where the tensors are; this refuses what no tensor can be.
@@ -57,7 +64,8 @@ void check(const LinearParams& p, int threads) {
 int64_t columns_of_a_task(const LinearParams& p, int threads, int64_t panel) {
   if (p.rows >= kLeastPackedRows) return panel;
   const int64_t unit = kFewPanels * panel;
-  const int64_t room = std::min<int64_t>(kFewResults / p.rows, 4096) / unit * unit;
+  const int64_t room =
+      std::min<int64_t>(kFewResults / std::min(p.rows, kFewRows), 4096) / unit * unit;
   const int64_t share = threads == 1 ? p.columns : p.columns / (4 * threads) + 1;
   return std::min(room, (share + unit - 1) / unit * unit);
 }
@@ -78,8 +86,9 @@ void linear(const LinearParams& params, int threads, const std::string& isa) {
   // come first: its rows stay in the caches.
   const int64_t width = columns_of_a_task(params, threads, kernels->panel);
   const int64_t pieces = (params.columns + width - 1) / width;
+  const int64_t most = params.rows < kLeastPackedRows ? kFewRows : kLinearRows;
   const int64_t wanted = std::min((4 * threads - 1) / pieces + 1, (params.rows + 47) / 48);
-  const int64_t blocks = std::max(wanted, (params.rows + kLinearRows - 1) / kLinearRows);
+  const int64_t blocks = std::max(wanted, (params.rows + most - 1) / most);
   const int64_t tasks = pieces * blocks, bytes = kernels->scratch_bytes;
   const Memory scratch = allocate(bytes * threads);
   run_in_parallel(threads, [&](int part, int parts) {

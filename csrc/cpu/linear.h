@@ -9,8 +9,9 @@
 
 namespace xlnet_fast::cpu {
 
-// Rows from which on the weight is packed; fewer are multiplied straight from where it lies.
-constexpr int64_t kLeastPackedRows = 49;
+// Rows from which on the weight is packed; fewer are multiplied straight from where it lies, a
+// block of so many at once.
+constexpr int64_t kLeastPackedRows = 97, kFewRows = 48;
 // Results of a block of few rows at most, and the panels whose multiple its columns are.
 constexpr int64_t kFewResults = 1 << 15;
 constexpr int64_t kFewPanels = 3;

@@ -15,8 +15,6 @@ constexpr int64_t kLineWords = 16;
 
 XLNET_FAST_INLINE void ask_for(const float* line) { __builtin_prefetch(line, 0, 2); }
 
-constexpr int64_t kFewRows = kLeastPackedRows - 1;
-
 // How many pieces of at most `most` there are, and what is in one of them.
 constexpr int64_t pieces_of(int64_t size, int64_t most) { return (size + most - 1) / most; }
 constexpr Range piece_at(int64_t piece, int64_t pieces, int64_t size) {
