@@ -16,9 +16,9 @@ from xlnet_fast.tolerance import assert_within
 __all__ = ["isa"]  # a fixture
 pytestmark = needs_kernels
 SENTINEL = 77.0
-# Below and above 97 rows other ways are taken, below by the order of the weight too: for each number
-# of rows up to 8 there is a tile, groups of such above, and blocks of 48 rows. 64, 16 or 8 columns
-# are a panel, 48 a block; 768 words are multiplied at once and 192 of them summed at once.
+# Below and above 97 rows other ways are taken, below by the order of the weight too: there each
+# number of rows up to 8 has a tile, more are groups of such, and blocks of 48 rows. 64, 16 or 8
+# columns are a panel, 48 a block; 768 words are multiplied at once and 192 of them summed at once.
 ROWS = (*range(1, 10), 13, 48, 49, 97, 102)
 TERMS = (2, 14, 32, 66, 386, 1602)
 COLUMNS = (7, 17, 64, 70, 130)

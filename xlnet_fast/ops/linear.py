@@ -226,12 +226,12 @@ def library_for(
 
 
 def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
-    columns, terms = weight.shape
+    size, terms = weight.numel(), weight.shape[1]
     if x.dtype == torch.bfloat16 and (terms % 2 or x.numel() > MOST_BF16_ROWS * terms):
         return False  # no pairs, or many rows
-    if columns * terms >= LEAST_PACKED_WEIGHT:
+    if size >= LEAST_PACKED_WEIGHT:
         return True  # whatever the rows are: a traced graph then holds for all of them
-    return columns * terms >= LEAST_WEIGHT and x.numel() <= cpu_linear.FEW_ROWS * terms
+    return size >= LEAST_WEIGHT and x.numel() <= cpu_linear.FEW_ROWS * terms
 
 
 def is_plain(t: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Linear layers by the C++ kernels: from tensors to addresses and strides.
 
-The kernels are in ``csrc/cpu/linear_{few_rows,tiles}.h``. Their sums are short, so they round less than either
-library of PyTorch's; they give the same bits on any number of threads.
+The kernels are in ``csrc/cpu/linear_{few_rows,tiles}.h``. Their sums are short, so they round less
+than either library of PyTorch's; they give the same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def linear(
         residual = residual.contiguous()
     _extension.require().linear(
         DTYPES[x.dtype], rows, terms, columns,
-        x.data_ptr(), *x.stride(), weight.data_ptr(), *weight.stride(),
+        x.data_ptr(), x.stride(0), x.stride(1),
+        weight.data_ptr(), weight.stride(0), weight.stride(1),
         0 if bias is None else bias.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         0 if residual is None else residual.stride(0),
