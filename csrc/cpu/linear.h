@@ -13,7 +13,7 @@ namespace xlnet_fast::cpu {
 // block of so many at once.
 constexpr int64_t kLeastPackedRows = 97, kFewRows = 48;
 // Results of a block of few rows at most, and the panels whose multiple its columns are.
-constexpr int64_t kFewResults = 1 << 15;
+constexpr int64_t kFewResults = 1 << 14;
 constexpr int64_t kFewPanels = 3;
 // Rows of a block at most: its results stay in the second-level cache.
 constexpr int64_t kLinearRows = 512;

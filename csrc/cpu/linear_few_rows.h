@@ -363,7 +363,7 @@ struct SweepRows {
   }
 
   void multiply(int64_t begin, Range columns) const {
-    const int64_t words = rows <= 2 ? 8 : kSweepWords;
+    const int64_t words = rows <= 2 ? 8 : kSweepWords / Words::kElements;
     for (int64_t k = 0; k < of.terms(); k += words) {
       const int64_t in_sum = k % kSummedWords, left = of.terms() - k;
       step(begin, columns,
