@@ -77,14 +77,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cached_attention", &cached_attention_of);
   m.def("dropout", &run_with<&dropout_params, &cpu::dropout, int, const std::string&>,
         py::arg("arguments"), py::arg("threads"), py::arg("isa"));
-  m.def(
-      "linear_takes",
-      [](int dtype, const std::string& isa) {
-        return cpu::linear_takes(static_cast<Dtype>(dtype), isa);
-      },
-      py::arg("dtype"), py::arg("isa"));
-  m.def("linear", &run_with<&linear_params, &cpu::linear, int, const std::string&>,
-        py::arg("arguments"), py::arg("threads"), py::arg("isa"));
+  define_linear(m);
   m.def("masked_softmax_forward",
         &run_with<&masked_softmax_params, &cpu::masked_softmax_forward, int, const std::string&>,
         py::arg("arguments"), py::arg("threads"), py::arg("isa"));

@@ -86,7 +86,27 @@ class CompiledModule(Protocol):
 
     def linear_takes(self, dtype: int, isa: str) -> bool: ...
 
-    def linear(self, arguments: dict[str, Any], threads: int, isa: str) -> None: ...
+    def linear(
+        self,
+        dtype: int,
+        rows: int,
+        terms: int,
+        columns: int,
+        x: int,
+        x_row: int,
+        x_term: int,
+        weight: int,
+        weight_column: int,
+        weight_term: int,
+        bias: int,  # 0 without one
+        residual: int,  # 0 without one
+        residual_row: int,
+        out: int,
+        out_row: int,
+        gelu: bool,
+        threads: int,
+        isa: str,
+    ) -> None: ...
 
     def masked_softmax_forward(self, arguments: dict[str, Any], threads: int, isa: str) -> None: ...
 

@@ -9,8 +9,12 @@
 
 namespace xlnet_fast::cpu {
 
-// Rows from which on the weight is packed; fewer are multiplied straight from where it lies.
-constexpr int64_t kLeastPackedRows = 49;
+// Rows from which on the weight is packed; fewer are multiplied straight from where it lies, a
+// block of so many at once.
+constexpr int64_t kLeastPackedRows = 97, kFewRows = 48;
+// Results of a block of few rows at most, and the panels whose multiple its columns are.
+constexpr int64_t kFewResults = 1 << 14;
+constexpr int64_t kFewPanels = 3;
 // Rows of a block at most: its results stay in the second-level cache.
 constexpr int64_t kLinearRows = 512;
 
@@ -20,7 +24,8 @@ struct LinearKernels {
   bool multiplies_bfloat16;  // takes bfloat16 tensors, and no other
   int64_t panel;
   int64_t scratch_bytes;  // that a thread needs, 64-byte aligned
-  void (*forward)(const LinearParams&, Range rows, int64_t panel, char* scratch);  // of one panel
+  // Whole panels, or to the last column; of many rows at most kLinearRows.
+  void (*forward)(const LinearParams&, Range rows, Range columns, char* scratch);
 };
 
 #if defined(XLNET_FAST_VECTOR_KERNELS)

@@ -16,7 +16,7 @@ using namespace XLNET_FAST_ISA;
 
 const LinearKernels XLNET_FAST_JOIN_TO(linear_, XLNET_FAST_ISA) = {
     XLNET_FAST_TEXT_OF(XLNET_FAST_ISA), kMultipliesBFloat16, kPanel, LinearScratch::bytes(),
-    linear_panel<FastestWords>,
+    linear_columns<FastestWords>,
 };
 
 }  // namespace xlnet_fast::cpu

@@ -150,30 +150,59 @@ XLNET_FAST_INLINE void put_columns(const float* const (&rows)[kLanes], int64_t d
   }
 }
 
-// Word row k of the panels from elements rows[0], or rows[0] and rows[1] side by side: B = X, for
-// products over the rows of X. `columns` elements a row.
-XLNET_FAST_INLINE void put_word_row(const float* row, const float*, int64_t k, int64_t depth,
-                                    int64_t columns, float* panels) {
-  for (int64_t column = 0; column < columns; column += kPanel) {
-    const int64_t width = vectors_at(column, columns) * kLanes;
-    float* at = panels + column * depth + k * width;
-    const int64_t count = min_of(width, columns - column);
-    int64_t d = 0;
-    for (; d + kLanes <= count; d += kLanes) store(at + d, load(row + column + d));
-    for (; d < width; ++d) at[d] = d < count ? row[column + d] : 0.0f;
+// Whole vectors of words, from elements of one row or of two side by side.
+template <int kVectors>
+XLNET_FAST_INLINE void load_words(Vec (&words)[kVectors], const float* row, const float*) {
+  XLNET_FAST_UNROLL(4)
+  for (int v = 0; v < kVectors; ++v) words[v] = load(row + v * kLanes);
+}
+#if defined(XLNET_FAST_BF16)
+template <int kVectors>
+XLNET_FAST_INLINE void load_words(Vec (&words)[kVectors], const uint16_t* even,
+                                  const uint16_t* odd) {
+  XLNET_FAST_UNROLL(2)
+  for (int v = 0; v + 1 < kVectors; v += 2) {
+    interleave(even + v * kLanes, odd + v * kLanes, words[v], words[v + 1]);
   }
+  constexpr int kLast = kVectors - 1;
+  if (kVectors % 2 == 1) words[kLast] = interleaved(even + kLast * kLanes, odd + kLast * kLanes);
+}
+#endif
+
+// One word row of a panel that is `width` columns wide, from `count` elements and zeros.
+XLNET_FAST_INLINE void put_panel_row(const float* row, const float*, int64_t count, int64_t width,
+                                     float* at) {
+  int64_t d = 0;
+  for (; d + kLanes <= count; d += kLanes) store(at + d, load(row + d));
+  for (; d < width; ++d) at[d] = d < count ? row[d] : 0.0f;
 }
 
-XLNET_FAST_INLINE void put_word_row(const uint16_t* even, const uint16_t* odd, int64_t k,
+// The same from two rows of elements, side by side in each word.
+XLNET_FAST_INLINE void put_panel_row(const uint16_t* even, const uint16_t* odd, int64_t count,
+                                     int64_t width, float* at) {
+  auto* words = reinterpret_cast<uint32_t*>(at);
+  int64_t d = 0;
+#if defined(XLNET_FAST_BF16)
+  for (; d + 2 * kLanes <= count; d += 2 * kLanes) {
+    Vec pair[2];
+    load_words(pair, even + d, odd + d);
+    store(at + d, pair[0]);
+    store(at + d + kLanes, pair[1]);
+  }
+#endif
+  for (; d < count; ++d) words[d] = uint32_t{even[d]} | uint32_t{odd[d]} << 16;
+  for (; d < width; ++d) words[d] = 0;
+}
+
+// Word row k of the panels from elements of one row, or of two side by side: B = X, for products
+// over the rows of X. `columns` elements a row.
+template <class Element>
+XLNET_FAST_INLINE void put_word_row(const Element* even, const Element* odd, int64_t k,
                                     int64_t depth, int64_t columns, float* panels) {
   for (int64_t column = 0; column < columns; column += kPanel) {
     const int64_t width = vectors_at(column, columns) * kLanes;
-    auto* at = reinterpret_cast<uint32_t*>(panels + column * depth + k * width);
-    const int64_t count = min_of(width, columns - column);
-    for (int64_t d = 0; d < count; ++d) {
-      at[d] = uint32_t{even[column + d]} | uint32_t{odd[column + d]} << 16;
-    }
-    for (int64_t d = count; d < width; ++d) at[d] = 0;
+    put_panel_row(even + column, odd + column, min_of(width, columns - column), width,
+                  panels + column * depth + k * width);
   }
 }
 

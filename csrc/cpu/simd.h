@@ -61,6 +61,15 @@ XLNET_FAST_INLINE float sum_of(Vec v) {
   return total;
 }
 
+// Stops the compiler from reading memory again where a vector is used more than once.
+XLNET_FAST_INLINE void keep_in_register(Vec& v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#else
+  (void)v;
+#endif
+}
+
 XLNET_FAST_INLINE float max_of(Vec v) {
   float most = v[0];
   for (int lane = 1; lane < kLanes; ++lane) most = v[lane] > most ? v[lane] : most;
@@ -163,6 +172,26 @@ XLNET_FAST_INLINE void store_bfloat16(uint16_t* p, Vec v) {
 }
 #endif
 
+#if defined(XLNET_FAST_BF16)
+// Words of one half of `even` and one of `odd` each: kLanes of them, or 2 kLanes.
+XLNET_FAST_INLINE Vec interleaved(const uint16_t* even, const uint16_t* odd) {
+  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)even));
+  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)odd));
+  return (Vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+XLNET_FAST_INLINE void interleave(const uint16_t* even, const uint16_t* odd, Vec& first,
+                                  Vec& second) {
+  alignas(64) static const uint16_t kPlaces[2][32] = {
+      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+  first = (Vec)_mm512_permutex2var_epi16(a, _mm512_load_si512(kPlaces[0]), b);
+  second = (Vec)_mm512_permutex2var_epi16(a, _mm512_load_si512(kPlaces[1]), b);
+}
+#endif
+
 // Of every pair of blocks of `step` lanes, a gets the first one of a and of b, and b the second one
 // of both. `step` is a constant once the loop around it is unrolled.
 XLNET_FAST_INLINE void exchange(Vec& a, Vec& b, int step) {
@@ -194,6 +223,20 @@ XLNET_FAST_INLINE void transpose(Vec (&rows)[kLanes]) {
       if ((i & step) == 0) exchange(rows[i], rows[i + step], step);
     }
   }
+}
+
+// Lane i becomes the sum of the lanes of rows[i], of which there are kCount; a vector's sum has the
+// same bits in every place.
+template <int kCount, int kStep = 1>
+XLNET_FAST_INLINE Vec sums_of(Vec (&rows)[kLanes]) {
+  XLNET_FAST_UNROLL(8)
+  for (int i = 0; i < kCount; i += 2 * kStep) {
+    Vec other = i + kStep < kCount ? rows[i + kStep] : rows[i];
+    exchange(rows[i], other, kStep);
+    rows[i] += other;
+  }
+  if constexpr (2 * kStep < kLanes) return sums_of<kCount, 2 * kStep>(rows);
+  return rows[0];
 }
 
 }  // namespace

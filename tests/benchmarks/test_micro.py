@@ -17,6 +17,7 @@ from benchmarks.micro import (
     compiled_step,
     cpu_dropout,
     cpu_linear,
+    few_rows,
     host_time,
     model_operators,
     sdpa_launches,
@@ -55,6 +56,44 @@ def test_linear_layers_refuse(arguments, message, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cpu_linear.main()
     assert message in capsys.readouterr().err
+
+
+@needs_kernels
+@pytest.mark.parametrize("with_op", [False, True])
+def test_few_rows_have_a_row_for_each_weight_order_and_number(with_op, monkeypatch):
+    monkeypatch.setattr(few_rows, "WIDTHS", ((16, 24),))
+    monkeypatch.setattr(few_rows, "CACHES", 10_000)
+    monkeypatch.setattr(few_rows, "STREAMED", 4096)
+    out = io.StringIO()
+    with torch.no_grad():
+        few_rows.compare(torch.float32, (1, 3), 2, with_op, Console(file=out, width=110))
+    head, *rows = out.getvalue().splitlines()
+    assert head.split()[-1] == ("op" if with_op else "F.linear")
+    assert [row.split()[:6] for row in rows] == [
+        ["16", "24", *order.split(), "fp32", str(count)]
+        for order in few_rows.ORDERS
+        for count in (1, 3)
+    ]
+    assert all(len(row.split()) == 10 + with_op for row in rows)
+
+
+@pytest.mark.parametrize("order", few_rows.ORDERS)
+def test_copies_of_a_weight_are_too_many_for_a_cache(order, monkeypatch):
+    monkeypatch.setattr(few_rows, "CACHES", 10_000)
+    copies = few_rows.weights(16, 24, order, torch.float32)
+    assert sum(copy.nbytes for copy in copies) >= 10_000
+    assert len({copy.data_ptr() for copy in copies}) == len(copies) == 7
+    assert all(copy.shape == (24, 16) for copy in copies)
+    assert copies[0].is_contiguous() == (order == few_rows.ORDERS[0])
+
+
+@needs_kernels
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--rows", "4", "0"]])
+def test_few_rows_refuse(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["few_rows", *arguments])
+    with pytest.raises(SystemExit):
+        few_rows.main()
+    assert "at least 1" in capsys.readouterr().err
 
 
 @needs_kernels

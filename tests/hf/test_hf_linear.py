@@ -45,7 +45,7 @@ def products(monkeypatch):
         real(x, weight, bias, residual, gelu, out)
 
     monkeypatch.setattr(linear_module, "_chosen", Choice("cpu", "by the test"))
-    monkeypatch.setattr(linear_module, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(linear_module, "LEAST_PACKED_WEIGHT", 0)
     monkeypatch.setattr(linear_module, "LEAST_WEIGHT", 0)
     monkeypatch.setattr(cpu_linear, "linear", counted)
     return calls

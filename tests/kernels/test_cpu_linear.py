@@ -16,9 +16,10 @@ from xlnet_fast.tolerance import assert_within
 __all__ = ["isa"]  # a fixture
 pytestmark = needs_kernels
 SENTINEL = 77.0
-# Below and above 49 rows two ways are taken; there 4 or 2 rows are a tile, here 6; 64, 16 or 8
-# columns are a panel, 768 words are packed at once and 192 of them summed at once.
-ROWS = (1, 4, 5, 48, 49, 54)
+# Below and above 97 rows other ways are taken, below by the order of the weight too: there each
+# number of rows up to 8 has a tile, more are groups of such, and blocks of 48 rows. 64, 16 or 8
+# columns are a panel, 48 a block; 768 words are multiplied at once and 192 of them summed at once.
+ROWS = (*range(1, 10), 13, 48, 49, 97, 102)
 TERMS = (2, 14, 32, 66, 386, 1602)
 COLUMNS = (7, 17, 64, 70, 130)
 OTHER = ("rows", "columns")
@@ -69,9 +70,10 @@ def dtypes_of_this_set():
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("order", OTHER)
 def test_product(isa, rows, order):
+    few = rows in (2, 3, 6, 7, 9, 13)  # much the same code as others
     for dtype in dtypes_of_this_set():
-        for terms in TERMS:
-            for columns in COLUMNS:
+        for terms in (2, 66, 1602) if few else TERMS:
+            for columns in (17, 130) if few else COLUMNS:
                 x = random(rows, terms, dtype=dtype)
                 # Of such a size that no result lies where float64's GELU cancels to zero.
                 weight = random(columns, terms, seed=1).div(terms**0.5).to(dtype)
@@ -86,14 +88,14 @@ def test_product(isa, rows, order):
 @each_isa
 def test_sums_over_the_rows_of_both(isa):
     """As in the gradient of a weight: the terms of both operands lie far apart."""
-    for terms, rows, columns in ((1, 5, 3), (70, 5, 17), (1700, 61, 70)):
+    for terms, rows, columns in ((1, 5, 3), (70, 5, 17), (70, 61, 70), (1700, 101, 70)):
         check(in_order(random(rows, terms), "columns"), in_order(random(columns, terms), "columns"))
 
 
 @each_isa
 def test_one_column(isa):
     for dtype in dtypes_of_this_set():
-        for rows in (48, 60):
+        for rows in (48, 100):
             check(random(rows, 34, dtype=dtype), random(1, 34, dtype=dtype, seed=1), gelu=True)
 
 
@@ -113,9 +115,68 @@ def test_more_rows_than_a_block(isa):
 @each_isa
 @pytest.mark.parametrize("terms", [1, 3, 15, 17, 769])
 def test_odd_sums_of_fp32(isa, terms):
-    for rows in (1, 7, 60):
+    for rows in (1, 7, 100):
         for order in OTHER:
             check(random(rows, terms), in_order(random(19, terms, seed=1), order), random(19))
+
+
+@each_isa
+@pytest.mark.parametrize("order", OTHER)
+def test_few_rows_have_the_bits_that_each_has_alone(isa, order):
+    """So a text in a batch is that text alone."""
+    for dtype in dtypes_of_this_set():
+        for terms in (34, 1794):
+            x = random(48, terms, dtype=dtype)
+            weight = in_order(random(205, terms, dtype=dtype, seed=1), order)
+            bias, residual = random(205, dtype=dtype, seed=2), random(48, 205, dtype=dtype, seed=3)
+            alone = torch.cat(
+                [product(x[i : i + 1], weight, bias, residual[i : i + 1]) for i in range(48)]
+            )
+            for rows in (*range(2, 10), 13, 48):
+                together = product(x[:rows], weight, bias, residual[:rows])
+                assert torch.equal(together, alone[:rows]), rows
+            for times in (2,) if order == "rows" else (2, 3):  # packed in the same order of sums
+                more = product(x.repeat(times, 1), weight, bias, residual.repeat(times, 1))
+                assert torch.equal(more, alone.repeat(times, 1)), times
+
+
+@each_isa
+@pytest.mark.parametrize("order", OTHER)
+def test_many_columns_of_few_rows(isa, order):
+    """More than a call of a kernel has, and the last of them no whole block."""
+    for dtype in dtypes_of_this_set():
+        for rows in (1, 8, 48):
+            x = random(rows, 40, dtype=dtype)
+            check(x, in_order(random(4301, 40, dtype=dtype, seed=1), order))
+
+
+@each_isa
+def test_long_sums_of_few_rows(isa):
+    """Longer than what is held of X, whatever the number of rows."""
+    for dtype in dtypes_of_this_set():
+        for rows, terms in ((1, 74_000), (3, 25_000), (4, 20_000), (5, 1540)):
+            for order in OTHER:
+                weight = random(9, terms, seed=1).div(terms**0.5).to(dtype)
+                check(random(rows, terms, dtype=dtype), in_order(weight, order))
+
+
+@each_isa
+@pytest.mark.parametrize("order", OTHER)
+def test_nothing_is_read_outside_of_the_operands(isa, order):
+    """What lies around them is NaN, which no product would hide."""
+    for dtype in dtypes_of_this_set():
+        for rows in (1, 3, 8, 13):
+            for terms, columns in ((30, 17), (34, 130), (770, 49)):
+                x = surrounded(random(rows, terms, dtype=dtype))
+                weight = random(columns, terms, dtype=dtype, seed=1)
+                weight = surrounded(weight) if order == "rows" else surrounded(weight.t()).t()
+                assert bool(product(x, weight).isfinite().all())
+
+
+def surrounded(x):
+    """A contiguous copy with NaN before and behind it."""
+    whole = torch.full((x.numel() + 256,), torch.nan, dtype=x.dtype)
+    return whole[128:-128].view(x.shape).copy_(x)
 
 
 @each_isa
@@ -123,8 +184,9 @@ def test_the_same_bits_on_any_number_of_threads(isa):
     before = torch.get_num_threads()
     try:
         for dtype in dtypes_of_this_set():
-            for rows in (5, 333):
-                x, weight = random(rows, 770, dtype=dtype), random(300, 770, dtype=dtype, seed=1)
+            for rows, order in ((1, "rows"), (5, "rows"), (5, "columns"), (333, "rows")):
+                x = random(rows, 770, dtype=dtype)
+                weight = in_order(random(700, 770, dtype=dtype, seed=1), order)
                 results = []
                 for threads in (1, 2, 3):
                     torch.set_num_threads(threads)
@@ -137,12 +199,13 @@ def test_the_same_bits_on_any_number_of_threads(isa):
 @each_isa
 def test_long_sums_round_less_than_eager(isa):
     """So no sum is too long for the tolerance rule."""
-    x, weight = random(64, 3072), random(64, 3072, seed=1)
-    oracle = eager(x.double(), weight.double())
-    error, theirs = (
-        (t.double() - oracle).square().mean().sqrt() for t in (product(x, weight), eager(x, weight))
-    )
-    assert error < 1.5 * theirs
+    for rows in (8, 128):
+        for order in OTHER:
+            x, weight = random(rows, 3072), in_order(random(64, 3072, seed=1), order)
+            oracle = eager(x.double(), weight.double())
+            results = product(x, weight), eager(x, weight)
+            error, theirs = ((t.double() - oracle).square().mean().sqrt() for t in results)
+            assert error < 1.5 * theirs
 
 
 @each_isa
@@ -180,7 +243,7 @@ def test_gelu_is_as_exact_as_atens(isa):
 @each_isa
 def test_no_number_stays_in_its_row(isa):
     for dtype in dtypes_of_this_set():
-        for rows in (5, 60):
+        for rows in (5, 100):
             x = random(rows, 66, dtype=dtype)
             x[2, 65], x[3, 0] = torch.nan, torch.inf
             actual = product(x, random(70, 66, dtype=dtype, seed=1))
@@ -243,7 +306,8 @@ def test_nothing_is_refused():
 
 ENTRY = {
     "dtype": DTYPES[torch.float32], "rows": 3, "terms": 8, "columns": 5, "x_row": 8, "x_term": 1,
-    "weight_column": 8, "weight_term": 1, "out_row": 5,
+    "weight_column": 8, "weight_term": 1, "bias": 0, "residual": 0, "residual_row": 0, "out_row": 5,
+    "gelu": False, "threads": 1, "isa": "auto",
 }  # fmt: skip
 WRONG = {
     "no rows": ({"rows": 0}, "must be positive"),
@@ -252,7 +316,9 @@ WRONG = {
     "weight in gaps": ({"weight_term": 2}, "columns or terms of weight"),
     "no kernel": ({"dtype": DTYPES[torch.float16]}, "no kernel for this dtype"),
     "pairs parted": ({"dtype": DTYPES[torch.bfloat16], "terms": 7}, "must not be parted"),
-    "misspelt": ({"colums": 5}, "no such name"),
+    "no threads": ({"threads": 0}, "threads must be at least 1"),
+    "no such set": ({"isa": "sse9", "dtype": 3}, "no kernel for this dtype and isa sse9"),
+    "gelu and residual": ({"gelu": True, "residual": 64}, "exclude each other"),
 }
 
 
@@ -262,13 +328,11 @@ def test_the_entry_refuses_what_no_tensor_can_be(name):
     change, message = WRONG[name]
     fields = {**ENTRY, **{key: t.data_ptr() for key, t in tensors.items()}}
     entry = _extension.require().linear
-    entry(fields, 1, "auto")
+    entry(**fields)
     with pytest.raises(ValueError, match=message):
-        entry(fields | change, 1, "auto")
-    with pytest.raises(ValueError, match="threads must be at least 1"):
-        entry(fields, 0, "auto")
-    with pytest.raises(ValueError, match="exclude each other"):
-        entry(fields | {"gelu": True, "residual": tensors["out"].data_ptr()}, 1, "auto")
+        entry(**fields | change)
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        entry(**fields | {"colums": 5})
 
 
 def test_a_lower_set_is_used_on_request():
@@ -281,6 +345,6 @@ def test_a_lower_set_is_used_on_request():
         out = torch.empty(20, 64)
         fields = {**ENTRY, "rows": 20, "terms": 100, "columns": 64, "out_row": 64, "x_row": 100}
         fields |= {"weight_column": 100, "x": x.data_ptr(), "weight": weight.data_ptr()}
-        entry(fields | {"out": out.data_ptr()}, 1, name)
+        entry(**fields | {"out": out.data_ptr(), "isa": name})
         results.append(out)
     assert any(not torch.equal(result, results[0]) for result in results[1:]) or len(ISAS) == 1

@@ -118,12 +118,28 @@ FAULTS = [
         objects=("dropout_baseline",),
     ),
     *faults_of(
-        "csrc/cpu/linear_tiles.h",
+        "csrc/cpu/linear_operands.h",
         "kernels/test_cpu_linear.py",
         (
             "cpu: a residual read by the rows of the output",
             "row_of(p.residual, i * p.residual_row)",
             "row_of(p.residual, i * p.out_row)",
+        ),
+        select="baseline",
+        objects=("linear_baseline",),
+    ),
+    *faults_of(
+        "csrc/cpu/linear_few_rows.h",
+        "kernels/test_cpu_linear.py",
+        (
+            "cpu: a long sum of few rows forgets its first words",
+            "k == 0, apart, to + j",
+            "k == depth.begin, apart, to + j",
+        ),
+        (
+            "cpu: short sums added to what the memory held",
+            "at.last && !alone ?",
+            "at.last ?",
         ),
         select="baseline",
         objects=("linear_baseline",),

@@ -38,7 +38,7 @@ def products(monkeypatch):
         real(x, weight, bias, residual, gelu, out)
 
     monkeypatch.setattr(module, "_chosen", Choice("cpu", "by the test"))
-    monkeypatch.setattr(module, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(module, "LEAST_PACKED_WEIGHT", 0)
     monkeypatch.setattr(module, "LEAST_WEIGHT", 0)
     monkeypatch.setattr(cpu_linear, "linear", counted)
     return calls
@@ -141,11 +141,11 @@ def test_bf16_takes_our_kernels_for_few_rows(products):
     check(x[:48], weight, bias)
     check(x[:48], weight, activation="gelu")
     check(x[:48].view(2, 24, 96), weight, residual=random(2, 24, 80, dtype=torch.bfloat16))
-    assert products == ["none", "gelu", "add"]
     assert library_for(x, weight, bias) == "aten"
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     assert library_for(x[:4, 1:], weight[:, 1:], bias) == "aten"  # no pairs
-    assert library_for(x[:4], weight.t().contiguous().t(), bias) == "aten"  # apart
+    check(x[:4], weight.t().contiguous().t(), bias)
+    assert products == ["none", "gelu", "add", "none"]
 
 
 def test_gelu_of_what_is_large_or_no_number():
@@ -321,15 +321,14 @@ def test_a_broadcast_residual_is_added_by_aten(products):
     assert products == []
 
 
-@pytest.mark.parametrize(
-    ("bound", "size"), [("LEAST_PRODUCTS", 33 * 24 * 17), ("LEAST_WEIGHT", 24 * 17)]
-)
-def test_small_layers_are_left_to_aten(bound, size, products, monkeypatch):
-    x, weight = random(33, 24), random(17, 24)
-    monkeypatch.setattr(module, bound, size + 1)
+@pytest.mark.parametrize(("bound", "rows"), [("LEAST_WEIGHT", 96), ("LEAST_PACKED_WEIGHT", 97)])
+def test_small_layers_are_left_to_aten(bound, rows, products, monkeypatch):
+    x, weight = random(rows, 24), random(17, 24)
+    monkeypatch.setattr(module, "LEAST_PACKED_WEIGHT", 1 << 30)
+    monkeypatch.setattr(module, bound, 24 * 17 + 1)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
     assert products == []
-    monkeypatch.setattr(module, bound, size)
+    monkeypatch.setattr(module, bound, 24 * 17)
     linear(x, weight)
     assert products == ["none"]
 

@@ -22,7 +22,7 @@ pytestmark = needs_kernels
 def chosen(monkeypatch):
     """Our kernels are chosen on any machine, for layers of any size."""
     monkeypatch.setattr(module, "_chosen", Choice("cpu", "by the test"))
-    monkeypatch.setattr(module, "LEAST_PRODUCTS", 0)
+    monkeypatch.setattr(module, "LEAST_PACKED_WEIGHT", 0)
     monkeypatch.setattr(module, "LEAST_WEIGHT", 0)
 
 

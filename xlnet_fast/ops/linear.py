@@ -35,10 +35,12 @@ VARIABLE = "XLNET_FAST_CPU_LINEAR"
 """Environment variable, read at the first call: "cpu" or "aten" overrules the machine's library."""
 LIBRARIES = ("cpu", "aten")
 ACTIVATIONS = (None, "gelu")
-LEAST_PRODUCTS = 1 << 21
-"""rows x in x out from which on our kernels are taken, whose call takes 20 microseconds."""
-LEAST_WEIGHT = 1 << 18
-"""in x out from which on they are taken: below, ``F.linear`` is the faster (docs/measured.md)."""
+LEAST_WEIGHT = 1 << 16
+"""in x out from which on our kernels are taken: below, the host time of their call decides."""
+LEAST_PACKED_WEIGHT = 1 << 18
+"""The same where rows are so many that the weight is packed (docs/measured.md)."""
+MOST_BF16_ROWS = 48
+"""Of bf16; with more, ``F.linear`` is as fast."""
 
 _SLOW_MKL = ("AuthenticAMD", "HygonGenuine")
 
@@ -143,8 +145,7 @@ def library_of(dtype: torch.dtype) -> Choice:
     if choice.backend == "aten" or dtype == torch.float32:
         return choice
     if dtype == torch.bfloat16 and _kernels_take(dtype):
-        few = f"for at most {cpu_linear.FEW_ROWS} rows of a weight (out, in)"
-        return Choice("cpu", f"{few}; F.linear, as fast, for more")
+        return Choice("cpu", f"for at most {MOST_BF16_ROWS} rows; F.linear, as fast, for more")
     return Choice("aten", f"no kernel here multiplies {str(dtype).removeprefix('torch.')}")
 
 
@@ -206,15 +207,13 @@ def library_for(
     """The library of one call, "cpu" or "aten"; arguments as :func:`linear`.
 
     Our kernels multiply plain CPU tensors: fp32, and bf16 where rows are few; for the rest of bf16
-    ``F.linear`` is as fast, and for small layers faster. It also takes tensor subclasses
+    ``F.linear`` is as fast, and for the smallest layers faster. It also takes tensor subclasses
     (quantised, distributed), autocast, tracing, export (so that the program lowers anywhere),
     ``torch.func`` and forward-mode derivatives.
     """
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
+    if x.dtype not in (torch.float32, torch.bfloat16) or not x.is_cpu:
         return "aten"
-    if weight.numel() < LEAST_WEIGHT or x.numel() * weight.shape[0] < LEAST_PRODUCTS:
-        return "aten"
-    if x.dtype == torch.bfloat16 and not _is_worth_it_in_bf16(x, weight):
+    if not _is_worth_it(x, weight):
         return "aten"
     if not _kernels_take(x.dtype):
         return "aten"
@@ -226,17 +225,20 @@ def library_for(
     return "aten" if is_transformed() else "cpu"
 
 
-def _is_worth_it_in_bf16(x: Tensor, weight: Tensor) -> bool:
-    terms = x.shape[-1]
-    pairs = terms % 2 == 0 and weight.stride(1) == 1  # lie together in both operands
-    return pairs and x.numel() <= cpu_linear.FEW_ROWS * terms
+def _is_worth_it(x: Tensor, weight: Tensor) -> bool:
+    size, terms = weight.numel(), weight.shape[1]
+    if x.dtype == torch.bfloat16 and (terms % 2 or x.numel() > MOST_BF16_ROWS * terms):
+        return False  # no pairs, or many rows
+    if size >= LEAST_PACKED_WEIGHT:
+        return True  # whatever the rows are: a traced graph then holds for all of them
+    return size >= LEAST_WEIGHT and x.numel() <= cpu_linear.FEW_ROWS * terms
 
 
 def is_plain(t: Tensor) -> bool:
     """Whether t is an ordinary tensor or parameter on the CPU, of no subclass."""
     return (
         type(t) in (Tensor, nn.Parameter)
-        and t.device.type == "cpu"
+        and t.is_cpu
         and t.layout == torch.strided
         and not t.is_nested
     )
@@ -287,9 +289,13 @@ def _linear(
         out = F.linear(x, weight, bias)
         out = out if residual is None else out + residual
         return F.gelu(out) if activation == "gelu" else out
-    rows = x.flatten(0, -2)
+    if x.dim() == 2:
+        cpu_linear.linear(x, weight, bias, residual, activation == "gelu", out)
+        return out
     added = None if residual is None else residual.flatten(0, -2)
-    cpu_linear.linear(rows, weight, bias, added, activation == "gelu", out.flatten(0, -2))
+    cpu_linear.linear(
+        x.flatten(0, -2), weight, bias, added, activation == "gelu", out.flatten(0, -2)
+    )
     return out
 
 

@@ -1,7 +1,7 @@
 """Linear layers by the C++ kernels: from tensors to addresses and strides.
 
-The kernels are in ``csrc/cpu/linear_tiles.h``. Their sums are short, so they round less than either
-library of PyTorch's; they give the same bits on any number of threads.
+The kernels are in ``csrc/cpu/linear_{few_rows,tiles}.h``. Their sums are short, so they round less
+than either library of PyTorch's; they give the same bits on any number of threads.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.kernels.cpu.addresses import DTYPES
 from xlnet_fast.kernels.cpu.instruction_sets import instruction_set
 
-FEW_ROWS = 48
-"""So few are multiplied without packing the weight: one less than ``kLeastPackedRows``."""
+FEW_ROWS = 96
+"""So few are multiplied without packing the weight: one less than ``kLeastPackedRows``. A row's
+result then has the same bits whatever other rows there are."""
 
 
 def takes(dtype: torch.dtype, terms: int) -> bool:
@@ -64,17 +65,15 @@ def linear(
     bias = None if bias is None else bias.contiguous()
     if residual is not None and residual.stride(1) != 1:
         residual = residual.contiguous()
-    arguments = {
-        "dtype": DTYPES[x.dtype], "rows": rows, "terms": terms, "columns": columns,
-        "x": x.data_ptr(), "x_row": x.stride(0), "x_term": x.stride(1),
-        "weight": weight.data_ptr(),
-        "weight_column": weight.stride(0), "weight_term": weight.stride(1),
-        "bias": None if bias is None else bias.data_ptr(),
-        "residual": None if residual is None else residual.data_ptr(),
-        "residual_row": 0 if residual is None else residual.stride(0),
-        "out": out.data_ptr(), "out_row": columns, "gelu": gelu,
-    }  # fmt: skip
-    _extension.require().linear(arguments, torch.get_num_threads(), instruction_set())
+    _extension.require().linear(
+        DTYPES[x.dtype], rows, terms, columns,
+        x.data_ptr(), x.stride(0), x.stride(1),
+        weight.data_ptr(), weight.stride(0), weight.stride(1),
+        0 if bias is None else bias.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        0 if residual is None else residual.stride(0),
+        out.data_ptr(), columns, gelu, torch.get_num_threads(), instruction_set(),
+    )  # fmt: skip
 
 
 def _in_order(x: Tensor, other_too: bool) -> Tensor:
@@ -89,22 +88,24 @@ def _check(
 ) -> None:
     rows, terms = x.shape
     columns = weight.shape[0]
-    expected = {
-        "weight": (weight, (columns, terms)),
-        "bias": (bias, (columns,)),
-        "residual": (residual, (rows, columns)),
-        "out": (out, (rows, columns)),
-    }
-    if not takes(x.dtype, terms):
-        raise ArgumentError(f"no kernel here for sums of {terms} products of {x.dtype}")
-    for name, (t, shape) in {"x": (x, (rows, terms)), **expected}.items():
-        if t is None:
-            continue
-        if tuple(t.shape) != shape or t.numel() == 0:
-            raise ShapeError(f"{name} has shape {tuple(t.shape)}, expected {shape} without a zero")
-        if t.dtype != x.dtype or t.device.type != "cpu":
-            raise ArgumentError(
-                f"{name} has dtype {t.dtype} on {t.device}, expected {x.dtype} on the CPU"
-            )
+    dtype = x.dtype
+    if not takes(dtype, terms):
+        raise ArgumentError(f"no kernel here for sums of {terms} products of {dtype}")
+    _check_one("x", x, (rows, terms), dtype)
+    _check_one("weight", weight, (columns, terms), dtype)
+    if bias is not None:
+        _check_one("bias", bias, (columns,), dtype)
+    if residual is not None:
+        _check_one("residual", residual, (rows, columns), dtype)
+    _check_one("out", out, (rows, columns), dtype)
     if not out.is_contiguous():
         raise ArgumentError("out is not contiguous")
+
+
+def _check_one(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if t.shape != shape or 0 in shape:
+        raise ShapeError(f"{name} has shape {tuple(t.shape)}, expected {shape} without a zero")
+    if t.dtype != dtype or not t.is_cpu:
+        raise ArgumentError(
+            f"{name} has dtype {t.dtype} on {t.device}, expected {dtype} on the CPU"
+        )
