@@ -23,6 +23,7 @@ from xlnet_fast.generate.options import GenerateOptions
 from xlnet_fast.generate.prompts import Prompt, encode, gather, side_by_side
 from xlnet_fast.generate.segments import read_in_segments, repeated
 from xlnet_fast.hf import accelerate
+from xlnet_fast.hf.versions import MEMORY_NAME
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -199,7 +200,7 @@ def write(
     if options.segment_length is not None and ids.shape[1] > options.segment_length:
         memory = read_in_segments(model, ids, options.segment_length, mask)
         copies = max(options.num_beams, options.num_return_sequences)
-        search["mems"] = repeated(memory, copies)
+        search[MEMORY_NAME] = list(repeated(memory, copies))
     with quiet():
         try:
             sequences = model.generate(ids, **search)

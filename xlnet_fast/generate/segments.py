@@ -39,6 +39,8 @@ def read_in_segments(
 ) -> tuple[Tensor, ...]:
     """The memory of a prompt, for ``model.generate(input_ids, mems=memory)``.
 
+    Before transformers 5.24 it is ``past_key_values=list(memory)``; ``mems`` is of a text before.
+
     Args:
         model: an ``XLNetLMHeadModel``, in evaluation.
         input_ids: (B, I) int64, I at least 2.

@@ -109,6 +109,11 @@ def generated_memory(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return memory or kwargs.get("mems")  # what the user began with
 
 
+def is_of_earlier_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the memory is of a text before the ids, as `mems` is before 5.24, not of the ids."""
+    return _VERSION < (5, 24) and not kwargs.get("past_key_values", *args[:1])
+
+
 def with_generated_memory(
     args: tuple[Any, ...], kwargs: dict[str, Any], memory: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -27,7 +27,11 @@ from xlnet_fast.hf.generation.state import (
 from xlnet_fast.hf.generation.step import Step
 from xlnet_fast.hf.memory import Memory
 from xlnet_fast.hf.modules import Options
-from xlnet_fast.hf.versions import generated_memory, with_generated_memory
+from xlnet_fast.hf.versions import (
+    generated_memory,
+    is_of_earlier_text,
+    with_generated_memory,
+)
 from xlnet_fast.nn.linear import is_plain_linear
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import can_look
@@ -88,8 +92,8 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         if remembers is None:
             remembers = self.config.use_mems_eval
         mask = kwargs.get("attention_mask")
-        if memory and not remembers:
-            return None  # HF reads a memory then that never grows
+        if memory and (not remembers or is_of_earlier_text(args, kwargs)):
+            return None  # HF reads a memory then that never grows, or all of the ids behind it
         if isinstance(memory, GenerationState):
             return self.__next(input_ids, mask, memory)
         parts = self.__parts(read)
