@@ -17,6 +17,7 @@ from benchmarks.micro import (
     compiled_step,
     cpu_dropout,
     cpu_linear,
+    drafts,
     few_rows,
     host_time,
     model_operators,
@@ -227,3 +228,20 @@ def test_dropout_refuses(option, capsys):
     with pytest.raises(SystemExit):
         cpu_dropout.main([option, "0"])
     assert "expected to be at least 1" in capsys.readouterr().err
+
+
+def test_drafts_have_a_row_for_each_way_to_write(monkeypatch):
+    monkeypatch.setattr(drafts, "PROMPT", 6)
+    geometry = Geometry("small", 1, 16, 2, 24, 500)
+    out = io.StringIO()
+    with torch.no_grad():
+        found = drafts.writers(geometry, 12)
+        found["wrong"] = lambda: found["ours"]() + 1
+        drafts.compare(found, 2, Console(file=out, width=110))
+    head, *rows = out.getvalue().splitlines()
+    assert head.split() == ["ms", "HF", "/", "it", "passes", "distinct"]
+    assert [row[:24].strip() for row in rows] == list(found)
+    assert rows[-1].split() == ["wrong", "red"]
+    passes = [int(row.split()[-2]) for row in rows[:-1]]
+    assert passes[:2] == [12, 12]
+    assert all(1 < count <= 12 for count in passes[2:])

@@ -12,6 +12,7 @@ from xlnet_fast.errors import ArgumentError, PerformanceWarning
 from xlnet_fast.hf.generation import model as generation
 from xlnet_fast.hf.generation import recorded
 from xlnet_fast.hf.generation.ahead import run_ahead
+from xlnet_fast.hf.generation.drafts import Limit
 
 CONFIGS = {
     "plain": {},
@@ -82,6 +83,17 @@ def test_logits_of_drafted_steps_are_those_of_hugging_face(attn_type, config):
     for a, b in zip(state, mems, strict=True):
         assert a.shape == b.shape
         assert float((a - b).abs().max()) < 1e-11 if a.numel() else True
+
+
+def test_drafts_become_fewer_where_they_are_wrong_and_more_where_they_hold():
+    limit = Limit(16)
+    text = [1, 2, 3]
+    assert limit.after(text) == 4
+    for held, expected in ((0, 1), (1, 2), (2, 4), (4, 8), (3, 4), (4, 8), (8, 16), (16, 16)):
+        drafts = limit.note(text, list(range(10, 10 + limit.after(text))))
+        text = [*text, *drafts[:held], 9]
+        assert limit.after(text) == expected
+    assert Limit(2).after(text) == 2
 
 
 def test_padding_before_the_text():

@@ -11,6 +11,9 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.versions import HAS_HEAD_MASK
 
+_MOST = 20
+"""Tokens that an assistant drafts at most, where nothing is said: as Hugging Face."""
+
 
 class Drafts(Protocol):
     """A source of drafts for one text."""
@@ -19,22 +22,57 @@ class Drafts(Protocol):
         """The tokens that may follow ids (1, L); none where there is no guess."""
 
 
+class Limit:
+    """How many tokens to draft: a wrong one makes its pass longer for nothing.
+
+    Args:
+        most: at any time.
+    """
+
+    _FIRST = 4
+
+    def __init__(self, most: int) -> None:
+        self._most, self._now = most, min(most, self._FIRST)
+        self._length = 0
+        self._drafts: list[int] = []
+
+    def after(self, text: list[int]) -> int:
+        """The limit for what follows a text: twice that of drafts that all held, or one more than
+        held.
+        """
+        came = text[self._length : self._length + len(self._drafts)]
+        held = next(
+            (n for n, (a, b) in enumerate(zip(came, self._drafts, strict=False)) if a != b),
+            len(came),
+        )
+        if self._drafts:
+            self._now = min(2 * self._now if held == len(self._drafts) else held + 1, self._most)
+            self._drafts = []
+        return self._now
+
+    def note(self, text: list[int], drafts: list[int]) -> list[int]:
+        """Remember what was drafted, and return it."""
+        self._length, self._drafts = len(text), drafts
+        return drafts
+
+
 class FromHuggingFace:
     """What followed the last words of the text where they stood before, or what an assistant of
     another family says, by Hugging Face's code.
 
     Args:
-        generator: HF's ``CandidateGenerator``.
+        generator: HF's ``CandidateGenerator``. most: tokens to take of what it says.
     """
 
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
+    def __init__(self, generator: Any, most: int) -> None:
+        self._generator, self._limit = generator, Limit(most)
 
     def after(self, ids: Tensor) -> list[int]:
         """As :class:`Drafts`."""
+        text: list[int] = ids[0].tolist()
         candidates, _ = self._generator.get_candidates(ids)
-        found: list[int] = candidates[0, ids.shape[1] :].tolist()
-        return found
+        found: list[int] = candidates[0, len(text) :].tolist()
+        return self._limit.note(text, found[: self._limit.after(text)])
 
 
 class Assistant:
@@ -48,14 +86,14 @@ class Assistant:
     def __init__(
         self, model: Any, limit: int, confidence: float, prompt_length: int, max_length: int
     ) -> None:
-        self._model, self._limit, self._confidence = model, limit, confidence
+        self._model, self._limit, self._confidence = model, Limit(limit), confidence
         self._prompt_length, self._max_length = prompt_length, max_length
         self._read: list[tuple[list[int], dict[str, Any]]] = []  # texts and what follows them
 
     def after(self, ids: Tensor) -> list[int]:
         """As :class:`Drafts`."""
         text: list[int] = ids[0].tolist()
-        goal = min(len(text) + self._limit, self._max_length - 1)
+        goal = min(len(text) + self._limit.after(text), self._max_length - 1)
         self._read = [(read, kept) for read, kept in self._read if text[: len(read)] == read]
         device, drafted = self._model.device, list(text)
         while len(drafted) < goal:
@@ -70,7 +108,7 @@ class Assistant:
             if float(probabilities[best]) < self._confidence:
                 break
             drafted.append(best)
-        return drafted[len(text) :]
+        return self._limit.note(text, drafted[len(text) :])
 
     def __beginning(self) -> dict[str, Any]:
         kept: dict[str, Any] = {"use_mems": True}
@@ -112,7 +150,7 @@ def drafts_for(
                 f"the model's {model.config.vocab_size}: drafts are ids of one tokenizer"
             )
         own = assistant.generation_config
-        limit = getattr(config, "num_assistant_tokens", None) or own.num_assistant_tokens or 20
+        limit = getattr(config, "num_assistant_tokens", None) or own.num_assistant_tokens or _MOST
         confidence = own.assistant_confidence_threshold
         return Assistant(
             assistant, int(limit), 0.4 if confidence is None else confidence,
@@ -128,4 +166,5 @@ def drafts_for(
     )
     if getattr(generator, "eos_token_id", 0) is None:  # which version 4 cannot do without
         generator.eos_token_id = torch.tensor([-1], device=input_ids.device)
-    return FromHuggingFace(generator)
+    most = config.prompt_lookup_num_tokens if lookup else _MOST
+    return FromHuggingFace(generator, most)
