@@ -198,3 +198,11 @@ def test_alike_rows_become_one_line_and_others_do_not():
     console.print(table)
     assert table.row_count == 2
     assert "a training, b " in console.file.getvalue()
+
+
+def test_recorded_steps_of_generation_are_told_of():
+    (row,) = (row for row in info.gather()["kernels"] if "graph" in row["kernel"])
+    text = page._kernel_text(row)
+    assert text.startswith("replayed on the CPU, never run on a GPU")
+    assert "compile" not in text
+    assert ("sees no GPU" in text) != torch.cuda.is_available()

@@ -166,6 +166,15 @@ def _kernels(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "unavailable_here": modules[name].why_unavailable(_any_gpu()),
             }
         )
+    rows.append(
+        {
+            "kernel": "CUDA graph of a generation step",
+            "status": "replayed on the CPU, never run on a GPU",
+            "architectures": [],
+            "measured_on": [],
+            "unavailable_here": None if torch.cuda.is_available() else "PyTorch sees no GPU",
+        }
+    )
     return rows
 
 

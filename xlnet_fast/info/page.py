@@ -124,8 +124,9 @@ def _cuda_text(built: dict[str, Any]) -> str:
 
 
 def _kernel_text(row: dict[str, Any]) -> str:
-    archs = ", ".join(row["architectures"])
-    text = f"{row['status']}; {f'compiles for {archs}' if archs else 'not compiled here'}"
+    archs, text = ", ".join(row["architectures"]), row["status"]
+    if "graph" not in row["kernel"]:  # which is recorded, not compiled
+        text += f"; compiles for {archs}" if archs else "; not compiled here"
     here = row["unavailable_here"]
     return text if here is None else f"{text}. Not here: {here}"
 
