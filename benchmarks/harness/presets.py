@@ -91,6 +91,9 @@ _CPU_GENERATION = (
     GenerationShape(TINY, 1, 20, 300),
     GenerationShape(TINY, 8, 20, 50),
     GenerationShape(TINY, 8, 20, 300),
+    GenerationShape(BASE_4, 1, 20, 300),
+    GenerationShape(BASE_4, 8, 20, 300),
+    GenerationShape(BASE_4, 8, 300, 300),
 )
 _CPU_QUICK_GENERATION = (
     GenerationShape(TINY, 1, 20, 50, without_memory=True),
