@@ -181,7 +181,9 @@ def _time(session: Session, label: str, outcomes: dict[str, _Outcome]) -> None:
 
 def _columns(source: Source, case: GenerationCase, pass_name: str, length: int) -> dict[str, Any]:
     size = source.geometry
-    what = f"{case.new} tokens" if pass_name == TEXT else f"prompt {case.prompt}"
+    what = f"{case.new} tokens"
+    if pass_name == STEP:
+        what += f" after {case.prompt}"  # texts of one context are lines of their own
     return {
         "kernel": KERNEL,
         "pass_name": pass_name,

@@ -63,8 +63,8 @@ def test_a_run_leaves_times_of_texts_and_of_steps(tmp_path, no_child, capsys):
     steps = [row for row in rows if row.pass_name == "step" and row.provider == "ours"]
     # 24 steps after the first token of the first text, 11 after that of the second.
     assert [(row.features[-9:], row.length) for row in steps] == [
-        (" prompt 7", 12), (" prompt 7", 22), (" prompt 7", 29), ("prompt 30", 35),
-        ("prompt 30", 41),
+        ("s after 7", 12), ("s after 7", 22), ("s after 7", 29), (" after 30", 35),
+        (" after 30", 41),
     ]  # fmt: skip
     # The mean of a text has the reading of its prompt in it, and is of the same calls.
     slowest = max(row.p80_us for row in steps if row.batch == 2)
