@@ -1,6 +1,8 @@
 """Writing a file whole or not at all."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,26 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert list(path.parent.iterdir()) == [path]
     write_whole(path, b"\x00new")
     assert path.read_bytes() == b"\x00new"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    real, link, pipe = (tmp_path / name for name in ("real", "link", "pipe"))
+    real.write_text("old")
+    link.symlink_to(real)
+    write_whole(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    write_whole(pipe, "through")
+    reader.join(30)
+    assert read == ["through"]
+    assert pipe.is_fifo()
+    write_whole(Path(os.devnull), "gone")
+    assert not Path(os.devnull).is_file()
 
 
 def test_two_threads_write_two_temporary_files(tmp_path):

@@ -13,9 +13,12 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary name in the same folder, which is made; renamed to `path` if nothing was raised.
 
+    What a link leads to is replaced, not the link.
+
     Raises:
         OSError: it cannot be written; the old file is as it was, and no part of the new one stays.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -26,6 +29,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write bytes, or text as UTF-8, as :func:`written_whole` does, and raise as it does."""
+    """Write bytes, or text as UTF-8, as :func:`written_whole` does, and raise as it does.
+
+    A device or a pipe, which nothing may be put in the place of, is written to.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     with written_whole(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(data)

@@ -25,7 +25,7 @@ def given(monkeypatch):
     """The options that a command line came to, without a run."""
     found: list[GenerateOptions] = []
     done = module.GenerateResult([], {"new_tokens": 1.0})
-    monkeypatch.setattr(module, "generate", lambda options: found.append(options) or done)
+    monkeypatch.setattr(module, "generate", lambda options, say: found.append(options) or done)
     return found
 
 
@@ -108,3 +108,13 @@ def test_a_warning_is_a_sentence_and_json_lines_go_to_a_file(tmp_path):
     assert result.stdout == f"texts: {out}\n"
     assert result.stderr.startswith("warning: the model remembers 2 tokens (mem_len)")
     assert out.read_text(encoding="utf-8").count("\n") == 1
+
+
+def test_texts_that_cannot_be_written(monkeypatch):
+    def full(options, say):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "generate", full)
+    result = run("generate", "m", "--prompt", "a")
+    assert result.exit_code == 2
+    assert "the texts could not be written: No space left on device" in result.output

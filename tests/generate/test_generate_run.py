@@ -6,6 +6,7 @@ import io
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import BertConfig, XLNetConfig, XLNetForSequenceClassification
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.generate import generate
 from xlnet_fast.generate import run as module
-from xlnet_fast.generate.prompts import Prompt, side_by_side
+from xlnet_fast.generate.prompts import Prompt, gather, side_by_side
 
 STRATEGIES = {
     "greedy": {},
@@ -119,7 +120,9 @@ def test_bf16_and_a_backend_by_name(folder):
         quietly(options(folder, backend="triton"))
 
 
-def test_prompts_of_a_file_and_of_standard_input_and_json_lines(folder, tmp_path, monkeypatch):
+def test_prompts_of_a_file_and_of_standard_input_and_json_lines(
+    folder, tmp_path, monkeypatch, capsys
+):
     file, out = tmp_path / "prompts.txt", tmp_path / "texts.jsonl"
     file.write_text("import this module\na class\n", encoding="utf-8")
     given = options(folder, EQUAL[0], file=str(file), output=out)
@@ -132,6 +135,15 @@ def test_prompts_of_a_file_and_of_standard_input_and_json_lines(folder, tmp_path
     stdin = SimpleNamespace(buffer=io.BytesIO(file.read_bytes()))
     monkeypatch.setattr("sys.stdin", stdin)
     assert quietly(options(folder, EQUAL[0], file="-")).texts == texts
+    generate(options(folder, EQUAL[0], output=Path("-")))
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row == rows[0]
+
+
+def test_lines_end_with_a_newline_alone(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("one\u2028line\x0b\x0cmore\u0085\r\ntwo".encode())
+    assert gather((), str(file)) == ["one\u2028line\x0b\x0cmore\u0085", "two"]
 
 
 def test_metrics_are_of_the_steps(folder, monkeypatch):

@@ -21,9 +21,14 @@ class XLNetInFloat64(XLNetLMHeadModel):
         return prepared
 
 
-def wide_model(**config: Any) -> Any:
+def wide_model(seed: int = 1, **config: Any) -> Any:
     """HF's model in fp32, with weights under which the tokens vary."""
     model = tiny_model(XLNetLMHeadModel, **config)
+    if seed != 1:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "rel_attn" in name or ".ff.layer_" in name:

@@ -6,7 +6,13 @@ import pytest
 import torch
 from generation_oracle import drive, in_float64, wide_model
 from hf_parity import accelerated, random_ids
-from transformers import GPT2Config, GPT2LMHeadModel, TextStreamer
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TextStreamer,
+)
 
 from xlnet_fast.errors import ArgumentError, PerformanceWarning
 from xlnet_fast.hf.generation import model as generation
@@ -159,6 +165,35 @@ def test_scores_and_streams_are_those_of_plain_decoding():
     assert len(plain.scores) == len(drafted.scores) == TOKENS
     for a, b in zip(plain.scores, drafted.scores, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+class Counting(LogitsProcessor):
+    """What it does depends on how often it was called."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        scores = scores.clone()
+        scores[:, self.calls % 50] += 4.0
+        return scores
+
+
+def test_processors_are_called_once_a_token():
+    ours, results = accelerated(wide_model()), []
+    for given in ({}, {"prompt_lookup_num_tokens": 4}):
+        processor = Counting()
+        processors = LogitsProcessorList([processor])
+        results.append(tokens_of(ours, random_ids(1, 9), logits_processor=processors, **given))
+        assert processor.calls == TOKENS
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "3"])
+def test_a_number_of_drafts_that_is_none(number):
+    with pytest.raises(ArgumentError, match="expected an integer of at least 1"):
+        tokens_of(accelerated(wide_model()), random_ids(1, 9), prompt_lookup_num_tokens=number)
 
 
 def test_what_drafts_cannot_be_had_for():

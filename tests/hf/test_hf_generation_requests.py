@@ -448,15 +448,20 @@ def test_going_on_from_memory_of_the_prompt(theirs, ours, name, form, beams):
         tokens = generate(ours, prompt()[:, 3:], mems=form(memory), **given)
     else:
         expected = generate(theirs, prompt(), **{MEMORY_NAME: list(repeat(memory, beams))}, **given)
-        with pytest.warns(UserWarning, match="the last two of input_ids") as told:
-            tokens = generate(ours, prompt(), **{name: form(memory)}, **given)
+        tokens = generate(ours, prompt(), **{name: form(memory)}, **given)
         by_hand = {name: form(repeat(memory, beams))}
         assert torch.equal(generate(ours, prompt(), **by_hand, **given), expected)
-        assert __file__ in [x.filename for x in told]
     assert torch.equal(tokens, expected)
     assert torch.equal(
         generate(ours, prompt(), mems=None, past_key_values=None), generate(theirs, prompt())
     )
+
+
+def test_memory_that_may_be_of_an_earlier_text(ours):
+    """Of another length than the prompt: told once, at the line that called."""
+    with pytest.warns(UserWarning, match="the last two of input_ids") as told:
+        generate(ours, prompt(), **{MEMORY_NAME: random_mems(2, 8)})
+    assert __file__ in [x.filename for x in told]
 
 
 def repeat(memory: Any, times: int) -> tuple[torch.Tensor, ...]:

@@ -333,6 +333,54 @@ class TestState:
         with torch.no_grad(), pytest.raises(ArgumentError, match="another model"):
             accelerated(wide_model()).prepare_inputs_for_generation(ids, **{key: state})
 
+    def test_tokens_that_would_be_skipped(self):
+        ours = accelerated(wide_model())
+        ids, state, _ = self.states(ours)[-1]
+        key = "past_key_values" if PAST else "mems"
+        longer = torch.cat([ids, random_ids(1, 2)], dim=1)
+        with torch.no_grad():
+            ours.prepare_inputs_for_generation(longer[:, :-1], **{key: state})
+            with pytest.raises(ArgumentError, match="has read 10 tokens and input_ids has 12"):
+                ours.prepare_inputs_for_generation(longer, **{key: state})
+
+    @pytest.mark.parametrize("attn_type", ["bi", "uni"])
+    def test_how_much_was_read_is_known_from_any_beginning(self, attn_type):
+        ours = accelerated(wide_model(attn_type=attn_type))
+        _, text, state = drive(ours, random_ids(1, 5), 6, True)
+        assert state.told == 5 + 5
+        key = "past_key_values" if PAST else "mems"
+        _, _, again = drive(ours, text, 4, True, **{key: tuple(state)})
+        assert again.told == 11 + 3
+
+    def test_made_in_inference_mode(self):
+        ours = accelerated(wide_model())
+        with torch.inference_mode():
+            _, text, state = drive(ours, random_ids(1, 5), 3, True)
+        text, key = text.clone(), "past_key_values" if PAST else "mems"
+        found, _, _ = drive(ours, text, 3, True, **{key: state})
+        expected, _, _ = drive(ours, random_ids(1, 5), 6, True)
+        assert error(found, expected[3:]) < 1e-5
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda m: m.train(),
+            lambda m: setattr(m.transformer, "mem_len", 3),
+            lambda m: m.transformer.layer.__delitem__(1),
+            lambda m: m.transformer.layer[0].register_forward_hook(lambda *a: None),
+            lambda m: m.bfloat16(),
+            lambda m: m.load_state_dict(m.state_dict()),
+        ],
+    )
+    def test_memory_that_is_looked_at_too_late(self, change):
+        ours = accelerated(wide_model())
+        (_, looked, _), (_, late, _) = self.states(ours)[-2:]
+        kept = xlnet_fast.to_mems(looked)
+        change(ours)
+        assert xlnet_fast.to_mems(looked) is kept
+        with pytest.raises(ArgumentError, match="before the model changes"):
+            xlnet_fast.to_mems(late)
+
     def test_returned_by_generate(self):
         theirs = wide_model()
         given = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True}
@@ -382,6 +430,18 @@ OBSTACLES = {
         lambda m: setattr(m.transformer.layer[0].ff, "layer_norm", nn.Identity().eval()),
         "layer 0: ff.layer_norm is a Identity",
     ),
+    "a method of the attention": (
+        lambda m: setattr(m.transformer.layer[1].rel_attn, "post_attention", print),
+        "layer 1: post_attention was replaced",
+    ),
+    "a method of the transformer": (
+        lambda m: setattr(m.transformer, "cache_mem", print),
+        "has a cache_mem of its own",
+    ),
+    "a norm's forward": (
+        lambda m: setattr(m.transformer.layer[0].rel_attn.layer_norm, "forward", print),
+        "rel_attn.layer_norm is a LayerNorm, or one with a forward of its own",
+    ),
     "compiled": (
         lambda m: setattr(m.transformer.layer[0].ff, "_compiled_call_impl", print),
         "was compiled",
@@ -427,6 +487,52 @@ class Change(LogitsProcessor):
         if self.calls == self.after:
             self.action()
         return scores
+
+
+@pytest.mark.parametrize("change", ["assigned", "a parameter", "a module", "scale", "clamp_len"])
+def test_a_state_is_continued_by_the_model_as_it_is(change):
+    """As HF's memory, whose rows stay while everything else is made anew."""
+    results = []
+    for each in (in_float64(wide_model()), accelerated(wide_model().double())):
+        ids = random_ids(1, 6)
+        _, _, memory = drive(each, ids, random_ids(1, 4, 3), True)
+        other = wide_model(seed=2).double()
+        if change == "assigned":
+            each.load_state_dict(other.state_dict(), assign=True)
+        elif change == "a parameter":
+            each.transformer.layer[1].rel_attn.k = other.transformer.layer[1].rel_attn.k
+        elif change == "a module":
+            each.transformer.layer[0].ff.layer_2 = other.transformer.layer[0].ff.layer_2
+        elif change == "scale":
+            for layer in each.transformer.layer:
+                layer.rel_attn.scale *= 0.5
+        else:
+            each.transformer.clamp_len = 2
+        key = "past_key_values" if PAST else "mems"
+        text = torch.cat([ids, random_ids(1, 4, 3)], dim=1)
+        results.append(drive(each, text, random_ids(1, 3, 4), True, **{key: memory})[0])
+    assert error(results[1], results[0]) < 1e-12
+
+
+def test_tokens_that_are_changed_after_they_were_prepared():
+    ours, ids = accelerated(wide_model()), random_ids(1, 6)
+    with torch.no_grad():
+        prepared = ours.prepare_inputs_for_generation(ids, use_mems=True)
+        other = prepared["input_ids"].clone()
+        other[0, 2] = 7
+        changed = ours(**{**prepared, "input_ids": other}).logits
+        ids[0, 2] = 7
+        expected = ours(**ours.prepare_inputs_for_generation(ids, use_mems=True)).logits
+        assert torch.equal(changed, expected)
+        with pytest.raises(ShapeError, match="no dummy token"):
+            ours(**{**prepared, "input_ids": other[:, 1:]})
+
+
+@pytest.mark.parametrize("junk", ["abc", {"a": 1}])
+def test_memory_that_is_none(junk):
+    ours, key = accelerated(wide_model()), "past_key_values" if PAST else "mems"
+    with torch.no_grad(), pytest.raises((TypeError, KeyError, AttributeError)):
+        ours.prepare_inputs_for_generation(random_ids(1, 4), use_mems=True, **{key: junk})
 
 
 @pytest.mark.parametrize("change", ["a hook", "a weight"])

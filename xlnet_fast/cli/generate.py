@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from functools import partial
 from typing import Any
 
 from xlnet_fast.cli.options import command_of
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.generate import GenerateOptions
 from xlnet_fast.generate.options import GROUPS
 
@@ -23,9 +26,16 @@ def run_generate(options: GenerateOptions) -> None:
 
     with warnings.catch_warnings():
         warnings.showwarning = _show
-        result = generate(options)
+        try:
+            result = generate(options, partial(print, flush=True))
+        except BrokenPipeError:  # whoever read the texts has enough of them
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        except OSError as error:
+            why = error.strerror or error
+            raise ArgumentError(f"the texts could not be written: {why}") from error
     _print(result.metrics)
-    if options.output is not None:
+    if options.output is not None and str(options.output) != "-":
         print(f"texts: {options.output}")
 
 

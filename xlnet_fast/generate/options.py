@@ -40,7 +40,7 @@ class GenerateOptions:
     )
     max_new_tokens: int = option(COMMON, "Most tokens to write", 50)
     stream: bool = option(COMMON, "Print words as they are written", False)
-    output: Path | None = option(COMMON, "Write JSON lines to it, not text", None, metavar="FILE")
+    output: Path | None = option(COMMON, "Write JSON lines to it (-: stdout)", None, metavar="FILE")
 
     sample: bool = option(SEARCH, "Draw tokens; else the likeliest is taken", False)
     temperature: float | None = option(SEARCH, "Above 1: more even chances", None, "the model's")

@@ -47,7 +47,8 @@ def gather(texts: tuple[str, ...], file: str | None) -> list[str]:
         content = decode_text(sys.stdin.buffer.read(), "standard input", min_characters=1)
     else:
         content = load_text(file, min_characters=1)
-    lines = content.splitlines()
+    lines = content.removesuffix("\n").split("\n")  # not at U+2028 and others of splitlines
+    lines = [line.removesuffix("\r") for line in lines]
     for number, line in enumerate(lines, 1):
         if not line.strip():
             where = "standard input" if file == STDIN else file

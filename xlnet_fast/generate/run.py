@@ -28,6 +28,8 @@ from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokeni
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LM_CLASS = "XLNetLMHeadModel"
+STDOUT = "-"
+"""The output that stands for standard output."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,9 @@ def write(
         memory = read_in_segments(model, ids, options.segment_length, mask)
         copies = max(options.num_beams, options.num_return_sequences)
         search[MEMORY_NAME] = list(repeated(memory, copies))
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # Of the memory of segments, which is of these very ids.
+        warnings.filterwarnings("ignore", r"generate\(\) reads the last two of input_ids")
         try:
             sequences = model.generate(ids, **search)
         except XLNetFastError:
@@ -286,7 +290,7 @@ def peak_memory_mib(device: torch.device) -> float | None:
 
 def _check_output(path: Path | None) -> None:
     """Before minutes of work: can this file be written?"""
-    if path is None:
+    if path is None or str(path) == STDOUT:
         return
     if path.is_dir():
         raise ArgumentError(f"the output {path} is a folder, expected the name of a file")
@@ -298,6 +302,9 @@ def _check_output(path: Path | None) -> None:
 
 def _write(path: Path, result: GenerateResult) -> None:
     lines = [json.dumps(asdict(text), ensure_ascii=False) + "\n" for text in result.texts]
+    if str(path) == STDOUT:
+        print("".join(lines), end="", flush=True)
+        return
     try:
         write_whole(path, "".join(lines))
     except OSError as error:

@@ -157,6 +157,7 @@ def _states(
             step,
             frozen=Frozen(ran.slots, start, end, known, ran.tip),
             ids=tokens[None, number : number + 2],
+            told=step.told + number,
         )
         states.append(GenerationState(taken, Ran(ran.slots, start, end, ran.tip), to_mems))
     return states

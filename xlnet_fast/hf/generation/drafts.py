@@ -143,6 +143,11 @@ def drafts_for(
             "XLNet takes drafts from the text (prompt_lookup_num_tokens) or from a smaller model "
             "with the same vocabulary (assistant_model), one of both"
         )
+    number = config.prompt_lookup_num_tokens
+    if lookup and (not isinstance(number, int) or number < 1):
+        raise ArgumentError(
+            f"prompt_lookup_num_tokens is {number!r}, expected an integer of at least 1"
+        )
     if isinstance(assistant, XLNetLMHeadModel):
         if assistant.config.vocab_size != model.config.vocab_size:
             raise ArgumentError(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import LogitsProcessorList
 from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel, XLNetLMHeadModelOutput
 
-from xlnet_fast.errors import ArgumentError, PerformanceWarning
+from xlnet_fast.errors import ArgumentError, PerformanceWarning, ShapeError
 from xlnet_fast.hf.generation.ahead import can_run_ahead, run_ahead
 from xlnet_fast.hf.generation.drafts import drafts_for
 from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
@@ -92,6 +93,8 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         if remembers is None:
             remembers = self.config.use_mems_eval
         mask = kwargs.get("attention_mask")
+        if memory and not (isinstance(memory, GenerationState) or _are_layers(memory)):
+            return None  # an error of HF's
         if memory and (not remembers or is_of_earlier_text(args, kwargs)):
             return None  # HF reads a memory then that never grows, or all of the ids behind it
         if isinstance(memory, GenerationState):
@@ -102,7 +105,7 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         padding = None if mask is None or self.config.reuse_len else mask < 1
         if memory:
             earlier, tail = tuple(layer[:-2] for layer in memory), input_ids[:, -2:]
-            return begun_from(parts, tail, padding, earlier)
+            return begun_from(parts, tail, padding, earlier, input_ids.shape[1] - 1)
         if isinstance(read, ReadText) and read.step.parts is parts and not remembers:
             return read.next(input_ids, padding)
         return first_step(parts, input_ids, padding, remembers=bool(remembers))
@@ -121,6 +124,12 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
             raise ArgumentError(
                 "mems is the state of another model's generate; its memory, as tensors, is "
                 "xlnet_fast.to_mems(mems)"
+            )
+        if input_ids.shape[1] > state.told + 1:
+            raise ArgumentError(
+                f"mems has read {state.told} tokens and input_ids has {input_ids.shape[1]}, of "
+                "which a step reads the last two: those between would be skipped. Give input_ids "
+                "alone, without mems"
             )
         tail = input_ids[:, -2:]
         padding = None if mask is None or self.config.reuse_len else mask[:, -tail.shape[1] :] < 1
@@ -157,7 +166,9 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         if type(step) is not Step:
             return super().forward(*args, **kwargs)
         kwargs.pop("mems")
-        kwargs.pop("input_ids", None)
+        given = kwargs.pop("input_ids", step.ids)
+        if given is not step.ids:
+            step = _with_ids(step, given)
         if args or not self.__takes(kwargs):
             use_mems = {"use_mems": kwargs.pop("use_mems", None)}
             return super().forward(*args, **step.as_arguments(), **use_mems, **kwargs)
@@ -253,7 +264,7 @@ class FastLMHeadModel(CheckedRequests, XLNetLMHeadModel):
         else:
             kwargs[_DRAFTS] = drafts_for(
                 self, generation_config, assistant_model, input_ids,
-                logits_processor=logits_processor,
+                logits_processor=LogitsProcessorList(),  # those of the run may count their calls
                 target_tokenizer=tokenizers["tokenizer"],
                 assistant_tokenizer=tokenizers["assistant_tokenizer"],
             )  # fmt: skip
@@ -288,6 +299,21 @@ def _with_rows_to_cut(rows: tuple[Tensor, ...], state: GenerationState) -> tuple
         )
         rows = (empty,) * len(parts.layers)
     return tuple(F.pad(layer, (0, 0, 0, 0, 0, 2)) for layer in rows)
+
+
+def _with_ids(step: Step, ids: Any) -> Step:
+    """The step with other tokens than it was prepared with."""
+    if not isinstance(ids, Tensor) or ids.shape != step.ids.shape:
+        what = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ShapeError(
+            f"input_ids is {what}, expected {tuple(step.ids.shape)} as prepared: an accelerated "
+            "model's step has no dummy token behind the last"
+        )
+    return replace(step, ids=ids, drafts=(), done=None)
+
+
+def _are_layers(memory: Any) -> bool:
+    return isinstance(memory, (tuple, list)) and all(isinstance(x, Tensor) for x in memory)
 
 
 def _may_step(input_ids: Any, memory: Any, kwargs: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from transformers.models.xlnet.modeling_xlnet import (
 )
 
 from xlnet_fast.hf.feed_forward import FastFeedForward
-from xlnet_fast.hf.layers import takes_context
+from xlnet_fast.hf.layers import FastRelativeAttention, takes_context
 from xlnet_fast.hf.modules import FastModel, overrides
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.hf.projections import PROJECTIONS
+from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.linear import is_plain_linear
 from xlnet_fast.transforms import are_plain
@@ -37,6 +39,9 @@ _METHODS = {
     "forward", "prepare_inputs_for_generation", "_reorder_cache",
     "_update_model_kwargs_for_generation",
 }  # fmt: skip
+_READ_OF_TRANSFORMER = (
+    "attn_type", "clamp_len", "mem_len", "reuse_len", "same_length", "bi_data",
+)  # fmt: skip
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -84,8 +89,18 @@ class Parts:
         self.reuse_len: int = transformer.reuse_len or 0
         self._model = model
         self._hooks = [getattr(m, kind) for m in model.modules() for kind in _HOOKS]
+        # Where each module and parameter is found: another may be put in its place.
+        held = [
+            (place, name)
+            for module in model.modules()
+            for place in (module._modules, module._parameters)
+            for name in place
+        ]
+        self._places = held
+        self._held = [place[name] for place, name in held]
+        self._lists = [(m._modules, len(m._modules)) for m in model.modules() if m._modules]
         self._tensors = list(model.parameters())
-        self._stamp = self.__state_of_tensors()
+        self._stamp = self.__state_of_model()
 
     def __layer(self, layer: Any) -> LayerParts:
         attention = layer.rel_attn
@@ -115,11 +130,23 @@ class Parts:
         """Whether the model is what it was, asked before each step: in microseconds, not to find
         every change, but what may happen while texts are generated.
         """
-        quiet = not (any(self._hooks) or _has_global_hooks() or self._model.training)
-        return quiet and self._stamp == self.__state_of_tensors()
+        if any(self._hooks) or _has_global_hooks() or self._model.training:
+            return False
+        if any(len(place) != count for place, count in self._lists):
+            return False
+        try:
+            now = [place[name] for place, name in self._places]
+        except KeyError:
+            return False
+        return all(map(is_, now, self._held)) and self._stamp == self.__state_of_model()
 
-    def __state_of_tensors(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors]
+    def __state_of_model(self) -> list[Any]:
+        transformer = self._model.transformer
+        return [
+            *((t.data_ptr(), 0 if t.is_inference() else t._version) for t in self._tensors),
+            *(getattr(transformer, name) for name in _READ_OF_TRANSFORMER),
+            *(layer.rel_attn.scale for layer in transformer.layer),
+        ]
 
 
 def obstacle_to_steps(model: Any, ours: type) -> str | None:
@@ -169,7 +196,7 @@ def _changed_methods(model: Any, transformer: Any, ours: type) -> Iterator[str]:
         yield "the transformer is not accelerated"
     elif type(transformer).forward is not FastModel.forward:
         yield f"{type(transformer).__name__} has a forward of its own"
-    elif type(transformer).cache_mem is not FastModel.cache_mem:
+    elif type(transformer).cache_mem is not FastModel.cache_mem or "cache_mem" in vars(transformer):
         yield f"{type(transformer).__name__} has a cache_mem of its own"
     elif overrides(transformer, *_OF_TRANSFORMER[2:]):
         yield "a method of XLNetModel was replaced"
@@ -192,8 +219,15 @@ def _obstacle_of_layer(layer: Any) -> str | None:
     if not isinstance(layer, XLNetLayer) or not takes_context(layer):
         return "it runs its own code"
     attention, feed_forward = layer.rel_attn, layer.ff
-    if not isinstance(attention, XLNetRelativeAttention):
+    if not isinstance(attention, FastRelativeAttention):
         return f"its attention is a {type(attention).__name__}"
+    for module, ours, name in (
+        (attention, FastRelativeAttention, "post_attention"),
+        (attention, FastRelativeAttention, "attend"),
+        (layer, XLNetLayer, "ff_chunk"),
+    ):
+        if getattr(type(module), name) is not getattr(ours, name) or name in vars(module):
+            return f"{name} was replaced"
     if not isinstance(feed_forward, FastFeedForward):
         return f"its feed-forward block is a {type(feed_forward).__name__}"
     for name in PROJECTIONS:
@@ -203,8 +237,8 @@ def _obstacle_of_layer(layer: Any) -> str | None:
         ):
             return f"{name} is a {type(projection).__name__}"
     for name, norm in (("rel_attn", attention.layer_norm), ("ff", feed_forward.layer_norm)):
-        if type(norm) is not nn.LayerNorm:
-            return f"{name}.layer_norm is a {type(norm).__name__}"
+        if type(norm) is not nn.LayerNorm or not is_bare(norm):
+            return f"{name}.layer_norm is a {type(norm).__name__}, or one with a forward of its own"
     for name in ("layer_1", "layer_2"):
         module = getattr(feed_forward, name)
         if not is_plain_linear(module):

@@ -144,6 +144,8 @@ class CheckedRequests(XLNetLMHeadModel):
                 f"reads the last two: the memory must be of all of input_ids, at least {tokens} "
                 "tokens. Give input_ids alone, those of the earlier text included"
             )
+        if length == tokens:
+            return  # of input_ids, as far as lengths tell
         warn_once(
             f"{name} of a prompt",
             f"generate() reads the last two of input_ids and takes {name} for what came before "
@@ -188,7 +190,7 @@ class CheckedRequests(XLNetLMHeadModel):
         """As HF, and memory with them; HF has just found, or made, the mask."""
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and mask.numel():
-            check_padding(mask, "attention_mask")
+            check_padding(mask, "attention_mask, made of pad_token_id if it was not given,")
         ids, expanded = super()._expand_inputs_for_generation(*args, **kwargs)
         size = kwargs.get("expand_size", *args[:1])
         for name in MEMORIES:

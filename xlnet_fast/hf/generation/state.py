@@ -58,6 +58,12 @@ class GenerationState(Sequence[Tensor]):
         return int(self._step.ids[0, -1])
 
     @property
+    def told(self) -> int:
+        """How many tokens of the text were read: the prompt, and one a step."""
+        step = self._step
+        return step.told + 1 if step.told else step.ids.shape[1]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all that is kept, beside the table of distances."""
         return self._ran.slots.nbytes
@@ -65,6 +71,12 @@ class GenerationState(Sequence[Tensor]):
     def mems(self) -> tuple[Tensor, ...]:
         """(M, B, H) for each layer, as Hugging Face's forward returns it."""
         if self._mems is None:
+            if not self.parts.are_as_before():
+                raise ArgumentError(
+                    "the model has changed since this state was made, and nobody looked at its "
+                    "memory before: call xlnet_fast.to_mems(state) before the model changes "
+                    "(weights, dtype, options, hooks, train())"
+                )
             self._mems = self._to_mems(self._step)
         return self._mems
 
@@ -90,7 +102,7 @@ class GenerationState(Sequence[Tensor]):
             tip=ran.tip if end >= ran.end else None,
         )  # fmt: skip
         step.table.forget_beyond(_CUT)
-        following = Step(step.parts, step.table, frozen, ids, padding)
+        following = Step(step.parts, step.table, frozen, ids, padding, told=self.told)
         if not step.alone:
             return following
         gone, kept = start - ran.start, end - ran.start
@@ -288,7 +300,7 @@ def first_step(parts: Parts, ids: Tensor, padding: Tensor | None, *, remembers: 
 
 
 def begun_from(
-    parts: Parts, ids: Tensor, padding: Tensor | None, memory: tuple[Tensor, ...]
+    parts: Parts, ids: Tensor, padding: Tensor | None, memory: tuple[Tensor, ...], told: int
 ) -> Step:
     """The step that goes on from a memory which a user handed over.
 
@@ -296,6 +308,7 @@ def begun_from(
         ids: (B, I) the last tokens. padding: (B, L) bool of all the text, or None; where it is
             shorter than memory and ids together, the memory is of an earlier text without any.
         memory: (M, B, H) for each layer, without the rows of ids.
+        told: tokens of the text without the last one.
     """
     length, count = len(memory[0]), ids.shape[1]
     frozen = Frozen()
@@ -305,4 +318,4 @@ def begun_from(
             known = padding[:, padding.shape[1] - length - count : padding.shape[1] - count]
         frozen = Frozen(end=length, padding=known, memory=memory)
     tail = None if padding is None else padding[:, padding.shape[1] - count :]
-    return Step(parts, DistanceTable(parts), frozen, ids, tail)
+    return Step(parts, DistanceTable(parts), frozen, ids, tail, told=told)

@@ -54,7 +54,11 @@ class Frozen:
     def has_room(self, count: int) -> bool:
         """Whether so many rows can be written behind these, where they are."""
         slots = self.slots
-        return slots is not None and self.tip is slots.tip and self.end + count <= slots.capacity
+        if slots is None or self.tip is not slots.tip:
+            return False
+        # What `torch.inference_mode` made cannot be written to outside of it.
+        writable = torch.is_inference_mode_enabled() or not slots.keys.is_inference()
+        return writable and self.end + count <= slots.capacity
 
     def inputs(self) -> tuple[Tensor, ...]:
         """(M, B, H) for each layer; none where no row is frozen."""
@@ -73,6 +77,7 @@ class Step:
         parts: of the model. table: of its distances. frozen: what was before.
         ids: (B, I) tokens. padding: (B, I) bool, True for padding, or None.
         remembers: whether the inputs of the layers are kept, which Hugging Face's memory is.
+        told: tokens of the text that was read before this step, as far as they are known.
         read: (B, M) the tokens of the frozen rows, where they are known; of a step ``alone`` (B, M
             and more) those of rows that are forgotten as well, -1 for padding.
         drafts: tokens that may follow, whose steps are computed with this one.
@@ -88,6 +93,7 @@ class Step:
     ids: Tensor
     padding: Tensor | None = None
     remembers: bool = True
+    told: int = 0
     read: Tensor | None = None
     drafts: tuple[int, ...] = ()
     done: Any = None
@@ -100,7 +106,7 @@ class Step:
         frozen = Frozen(end=self.frozen.length, padding=self.frozen.padding, memory=memory)
         if not self.frozen.length:
             frozen = Frozen()
-        return Step(parts, DistanceTable(parts), frozen, self.ids, self.padding)
+        return Step(parts, DistanceTable(parts), frozen, self.ids, self.padding, told=self.told)
 
     def as_arguments(self) -> dict[str, Any]:
         """What Hugging Face's forward is given for the same step."""
