@@ -161,8 +161,8 @@ FAULTS = [
         ),
         (
             "versions: memory by position is overlooked",
-            'kwargs.get("past_key_values", *args[:1])',
-            'kwargs.get("past_key_values")',
+            'memory = kwargs.get("past_key_values", *args[:1])',
+            'memory = kwargs.get("past_key_values")',
         ),
     ),
     *faults_of(
