@@ -10,7 +10,7 @@ import torch
 from cpu_kernels import needs_kernels
 from rich.console import Console
 
-from benchmarks.cases.model import ModelCase
+from benchmarks.cases.model import ModelCase, load_source
 from benchmarks.cases.shapes import TRAINING_STEP, Geometry
 from benchmarks.harness.timing import Measurement
 from benchmarks.micro import (
@@ -19,6 +19,7 @@ from benchmarks.micro import (
     cpu_linear,
     drafts,
     few_rows,
+    generation_steps,
     host_time,
     model_operators,
     sdpa_launches,
@@ -245,3 +246,22 @@ def test_drafts_have_a_row_for_each_way_to_write(monkeypatch):
     passes = [int(row.split()[-2]) for row in rows[:-1]]
     assert passes[:2] == [12, 12]
     assert all(1 < count <= 12 for count in passes[2:])
+
+
+def test_generation_steps_have_a_row_for_each_context(monkeypatch):
+    source = load_source(Geometry("small", 1, 16, 2, 24, 500), None, None, "XLNetLMHeadModel")
+    out = io.StringIO()
+    with torch.no_grad():
+        shapes = ((1, 6), (1, 12), (2, 6))
+        generation_steps.compare(source, shapes, 2, Console(file=out, width=110))
+        monkeypatch.setattr(generation_steps, "difference", lambda *a: "token 1 differs")
+        generation_steps.compare(source, shapes[:1], 2, Console(file=out, width=110))
+    head, *rows = out.getvalue().splitlines()
+    assert head.split()[:2] == ["batch", "context"]
+    assert [tuple(map(int, row.split()[:2])) for row in rows[:3]] == list(shapes)
+    for row in rows[:3]:
+        _, _, theirs, ours, ratio, low, _, high, _ = row.split()
+        assert float(low[1:]) <= float(ratio) <= float(high[:-1])
+        assert float(theirs) > 0 < float(ours)
+    assert rows[0].endswith("1.00")
+    assert rows[-1].split() == ["1", "6", "red", "token", "1", "differs"]

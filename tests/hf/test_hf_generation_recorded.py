@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -190,6 +192,37 @@ def test_slots_are_freed_when_the_state_is(replayed):
         assert freed
     finally:
         gc.enable()
+
+
+def test_a_graph_is_captured_and_replayed_on_the_model_s_device(monkeypatch):
+    """With PyTorch's own calls noted, in the order that its documents ask for."""
+    noted = []
+
+    def note(name):
+        @contextlib.contextmanager
+        def within(*args, **kwargs):
+            noted.append((name, *map(str, args[-1:]), *map(str, kwargs.values())))
+            yield
+
+        return within
+
+    for name in ("device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, note(name))
+    stream = SimpleNamespace(wait_stream=lambda other: noted.append(("wait",)))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    graph = SimpleNamespace(replay=lambda: noted.append(("replay",)))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    recorder = recorded.recorder_for(torch.device("cuda", 1))()
+    recorder.record(lambda: noted.append(("work",)))
+    recorder.replay()
+    names = [entry[0] for entry in noted]
+    assert names == [
+        "device", "device", "wait", "stream", "work", "work", "work", "wait", "graph", "work",
+        "device", "replay", "device", "replay",
+    ]  # fmt: skip
+    assert {entry for entry in noted if entry[0] == "device"} == {("device", "cuda:1")}
+    assert noted[8][-1] == "thread_local"
 
 
 def test_a_cpu_records_nothing():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -42,34 +43,38 @@ class Recorder(Protocol):
 
 
 class CudaGraph:
-    """PyTorch's CUDA graph."""
+    """PyTorch's CUDA graph, on a device that need not be the current one."""
 
     _WARM_UPS = 3  # libraries choose and allocate at their first calls
 
-    def __init__(self) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._graph = torch.cuda.CUDAGraph()
 
     def record(self, function: Callable[[], None]) -> None:
         """As :class:`Recorder`; on a stream of its own, as capturing asks for."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(self._WARM_UPS):
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(self._WARM_UPS):
+                    function()
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads may go on with the device meanwhile.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
-        # Other threads may go on with the device meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            function()
-        self._graph.replay()  # capturing runs nothing
+        self.replay()  # capturing runs nothing
 
     def replay(self) -> None:
         """As :class:`Recorder`."""
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 def recorder_for(device: torch.device) -> Callable[[], Recorder] | None:
     """What makes a recorder for a device; None where launches cost nothing."""
-    return CudaGraph if device.type == "cuda" else None
+    return partial(CudaGraph, device) if device.type == "cuda" else None
 
 
 class RecordedStep:
