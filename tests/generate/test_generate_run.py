@@ -18,6 +18,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.generate import generate
 from xlnet_fast.generate import run as module
 from xlnet_fast.generate.prompts import Prompt, gather, side_by_side
+from xlnet_fast.hf import inputs
 
 STRATEGIES = {
     "greedy": {},
@@ -259,16 +260,33 @@ def test_unequal_prompts_need_something_to_put_beside_them():
     assert side_by_side([Prompt("a", [1]), Prompt("b", [2])], None)[1] is None
 
 
-def test_looking_up_the_prompt_is_handed_on(folder, monkeypatch):
-    chosen = options(folder, EQUAL[0], prompt_lookup=3)
-    assert chosen.search()["prompt_lookup_num_tokens"] == 3
-    refusal = RuntimeError("Assisted decoding requires a cache\nof some class")
-    refuses = SimpleNamespace(
-        generate=lambda *a, **k: (_ for _ in ()).throw(refusal), device=torch.device("cpu")
-    )
+def test_looking_up_the_prompt_writes_the_same_text_in_fewer_passes(folder, monkeypatch):
+    passes = []
+    embed = inputs.embed_tokens
+    monkeypatch.setattr(inputs, "embed_tokens", lambda *a: passes.append(1) or embed(*a))
+    texts, counts = [], []
+    for lookup in (None, 3):
+        passes.clear()
+        texts.append(quietly(options(folder, EQUAL[0], prompt_lookup=lookup)).texts)
+        counts.append(len(passes))
+    assert texts[0] == texts[1]
+    assert counts[1] <= counts[0]
+    given = options(folder, EQUAL[0], prompt_lookup=3).search()
+    assert given["prompt_lookup_num_tokens"] == 3
+
+
+def test_what_hugging_face_refuses_is_told_and_what_fails_is_raised(folder):
+    chosen = options(folder, EQUAL[0])
     _, tokenizer = module.load(chosen, torch.device("cpu"))
-    with pytest.raises(ArgumentError, match="generate refuses: Assisted decoding requires a cache"):
-        module.write(refuses, tokenizer, [module.encode(tokenizer, EQUAL[0])], chosen)
-    refusal.args = ("a fault of ours",)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
-        module.write(refuses, tokenizer, [module.encode(tokenizer, EQUAL[0])], chosen)
+    prompts = [module.encode(tokenizer, EQUAL[0])]
+    for error, expected, words in (
+        (ValueError("no such option\nand more"), ArgumentError, "generate refuses: no such option"),
+        (RuntimeError("a fault"), RuntimeError, "a fault"),
+    ):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        refuses = SimpleNamespace(generate=fail, device=torch.device("cpu"))
+        with pytest.raises(expected, match=words):
+            module.write(refuses, tokenizer, prompts, chosen)

@@ -210,10 +210,7 @@ def write(
             sequences = model.generate(ids, **search)
         except XLNetFastError:
             raise
-        except (ValueError, RuntimeError) as error:
-            # How Hugging Face refuses arguments, and to look up prompts without a cache of its own.
-            if isinstance(error, RuntimeError) and "Assisted decoding" not in str(error):
-                raise
+        except ValueError as error:  # how Hugging Face refuses arguments
             raise ArgumentError(f"Hugging Face's generate refuses: {first_line(error)}") from error
     ends = model.generation_config.eos_token_id
     rows = sequences[:, ids.shape[1] :].tolist()
