@@ -32,6 +32,8 @@ LAYERS = [
     {"nn"},
     {"hf"},
     {"answers", "text", "checkpoint", "info", "check", "qualifier", "train", "generate"},
+    {"predict"},
+    {"serve", "export", "deploy"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},
 ]

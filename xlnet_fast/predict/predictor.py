@@ -1,0 +1,174 @@
+"""A checkpoint that answers: loaded once, then asked for single records or for many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from xlnet_fast.checkpoint import load_config, load_weights
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.generate.run import checked_device, checkpoint_of
+from xlnet_fast.hf import accelerate
+from xlnet_fast.predict.pieces import TOKEN_BUDGET, Encoded, Piece, batches_by_length
+from xlnet_fast.predict.tasks.base import Reading, Task
+from xlnet_fast.predict.tasks.text_classification import TextClassification
+from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification,)}
+
+
+class Predictor:
+    """Answers of one model.
+
+        predictor = Predictor.load("runs/reviews")
+        predictor({"text": "A fine film."})              # one record, one answer
+        predictor([{"text": "A fine film."}, ...])       # many, batched by length
+
+    Attributes:
+        name: the checkpoint. task: what it answers.
+
+    :meth:`encode`, :meth:`run` and :meth:`decode` are the three steps of it, for who makes batches
+    of records that come one by one. All but ``run`` may be called from several threads at once.
+    """
+
+    def __init__(self, task: Task, name: str) -> None:
+        """From a model that is loaded; see :meth:`load`."""
+        self.task = task
+        self.name = name
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        *,
+        task: str | None = None,
+        tokenizer: str | None = None,
+        dtype: str = "fp32",
+        device: str | None = None,
+        backend: str = "auto",
+        reading: Reading | None = None,
+    ) -> Predictor:
+        """Load a checkpoint.
+
+        Args:
+            model: folder of a checkpoint or of a run of ``finetune`` or ``pretrain``, or a Hub id.
+            task: one of ``TASKS``; by default that of the checkpoint's class.
+            tokenizer: folder or Hub id, by default the model's.
+            dtype: of weights and activations, "fp32", "bf16" or "fp16".
+            device: "cpu", "cuda" or "cuda:N"; by default the GPU if there is one.
+            backend: of the attention.
+            reading: how long texts are read.
+
+        Raises:
+            ArgumentError: a value that cannot be used, a checkpoint that cannot be read, or one
+                that has no head for the task.
+            BackendUnavailable: the backend that was named cannot run.
+        """
+        if dtype not in DTYPES:
+            raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        place = checked_device(device)
+        name = checkpoint_of(model)
+        config = load_config(name)
+        kind = task_of(task, config, name)
+        heads = [head for head in config.architectures or () if head in kind.architectures]
+        weights = load_weights(name, heads[0] if heads else kind.architectures[0]).eval()
+        words = load_run_tokenizer(tokenizer, name)
+        check_vocabulary(words, weights.config.vocab_size, name)
+        transformer = getattr(weights, "transformer", weights)
+        transformer.reuse_len = weights.config.reuse_len = None  # of pretraining, as bi_data
+        transformer.bi_data = weights.config.bi_data = False
+        weights.config.use_mems_eval = False  # memory is asked for where it is wanted
+        weights.to(device=place, dtype=DTYPES[dtype])
+        accelerated = accelerate(weights, backend)
+        return cls(kind(accelerated, words, reading or Reading()), name)
+
+    def __call__(
+        self,
+        records: Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str],
+        *,
+        token_budget: int = TOKEN_BUDGET,
+        **parameters: Any,
+    ) -> Any:
+        """The answer of a record, or the answers of several in their order.
+
+        Args:
+            records: a mapping of the task's fields, or the text of its only required one; or
+                several of them.
+            token_budget: tokens of a batch, padding included.
+            parameters: of the task, ``predictor.task.parameters``.
+
+        Raises:
+            ArgumentError: a record or a parameter that cannot be used; says which record.
+        """
+        if isinstance(records, (str, Mapping)):
+            return self([records], token_budget=token_budget, **parameters)[0]
+        encoded = []
+        for number, record in enumerate(records, 1):
+            try:
+                encoded.append(self.encode(record, **parameters))
+            except ArgumentError as error:
+                raise ArgumentError(f"record {number}: {error}") from error
+        return self.answers(encoded, token_budget)
+
+    def answers(
+        self, encoded: Sequence[Encoded], token_budget: int = TOKEN_BUDGET
+    ) -> list[dict[str, Any]]:
+        """The answers of encoded records, in their order."""
+        pieces = [piece for one in encoded for piece in one.pieces]
+        results: list[Any] = [None] * len(pieces)
+        for batch in batches_by_length(pieces, token_budget):
+            for place, result in zip(batch, self.run([pieces[i] for i in batch]), strict=True):
+                results[place] = result
+        answers, first = [], 0
+        for one in encoded:
+            last = first + len(one.pieces)
+            answers.append(self.decode(one, results[first:last]))
+            first = last
+        return answers
+
+    def encode(self, record: Mapping[str, Any] | str, **parameters: Any) -> Encoded:
+        """See :meth:`Task.encode`; a text is the record of its task's only required field."""
+        if isinstance(record, str):
+            if len(self.task.required) != 1:
+                fields = ", ".join(self.task.required)
+                raise ArgumentError(f"a record of {self.task.name} has the fields {fields}")
+            record = {next(iter(self.task.required)): record}
+        return self.task.encode(record, **parameters)
+
+    def run(self, pieces: Sequence[Piece]) -> list[Any]:
+        """See :meth:`Task.run`."""
+        return self.task.run(pieces)
+
+    def decode(self, encoded: Encoded, results: Sequence[Any]) -> dict[str, Any]:
+        """See :meth:`Task.decode`; ``cut`` is added where a part of the record was not read."""
+        answer = self.task.decode(encoded, results)
+        return {**answer, "cut": True} if encoded.cut else answer
+
+
+def task_of(name: str | None, config: Any, model: str) -> type[Task]:
+    """The task of a checkpoint.
+
+    Raises:
+        ArgumentError: there is no such task, or the checkpoint has no head for it.
+    """
+    heads = config.architectures or []
+    if name is None:
+        found = [task for task in TASKS.values() if set(heads) & set(task.architectures)]
+        if not found:
+            raise ArgumentError(
+                f"{model} is an {heads[0] if heads else 'XLNet of no class'}, which answers none "
+                f"of the tasks {', '.join(TASKS)}: name one"
+            )
+        return found[0]
+    if name not in TASKS:
+        raise ArgumentError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
+    task = TASKS[name]
+    if "XLNetModel" not in task.architectures and not set(heads) & set(task.architectures):
+        raise ArgumentError(
+            f"{model} is an {heads[0] if heads else 'XLNet of no class'}, and {name} needs "
+            f"{' or '.join(task.architectures)}"
+        )
+    return task

@@ -1,0 +1,192 @@
+"""What the kinds of answers have in common: from a record to pieces, from outputs to an answer."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.errors import ArgumentError
+from xlnet_fast.predict.pieces import Encoded, Piece
+
+LONG = ("window", "memory", "truncate")
+"""What is done with texts that are longer than ``max_length``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How texts are read.
+
+    Attributes:
+        max_length: tokens of a sequence, <sep> and <cls> included.
+        long: what a longer text becomes. "window": several sequences that share ``stride`` tokens,
+            of whose answers one is made; "memory": segments, each of which remembers those before;
+            "truncate": its first ``max_length`` tokens.
+        stride: tokens that neighbouring windows share.
+
+    Raises:
+        ArgumentError: a value that cannot be used.
+    """
+
+    max_length: int = 512
+    long: str = "window"
+    stride: int = 128
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.long not in LONG:
+            raise ArgumentError(f"long must be one of {', '.join(LONG)}, got {self.long!r}")
+        if self.max_length < 8:
+            raise ArgumentError(f"max_length is {self.max_length}, expected at least 8")
+        if not 0 <= self.stride <= self.max_length // 2:
+            raise ArgumentError(
+                f"stride is {self.stride}, expected 0 to half of max_length {self.max_length}: "
+                "windows share so many tokens, and must move on"
+            )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a request may say of its answer.
+
+    Attributes:
+        default: of the parameter's type, or None where it need not be given.
+        kind: its type: bool, int, float or str. help: a phrase.
+        least, most: of a number, both allowed. choices: of a text.
+    """
+
+    default: Any
+    kind: type
+    help: str
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value, as its type.
+
+        Raises:
+            ArgumentError: it is of another type or out of range; says what is right.
+        """
+        if value is None and self.default is None:
+            return None
+        if not self._fits(value):
+            raise ArgumentError(f"{name} is {value!r}, expected a {self.kind.__name__}")
+        value = self.kind(value)
+        if self.choices and value not in self.choices:
+            raise ArgumentError(f"{name} must be one of {', '.join(self.choices)}, got {value!r}")
+        low = self.least is not None and not value >= self.least
+        high = self.most is not None and not value <= self.most
+        if low or high:
+            span = " to ".join(f"{x:g}" for x in (self.least, self.most) if x is not None)
+            wanted = span if self.most is not None else f"at least {span}"
+            raise ArgumentError(f"{name} is {value}, expected {wanted}")
+        return value
+
+    def _fits(self, value: Any) -> bool:
+        """Whether a value is of the parameter's type; 2.0 is a whole number, and True is none."""
+        if self.kind in (bool, str):
+            return isinstance(value, self.kind)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return self.kind is float or float(value).is_integer()
+
+
+class Task(abc.ABC):
+    """One kind of answer. Everything but :meth:`run` may be called from several threads at once.
+
+    Class attributes:
+        name: as options and protocols call it.
+        architectures: classes of transformers whose checkpoints it is for; the first is loaded
+            where a checkpoint names none.
+        required, optional: fields of a record, with their types for messages and API descriptions.
+        parameters: what a request may say of its answer.
+    """
+
+    name: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]]
+    required: ClassVar[Mapping[str, str]]
+    optional: ClassVar[Mapping[str, str]] = {}
+    parameters: ClassVar[Mapping[str, Parameter]] = {}
+
+    def __init__(self, model: Any, tokenizer: Any, reading: Reading) -> None:
+        """The model is in evaluation, accelerated; the tokenizer is HF's XLNetTokenizer."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reading = reading
+        # The tokenizers library changes a tokenizer's settings in a call.
+        self._tokenizing = threading.Lock()
+
+    def encode(self, record: Mapping[str, Any], **parameters: Any) -> Encoded:
+        """A record as the model reads it.
+
+        Raises:
+            ArgumentError: a field is missing, empty or of the wrong type, unknown, or a parameter
+                is.
+        """
+        unknown = set(record) - {*self.required, *self.optional}
+        missing = [name for name in self.required if name not in record]
+        if unknown or missing:
+            wanted = ", ".join([*self.required, *(f"{name} (optional)" for name in self.optional)])
+            what = f"no {missing[0]}" if missing else f"an unknown field {sorted(unknown)[0]!r}"
+            raise ArgumentError(f"the record has {what}; fields of {self.name}: {wanted}")
+        odd = sorted(set(parameters) - set(self.parameters))
+        if odd:
+            known = ", ".join(self.parameters) or "none"
+            raise ArgumentError(f"{self.name} has no parameter {odd[0]!r}; it has: {known}")
+        checked = {
+            name: parameter.checked(name, parameters[name])
+            if name in parameters
+            else parameter.default
+            for name, parameter in self.parameters.items()
+        }
+        pieces, cut = self.pieces(record, checked)
+        return Encoded(record, pieces, checked, cut)
+
+    @abc.abstractmethod
+    def pieces(
+        self, record: Mapping[str, Any], parameters: Mapping[str, Any]
+    ) -> tuple[list[Piece], bool]:
+        """The pieces of a record, whose fields are there; and whether some of it is cut off."""
+
+    @abc.abstractmethod
+    def run(self, pieces: Sequence[Piece]) -> list[Any]:
+        """The result of each piece of one batch, on the CPU; one thread at a time."""
+
+    @abc.abstractmethod
+    def decode(self, encoded: Encoded, results: Sequence[Any]) -> dict[str, Any]:
+        """The answer of a record from the results of its pieces, as plain JSON values."""
+
+    def side_by_side(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
+        """A batch on the model's device, padded on the left: three int64 tensors, (B, L)."""
+        longest = max(len(piece.input_ids) for piece in pieces)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(pieces), longest), pad)
+        segments = torch.full((len(pieces), longest), self.tokenizer.pad_token_type_id)
+        mask = torch.zeros((len(pieces), longest), dtype=torch.long)
+        for row, piece in enumerate(pieces):
+            first = longest - len(piece.input_ids)
+            ids[row, first:] = torch.tensor(piece.input_ids)
+            segments[row, first:] = torch.tensor(piece.token_type_ids)
+            mask[row, first:] = 1
+        batch = {"input_ids": ids, "token_type_ids": segments, "attention_mask": mask}
+        return {name: values.to(self.model.device) for name, values in batch.items()}
+
+
+def text_field(record: Mapping[str, Any], name: str) -> str:
+    """A field that is a text with words.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    value = record[name]
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} is of type {type(value).__name__}, expected a text")
+    if not value.strip():
+        raise ArgumentError(f"{name} is empty, expected some words")
+    return value
