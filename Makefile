@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Installed first, with what builds the package, so that no other requirement picks another torch.
 TORCH ?= torch==2.13.0
-EXTRAS ?= bench,train,dev
+EXTRAS ?= bench,train,serve,dev
 # The oldest that is supported, in an environment of its own, and the tests that are run with it.
 OLDEST ?= transformers==4.57.*
 OLDEST_VENV ?= $(VENV)/oldest

@@ -1,0 +1,1 @@
+"""XLNet models as a service: batches by length, versions in folders, the usual protocols."""
