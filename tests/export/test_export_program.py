@@ -6,8 +6,13 @@ import json
 
 import pytest
 import torch
-from tiny_export import LABELS, classifier, expected_of, exported, numbers_in, run_as_told
-from transformers import XLNetForMultipleChoice, XLNetForQuestionAnswering, XLNetModel
+from tiny_export import LABELS, classifier, exported, numbers_in, run_as_told
+from transformers import (
+    XLNetForMultipleChoice,
+    XLNetForQuestionAnswering,
+    XLNetForQuestionAnsweringSimple,
+    XLNetModel,
+)
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.export import program, source
@@ -24,20 +29,34 @@ def read(model):
     return source.read(str(model))
 
 
-def test_the_command_that_is_told_gives_the_models_logits(model, tmp_path):
-    folder = tmp_path / "out"
-    record = exported(model, folder, "torch")
-    assert record == json.loads((folder / "export.json").read_text())
+def test_the_command_that_is_told_gives_the_models_logits(model, read, tmp_path):
+    file = tmp_path / "model.pt2"
+    record = exported(model, file, "torch")
+    assert record == json.loads((tmp_path / "model.pt2.export.json").read_text())
     assert record["labels"] == list(LABELS)
     assert record["ranges"] == {"batch": [1, 4], "length": [1, 40]}
     tried = {(one["rows"], one["length"]) for one in record["checked"]}
     assert {(1, 1), (4, 5), (1, 40)} <= tried
     assert all(one["error"] <= one["bound"] < 1e-5 for one in record["checked"])
-    assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    found = numbers_in(run_as_told(record, folder))
-    torch.testing.assert_close(found, expected_of(model), atol=1e-4, rtol=0)  # as printed
-    with pytest.raises(ArgumentError, match="add --overwrite"):
+    assert len(list(tmp_path.iterdir())) == 2
+    ids = torch.tensor([[17, 22, 4, 3]])  # those of the command
+    expected = read.plain(ids, torch.ones_like(ids), torch.tensor([[0, 0, 0, 2]]))[0]
+    found = numbers_in(run_as_told(record, tmp_path))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)  # as printed
+
+
+def test_folders_are_replaced_when_asked(model, read, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "write", lambda source, ranges, path: path.write_bytes(b"1"))
+    monkeypatch.setattr(program, "load", lambda path: read.head)
+    folder = tmp_path / "out"
+    exported(model, folder, "torch")
+    assert {"export.json", "model.pt2", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+    with pytest.raises(ArgumentError, match="out holds an export: add --overwrite"):
         exported(model, folder, "torch")
+    (folder / "stray").touch()
+    exported(model, folder, "torch", overwrite=True)
+    assert not (folder / "stray").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_portable_programs_have_pytorchs_ops_alone(model, read):
@@ -102,13 +121,30 @@ def test_a_file_and_its_record_lie_side_by_side(model, read, tmp_path, monkeypat
     assert json.loads((tmp_path / "a.pt2.export.json").read_text()) == record
 
 
-@pytest.mark.parametrize("cls", [XLNetModel, XLNetForMultipleChoice, XLNetForQuestionAnswering])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        XLNetModel,
+        XLNetForMultipleChoice,
+        XLNetForQuestionAnswering,
+        XLNetForQuestionAnsweringSimple,
+    ],
+)
 def test_every_head_gives_tensors_of_rows_and_tokens(cls, tmp_path):
     read = source.read(str(classifier(tmp_path, cls)))
     ranges = Ranges(3, read.least_length, 20)
     assert ranges.least_length == (5 if cls is XLNetForQuestionAnswering else 1)
     check(read.plain, read, ranges)
     check(read.head, read, ranges)
+
+
+def test_a_model_that_cannot_be_traced_is_told(tmp_path):
+    # Three labels, where its head has two outputs to split.
+    folder = classifier(tmp_path, XLNetForQuestionAnsweringSimple, num_labels=3)
+    with pytest.raises(
+        XLNetFastError, match=r"torch\.export cannot trace .*: ValueError: too many"
+    ):
+        program.traced(source.read(str(folder)), Ranges(1, 1, 20))
 
 
 def test_the_edges_are_tried_whatever_they_are():

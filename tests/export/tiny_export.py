@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from tiny_finetuning import checkpoint
-from transformers import XLNetConfig, XLNetForSequenceClassification
+from transformers import XLNetConfig, XLNetForSequenceClassification, XLNetForTokenClassification
 
 from xlnet_fast.export import ExportOptions, export
+from xlnet_fast.train.shared.tokenizers import load_tokenizer
 
 LABELS = ("bad", "good", "so so")
 
@@ -18,9 +21,10 @@ LABELS = ("bad", "good", "so so")
 def classifier(folder: Path, cls: Any = XLNetForSequenceClassification, **shape: Any) -> Path:
     """One layer, random weights, three labels."""
     checkpoint(folder, n_layer=1)
-    config = XLNetConfig.from_pretrained(
-        folder, id2label=dict(enumerate(LABELS)), label2id={n: i for i, n in enumerate(LABELS)}
-    )
+    config = XLNetConfig.from_pretrained(folder)
+    if cls in (XLNetForSequenceClassification, XLNetForTokenClassification):
+        config.id2label = dict(enumerate(LABELS))
+        config.label2id = {name: i for i, name in enumerate(LABELS)}
     for name, value in shape.items():
         setattr(config, name, value)
     torch.manual_seed(1)
@@ -38,8 +42,6 @@ def exported(model: Path, output: Path, format: str, **changes: Any) -> dict[str
 
 def run_as_told(record: dict[str, Any], folder: Path, timeout: float = 100) -> str:
     """What the command of a record prints, in a process and a folder of its own."""
-    import sys
-
     command = record["run"].replace("python -c", f"{sys.executable} -c", 1)
     done = subprocess.run(
         command, shell=True, cwd=folder, capture_output=True, text=True, timeout=timeout
@@ -49,20 +51,14 @@ def run_as_told(record: dict[str, Any], folder: Path, timeout: float = 100) -> s
 
 
 def numbers_in(printed: str) -> torch.Tensor:
-    """(2, labels): the two rows of a tensor or array that was printed."""
-    import re
-
+    """(rows, labels) of the tensor or array that was printed."""
     found = [float(x) for x in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", printed)]
-    return torch.tensor(found).view(2, -1)
+    return torch.tensor(found).view(-1, len(LABELS))
 
 
 def expected_of(model: Path) -> torch.Tensor:
     """(2, labels) of Hugging Face's own model, for the texts of the command."""
-    from transformers import XLNetTokenizer
-
-    from xlnet_fast.train.shared.tokenizers import load_tokenizer
-
-    tokenizer: XLNetTokenizer = load_tokenizer(str(model))
+    tokenizer = load_tokenizer(str(model))
     given = tokenizer(["A fine film.", "No."], padding=True, return_tensors="pt")
     with torch.no_grad():
         return XLNetForSequenceClassification.from_pretrained(model).eval()(**given).logits

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from xlnet_fast.builder.compiler import find_compiler
+from xlnet_fast.checkpoint import first_line
 from xlnet_fast.errors import BuildError, XLNetFastError
 from xlnet_fast.export.check import Ranges, Run
 from xlnet_fast.export.program import as_tuple, traced
@@ -43,8 +44,9 @@ def write(source: Source, ranges: Ranges, path: Path) -> None:
             warnings.simplefilter("ignore")  # of PyTorch about itself
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # of the compiler, and of whatever PyTorch wraps it in
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise XLNetFastError(f"AOTInductor could not compile the model: {first}") from error
+        raise XLNetFastError(
+            f"AOTInductor could not compile the model: {first_line(error)}"
+        ) from error
 
 
 def load(path: Path) -> Run:

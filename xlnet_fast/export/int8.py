@@ -7,6 +7,7 @@ text gets alone it gets in any batch. The product is exact in int32, ``torch._in
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def quantise(model: Any) -> Any:
     return model.requires_grad_(False)
 
 
-def write(model: Any, folder: Path) -> None:
-    """Write weights and config of a quantised model into a folder."""
+def write(model: Any, architecture: str, folder: Path) -> None:
+    """Write weights and config of a quantised model into a folder; ``architecture``: HF's class."""
     kept, storages = {}, set()
     for name, tensor in model.state_dict().items():
         if tensor.data_ptr() in storages:
@@ -102,7 +103,9 @@ def write(model: Any, folder: Path) -> None:
         storages.add(tensor.data_ptr())
         kept[name] = tensor.contiguous()
     safetensors.torch.save_file(kept, folder / FILE, metadata={"format": "xlnet_fast int8"})
-    model.config.save_pretrained(folder)
+    config = copy.deepcopy(model.config)
+    config.architectures = [architecture]
+    config.save_pretrained(folder)
 
 
 def load_int8(folder: str | Path) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from xlnet_fast.checkpoint import first_line
 from xlnet_fast.errors import XLNetFastError
 from xlnet_fast.export.check import Ranges, Run
 from xlnet_fast.export.program import dimensions
@@ -36,21 +37,31 @@ def require() -> None:
 
 @torch.no_grad()
 def write(source: Source, ranges: Ranges, path: Path) -> None:
-    """Write the graph; PyTorch puts weights of more than a GB or two into files beside it."""
+    """Write the graph; PyTorch puts weights of more than a GB or two into files beside it.
+
+    Raises:
+        XLNetFastError: PyTorch's exporter fails.
+    """
     free, example = dimensions(ranges)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch about names of axes
-        program = torch.onnx.export(
-            source.head,
-            inputs_of(*example, source.config.vocab_size),
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=[free] * len(INPUTS),
-            input_names=list(INPUTS),
-            output_names=list(source.head.outputs),
-        )
-        assert program is not None
-        program.save(str(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about names of axes
+            program = torch.onnx.export(
+                source.head,
+                inputs_of(*example, source.config.vocab_size),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=[free] * len(INPUTS),
+                input_names=list(INPUTS),
+                output_names=list(source.head.outputs),
+            )
+    except Exception as error:  # of the model's code, the tracer and onnxscript
+        cause = error.__cause__ or error
+        raise XLNetFastError(
+            f"{source.name} cannot be exported to ONNX: {type(cause).__name__}: {first_line(cause)}"
+        ) from error
+    assert program is not None
+    program.save(str(path))
 
 
 def load(path: Path) -> Run:

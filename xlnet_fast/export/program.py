@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xlnet_fast.checkpoint import first_line
 from xlnet_fast.errors import XLNetFastError
 from xlnet_fast.export.check import Ranges, Run
 from xlnet_fast.export.source import INPUTS, Source, inputs_of
@@ -31,11 +32,16 @@ def traced(source: Source, ranges: Ranges) -> Any:
     """The ``ExportedProgram`` of a model.
 
     Raises:
-        XLNetFastError: it is to be portable, and has ops of ours.
+        XLNetFastError: it cannot be traced, or is to be portable and has ops of ours.
     """
     free, example = dimensions(ranges)
     given = inputs_of(*example, source.config.vocab_size)
-    program = torch.export.export(source.head, given, dynamic_shapes=[free] * len(INPUTS))
+    try:
+        program = torch.export.export(source.head, given, dynamic_shapes=[free] * len(INPUTS))
+    except Exception as error:  # of the model's code, and of the tracer
+        raise XLNetFastError(
+            f"torch.export cannot trace {source.name}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     own = {str(node.target) for node in program.graph.nodes if "xlnet_fast" in str(node.target)}
     if source.portable and own:
         raise XLNetFastError(f"the program is to be portable, and calls {', '.join(sorted(own))}")

@@ -129,7 +129,7 @@ def _int8(
     records = accuracy.records_of(options.data, source) if options.data else None
     before = int8.quantise(copy.deepcopy(source.head.model))
     with quiet():
-        int8.write(before, folder)
+        int8.write(before, source.architecture, folder)
     loaded = int8.load_int8(folder)
     head = Head(loaded, source.architecture).eval()
     same = accuracy.agreement(source.head, head, source, tokenizer)
