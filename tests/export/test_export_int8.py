@@ -10,7 +10,14 @@ import torch
 from tiny_export import LABELS, classifier, expected_of, exported, numbers_in
 from tiny_finetuning import checkpoint, text_rows, write_csv, write_jsonl
 from torch import nn
-from transformers import XLNetForSequenceClassification
+from transformers import (
+    XLNetForMultipleChoice,
+    XLNetForQuestionAnswering,
+    XLNetForQuestionAnsweringSimple,
+    XLNetForSequenceClassification,
+    XLNetForTokenClassification,
+    XLNetModel,
+)
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.export import int8, load_int8
@@ -140,6 +147,29 @@ def test_a_language_model_keeps_its_tied_head(tmp_path):
     assert record["texts"]["agreement"] > 0.9
     loaded = load_int8(tmp_path / "out")
     assert loaded.lm_loss.weight is loaded.transformer.word_embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("cls", "shape", "chooses"),
+    [
+        (XLNetModel, {}, False),
+        (XLNetForMultipleChoice, {}, False),
+        (XLNetForQuestionAnswering, {}, False),
+        (XLNetForQuestionAnsweringSimple, {}, True),
+        (XLNetForTokenClassification, {}, True),
+        (XLNetForSequenceClassification, {"problem_type": "multi_label_classification"}, True),
+        (XLNetForSequenceClassification, {"num_labels": 1}, False),
+    ],
+)
+def test_every_head_has_its_error_told(cls, shape, chooses, tmp_path, monkeypatch):
+    monkeypatch.setattr("xlnet_fast.export.accuracy.TEXTS", 20)
+    record = exported(classifier(tmp_path / "model", cls, **shape), tmp_path / "out", "int8")
+    assert 0 < record["texts"]["relative_error"] < 0.05
+    assert 15 <= record["texts"]["texts"] <= 21
+    assert ("agreement" in record["texts"]) == chooses
+    assert record["texts"].get("agreement", 1.0) > 0.9
+    with pytest.raises(ArgumentError, match="without data its outputs are compared"):
+        exported(tmp_path / "model", tmp_path / "other", "int8", data="rows.csv")
 
 
 def test_folders_that_cannot_be_loaded_are_told(folder, tmp_path):

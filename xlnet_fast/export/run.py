@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,7 @@ from xlnet_fast.export.options import (
     ExportOptions,
 )
 from xlnet_fast.export.source import Head, Source, read
-from xlnet_fast.export.speed import measure
+from xlnet_fast.export.speed import SHAPES, measure
 from xlnet_fast.files import write_whole
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
@@ -114,10 +114,7 @@ def _program(
     found = record.facts(source, options) | record.of_check(seen, ranges)
     found["run"] = record.command(kind.example(path.name, options.portable), tokenizer is not None)
     if options.speed:
-        shapes = [
-            (1, min(128, ranges.max_length)),
-            (min(8, ranges.max_batch), min(128, ranges.max_length)),
-        ]
+        shapes = [(min(rows, ranges.max_batch), min(n, ranges.max_length)) for rows, n in SHAPES]
         found["speed"] = _speed(source, run, shapes, say)
     return found
 
@@ -146,7 +143,7 @@ def _int8(
         say(f"on {options.data}: {_told(found['data'])}")
     found["run"] = record.command(int8.example(), has_tokenizer=True)
     if options.speed:
-        found["speed"] = _speed(source, head, [(1, 128), (8, 128)], say)
+        found["speed"] = _speed(source, head, SHAPES, say)
     return found
 
 
@@ -160,11 +157,11 @@ def _told(values: dict[str, Any]) -> str:
 
 
 def _speed(
-    source: Source, run: Run, shapes: list[tuple[int, int]], say: Say
+    source: Source, run: Run, shapes: Sequence[tuple[int, int]], say: Say
 ) -> list[dict[str, Any]]:
     """Time the export beside both models, and say whether it is the faster one."""
     runs: dict[str, Run] = {"hugging_face": source.plain, "accelerated": source.head, "export": run}
-    table = measure(runs, source.config.vocab_size, shapes)
+    table = measure(runs, source.config.vocab_size, list(dict.fromkeys(shapes)))
     for row in table:
         ratio = row["accelerated_ms"] / row["export_ms"]
         verdict = f"{ratio:.2f} times as fast as" if ratio >= 1 else f"SLOWER ({ratio:.2f}x) than"
