@@ -47,7 +47,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -116,8 +116,11 @@ $(VENV)/.onnx: $(VENV)/.installed
 	$(PIP_INSTALL) --quiet '$(TORCH)' $(call extra,onnx)
 	@touch $@
 
-onnx: $(VENV)/.onnx ## export every model class to ONNX and compare it in onnxruntime
-	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/hf/onnx_classes.py
+onnx: $(VENV)/.onnx ## export models to ONNX and compare them in onnxruntime
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/hf/onnx_classes.py tests/export/onnx_exports.py
+
+exports: $(VENV)/.installed ## compile a model with AOTInductor and run it in processes of its own
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/export/compiled_exports.py
 
 $(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(BIN)/python -m venv $(INTEGRATIONS_VENV)

@@ -1,0 +1,122 @@
+"""Is an export the model? Held to the project's tolerance on several shapes, the edges among them.
+
+    |export - exact|  <=  2 * (|model - exact| + band) + what rounding every step may do
+
+``exact`` is Hugging Face's own model in float64, ``model`` the accelerated one in fp32
+(:mod:`xlnet_fast.tolerance`). The last part counts only where the first is exceeded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xlnet_fast.errors import XLNetFastError
+from xlnet_fast.export.source import Head, Source, inputs_of
+from xlnet_fast.rounding import effect_of_rounding
+from xlnet_fast.tolerance import error_and_bound, more_for_cancellation
+
+Run = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+"""An export that is loaded: :data:`INPUTS` in, the head's outputs out."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What an export takes: rows 1 to ``max_batch``, tokens ``least_length`` to ``max_length``."""
+
+    max_batch: int
+    least_length: int
+    max_length: int
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Rows and tokens that are tried: one row of the least, odd sizes, each edge.
+
+        The most rows are tried with few tokens and the most tokens with one row: both at once
+        would take gigabytes.
+        """
+        wanted = [(1, 1), (1, 7), (3, 17), (2, 33), (self.max_batch, 5), (1, self.max_length)]
+        fitted = [
+            (min(rows, self.max_batch), min(max(length, self.least_length), self.max_length))
+            for rows, length in wanted
+        ]
+        return list(dict.fromkeys(fitted))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of one output at one shape the largest error against float64, and the bound."""
+
+    rows: int
+    length: int
+    output: str
+    error: float
+    bound: float
+    from_model: float  # the largest difference from the accelerated model
+
+
+@torch.no_grad()
+def check(run: Run, source: Source, ranges: Ranges) -> list[Seen]:
+    """Compare an export with the model, shape by shape.
+
+    Raises:
+        XLNetFastError: it fails at a shape, or an output is outside the rule; says which.
+    """
+    double = Head(copy.deepcopy(source.plain.model).double(), source.architecture).eval()
+    seen = []
+    for rows, length in ranges.shapes():
+        given = inputs_of(rows, length, source.config.vocab_size)
+        expected = source.head(*given)
+        try:
+            found = tuple(run(*given))
+        except Exception as error:  # of whatever runs it
+            raise XLNetFastError(
+                f"the export fails with {rows} rows of {length} tokens: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            ) from error
+        if [x.shape for x in found] != [x.shape for x in expected]:
+            raise XLNetFastError(
+                f"the export gives shapes {[tuple(x.shape) for x in found]} with {rows} rows of "
+                f"{length} tokens, the model {[tuple(x.shape) for x in expected]}"
+            )
+        seen += _compare(found, expected, double, given, source.head.outputs)
+    return seen
+
+
+def _compare(
+    found: tuple[Tensor, ...],
+    expected: tuple[Tensor, ...],
+    double: Head,
+    given: tuple[Tensor, Tensor, Tensor],
+    names: tuple[str, ...],
+) -> list[Seen]:
+    rows, length = given[0].shape
+    exact, seen = double(*given), []
+    for place, name in enumerate(names):
+        ours, model, truth = found[place], expected[place], exact[place]
+        where = f"{name} with {rows} rows of {length} tokens"
+        if not ours.is_floating_point():
+            if not torch.equal(ours, model):
+                raise XLNetFastError(f"the export is wrong: {where} differs from the model's")
+            continue
+        error, bound = error_and_bound(ours, model, truth)
+        if error > bound:
+            bound += _more(double, given, place, truth)
+        if not error <= bound:
+            raise XLNetFastError(
+                f"the export is wrong: {where} is off by {error:.3g}, and rounding allows "
+                f"{bound:.3g}; nothing was written"
+            )
+        apart = float((ours - model).abs().max())
+        seen.append(Seen(rows, length, name, error, bound, apart))
+    return seen
+
+
+def _more(double: Head, given: tuple[Tensor, Tensor, Tensor], place: int, truth: Tensor) -> float:
+    """What the bound grows by where large terms cancel."""
+    exact = {"": truth}
+    effect = effect_of_rounding(lambda: {"": double(*given)[place]}, exact, torch.float32)
+    return more_for_cancellation(truth, torch.float32, effect[""])
