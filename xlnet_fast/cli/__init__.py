@@ -25,6 +25,7 @@ from xlnet_fast._version import __version__
 from xlnet_fast.cli.finetune import finetune_command
 from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
+from xlnet_fast.cli.predict import predict_command
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
@@ -259,6 +260,7 @@ app.command("qualify")(qualify_command)
 app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
+app.command("predict", cls=GroupedCommand)(predict_command)
 
 
 def _check_writable(path: Path) -> None:

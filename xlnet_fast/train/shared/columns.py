@@ -96,13 +96,14 @@ def match_columns(
                 )
             found[role] = given[role]
             continue
-        usual = [name for name in USUAL_NAMES[role] if name not in found.values()]
+        known = USUAL_NAMES.get(role, (role,))
+        usual = [name for name in known if name not in found.values()]
         name = next((name for name in usual if name in names), None)
         if name is not None:
             found[role] = name
         elif role in required:
             raise ArgumentError(
-                f"{source} has no column for {role}: none of {', '.join(USUAL_NAMES[role])} is "
+                f"{source} has no column for {role}: none of {', '.join(known)} is "
                 f"among its columns, which are: {there}; name it with --column {role}=NAME"
             )
     return found
