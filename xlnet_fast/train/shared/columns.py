@@ -10,12 +10,22 @@ from xlnet_fast.errors import ArgumentError
 
 # What a column of each role is usually called; the first that is there is taken.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "text": ("text", "sentence", "review", "content", "sentence1", "premise", "question1", "body"),
+    "text": (
+        "text",
+        "sentence",
+        "review",
+        "content",
+        "sentence1",
+        "premise",
+        "question1",
+        "body",
+        "prompt",
+    ),
     "text_pair": ("text_pair", "sentence2", "hypothesis", "question2"),
     "label": ("label", "labels", "class", "category", "target", "sentiment"),
     "tokens": ("tokens", "words"),
     "tags": ("tags", "ner_tags", "pos_tags", "labels"),
-    "question": ("question",),
+    "question": ("question", "sent2"),
     "context": ("context", "passage"),
     "answers": ("answers", "answer", "answer_text"),
     "answer_start": ("answer_start",),
@@ -24,7 +34,6 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "stem": ("question", "sent2"),
     "choices": ("choices", "endings", "options"),
     "choice": ("label", "answer", "answerKey"),
-    "prompt": ("prompt", "text"),
 }
 _NUMBERED = re.compile(r"(?:ending|choice|option)_?(\d+)")
 _SIGNS = (",", "\t", ";", "|")
