@@ -45,20 +45,19 @@ class PredictOptions:
         metavar="MODEL", argument=True, free=True,
     )  # fmt: skip
     input: str | None = option(
-        COMMON, f"{', '.join(SUFFIXES)}; -: standard input", None, metavar="FILE", free=True
+        COMMON, "CSV, JSON lines, text, ...; -: standard input", None, metavar="FILE", free=True
     )
     output: Path | None = option(
-        COMMON, f"{', '.join(OUTPUT_SUFFIXES)}", None, "JSON lines on stdout", metavar="FILE",
-        free=True,
+        COMMON, "JSON lines, .csv, ...", None, "JSON lines to stdout", metavar="FILE", free=True,
     )  # fmt: skip
     task: str | None = option(COMMON, "What is answered", None, "the model's")
     set: tuple[str, ...] = option(
-        COMMON, "Parameter of the task, such as top_k=3; repeatable", (), metavar="NAME=VALUE"
+        COMMON, "Parameter of the task; repeatable", (), metavar="NAME=VALUE"
     )
     resume: bool = option(COMMON, "Go on with a run that was stopped", False, free=True)
     overwrite: bool = option(COMMON, "Replace the output, if it is there", False, free=True)
 
-    format: str | None = option(RECORDS, f"Of the input: {', '.join(FORMATS)}", None, "by its name")
+    format: str | None = option(RECORDS, ", ".join(FORMATS), None, "by its name")
     whole: bool = option(RECORDS, "A text file is one record, not one a line", False)
     column: tuple[str, ...] = option(
         RECORDS, "Column of a field, by FIELD=NAME; repeatable", (), metavar="FIELD=NAME"
@@ -92,9 +91,10 @@ class PredictOptions:
             raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.batch_tokens < 1:
             raise ArgumentError(f"batch_tokens is {self.batch_tokens}, expected at least 1")
-        if self.whole and self.input_format != "text":
+        kind = self.input_format
+        if self.whole and kind != "text":
             raise ArgumentError(
-                f"whole is of texts, and the input is read as {self.input_format}: --format text"
+                f"whole is of texts, and the input is read as {kind}: --format text"
             )
         if self.keep is not None and self.keep_all:
             raise ArgumentError("keep names some columns and keep_all takes all: give one of them")

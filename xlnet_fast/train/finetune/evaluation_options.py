@@ -50,9 +50,7 @@ class EvaluateOptions:
     n_best: int = option(PREDICTIONS, "Starts and ends an answer is made of", 20)
     max_answer_length: int = option(PREDICTIONS, "Tokens of the longest answer", 30)
     null_threshold: float = option(PREDICTIONS, "No answer if better by more than this", 0.0)
-    unanswerable: bool = option(
-        PREDICTIONS, "There may be no answer, if all of these have one too", False
-    )
+    unanswerable: bool = option(PREDICTIONS, "Answer with nothing if that is likelier", False)
 
     batch_tokens: int = option(MACHINE, "Tokens of a batch, padding included", 4096)
     dtype: str = option(MACHINE, ", ".join(DTYPES), "fp32")
