@@ -23,6 +23,7 @@ from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict import PredictOptions, Predictor, blocks, predict
 from xlnet_fast.predict.answer_files import part_of
 from xlnet_fast.predict.record_progress import RecordProgress
+from xlnet_fast.predict.records import Rows
 from xlnet_fast.predict.tasks.base import Reading
 
 COUNT = 60
@@ -165,6 +166,72 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(options, monkeypatch
         predict(options)
     predict(dataclasses.replace(options, overwrite=True))
     assert options.output.read_bytes() == whole.read_bytes()
+
+
+def test_a_signal_between_batches_stops_as_well(options, whole, monkeypatch):
+    """While the model is loaded, while records are encoded, while answered ones are passed over."""
+    resumed = dataclasses.replace(options, resume=True)
+    load, encode, iterate = Predictor.load, Predictor.encode, Rows.__iter__
+    seen = []
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def loading(*arguments, **settings):
+        stop()
+        return load(*arguments, **settings)
+
+    def encoding(self, record, **parameters):
+        seen.append(record)
+        if len(seen) == 40:
+            stop()
+        return encode(self, record, **parameters)
+
+    def passing(self):
+        for row in iterate(self):
+            yield row
+            if row.number == 2 and passes.pop():
+                stop()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "load", loading)
+        assert predict(options).answered == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictor, "encode", encoding)
+        result = predict(resumed)
+        assert result.stopped_by == signal.SIGTERM
+    for place in ([False, False, True], [False, True, False], [True, False, False]):
+        passes = place  # popped from its end: by the survey, the check, the run
+        with monkeypatch.context() as patched:
+            patched.setattr(Rows, "__iter__", passing)
+            again = predict(resumed)
+        assert again.stopped_by == signal.SIGTERM
+        assert again.answered == result.answered
+        assert not options.output.exists()
+    predict(resumed)
+    assert options.output.read_bytes() == whole
+
+
+def test_a_signal_after_the_last_batch_changes_nothing(options, whole, monkeypatch):
+    sizes = after_batches(monkeypatch, 0, None)
+    predict(dataclasses.replace(options, output=options.output.with_name("counted.jsonl")))
+    total = len(sizes)
+    after_batches(monkeypatch, total, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert predict(options).stopped_by is None
+    assert options.output.read_bytes() == whole
+
+
+def test_an_input_that_changes_while_it_is_read(options, tmp_path, monkeypatch):
+    source = write_lines(tmp_path / "grows.jsonl", [{"text": text} for text in texts(5)])
+    load = Predictor.load
+
+    def loading(*arguments, **settings):
+        write_lines(source, [{"text": "a class"}])
+        return load(*arguments, **settings)
+
+    monkeypatch.setattr(Predictor, "load", loading)
+    with pytest.raises(ArgumentError, match="had 5 records and now has 1"):
+        predict(dataclasses.replace(options, input=str(source)))
 
 
 def test_every_place_where_a_kill_may_cut_the_file_off(options, whole, monkeypatch):

@@ -36,6 +36,7 @@ class Tally:
     Attributes:
         records: that it answered. bad: of them, those whose answer is an error.
         tokens: of batches. padded: tokens and padding of them. seconds: that all took.
+        finished: whether all records have an answer now.
     """
 
     records: int = 0
@@ -43,6 +44,7 @@ class Tally:
     tokens: int = 0
     padded: int = 0
     seconds: float = 0.0
+    finished: bool = False
 
     def metrics(self) -> dict[str, float]:
         """As :class:`PredictResult` has them, without the memory."""
@@ -78,22 +80,30 @@ class Blocks:
     skip_bad: bool
     stop: StopOnSignal
 
-    def answer(self, answers: Answers, progress: RecordProgress) -> Tally:
-        """Answer what has no answer yet, until the end or a signal.
+    def answer(self, answers: Answers, total: int, progress: RecordProgress) -> Tally:
+        """Answer what has no answer yet of ``total`` records, until the end or a signal.
 
         Raises:
-            ArgumentError: a record is bad.
+            ArgumentError: a record is bad, or the input has changed.
             XLNetFastError: a record's answer is none, or the answers could not be written.
         """
         tally, begin = Tally(), time.perf_counter()
         try:
             for block in self._blocks(answers.done):
-                self._answer_block(block, answers, progress, tally)
+                if self._answer_block(block, answers, progress, tally):
+                    answers.end_block(block[-1][0].number)
                 if self.stop.signal is not None:
-                    answers.stop()
-                    return tally
-                answers.end_block(block[-1][0].number)
-            answers.finish()
+                    break
+            if answers.done == total:
+                answers.finish()
+                tally.finished = True
+            elif self.stop.signal is not None:
+                answers.stop()
+            else:
+                raise ArgumentError(
+                    f"{self.rows.name} had {total:,} records and now has {answers.done:,}: it must "
+                    "stay as it is while it is read"
+                )
         except BaseException:
             answers.stop()
             raise
@@ -102,12 +112,15 @@ class Blocks:
         return tally
 
     def _blocks(self, done: int) -> Iterator[_Block]:
-        """The records after the first ``done``, encoded; they end where a signal came."""
+        """The records after the first ``done``, encoded; after a signal there are no more.
+
+        Nor a block that would end elsewhere than in a run that nobody stops.
+        """
         block: _Block = []
         tokens = 0
         for row in self.rows:
             if self.stop.signal is not None:
-                break
+                return
             if row.number <= done:
                 continue
             encoded = self._encoded(row)
@@ -136,8 +149,12 @@ class Blocks:
 
     def _answer_block(
         self, block: _Block, answers: Answers, progress: RecordProgress, tally: Tally
-    ) -> None:
-        """All batches that a record without an answer has a part in; or those before a signal."""
+    ) -> bool:
+        """All batches that a record without an answer has a part in; or those before a signal.
+
+        Returns:
+            Whether all of the block's records have an answer.
+        """
         before = tally.records
         for row, encoded in block:
             if isinstance(encoded, str) and row.number not in answers.answered:
@@ -155,7 +172,7 @@ class Blocks:
                 owners += [place] * len(encoded.pieces)
         for batch in batches_by_length(pieces, self.token_budget):
             if self.stop.signal is not None:
-                return
+                return not missing
             if not any(owners[i] in missing for i in batch):
                 continue
             before = tally.records
@@ -174,6 +191,7 @@ class Blocks:
                         )
             answers.flush()
             progress.advance(tally.records - before)
+        return True
 
     def _results(self, pieces: Sequence[Piece]) -> list[Any]:
         """The result of each piece, or the error of one that the model cannot compute."""

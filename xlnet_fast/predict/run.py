@@ -117,11 +117,12 @@ def predict(
             if before:
                 tell(f"{before:,} records are answered already")
             with RecordProgress(found.count, before) as progress:
-                tally = blocks.answer(answers, progress)
+                tally = blocks.answer(answers, found.count, progress)
     metrics, peak = tally.metrics(), peak_memory_mib(device)
     if peak is not None:
         metrics["peak_memory_mib"] = peak
-    return PredictResult(metrics, before + tally.records, found.count, stop.signal)
+    stopped_by = None if tally.finished else stop.signal
+    return PredictResult(metrics, before + tally.records, found.count, stopped_by)
 
 
 def parsed_parameters(options: PredictOptions, known: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def _identity(
     return {
         "version": __version__,
         "task": task.name,
-        "parameters": dict(sorted(parameters.items())),
+        "parameters": json.loads(json.dumps(parameters, sort_keys=True)),  # tuples as lists
         "format": options.input_format,
         "whole": options.whole,
         "column": sorted(options.column),
