@@ -169,17 +169,13 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(options, monkeypatch
 
 
 def test_a_signal_between_batches_stops_as_well(options, whole, monkeypatch):
-    """While the model is loaded, while records are encoded, while answered ones are passed over."""
+    """While records are encoded, and while answered ones are passed over."""
     resumed = dataclasses.replace(options, resume=True)
-    load, encode, iterate = Predictor.load, Predictor.encode, Rows.__iter__
+    encode, iterate = Predictor.encode, Rows.__iter__
     seen = []
 
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
-
-    def loading(*arguments, **settings):
-        stop()
-        return load(*arguments, **settings)
 
     def encoding(self, record, **parameters):
         seen.append(record)
@@ -194,20 +190,16 @@ def test_a_signal_between_batches_stops_as_well(options, whole, monkeypatch):
                 stop()
 
     with monkeypatch.context() as patched:
-        patched.setattr(Predictor, "load", loading)
-        assert predict(options).answered == 0
-    with monkeypatch.context() as patched:
         patched.setattr(Predictor, "encode", encoding)
-        result = predict(resumed)
+        result = predict(options)
         assert result.stopped_by == signal.SIGTERM
-    for place in ([False, False, True], [False, True, False], [True, False, False]):
-        passes = place  # popped from its end: by the survey, the check, the run
-        with monkeypatch.context() as patched:
-            patched.setattr(Rows, "__iter__", passing)
-            again = predict(resumed)
-        assert again.stopped_by == signal.SIGTERM
-        assert again.answered == result.answered
-        assert not options.output.exists()
+    passes = [True, False, False]  # from its end: of the survey, the check, the run
+    with monkeypatch.context() as patched:
+        patched.setattr(Rows, "__iter__", passing)
+        again = predict(resumed)
+    assert again.stopped_by == signal.SIGTERM
+    assert again.answered == result.answered
+    assert not options.output.exists()
     predict(resumed)
     assert options.output.read_bytes() == whole
 

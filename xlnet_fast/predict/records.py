@@ -196,7 +196,7 @@ def _object(line: bytes) -> tuple[dict[str, Any], str]:
         return {}, f"no readable JSON: {problem}"
     if not isinstance(content, dict):
         return {}, f"JSON, but a {type(content).__name__} and no object such as {{...}}"
-    return content, _unwritable(content)
+    return content, _unwritable(content) if b"\\u" in line else ""
 
 
 def _parsed(text: str) -> Any:

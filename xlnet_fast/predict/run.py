@@ -83,10 +83,7 @@ def predict(
     name = checkpoint_of(options.model)
     kind = task_of(options.task, load_config(name), name)
     parameters = parsed_parameters(options, kind.parameters)
-    with (
-        StopOnSignal() as stop,
-        open_rows(options.input, options.input_format, options.whole) as rows,
-    ):
+    with open_rows(options.input, options.input_format, options.whole) as rows:
         found = survey(rows)
         layout = layout_of(kind, options, found.names, rows.name)
         tell(f"{found.count:,} records of {rows.name}: {layout.told()}")
@@ -103,16 +100,17 @@ def predict(
         )
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        blocks = Blocks(
-            predictor=predictor,
-            layout=layout,
-            rows=rows,
-            parameters=parameters,
-            token_budget=options.batch_tokens,
-            skip_bad=options.skip_bad,
-            stop=stop,
-        )
-        with _answers(options, predictor, rows, parameters, say) as answers:
+        # Before, there is nothing to lose, and a signal ends it at once.
+        with StopOnSignal() as stop, _answers(options, predictor, rows, parameters, say) as answers:
+            blocks = Blocks(
+                predictor=predictor,
+                layout=layout,
+                rows=rows,
+                parameters=parameters,
+                token_budget=options.batch_tokens,
+                skip_bad=options.skip_bad,
+                stop=stop,
+            )
             before = answers.done + len(answers.answered)
             if before:
                 tell(f"{before:,} records are answered already")
