@@ -22,10 +22,12 @@ import typer
 from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
+from xlnet_fast.cli.evaluate import evaluate_command
 from xlnet_fast.cli.export import export_command
 from xlnet_fast.cli.finetune import finetune_command
 from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
+from xlnet_fast.cli.predict import predict_command
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
@@ -259,8 +261,10 @@ def kernels_report(
 app.command("qualify")(qualify_command)
 app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
+app.command("evaluate", cls=GroupedCommand)(evaluate_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
 app.command("export", cls=GroupedCommand)(export_command)
+app.command("predict", cls=GroupedCommand)(predict_command)
 
 
 def _check_writable(path: Path) -> None:

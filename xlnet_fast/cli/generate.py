@@ -25,7 +25,7 @@ def run_generate(options: GenerateOptions) -> None:
     from xlnet_fast.generate import generate
 
     with warnings.catch_warnings():
-        warnings.showwarning = _show
+        warnings.showwarning = show_warning
         try:
             result = generate(options, partial(print, flush=True))
         except BrokenPipeError:  # whoever read the texts has enough of them
@@ -34,21 +34,22 @@ def run_generate(options: GenerateOptions) -> None:
         except OSError as error:
             why = error.strerror or error
             raise ArgumentError(f"the texts could not be written: {why}") from error
-    _print(result.metrics)
+    print_measures("Generation", result.metrics)
     if options.output is not None and str(options.output) != "-":
         print(f"texts: {options.output}")
 
 
-def _show(message: Warning | str, *_: Any, **__: Any) -> None:
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as a sentence, without the line of code that made it."""
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _print(metrics: dict[str, float]) -> None:
+def print_measures(title: str, metrics: dict[str, float]) -> None:
+    """A table on standard error."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("measure", "value", title="Generation")
+    table = Table("measure", "value", title=title)
     for name, value in metrics.items():
         shown = f"{value:,.3f}".rstrip("0").rstrip(".")
         table.add_row(_NAMES.get(name, name.replace("_", " ")), shown)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xlnet_fast.predict.options import PredictOptions
+
 if TYPE_CHECKING:
     from xlnet_fast.predict.predictor import Predictor
+    from xlnet_fast.predict.run import PredictResult, predict
 
-__all__ = ["Predictor"]
+__all__ = ["PredictOptions", "PredictResult", "Predictor", "predict"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from xlnet_fast.predict.predictor import Predictor
 
         return Predictor
+    if name in ("PredictResult", "predict"):
+        from xlnet_fast.predict import run
+
+        return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,7 +66,7 @@ def results(task_name, model, output, batch_size):
     )
     tokenizer = run_tokenizer(options)
     config = run_config(options, tokenizer)
-    task = run._task(options, config, tokenizer)
+    task = run.task_for(options, config, tokenizer)
     split = task.split("eval", "e", datasets.Dataset.from_list(rows_of(task_name, 7)))
     task.fit_labels(split)
     keeps_head = adopt_labels(config, task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,13 @@ import datasets
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune.conll import read_conll
 from xlnet_fast.train.finetune.options import CONLL_SUFFIXES
+from xlnet_fast.train.shared.columns import check_header, match_columns, rows_of_json
 from xlnet_fast.train.shared.hub_data import check_dataset, quiet_datasets
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*_TABLES, *_JSON_LINES, ".json", ".parquet")
 _BLOCK = 1 << 20
-# What a column of each role is usually called; the first that is there is taken.
-USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "text": ("text", "sentence", "review", "content", "sentence1", "premise", "question1", "body"),
-    "text_pair": ("text_pair", "sentence2", "hypothesis", "question2"),
-    "label": ("label", "labels", "class", "category", "target", "sentiment"),
-    "tokens": ("tokens", "words"),
-    "tags": ("tags", "ner_tags", "pos_tags", "labels"),
-    "question": ("question",),
-    "context": ("context", "passage"),
-    "answers": ("answers", "answer", "answer_text"),
-    "answer_start": ("answer_start",),
-    "id": ("id", "example_id", "qid"),
-    "passage": ("context", "article", "passage", "startphrase", "sent1"),
-    "stem": ("question", "sent2"),
-    "choices": ("choices", "endings", "options"),
-    "choice": ("label", "answer", "answerKey"),
-}
 
 
 def load_rows(source: str, split: str, *, conll: bool = False) -> datasets.Dataset:
@@ -166,14 +150,7 @@ def _from_table(path: Path, separator: str) -> datasets.Dataset:
             header = next(csv.reader(file, delimiter=separator), [])
         except csv.Error as error:
             raise ArgumentError(f"the first line of {path} cannot be read: {error}") from error
-    if len(set(header)) != len(header) or not all(name.strip() for name in header):
-        raise ArgumentError(f"the first line of {path} must name the columns, got {header}")
-    other = next((sign for sign in (*_TABLES.values(), ";", "|") if sign in header[0]), None)
-    if len(header) == 1 and other is not None:
-        raise ArgumentError(
-            f"the first line of {path} names one column, {header[0]!r}: a .csv file is parted by "
-            f"commas and a .tsv file by tabs, not by {other!r}"
-        )
+    check_header(header, path)
     # Strings throughout: "NA", "007" and "1e5" are texts and labels, not numbers or gaps.
     features = datasets.Features({name: datasets.Value("string") for name in header})
     return _build(
@@ -189,35 +166,11 @@ def _from_json(path: Path) -> datasets.Dataset:
         if error.msg == "Extra data":
             return _build("json", path)  # one object a line
         raise ArgumentError(f"{path} is no valid JSON: {error}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("data"), list):
-        content = content["data"]
-    elif isinstance(content, Mapping):
-        content = [content]
-    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
-        raise ArgumentError(f"{path} must hold a list of objects, or such a list under 'data'")
-    if content and "paragraphs" in content[0]:
-        content = list(_squad_rows(content))
+    content = rows_of_json(content, path)
     try:
         return datasets.Dataset.from_list(content)
     except (ValueError, TypeError) as error:  # pyarrow's own errors are of these classes
         raise ArgumentError(f"the rows of {path} differ in type: {_reason(error)}") from error
-
-
-def _squad_rows(articles: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows of SQuAD's own nesting: articles, paragraphs, questions."""
-    for article in articles:
-        for paragraph in article["paragraphs"]:
-            for question in paragraph["qas"]:
-                answers = question.get("answers", [])
-                yield {
-                    "id": question["id"],
-                    "question": question["question"],
-                    "context": paragraph["context"],
-                    "answers": {
-                        "text": [answer["text"] for answer in answers],
-                        "answer_start": [answer["answer_start"] for answer in answers],
-                    },
-                }
 
 
 def _build(kind: str, path: Path, **options: Any) -> datasets.Dataset:
@@ -245,32 +198,8 @@ def find_columns(
     optional: Sequence[str],
     given: Mapping[str, str],
 ) -> dict[str, str]:
-    """Role to column name, by what the user gave and by the usual names.
-
-    Raises:
-        ArgumentError: a column that was named is not there, or none has a required role's usual
-            name; says which columns there are.
-    """
-    there = ", ".join(rows.column_names)
-    found: dict[str, str] = {}
-    for role in (*required, *optional):
-        if role in given:
-            if given[role] not in rows.column_names:
-                raise ArgumentError(
-                    f"{source} has no column {given[role]!r} for {role}; it has: {there}"
-                )
-            found[role] = given[role]
-            continue
-        names = [name for name in USUAL_NAMES[role] if name not in found.values()]
-        name = next((name for name in names if name in rows.column_names), None)
-        if name is not None:
-            found[role] = name
-        elif role in required:
-            raise ArgumentError(
-                f"{source} has no column for {role}: none of {', '.join(USUAL_NAMES[role])} is "
-                f"among its columns, which are: {there}; name it with --column {role}=NAME"
-            )
-    return found
+    """:func:`match_columns` of the columns of rows, raising as it does."""
+    return match_columns(rows.column_names, source, required, optional, given)
 
 
 def cut_evaluation(

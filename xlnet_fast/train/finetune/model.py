@@ -15,7 +15,7 @@ from xlnet_fast.train.finetune.task import Task
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
 BEAM_HEAD = "XLNetForQuestionAnswering"
-_PROBLEM_TYPES = {  # as transformers calls them, in a config
+PROBLEM_TYPES = {  # as transformers calls them, in a config
     SINGLE: "single_label_classification",
     MULTI: "multi_label_classification",
     REGRESSION: "regression",
@@ -62,8 +62,8 @@ def adopt_labels(config: Any, task: Task) -> bool:
         config.num_labels = 2  # its head has this many outputs: start and end
     if task.problem_type is not None:
         # Checkpoints of one label a row often do not say so.
-        wanted = _PROBLEM_TYPES[task.problem_type]
-        fits = fits and (config.problem_type or _PROBLEM_TYPES[SINGLE]) == wanted
+        wanted = PROBLEM_TYPES[task.problem_type]
+        fits = fits and (config.problem_type or PROBLEM_TYPES[SINGLE]) == wanted
         config.problem_type = wanted
     if task.number_of_outputs is not None:
         fits = fits and config.num_labels == task.number_of_outputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
-from xlnet_fast.train.finetune.data import find_columns
 from xlnet_fast.train.finetune.task import (
     Batch,
     OneLabelTask,
@@ -23,9 +21,9 @@ from xlnet_fast.train.finetune.task import (
     probabilities,
     text_of,
 )
+from xlnet_fast.train.shared.columns import choice_columns
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_NUMBERED = re.compile(r"(?:ending|choice|option)_?(\d+)")
 
 
 class MultipleChoice(OneLabelTask):
@@ -122,19 +120,7 @@ class MultipleChoice(OneLabelTask):
 
 def _joined(rows: datasets.Dataset, source: str, given: Mapping[str, str]) -> datasets.Dataset:
     """One column of lists instead of several of texts: ending0, ... or choices=NAME,NAME,..."""
-    names = [name.strip() for name in given.get("choices", "").split(",") if name.strip()]
-    if len(names) < 2:
-        if names or "choices" in find_columns(rows, source, (), ("choices",), {}):
-            return rows
-        numbers = {name: _NUMBERED.fullmatch(name) for name in rows.column_names}
-        found = {name: int(match[1]) for name, match in numbers.items() if match}
-        names = sorted(found, key=found.__getitem__)
-    for name in names:
-        if name not in rows.column_names:
-            raise ArgumentError(
-                f"{source} has no column {name!r} for choices; it has: "
-                f"{', '.join(rows.column_names)}"
-            )
+    names = choice_columns(rows.column_names, source, given.get("choices", ""))
     if not names:
         return rows
     lists = [list(values) for values in zip(*(rows[name] for name in names), strict=True)]

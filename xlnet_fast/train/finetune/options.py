@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.shared.columns import given_columns
 from xlnet_fast.train.shared.options import (
     COMMON,
     DATA,
@@ -29,9 +30,6 @@ CONLL_SUFFIXES = (".conll", ".bio", ".iob", ".iob2", ".txt", ".train", ".testa",
 
 _OF_ANSWERS = ("stride", "n_best", "max_answer_length", "null_threshold")
 """Options that only question-answering reads."""
-
-_LIST_ROLES = ("label", "choices")
-"""Of ``column``, those that may be a list of columns: NAME,NAME,..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,22 +130,7 @@ class FinetuneOptions(TrainingOptions):
         Raises:
             ArgumentError: a pair is no ROLE=NAME, or a role or a column comes twice.
         """
-        pairs = [pair.partition("=") for pair in self.column]
-        roles: list[str] = []
-        names: list[str] = []
-        for role, _, name in pairs:
-            if not role or not name:
-                raise ArgumentError(
-                    f"column must be ROLE=NAME, such as text=review, got {role or name!r}"
-                )
-            roles.append(role)
-            names += (
-                filter(None, map(str.strip, name.split(","))) if role in _LIST_ROLES else [name]
-            )
-        for what, given in (("role", roles), ("column", names)):
-            if twice := next((word for word in given if given.count(word) > 1), None):
-                raise ArgumentError(f"column names the {what} {twice!r} twice, expected it once")
-        return {role: name for role, _, name in pairs}
+        return given_columns(self.column)
 
 
 _RANGES: dict[str, tuple[float, float | None]] = {

@@ -82,6 +82,11 @@ def write_plots(
 ) -> None:
     """``loss.png``, ``confusion.png`` where the task has classes, and the report's own."""
     plot_losses(history, folder / "loss.png", title)
+    write_report_plots(folder, task, report, title)
+
+
+def write_report_plots(folder: Path, task: Task, report: Report, title: str) -> None:
+    """``confusion.png`` where the task has classes, and the report's own."""
     for name, plot in report.plots.items():
         plot(folder / name, title)
     if report.confusion is not None:
@@ -94,9 +99,13 @@ def plain_metrics(metrics: Mapping[str, float], prefix: str) -> dict[str, float]
     return {name: value for name, value in plain.items() if not name.endswith(TIMINGS)}
 
 
-def print_results(console: Console, results: Mapping[str, Mapping[str, float]]) -> None:
+def print_results(
+    console: Console,
+    results: Mapping[str, Mapping[str, float]],
+    heading: str = "results of the best checkpoint:",
+) -> None:
     """A table with a column for each split."""
-    console.print("results of the best checkpoint:")
+    console.print(heading, markup=False, highlight=False, soft_wrap=True)
     table = Table()
     table.add_column("metric")
     for name in results:

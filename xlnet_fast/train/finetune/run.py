@@ -42,7 +42,7 @@ _TASKS: dict[str, type[Task]] = {
     "question-answering": QuestionAnswering,
     "multiple-choice": MultipleChoice,
 }
-_PROBLEMS: dict[str, type[Task]] = {
+PROBLEMS: dict[str, type[Task]] = {
     kind.problem_type: kind
     for kind in (TextClassification, MultiLabelClassification, TextRegression)
 }
@@ -86,10 +86,10 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
             outputs.check_output(options)
         tokenizer = run_tokenizer(options)
         config = run_config(options, tokenizer)
-        task, splits = _read(options, _task(options, config, tokenizer), console)
+        task, splits = _read(options, task_for(options, config, tokenizer), console)
         keeps_head = adopt_labels(config, task)
         for split in splits.values():
-            _encode(split, task, console)
+            encode_split(split, task, console)
     _plan(arguments, options, task, len(splits["train"].features or ()))
     set_seed(options.seed)
     model = load_model(options, config, task, keeps_head)
@@ -118,7 +118,7 @@ def _arguments(options: FinetuneOptions) -> TrainingArguments:
     )
 
 
-def _task(options: FinetuneOptions, config: Any, tokenizer: Any) -> Task:
+def task_for(options: FinetuneOptions, config: Any, tokenizer: Any) -> Task:
     if options.task == "question-answering" and BEAM_HEAD in (config.architectures or ()):
         beam = BeamQuestionAnswering(options, tokenizer)
         beam.least_length = max(config.start_n_top, config.end_n_top)
@@ -139,7 +139,7 @@ def _read(options: FinetuneOptions, task: Task, console: Console) -> tuple[Task,
     if options.task == "text-classification":
         problem = problem_of(train, options.problem_type)
         options.check_threshold(problem)
-        task = _PROBLEMS[problem](options, task.tokenizer)
+        task = PROBLEMS[problem](options, task.tokenizer)
     found = task.fit_labels(train)
     _say(console, f"{train.source}, column {train.columns[task.label_role]!r}: {found}")
     splits = {"train": train}
@@ -174,7 +174,7 @@ def _say(console: Console, line: str) -> None:
     console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _encode(split: Split, task: Task, console: Console) -> None:
+def encode_split(split: Split, task: Task, console: Console) -> None:
     split.features = task.encode(split)
     cut = sum(split.features["cut"])
     if cut:

@@ -145,6 +145,10 @@ class Task(abc.ABC):
         """Learn the names of the labels from the training rows; says in a phrase what they are."""
         return ""
 
+    def adopt(self, labels: Sequence[str]) -> None:
+        """Take the labels of a trained model, in its order."""
+        self.labels = list(labels)
+
     @abc.abstractmethod
     def encode(self, split: Split) -> datasets.Dataset:
         """The features of a split; raises ``ArgumentError`` for a row that cannot be used."""

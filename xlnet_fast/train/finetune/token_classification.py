@@ -83,6 +83,11 @@ class TokenClassification(Task):
         kind = "tags of entities" if self.has_entities else "labels of words"
         return f"{len(names)} {kind}, {shortened(names)}"
 
+    def adopt(self, labels: Sequence[str]) -> None:
+        """As the base class; the metrics are those of entities where the labels are their tags."""
+        super().adopt(labels)
+        self.has_entities = measures.has_entities(self.labels)
+
     def encode(self, split: Split) -> datasets.Dataset:
         """One feature a row; ``labels`` of each piece, and ``words``, how many have a label."""
         columns, limit = split.columns, self.options.max_length
