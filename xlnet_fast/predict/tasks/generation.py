@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -60,6 +61,13 @@ class Generation(Task):
         with self._tokenizing:
             prompt = encode(self.tokenizer, text, prefix)
         prompt, cut = self._fitting(prompt)
+        kept = self.transformer.mem_len
+        if kept and len(prompt.ids) > kept:
+            warnings.warn(
+                f"{self.name}: the model remembers {kept} tokens (mem_len), and there are longer "
+                "prompts: what comes before these is forgotten as the text is written",
+                stacklevel=2,
+            )
         group: tuple[Any, ...] = (options, parameters["stop"])
         seed = parameters["seed"]
         if parameters["do_sample"]:
