@@ -175,6 +175,9 @@ def test_what_is_refused(folder):
     answers = predictor(folder)
     with pytest.raises(ArgumentError, match=r"question is .* max_length must be at least"):
         answers({"question": TEXT, "context": TEXT})
+    with pytest.raises(ArgumentError, match="context comes to no token"):
+        answers({"question": "which", "context": "\u200b"})
+    assert answers({"question": "\u200b", "context": "a class"})["answer"]
     with pytest.raises(ArgumentError, match="top_k is 30, expected at most n_best 20"):
         answers(ROWS[0], top_k=30)
     with pytest.raises(ArgumentError, match="has the fields question, context"):

@@ -12,8 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from xlnet_fast.predict.pieces import Piece, batches_by_length
-from xlnet_fast.predict.tasks.token_classification import _owner
-from xlnet_fast.predict.windows import cut_lengths, window_bounds
+from xlnet_fast.predict.windows import cut_lengths, most_context, window_bounds
 
 LENGTHS = st.integers(0, 12)
 
@@ -58,7 +57,7 @@ def test_a_token_is_read_where_it_has_most_around_it(length, room, stride):
         sides = [place - begin] * (begin > 0) + [end - 1 - place] * (end < length)
         return min(sides, default=length)
 
-    owners = [_owner(bounds, place, length) for place in range(length)]
+    owners = [most_context(bounds, place, length) for place in range(length)]
     assert owners == sorted(owners)
     for place, owner in enumerate(owners):
         assert beside(owner, place) == max(beside(i, place) for i in range(len(bounds)))
