@@ -72,6 +72,9 @@ def test_only_equal_settings_share_a_batch(writer):
     ]
     assert groups[0] == groups[1]
     assert len(set(groups)) == 5
+    pieces = [writer.encode("a class", max_new_tokens=n).pieces[0] for n in (3, 4)]
+    with pytest.raises(ArgumentError, match="the pieces of a batch are of different groups"):
+        writer.run(pieces)
     piece = writer.encode("a class", num_beams=3, max_new_tokens=10).pieces[0]
     assert len(piece) == 3 * (len(piece.input_ids) + 10)
 
@@ -209,8 +212,12 @@ def test_values_that_are_no_numbers():
     for settings in ({}, SAMPLED, {"num_beams": 2}):
         with pytest.raises(NotFinite):
             answers("a class", max_new_tokens=4, **settings)
+    encoded = answers.encode("a class", max_new_tokens=4)
     with pytest.raises(NotFinite):
-        list(answers.stream(answers.encode("a class", max_new_tokens=4)))
+        list(answers.stream(encoded))
+    with torch.no_grad():
+        answers.task.model.lm_loss.bias.fill_(0)
+    assert "".join(answers.stream(encoded)) == answers("a class", max_new_tokens=4)["text"]
 
 
 def test_a_prompt_without_numbers_spoils_no_other():

@@ -188,6 +188,21 @@ def test_choices_are_those_of_fine_tuning():
         assert sum(answer["scores"]) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_cut_on_the_tokenizers_side(side):
+    _, answers, _ = case("text", long="truncate")
+    tokenizer = answers.task.tokenizer
+    tokenizer.truncation_side = side
+    for texts in ((LONG,), (LONG, "a value"), ("a value", LONG), (LONG, TEXT), (TEXT, LONG)):
+        record = dict(zip(("text", "text_pair"), texts, strict=False))
+        encoded = answers.encode(record)
+        assert encoded.cut
+        (piece,) = encoded.pieces
+        coded = tokenizer(*texts, truncation=True, max_length=48)
+        assert piece.input_ids == coded["input_ids"]
+        assert piece.token_type_ids == coded["token_type_ids"]
+
+
 # --- windows, weights, entities ------------------------------------------------------------------
 
 

@@ -269,11 +269,15 @@ def test_records_that_are_refused(classifier, record, message):
         classifier(["a class", record])
 
 
+@pytest.fixture(scope="module")
+def tagger():
+    return predictor(labelled("XLNetForTokenClassification", TAGS))
+
+
 @pytest.mark.parametrize("text", ["\x00", "\u200b", "⚡", "a" * 5000, "a\n\t\u2028b", "👩‍👩‍👧 é"])
-def test_odd_texts_are_answered(classifier, text):
+def test_odd_texts_are_answered(classifier, tagger, text):
     answer = classifier(text)
     assert answer["label"] in CLASSES.values()
-    tagger = predictor(labelled("XLNetForTokenClassification", TAGS))
     answer = tagger(text)
     assert [word["text"] for word in answer["words"]] == text.split()
 

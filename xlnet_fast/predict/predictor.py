@@ -184,8 +184,11 @@ class Predictor:
     def run(self, pieces: Sequence[Piece]) -> list[Any]:
         """The results of the pieces of one batch, on the CPU; waits while another thread computes.
 
-        Pieces of one batch have the same ``group``.
+        Raises:
+            ArgumentError: they are of different groups.
         """
+        if any(piece.group != pieces[0].group for piece in pieces):
+            raise ArgumentError("the pieces of a batch are of different groups, expected one")
         with self.task.computing:
             return self.task.run(pieces)
 

@@ -71,7 +71,7 @@ class Generation(Task):
         group: tuple[Any, ...] = (options, parameters["stop"])
         seed = parameters["seed"]
         if parameters["do_sample"]:
-            seed = secrets.randbits(63) if seed is None else seed
+            seed = secrets.randbits(32) if seed is None else seed
             group = (*group, next(_serial))
         copies = max(parameters["num_beams"], parameters["num_return_sequences"])
         tokens = copies * (len(prompt.ids) + parameters["max_new_tokens"])
@@ -100,12 +100,6 @@ class Generation(Task):
 
     def run(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         """``texts`` of each prompt; ``finite``: 0, or NaN where the model's values were."""
-        if all(piece.notes["seed"] is None for piece in pieces):
-            return self._written(pieces)
-        return [self._written([piece])[0] for piece in pieces]
-
-    def _written(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-        """The results of prompts that are written side by side; of one where it is drawn."""
         notes = pieces[0].notes
         finite = AllFinite(len(pieces))
         prompts = [piece.notes["prompt"] for piece in pieces]
