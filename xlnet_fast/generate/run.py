@@ -176,13 +176,14 @@ def checked_device(name: str | None) -> torch.device:
 
 @torch.no_grad()
 def write(
-    model: Any, tokenizer: Any, prompts: list[Prompt], options: GenerateOptions
+    model: Any, tokenizer: Any, prompts: list[Prompt], options: GenerateOptions, **further: Any
 ) -> tuple[list[Text], int]:
     """Go on from the prompts of one batch.
 
     Args:
         model: an ``XLNetLMHeadModel``, accelerated where prompts are of unequal length.
         options: how; what names the model, prompts and files is not read.
+        further: arguments of Hugging Face's ``generate`` beside, such as ``stopping_criteria``.
 
     Returns:
         The texts, ``num_return_sequences`` for each prompt, and how many tokens the longest has.
@@ -192,7 +193,7 @@ def write(
     """
     ids, mask = side_by_side(prompts, tokenizer.pad_token_id)
     ids = ids.to(model.device)
-    search = options.search()
+    search = {**options.search(), **further}
     if mask is not None:
         search["attention_mask"] = mask = mask.to(model.device)
     else:
@@ -214,10 +215,20 @@ def write(
             raise ArgumentError(f"Hugging Face's generate refuses: {first_line(error)}") from error
     ends = model.generation_config.eos_token_id
     rows = sequences[:, ids.shape[1] :].tolist()
+    if "stopping_criteria" in further:  # a text may have ended without a token that says so
+        rows = [_unpadded(row, tokenizer.pad_token_id) for row in rows]
     ends = set(ends if isinstance(ends, list) else [ends])
     each = options.num_return_sequences
     texts = [_text(tokenizer, prompts[i // each], row, ends) for i, row in enumerate(rows)]
     return texts, sequences.shape[1] - ids.shape[1]
+
+
+def _unpadded(row: list[int], pad_token_id: int) -> list[int]:
+    """Without the padding that follows where a text ended before the others of its batch."""
+    end = len(row)
+    while end and row[end - 1] == pad_token_id:
+        end -= 1
+    return row[:end]
 
 
 def _text(tokenizer: Any, prompt: Prompt, row: list[int], ends: set[int]) -> Text:
