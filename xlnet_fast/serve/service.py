@@ -27,8 +27,8 @@ from xlnet_fast.serve.contract import (
     TooLarge,
 )
 from xlnet_fast.serve.manager import Manager
-from xlnet_fast.serve.model import Version
 from xlnet_fast.serve.metrics import Metrics
+from xlnet_fast.serve.model import Version
 from xlnet_fast.serve.options import ServeOptions
 
 CHARACTERS_PER_TOKEN = 8
