@@ -34,6 +34,8 @@ from xlnet_fast.serve.options import ServeOptions
 
 CHARACTERS_PER_TOKEN = 8
 """Fewer than most texts have: what is held free for a text until it is tokenized."""
+MOST_CHARACTERS_PER_TOKEN = 16
+"""A longer text has more tokens, or is mostly blanks: it is refused before that takes seconds."""
 TOKENIZING_THREADS = 2
 T = TypeVar("T")
 _END = object()
@@ -428,6 +430,12 @@ def _encode(
                     f"a record is of type {type(record).__name__}, expected a text or an object"
                 )
             _check_texts(record)
+            characters = _characters(record)
+            if characters > most * MOST_CHARACTERS_PER_TOKEN:
+                raise TooLarge(
+                    f"it has {characters} characters, expected at most "
+                    f"{most * MOST_CHARACTERS_PER_TOKEN} for {most} tokens"
+                )
             one = predictor.encode(record, **parameters)
             if _tokens(one) > most:
                 raise TooLarge(f"it has {_tokens(one)} tokens, expected at most {most}")
