@@ -30,6 +30,7 @@ from xlnet_fast.cli.options import GroupedCommand
 from xlnet_fast.cli.predict import predict_command
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
+from xlnet_fast.cli.serve import serve_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
 BAD_INPUT = 2
@@ -265,6 +266,7 @@ app.command("evaluate", cls=GroupedCommand)(evaluate_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
 app.command("export", cls=GroupedCommand)(export_command)
 app.command("predict", cls=GroupedCommand)(predict_command)
+app.command("serve", cls=GroupedCommand)(serve_command)
 
 
 def _check_writable(path: Path) -> None:
