@@ -65,6 +65,7 @@ def test_json(ask, predictor):
     assert invoke(ask, {"inputs": TEXTS[:1]}).json() == answers[:1]
     asked = {"instances": [{"text": text} for text in TEXTS], "parameters": {"top_k": 1}}
     assert invoke(ask, asked).json() == {"predictions": predictor(TEXTS, top_k=1)}
+    assert invoke(ask, {"records": TEXTS}).json() == {"answers": answers}
 
 
 def test_json_lines_in_order(ask, predictor):

@@ -23,7 +23,9 @@ _SAME = {
 }
 READABLE = (JSON, JSON_LINES, CSV, PLAIN)
 WRITABLE = (JSON, JSON_LINES, CSV, EVENTS)
-ONE, MANY, PREDICTIONS = "one", "many", "predictions"
+ONE, MANY = "one", "many"
+# What holds the records in an object, and what then holds the answers.
+_HOLDERS = {"instances": "predictions", "records": "answers", "inputs": MANY}
 
 
 class NotReadable(Refusal):
@@ -44,7 +46,7 @@ class Invocation:
 
     Attributes:
         records: one or more. parameters: of their answers.
-        form: of an answer in JSON: ONE object, a list of MANY, or PREDICTIONS in an object.
+        form: of an answer in JSON: ONE object, a list of MANY, or what holds them in an object.
         stream: whether the answer is to be sent as it is written.
     """
 
@@ -90,9 +92,9 @@ def read(body: bytes, header: str, task: Task) -> Invocation:
 
 
 def _of_json(value: Any) -> Invocation:
-    """A record, a list of them, or an object with ``instances`` or ``inputs``."""
+    """A record, a list of them, or an object with one of ``_HOLDERS``."""
     if isinstance(value, dict):
-        for name, form in (("instances", PREDICTIONS), ("inputs", MANY)):
+        for name, form in _HOLDERS.items():
             if name in value:
                 return _of_object(value, name, form)
     if isinstance(value, list):
@@ -112,8 +114,8 @@ def _of_object(value: Mapping[str, Any], name: str, form: str) -> Invocation:
     records = value[name]
     if isinstance(records, list):
         return Invocation(_several(records, name), parameters, form, stream)
-    if form == PREDICTIONS:
-        raise ArgumentError("instances is no list, expected a list of records")
+    if form != MANY:
+        raise ArgumentError(f"{name} is no list, expected a list of records")
     return Invocation([_record(records, name)], parameters, ONE, stream)
 
 
@@ -224,7 +226,7 @@ def written(answers: Sequence[Mapping[str, Any]], kind: str, form: str, header: 
     """
     if kind == JSON:
         whole: Any = answers[0] if form == ONE else list(answers)
-        return _json({"predictions": whole} if form == PREDICTIONS else whole)
+        return _json(whole if form in (ONE, MANY) else {form: whole})
     if kind == JSON_LINES:
         return "".join(f"{_json(answer)}\n" for answer in answers)
     file = io.StringIO(newline="")
