@@ -17,6 +17,7 @@ from xlnet_fast._version import __version__
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.predict.tasks.base import Task
 from xlnet_fast.serve.contract import ModelStatus, Service, UnknownModel
+from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols.tensors import (
     BYTES,
     InferRequest,
@@ -31,6 +32,7 @@ from xlnet_fast.serve.protocols.tensors import (
 )
 from xlnet_fast.serve.protocols.wire import JSON, RefusingRoute, body_of, json_from, parsed
 
+FREE_PATHS = ("/v2/health/live", "/v2/health/ready")
 JSON_LENGTH = "Inference-Header-Content-Length"
 UNAVAILABLE = 503
 _BINARY = "application/octet-stream"
@@ -50,7 +52,7 @@ class OpenInferenceRoute(RefusingRoute):
         return JSONResponse({"error": message}, status)
 
 
-def router(service: Service, settings: Any) -> APIRouter:
+def router(service: Service, options: ServeOptions) -> APIRouter:
     """The routes below ``/v2``."""
     routes = APIRouter(prefix="/v2", route_class=OpenInferenceRoute, tags=["Open Inference"])
     _add_health(routes, service)

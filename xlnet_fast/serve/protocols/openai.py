@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.predict.predictor import Predictor
 from xlnet_fast.serve.contract import Service, TooLarge
+from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols.openai_stream import Asked, finish_reason, streamed
 from xlnet_fast.serve.protocols.wire import RefusingRoute, body_of, json_from, parsed
 
@@ -105,7 +106,7 @@ class Complete(BaseModel):
             raise ArgumentError("stream_options is of streams, expected stream true with it")
 
 
-def router(service: Service, settings: Any) -> APIRouter:
+def router(service: Service, options: ServeOptions) -> APIRouter:
     """``/v1/embeddings`` and ``/v1/completions``; the list of models is the native protocol's."""
     routes = APIRouter(prefix="/v1", route_class=OpenAIRoute, tags=["OpenAI"])
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.serve.contract import Limits, Record, Service
+from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import sagemaker_models
 from xlnet_fast.serve.protocols.media import (
     CSV,
@@ -33,11 +34,12 @@ from xlnet_fast.serve.protocols.wire import (
     only_name,
 )
 
+FREE_PATHS = ("/ping",)
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 TARGET_MODEL = "X-Amzn-SageMaker-Target-Model"
 MOST_CONCURRENT = 4  # one is tokenized while the others wait for the model or are being sent
 MOST_MB = 100  # that SageMaker allows for all transforms at once
-UNAVAILABLE, CLIENT_GONE = 503, 499
+UNAVAILABLE = 503
 
 
 class SageMakerRoute(RefusingRoute):
@@ -49,7 +51,7 @@ class SageMakerRoute(RefusingRoute):
         return JSONResponse({"error": message}, status)
 
 
-def router(service: Service, settings: Any) -> APIRouter:
+def router(service: Service, options: ServeOptions) -> APIRouter:
     """The routes of the container's contract; of several models if ``load_from`` is set."""
     routes = APIRouter(route_class=SageMakerRoute, tags=["SageMaker"])
     anything: dict[str, Any] = {"type": "string"}
@@ -70,8 +72,8 @@ def router(service: Service, settings: Any) -> APIRouter:
     async def invocations(request: Request) -> Response:
         return await invoked(service, request, request.headers.get(TARGET_MODEL))
 
-    if settings.load_from is not None:
-        sagemaker_models.add(routes, service, settings.load_from)
+    if options.load_from is not None:
+        sagemaker_models.add(routes, service, options.load_from)
 
         @routes.post("/models/{name}/invoke", summary="Answers of a model", openapi_extra=body)
         async def invoke(request: Request, name: str) -> Response:
@@ -102,9 +104,7 @@ async def invoked(service: Service, request: Request, model: str | None) -> Resp
     if asked.stream or kind == EVENTS:
         response: Response = await _streamed(service, model, asked, parameters, kind)
     else:
-        answers = await _answers(service, request, model, asked.records, parameters)
-        if answers is None:
-            return Response(status_code=CLIENT_GONE)
+        answers = await _answers(service, model, asked.records, parameters)
         text = written(answers, kind, asked.form, notes.get("header") == "present")
         response = Response(text, media_type=kind)
     if attributes and not attributes.startswith("{"):
@@ -148,16 +148,13 @@ def _length(value: Any) -> int:
 
 async def _answers(
     service: Service,
-    request: Request,
     model: str,
     records: Sequence[Record],
     parameters: dict[str, Any],
-) -> list[dict[str, Any]] | None:
-    """The answers in order, part by part; None where the client has gone meanwhile."""
+) -> list[dict[str, Any]]:
+    """The answers in order, part by part."""
     answers: list[dict[str, Any]] = []
     for part in parts(records, service.limits):
-        if answers and await request.is_disconnected():
-            return None
         try:
             answers += await service.predict(model, part, parameters=parameters)
         except ArgumentError as error:
