@@ -181,7 +181,7 @@ async def _streamed(
 
     async def lines() -> AsyncGenerator[str, None]:
         pieces = service.stream(model, asked.records[0], parameters=parameters)
-        sent, last = 0, {"done": True}
+        sent, last = 0, dict[str, Any](done=True)
         async with aclosing(pieces):  # type: ignore[type-var]
             try:
                 async for piece in pieces:
