@@ -10,10 +10,13 @@ from fastapi.responses import Response
 
 from xlnet_fast._version import __version__
 from xlnet_fast.serve import failures
+from xlnet_fast.serve.auth import Authentication, Tokens
+from xlnet_fast.serve.limits import RequestLimits
 from xlnet_fast.serve.notes import of_protocol
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import PROTOCOLS
 from xlnet_fast.serve.service import ModelService
+from xlnet_fast.serve.tracking import Tracking
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -48,6 +51,11 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
     )  # fmt: skip
     app.state.service = service
     failures.install(app)
+    free = {path for module in PROTOCOLS.values() for path in getattr(module, "FREE_PATHS", ())}
+    app.add_middleware(RequestLimits, options=options, free_paths=free)
+    if options.tokens_file is not None:
+        app.add_middleware(Authentication, tokens=Tokens(options.tokens_file), free_paths=free)
+    app.add_middleware(Tracking, service=service, free_paths=free)  # the last is the outermost
     for name, module in PROTOCOLS.items():
         app.include_router(
             module.router(service, options), tags=[name], dependencies=[Depends(of_protocol(name))]

@@ -53,6 +53,13 @@ class Call:
         if not self.left and not self.gone:
             self.finished()
 
+    def refuse(self, error: Exception) -> None:
+        """Put an exception where there is no result yet, and tell who waits."""
+        if self.left and not self.gone:
+            self.results = [error if result is None else result for result in self.results]
+            self.left = 0
+            self.finished()
+
 
 @dataclass(eq=False, slots=True)
 class Waiting:

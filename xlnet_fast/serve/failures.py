@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +15,6 @@ from starlette.exceptions import HTTPException
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.serve.contract import Refusal
 
-_log = logging.getLogger(__name__)
 INTERNAL = "the service could not answer; its log says why"
 
 
@@ -45,8 +43,14 @@ def response_of(error: XLNetFastError) -> JSONResponse:
 
 
 def shaped(status: int, error: dict[str, str], headers: Any = None) -> JSONResponse:
-    """A response of any error."""
+    """A response of any error; half a character of a request's text is not repeated."""
+    error = {name: text.encode("utf-8", "replace").decode() for name, text in error.items()}
     return JSONResponse({"error": error}, status, headers)
+
+
+def internal() -> JSONResponse:
+    """For what nobody foresaw."""
+    return shaped(500, {"type": "InternalError", "message": INTERNAL})
 
 
 def sentence_of(error: RequestValidationError) -> str:
@@ -73,10 +77,6 @@ def install(app: FastAPI) -> None:
             error.status_code, {"type": kind, "message": str(error.detail)}, error.headers
         )
 
-    async def unforeseen(request: Request, error: Any) -> JSONResponse:
-        return shaped(500, {"type": "InternalError", "message": INTERNAL})
-
     app.add_exception_handler(XLNetFastError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unforeseen)

@@ -73,7 +73,9 @@ class ModelService:
     """See ``contract.Service``, which it implements.
 
     Attributes:
-        limits: what it takes. manager: its models. draining: whether its end is near.
+        limits: what it takes. manager: its models. metrics: what is measured.
+        draining: whether its end is near: nothing new is taken.
+        in_flight: requests that are being answered, health checks left out.
     """
 
     def __init__(self, options: ServeOptions, metrics: Metrics | None = None) -> None:
@@ -94,6 +96,7 @@ class ModelService:
         )
         self.metrics.watch_queues(self.manager.loaded)
         self.draining = False
+        self.in_flight = 0
         self._texts = ThreadPoolExecutor(TOKENIZING_THREADS, "xlnet-texts")
 
     async def start(self) -> None:
@@ -110,6 +113,12 @@ class ModelService:
         ended = await self.manager.stop()
         self._texts.shutdown(wait=False, cancel_futures=True)
         return ended
+
+    def refuse_waiting(self) -> None:
+        """Answer what still waits for a model with a refusal; for the end."""
+        for one in self.manager.loaded():
+            if one.worker is not None:
+                one.worker.refuse(NotReady("the service is ending, and the time is over"))
 
     @property
     def ready(self) -> bool:
@@ -401,6 +410,9 @@ def _encode(
             encoded.append(one)
         except XLNetFastError as error:
             encoded.append(error)
+        except (UnicodeError, OverflowError, RecursionError) as error:
+            # Half a character, or a number without end: JSON can hold them, a text cannot.
+            encoded.append(ArgumentError(f"a value cannot be read: {type(error).__name__}"))
     return encoded
 
 

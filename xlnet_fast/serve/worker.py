@@ -148,12 +148,19 @@ class Worker:
         """
         with self._changed:
             self._ending = True
-            pieces = self._queue.clear()
             self._changed.notify_all()
-        for piece in pieces:
-            self._settle(piece, refusal)
+        self.refuse(refusal)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def refuse(self, refusal: XLNetFastError) -> None:
+        """Answer everything that waits, or is being computed, with a refusal."""
+        with self._changed:
+            self._queue.clear()
+            calls = list(self._pieces)
+            self._pieces.clear()
+        for call in calls:
+            call.refuse(refusal)
 
     def _admit(self, tokens: int) -> None:
         if self.failure or self._ending:
@@ -276,15 +283,8 @@ class Worker:
     def _fail(self, reason: str) -> None:
         with self._changed:
             self.failure = reason
-            pieces = self._queue.clear()
-            calls = list(self._pieces)
         _log.error("the model has failed", extra={"model": self.name, "reason": reason})
-        for piece in pieces:
-            self._settle(piece, NotReady(reason))
-        for call in calls:  # that the dying thread was computing
-            for place, result in enumerate(call.results):
-                if result is None and call.left:
-                    call.settle(place, NotReady(reason))
+        self.refuse(NotReady(reason))
         self._on_failure(reason)
 
     def _settle(self, piece: Waiting, result: Any) -> None:
