@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.predict.writing import Ending
 from xlnet_fast.serve.contract import Limits, Record, Service
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import sagemaker_models
@@ -181,14 +182,18 @@ async def _streamed(
 
     async def lines() -> AsyncGenerator[str, None]:
         pieces = service.stream(model, asked.records[0], parameters=parameters)
-        sent, last = 0, dict[str, Any](done=True)
+        is_begun, last = False, dict[str, Any](done=True)
         async with aclosing(pieces):  # type: ignore[type-var]
             try:
                 async for piece in pieces:
-                    yield f"{begin}{_json({'text': piece})}{end}"
-                    sent += 1
+                    if isinstance(piece, Ending):
+                        told = {name: x for name, x in piece.answer.items() if name != "text"}
+                        last = {**last, **told}
+                    else:
+                        yield f"{begin}{_json({'text': piece})}{end}"
+                        is_begun = True
             except XLNetFastError as error:
-                if not sent:
+                if not is_begun:
                     raise
                 last = {"error": str(error)}
         yield f"{begin}{_json(last)}{end}"
