@@ -96,7 +96,8 @@ def classifier(
     folder: Path, *, architecture: Any = XLNetForSequenceClassification, **settings: Any
 ) -> Path:
     """A random checkpoint with a head and three labels, one of which is no tame text."""
-    checkpoint(folder)
+    if not (folder / "config.json").exists():
+        checkpoint(folder)
     config = XLNetConfig.from_pretrained(folder)
     labels = ("good", "bad", "<img src=x onerror=alert(1)>")
     settings = {"id2label": dict(enumerate(labels)), **settings}
