@@ -35,6 +35,7 @@ class SmallService:
         self.predictors = dict(predictors)
         self.limits = Limits()
         self.ready = True
+        self.draining = False
         self.refusal: Exception | None = None
         self.asked: list[tuple[str, list[Any], dict[str, Any]]] = []
         self.ended = 0

@@ -305,6 +305,14 @@ def test_models_in_pages(several, service, predictor):
     refused(several("GET", "/models", params={"limit": 0}), 400, "limit")
 
 
+def test_ping_of_several_models(several, service):
+    """One that is being loaded, or has failed, is no reason to end the container."""
+    service.ready = False
+    assert several("GET", "/ping").status_code == 200
+    service.draining = True
+    assert several("GET", "/ping").status_code == 503
+
+
 def test_no_room(several, service, folder):
     service.refusal = NoRoom("there is no memory for another model")
     refused(load(several, "a", folder), 507, "no memory")

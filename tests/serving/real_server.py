@@ -25,23 +25,28 @@ def models(folder: Path) -> Path:
     return folder
 
 
+def served(*arguments: str) -> contextlib.AbstractContextManager[str]:
+    """The URL of ``xlnet-fast serve`` at a free port."""
+    return process_of("-m", "xlnet_fast", "serve", *arguments, "--port", "0")
+
+
 @contextlib.contextmanager
-def served(*arguments: str) -> Iterator[str]:
-    """The URL of a server at a free port, which ends by SIGTERM, with 0."""
+def process_of(*arguments: str, **environment: str) -> Iterator[str]:
+    """The URL of a server that a command of Python starts; it ends by SIGTERM, with 0."""
     process = subprocess.Popen(
-        [PYTHON, "-m", "xlnet_fast", "serve", *arguments, "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [PYTHON, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, **environment},
     )  # fmt: skip
     try:
         said = []
         for line in process.stdout:
             said.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            if found := re.search(r"serving.* at http://[\d.]+:(\d+)", line):
                 break
         else:
             raise AssertionError("".join(said))
         threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield found[0]
+        yield f"http://127.0.0.1:{found[1]}"
         process.send_signal(signal.SIGTERM)
         assert process.wait(END_S) == 0
     finally:

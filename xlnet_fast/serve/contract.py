@@ -122,6 +122,8 @@ class Service(Protocol):
     """The models, and their answers. All methods are called in the event loop's thread."""
 
     limits: Limits
+    draining: bool
+    """Whether the end is near: nothing new is taken."""
 
     @property
     def ready(self) -> bool:

@@ -55,6 +55,7 @@ class SageMakerRoute(RefusingRoute):
 def router(service: Service, options: ServeOptions) -> APIRouter:
     """The routes of the container's contract; of several models if ``load_from`` is set."""
     routes = APIRouter(route_class=SageMakerRoute, tags=["SageMaker"])
+    several = options.load_from is not None
     anything: dict[str, Any] = {"type": "string"}
     body = body_of(
         application__json={}, application__jsonlines=anything, text__csv=anything,
@@ -63,7 +64,9 @@ def router(service: Service, options: ServeOptions) -> APIRouter:
 
     @routes.get("/ping", summary="Whether requests are taken; 503 if not")
     async def ping() -> Response:
-        return Response(status_code=200 if service.ready else UNAVAILABLE)
+        # While one of several models is loaded or has failed, the others answer.
+        healthy = not service.draining if several else service.ready
+        return Response(status_code=200 if healthy else UNAVAILABLE)
 
     @routes.get("/execution-parameters", summary="How a batch transform is to ask")
     async def execution_parameters() -> dict[str, Any]:
