@@ -39,11 +39,13 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        if own:
-            await service.start()
-        yield
-        if own:
-            await service.stop()
+        try:
+            if own:
+                await service.start()
+            yield
+        finally:
+            if own:
+                await service.stop()
 
     app = FastAPI(
         title="xlnet_fast", version=__version__, lifespan=life, redoc_url=None,

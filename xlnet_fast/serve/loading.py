@@ -65,14 +65,22 @@ def load(source: str, options: ServeOptions, like: Predictor | None = None) -> L
         backend=options.backend,
         reading=Reading(max_length=options.max_length, long=options.long, stride=options.stride),
     )
+    _own(predictor.task.model)
     if like is not None and predictor.task.name != like.task.name:
         raise ArgumentError(
             f"it is of {predictor.task.name}, and the version in use of {like.task.name}: requests "
             "would no longer be understood; give it another name"
         )
-    canaries = canary.canaries_of(folder, predictor)
+    place = Path(source) if (Path(source) / canary.FILE).is_file() else folder
+    canaries = canary.canaries_of(place, predictor)
     canary.check(predictor, canaries)
     return Loaded(predictor, predictor.run, lambda: canary.check(predictor, canaries))
+
+
+def _own(model: torch.nn.Module) -> None:
+    """Copy weights that are a file's pages: who writes to that file would change or kill us."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def folder_of(source: str, allow_pickle: bool) -> Path:

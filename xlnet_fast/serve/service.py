@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.errors import ArgumentError, NotFinite, XLNetFastError
 from xlnet_fast.predict.pieces import Encoded
 from xlnet_fast.predict.predictor import Predictor
 from xlnet_fast.serve import notes
@@ -34,8 +35,8 @@ from xlnet_fast.serve.options import ServeOptions
 CHARACTERS_PER_TOKEN = 8
 """Fewer than most texts have: what is held free for a text until it is tokenized."""
 TOKENIZING_THREADS = 2
-DRAINING_RETRY_S = 5
 T = TypeVar("T")
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -182,29 +183,31 @@ class ModelService:
         found = self._found(model, version)
         seconds = self._seconds(timeout_s)
         deadline = time.monotonic() + seconds
-        texts: asyncio.Queue[str | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
         with found.used():
             predictor: Any = found.predictor
             (encoded,) = await _within(seconds, self._encoded(found, [record], parameters or {}))
             if isinstance(encoded, XLNetFastError):
                 raise encoded
+            parts: Any = None
 
-            def write() -> None:
-                for text in predictor.stream(encoded):
-                    if call.gone:
-                        return
-                    loop.call_soon_threadsafe(texts.put_nowait, text)
+            def begin() -> Any:
+                nonlocal parts
+                parts = predictor.stream(encoded)
+                return next(parts, _END)
 
-            call = self._call((), deadline, texts.put_nowait, None, write)
-            self._submit(found, call, [_tokens(encoded)], [call])
+            def go_on() -> Any:
+                return next(parts, _END)
+
+            left = deadline - time.monotonic()
+            part = await _within(left, self._alone(found, begin, deadline, _tokens(encoded)))
             try:
-                while (text := await _within(deadline - time.monotonic(), texts.get())) is not None:
-                    yield text
-                if isinstance(call.results[0], XLNetFastError):
-                    raise call.results[0]
+                while part is not _END:
+                    yield part
+                    left = deadline - time.monotonic()
+                    part = await _within(left, self._alone(found, go_on, deadline))
             finally:
-                _cancel(found, call)
+                if part is not _END and parts is not None:
+                    self._close(found, parts)
 
     async def explain(
         self, model: str, record: Record, *, version: str | None = None, method: str
@@ -272,8 +275,9 @@ class ModelService:
         results: list[Any] = []
         if pieces:
             done = asyncio.get_running_loop().create_future()
-            call = self._call(pieces, deadline, _done, done)
-            self._submit(found, call, [len(p) for p in pieces], [p.group for p in pieces])
+            call = self._call(pieces, deadline, done)
+            assert found.worker is not None
+            found.worker.submit(call, [len(p) for p in pieces], [p.group for p in pieces])
             try:
                 await done
             finally:
@@ -287,21 +291,45 @@ class ModelService:
         (encoded,) = await self._encoded(found, [record], {})
         if isinstance(encoded, XLNetFastError):
             raise encoded
-        done = asyncio.get_running_loop().create_future()
         deadline = time.monotonic() + self.limits.timeout_s
         work = partial(predictor.attributions, record, method=method)
-        call = self._call((), deadline, _done, done, work)
-        self._submit(found, call, [_tokens(encoded)], [call])
+        result = await self._alone(found, work, deadline, _tokens(encoded))
+        if not is_plain(result):
+            raise ModelFailed(f"{found.name} gave this record values that are no numbers")
+        return result
+
+    async def _alone(
+        self, found: Version, work: Callable[[], Any], deadline: float, tokens: int | None = None
+    ) -> Any:
+        """The result of a piece of work in the inference thread.
+
+        Args:
+            tokens: that it computes, for the queue; None if it goes on with what was let in.
+        """
+        assert found.worker is not None
+        done = asyncio.get_running_loop().create_future()
+        call = self._call((), deadline, done, work)
+        if tokens is None:
+            found.worker.go_on(call)
+        else:
+            found.worker.submit(call, [tokens], [call])
         try:
             await done
         finally:
             _cancel(found, call)
-        result = call.results[0]
-        if isinstance(result, XLNetFastError):
-            raise result
-        if not is_plain(result):
-            raise ModelFailed(f"{found.name} gave this record values that are no numbers")
-        return result
+        if isinstance(call.results[0], XLNetFastError):
+            raise call.results[0]
+        return call.results[0]
+
+    @staticmethod
+    def _close(found: Version, parts: Any) -> None:
+        """End a stream that nobody reads to its end, once it is not being computed."""
+        assert found.worker is not None
+        call = Call((), math.inf, lambda: None, parts.close)
+        try:
+            found.worker.go_on(call)
+        except NotReady:
+            parts.close()
 
     async def _encoded(
         self, found: Version, records: Sequence[Record], parameters: Mapping[str, Any]
@@ -337,23 +365,17 @@ class ModelService:
     def _call(
         pieces: Sequence[Any],
         deadline: float,
-        tell: Callable[[Any], None],
-        what: Any,
+        done: asyncio.Future[None],
         work: Callable[[], Any] | None = None,
     ) -> Call:
-        """A call whose end the event loop is told of by ``tell(what)``."""
+        """A call whose end sets a future of the event loop."""
         loop = asyncio.get_running_loop()
 
         def finished() -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(tell, what)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(_done, done)
 
         return Call(pieces, deadline, finished, work)
-
-    @staticmethod
-    def _submit(found: Version, call: Call, lengths: Sequence[int], groups: Sequence[Any]) -> None:
-        assert found.worker is not None
-        found.worker.submit(call, lengths, groups)
 
 
 def _cancel(found: Version, call: Call) -> None:
@@ -455,9 +477,10 @@ def _decoded(
         if errors:
             each.append(errors[0])
             continue
-        answer = predictor.decode(one, own)
-        if is_plain(answer):
-            each.append(answer)
-        else:
-            each.append(ModelFailed(f"{name} gave this record values that are no numbers"))
+        with contextlib.suppress(NotFinite):
+            answer = predictor.decode(one, own)
+            if is_plain(answer):
+                each.append(answer)
+                continue
+        each.append(ModelFailed(f"{name} gave this record values that are no numbers"))
     return each

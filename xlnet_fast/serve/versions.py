@@ -106,11 +106,12 @@ def found_version(name: str, version: str, folder: Path, now: float) -> Found:
     try:
         files = [(path, path.stat()) for path in sorted(checkpoint.iterdir()) if path.is_file()]
         lacking = incomplete(checkpoint)
+        # The change time: a copy may bring the times of its source along, but not this one.
+        changed = max(one.st_ctime for one in (checkpoint.stat(), *(one for _, one in files)))
     except OSError as error:  # a file has gone meanwhile
-        files, lacking = [], f"{error.filename}: {error.strerror}"
+        files, lacking, changed = [], f"{error.filename}: {error.strerror}", now
     fingerprint = tuple((path.name, one.st_size, one.st_mtime_ns) for path, one in files)
-    # The change time: a copy may bring the times of its source along, but not this one.
-    quiet_s = now - max((one.st_ctime for _, one in files), default=now)
+    quiet_s = now - changed
     unfinished = damaged = ""
     if lacking and quiet_s >= GIVEN_UP_S:
         damaged = f"the folder is incomplete: {lacking}"

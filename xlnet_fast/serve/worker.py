@@ -4,6 +4,9 @@ A batch that raises, or has a result that is no number, is computed again piece 
 fails alone is refused, the others get their answers. After some such failures without a success
 between them the model is asked what it could answer when it was loaded. If it no longer can, the
 model has failed, and not the records: it computes nothing more, and says why.
+
+A text that is streamed is computed in turns: between two batches every stream goes on by one part
+that is waited for.
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from xlnet_fast.errors import XLNetFastError
+from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict.pieces import Piece
-from xlnet_fast.serve.answerable import is_finite
+from xlnet_fast.predict.predictor import is_finite
 from xlnet_fast.serve.batcher import Call, Queue, Waiting
-from xlnet_fast.serve.contract import ModelFailed, NotReady, Overloaded, TimedOut
+from xlnet_fast.serve.contract import ModelFailed, NotReady, Overloaded, Refusal, TimedOut
 
 SUSPICIOUS = 3
 """Pieces that fail alone, one after the other, before the model itself is doubted."""
@@ -78,6 +82,8 @@ class Worker:
         self._on_failure = on_failure
         self._queue = Queue(budget)
         self._pieces: dict[Call, list[Waiting]] = {}
+        self._turns: deque[Waiting] = deque()
+        self._turns_left = 0
         self._reserved = 0
         self._changed = threading.Condition()
         self._ending = False
@@ -134,12 +140,28 @@ class Worker:
             self._pieces[call] = waiting
             self._changed.notify()
 
+    def go_on(self, call: Call) -> None:
+        """Put a piece of work, which was let in before, in front of the next batch.
+
+        Raises:
+            NotReady: the model has failed, or is being unloaded.
+        """
+        with self._changed:
+            self._check_open()
+            turn = Waiting(call, 0, 0, call, time.monotonic())
+            self._turns.append(turn)
+            self._pieces[call] = [turn]
+            self._changed.notify()
+
     def cancel(self, call: Call) -> None:
         """Nobody waits for it: what is not being computed leaves the queue."""
         with self._changed:
             call.gone = True
             for piece in self._pieces.pop(call, ()):
-                self._queue.remove(piece)
+                if piece in self._turns:
+                    self._turns.remove(piece)
+                elif piece.number:
+                    self._queue.remove(piece)
 
     def close(self, refusal: XLNetFastError, timeout_s: float) -> bool:
         """Refuse what waits, let the batch end that is computed, and end the thread.
@@ -157,14 +179,18 @@ class Worker:
         """Answer everything that waits, or is being computed, with a refusal."""
         with self._changed:
             self._queue.clear()
+            self._turns.clear()
             calls = list(self._pieces)
             self._pieces.clear()
         for call in calls:
             call.refuse(refusal)
 
-    def _admit(self, tokens: int) -> None:
+    def _check_open(self) -> None:
         if self.failure or self._ending:
             raise NotReady(self.failure or f"{self.name} is being unloaded")
+
+    def _admit(self, tokens: int) -> None:
+        self._check_open()
         waiting = self._queue.tokens + self._reserved
         if waiting and waiting + tokens > self._limit:
             refusal = Overloaded(
@@ -180,20 +206,29 @@ class Worker:
         try:
             if self._threads is not None:
                 torch.set_num_threads(self._threads)
-            while True:
-                with self._changed:
-                    while not (batch_late := self._queue.take(time.monotonic()))[0]:
-                        self._refuse_late(batch_late[1])
-                        if self._ending:
-                            return
-                        self._changed.wait()
-                batch, late = batch_late
-                self._refuse_late(late)
+            while (batch := self._next()) is not None:
                 self._compute(batch)
-                del batch, late, batch_late  # or an idle thread would keep texts and results
+                del batch  # or an idle thread would keep texts and results
         except BaseException as error:  # or nobody would know that it has ended
             _log.exception("the inference thread has ended", extra={"model": self.name})
             self._fail(f"the inference thread of {self.name} has ended: {_told(error)}")
+
+    def _next(self) -> list[Waiting] | None:
+        """Wait for something to compute; None at the end."""
+        with self._changed:
+            while True:
+                if self._turns and self._turns_left:
+                    self._turns_left -= 1
+                    return [self._turns.popleft()]
+                batch, late = self._queue.take(time.monotonic())
+                self._refuse_late(late)
+                self._turns_left = len(self._turns)
+                if batch:
+                    return batch
+                if self._ending:
+                    return None
+                if not self._turns:
+                    self._changed.wait()
 
     def _refuse_late(self, late: Sequence[Waiting]) -> None:
         for piece in late:
@@ -259,7 +294,7 @@ class Worker:
         assert call.work is not None
         try:
             return call.work()
-        except XLNetFastError as error:
+        except (ArgumentError, Refusal) as error:
             return error
         except Exception as error:
             _log.warning(
