@@ -1,8 +1,9 @@
-"""The models of these tests are those of tests/hf."""
+"""The models of these tests are those of tests/hf and tests/predict."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "hf"))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "hf"), str(TESTS / "predict")]

@@ -215,10 +215,20 @@ def write(
             raise ArgumentError(f"Hugging Face's generate refuses: {first_line(error)}") from error
     ends = model.generation_config.eos_token_id
     rows = sequences[:, ids.shape[1] :].tolist()
+    if "stopping_criteria" in further:  # a text may have ended without a token that says so
+        rows = [_unpadded(row, tokenizer.pad_token_id) for row in rows]
     ends = set(ends if isinstance(ends, list) else [ends])
     each = options.num_return_sequences
     texts = [_text(tokenizer, prompts[i // each], row, ends) for i, row in enumerate(rows)]
     return texts, sequences.shape[1] - ids.shape[1]
+
+
+def _unpadded(row: list[int], pad_token_id: int) -> list[int]:
+    """Without the padding that follows where a text ended before the others of its batch."""
+    end = len(row)
+    while end and row[end - 1] == pad_token_id:
+        end -= 1
+    return row[:end]
 
 
 def _text(tokenizer: Any, prompt: Prompt, row: list[int], ends: set[int]) -> Text:

@@ -39,16 +39,27 @@ class Predictor:
         predictor({"text": "A fine film."})              # one record, one answer
         predictor([{"text": "A fine film."}, ...])       # many, batched by length
 
-    Attributes:
-        name: the checkpoint. task: what it answers.
+    The tasks, by ``predictor.task.name``, and the fields of their records:
 
-    :meth:`encode`, :meth:`run` and :meth:`decode` are the three steps of it, for who makes batches
-    of records that come one by one. All may be called from several threads at once; the model
-    computes for one at a time.
+    - text-classification: ``text``, ``text_pair`` (optional)
+    - token-classification: ``text``, or ``tokens``, a list of words
+    - question-answering: ``question``, ``context``
+    - multiple-choice: ``passage``, ``choices``, a list, ``question`` (optional; "_" in it is where
+      the choice belongs)
+    - embeddings, of any checkpoint: ``text``
+    - generation: ``text``, ``prefix`` (optional, read before it)
+
+    ``encode``, ``run`` and ``decode`` are the three steps of a call, for who makes batches of
+    records that come one by one. All may be called from several threads at once; the model computes
+    for one at a time.
+
+    Attributes:
+        name: the checkpoint.
+        task: what it answers; its ``parameters`` say what a request may ask for, by name.
     """
 
     def __init__(self, task: Task, name: str) -> None:
-        """From a model that is loaded; see :meth:`load`."""
+        """From a model that is loaded; see ``load``."""
         self.task = task
         self.name = name
 
@@ -68,12 +79,12 @@ class Predictor:
 
         Args:
             model: folder of a checkpoint or of a run of ``finetune`` or ``pretrain``, or a Hub id.
-            task: one of ``TASKS``; by default that of the checkpoint's class.
+            task: its name; by default that of the checkpoint's class.
             tokenizer: folder or Hub id, by default the model's.
             dtype: of weights and activations, "fp32", "bf16" or "fp16".
             device: "cpu", "cuda" or "cuda:N"; by default the GPU if there is one.
             backend: of the attention.
-            reading: how long texts are read.
+            reading: how long texts are read; by default in windows of 512 tokens that share 128.
 
         Raises:
             ArgumentError: a value that cannot be used, a checkpoint that cannot be read, or one
@@ -115,8 +126,13 @@ class Predictor:
             token_budget: tokens of a batch, padding included.
             parameters: of the task, ``predictor.task.parameters``.
 
+        Returns:
+            A mapping of plain JSON values for each record; ``cut`` is true in it where a part of
+            the record was not read.
+
         Raises:
-            ArgumentError: a record or a parameter that cannot be used; says which record.
+            ArgumentError: a record or a parameter that cannot be used; of several, says which.
+            NotFinite: the model computed values that are no numbers.
         """
         if isinstance(records, (str, Mapping)):
             return self.answers([self.encode(records, **parameters)], token_budget)[0]
@@ -149,7 +165,15 @@ class Predictor:
         return results
 
     def encode(self, record: Mapping[str, Any] | str, **parameters: Any) -> Encoded:
-        """See :meth:`Task.encode`; a text is the record of its task's only required field."""
+        """A record as the model reads it: pieces, the rows that batches are made of.
+
+        Args:
+            record: a mapping, or the text of its task's only required field.
+            parameters: of the task.
+
+        Raises:
+            ArgumentError: a record or a parameter that cannot be used.
+        """
         if isinstance(record, str):
             if len(self.task.required) != 1:
                 fields = ", ".join(self.task.required)
@@ -158,12 +182,18 @@ class Predictor:
         return self.task.encode(record, **parameters)
 
     def run(self, pieces: Sequence[Piece]) -> list[Any]:
-        """See :meth:`Task.run`; a thread waits while another one computes."""
+        """The results of the pieces of one batch, on the CPU; waits while another thread computes.
+
+        Raises:
+            ArgumentError: they are of different groups.
+        """
+        if any(piece.group != pieces[0].group for piece in pieces):
+            raise ArgumentError("the pieces of a batch are of different groups, expected one")
         with self.task.computing:
             return self.task.run(pieces)
 
     def decode(self, encoded: Encoded, results: Sequence[Any]) -> dict[str, Any]:
-        """See :meth:`Task.decode`; ``cut`` is added where a part of the record was not read.
+        """The answer of a record from the results of its pieces.
 
         Raises:
             NotFinite: the model computed values that are no numbers, for this record.

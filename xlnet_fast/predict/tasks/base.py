@@ -24,11 +24,14 @@ LONG = ("window", "memory", "truncate")
 class Reading:
     """How texts are read.
 
+        Predictor.load("runs/reviews", reading=Reading(max_length=256, stride=64))
+
     Attributes:
         max_length: tokens of a sequence, <sep> and <cls> included.
         long: what a longer text becomes. "window": several sequences that share ``stride`` tokens,
-            of whose answers one is made; "memory": segments, each of which remembers those before;
-            "truncate": its first ``max_length`` tokens.
+            of whose answers one is made; "memory": segments, each of which remembers those before,
+            as far as the config's ``mem_len`` says; "truncate": its first ``max_length`` tokens.
+            Not every task has all of them: it says so where it is loaded or asked.
         stride: tokens that neighbouring windows share.
 
     Raises:

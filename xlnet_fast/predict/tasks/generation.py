@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -60,10 +61,17 @@ class Generation(Task):
         with self._tokenizing:
             prompt = encode(self.tokenizer, text, prefix)
         prompt, cut = self._fitting(prompt)
+        kept = self.transformer.mem_len
+        if kept and len(prompt.ids) > kept:
+            warnings.warn(
+                f"{self.name}: the model remembers {kept} tokens (mem_len), and there are longer "
+                "prompts: what comes before these is forgotten as the text is written",
+                stacklevel=2,
+            )
         group: tuple[Any, ...] = (options, parameters["stop"])
         seed = parameters["seed"]
         if parameters["do_sample"]:
-            seed = secrets.randbits(63) if seed is None else seed
+            seed = secrets.randbits(32) if seed is None else seed
             group = (*group, next(_serial))
         copies = max(parameters["num_beams"], parameters["num_return_sequences"])
         tokens = copies * (len(prompt.ids) + parameters["max_new_tokens"])
@@ -92,12 +100,6 @@ class Generation(Task):
 
     def run(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         """``texts`` of each prompt; ``finite``: 0, or NaN where the model's values were."""
-        if all(piece.notes["seed"] is None for piece in pieces):
-            return self._written(pieces)
-        return [self._written([piece])[0] for piece in pieces]
-
-    def _written(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-        """The results of prompts that are written side by side; of one where it is drawn."""
         notes = pieces[0].notes
         finite = AllFinite(len(pieces))
         prompts = [piece.notes["prompt"] for piece in pieces]

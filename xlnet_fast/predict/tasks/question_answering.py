@@ -81,8 +81,10 @@ class QuestionAnswering(Task):
         found = {"count": parameters["n_best"], "longest": parameters["max_answer_length"]}
         pieces = []
         for window in read:
-            starts, ends = zip(*context_spans(window), strict=True)
-            notes = {"starts": np.array(starts), "ends": np.array(ends), "limits": found}
+            spans = np.array(context_spans(window)).reshape(-1, 2)
+            if not len(spans):
+                raise ArgumentError("context comes to no token, expected some words")
+            notes = {"starts": spans[:, 0], "ends": spans[:, 1], "limits": found}
             pieces.append(Piece(window.ids, window.type_ids, notes, tuple(found.values())))
         return pieces, len(windows) > len(read)
 

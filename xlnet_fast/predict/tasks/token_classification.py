@@ -12,8 +12,8 @@ from torch import Tensor
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.predict.pieces import Encoded, Piece
 from xlnet_fast.predict.tasks.base import Part, shown, text_field, unicode_text
-from xlnet_fast.predict.tasks.texts import Bounds, TextTask
-from xlnet_fast.predict.windows import window_bounds
+from xlnet_fast.predict.tasks.texts import TextTask
+from xlnet_fast.predict.windows import most_context, window_bounds
 from xlnet_fast.train.finetune.chunks import entities, has_entities
 from xlnet_fast.train.finetune.sequences import coded_words
 
@@ -48,13 +48,15 @@ class TokenClassification(TextTask):
             bounds = [(0, room)]
         elif len(ids) > room and reading.long == "window":
             bounds = window_bounds(len(ids), room, reading.stride)
-        owners = {i: _owner(bounds, i, len(ids)) for i in firsts}
+        own: list[list[int]] = [[] for _ in bounds]
+        for place in firsts:
+            if place < bounds[-1][1]:
+                own[most_context(bounds, place, len(ids))].append(place)
         pieces = []
-        for number, window in enumerate(bounds):
-            own = [i for i in firsts if owners[i] == number]
+        for window, places in zip(bounds, own, strict=True):
             notes: dict[str, Any] = {
-                "words": [of_words[i] for i in own],
-                "places": [i - window[0] for i in own],
+                "words": [of_words[i] for i in places],
+                "places": [i - window[0] for i in places],
             }
             pieces.append(self.piece(ids, None, window, **notes))
         return pieces, cut
@@ -150,22 +152,6 @@ def _words(record: Mapping[str, Any]) -> list[tuple[str, int, int]]:
         raise ArgumentError(f"tokens is {shown(tokens)}, expected a list of words")
     # An empty word, as data may have one, becomes <unk>.
     return [(unicode_text(word, f"tokens[{i}]"), i, i + 1) for i, word in enumerate(tokens)]
-
-
-def _owner(bounds: Sequence[Bounds], place: int, length: int) -> int:
-    """Which window a token is read in; -1 if none has it.
-
-    bounds: of the windows, in a text of ``length`` tokens.
-    """
-    best, found = -1, -1
-    for number, (begin, end) in enumerate(bounds):
-        if not begin <= place < end:
-            continue
-        before = place - begin if begin else length
-        behind = end - 1 - place if end < length else length
-        if min(before, behind) > best:
-            best, found = min(before, behind), number
-    return found
 
 
 def _entities(words: Sequence[Mapping[str, Any]], text: str | None) -> list[dict[str, Any]]:
