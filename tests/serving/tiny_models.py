@@ -30,10 +30,11 @@ def main(folder: Path) -> None:
         "choices": XLNetForMultipleChoice,
         "vectors": XLNetModel,
     }
-    tags = {"id2label": dict(enumerate(["B-PER", "I-PER", "B-LOC", "B-<b>"]))}
+    labels = {"entities": ["B-PER", "I-PER", "B-LOC", "B-<b>"], "questions": ["start", "end"]}
     for name, head in heads.items():
         shutil.copytree(folder / "writer", folder / name)  # with the tokenizer
-        classifier(folder / name, architecture=head, **(tags if name == "entities" else {}))
+        own = {"id2label": dict(enumerate(labels[name]))} if name in labels else {}
+        classifier(folder / name, architecture=head, **own)
 
 
 if __name__ == "__main__":
