@@ -129,7 +129,9 @@ def test_a_text_is_written(page, url):
     page.select_option("#model", "writer")
     page.click("#more summary")
     page.fill("#parameter-max_new_tokens", "30")
-    ask(page, "writer", text="the value of <b>")
+    page.fill("#field-text", "the value of <b>")
+    page.click("#run")
+    expect(page.locator("#status")).to_contain_text("Answered in")
     body = {"record": "the value of <b>", "parameters": {"max_new_tokens": 30}}
     told = httpx.post(f"{url}/v1/models/writer:predict", json=body).json()["answers"][0]
     whole = page.locator("#json").evaluate("pre => JSON.parse(pre.textContent).text")
