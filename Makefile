@@ -21,6 +21,11 @@ DOCS_VENV ?= $(VENV)/docs
 extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 # So have the tools that users run models with; what is in $(VENV), torch and this package, they see.
 INTEGRATIONS_VENV ?= $(VENV)/integrations
+# And so have the clients that ask a server, which runs in $(VENV), and what drives a browser: Debian's
+# Chromium, or the one that CHROMIUM names. What the page looks like is written to SCREENSHOTS.
+SERVING_VENV ?= $(VENV)/serving
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+SCREENSHOTS ?= page_out
 # Seconds for one of examples/, which takes ten.
 EXAMPLES_TIMEOUT ?= 120
 
@@ -47,7 +52,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -135,6 +140,24 @@ $(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
 integrations: $(INTEGRATIONS_VENV)/.installed ## run PEFT, torchao, captum, Lightning, Trainer and the like on models of ours
 	$(TEST_ENV) $(INTEGRATIONS_VENV)/bin/python -m pytest $(PYTEST_FLAGS) --dist loadfile \
 		tests/integrations/*_integration.py
+
+$(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m venv $(SERVING_VENV)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
+		> "$$($(SERVING_VENV)/bin/python -c "$$site")/development.pth"
+	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		'$(TORCH)' $(call extra,serving)
+	@touch $@
+
+serving: $(SERVING_VENV)/.installed ## ask a real server with the clients of KServe and OpenAI, and as SageMaker
+	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) $(SERVING_VENV)/bin/python -m pytest \
+		tests/serving/kserve_client.py tests/serving/openai_client.py tests/serving/container_contract.py
+
+browser: $(SERVING_VENV)/.installed ## try the page of a real server in headless Chromium
+	@test -n "$(CHROMIUM)" || { echo "there is no Chromium: apt-get install chromium, or name one by CHROMIUM"; exit 1; }
+	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) CHROMIUM=$(CHROMIUM) SCREENSHOTS=$(SCREENSHOTS) \
+		$(SERVING_VENV)/bin/python -m pytest tests/serving/page_in_browser.py
 
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
