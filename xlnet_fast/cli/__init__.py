@@ -22,11 +22,13 @@ import typer
 from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
+from xlnet_fast.cli.deploy import deploy_app
 from xlnet_fast.cli.finetune import finetune_command
 from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
+from xlnet_fast.cli.train_sagemaker import train_app
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
 BAD_INPUT = 2
@@ -259,6 +261,8 @@ app.command("qualify")(qualify_command)
 app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
+app.add_typer(deploy_app, name="deploy", help="Put a model on SageMaker, ask it, delete it.")
+app.add_typer(train_app, name="train", help="Run pretrain or finetune as a job of SageMaker.")
 
 
 def _check_writable(path: Path) -> None:
