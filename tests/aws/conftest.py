@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 import deployable
 import pytest
 from moto import mock_aws
 
 from xlnet_fast.deploy import patience
 from xlnet_fast.deploy.aws_clients import Aws
-
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))  # command_line
 
@@ -92,9 +92,21 @@ class _Http:
         self.headers: dict[str, str] = {}
 
 
+@pytest.fixture(scope="session")
+def descriptions() -> Any:
+    """What botocore knows of the services: megabytes, read once for all tests."""
+    return botocore.session.get_session().get_component("data_loader")
+
+
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+def cloud(monkeypatch: pytest.MonkeyPatch, descriptions: Any) -> Iterator[Cloud]:
     """An account with one bucket."""
+
+    def described(session: botocore.session.Session) -> None:
+        session._components.lazy_register_component("data_loader", lambda: descriptions)
+
+    register = "_register_data_loader"
+    monkeypatch.setattr(botocore.session.Session, register, described)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", deployable.REGION)

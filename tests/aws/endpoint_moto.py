@@ -226,7 +226,7 @@ def test_a_large_archive_goes_in_parts_each_with_its_sum(cloud, folder, monkeypa
     assert hashlib.sha256(content["Body"].read()).hexdigest() == content["Metadata"]["sha256"]
 
 
-# --- refused before anything is made ---------------------------------------------------------------
+# --- refused before anything is made -----------------------------------------------------------
 
 
 def test_an_endpoint_of_others_stays(cloud, folder):

@@ -14,6 +14,7 @@ from command_line import refused, run
 from moto.sagemakerruntime.models import sagemakerruntime_backends
 
 from xlnet_fast import cli
+from xlnet_fast.cli import deploy as deploy_command
 from xlnet_fast.deploy import invocation
 from xlnet_fast.deploy.endpoint import deploy
 from xlnet_fast.deploy.invocation import Question
@@ -131,6 +132,18 @@ def test_the_command_asks_asynchronous_endpoints_too(cloud, folder, tmp_path):
     assert asked.stdout == '{"default": "response"}\n'
     streamed = run("deploy", "invoke", "reviews", "--input", file, "--stream")
     assert "cannot stream" in refused(streamed)
+
+
+def test_the_command_streams(cloud, folder, tmp_path, monkeypatch):
+    deploy(deployable.deployment(folder), cloud.make)
+    monkeypatch.setattr(deploy_command, "Aws", cloud.make)
+    streams(cloud, part("Once "), part("upon"))
+    file = tmp_path / "input.txt"
+    file.write_text("Once")
+    asked = run("deploy", "invoke", "reviews", "--input", file, "--stream")
+    assert asked.stdout == "Once upon"
+    (request,) = cloud.asked_for("InvokeEndpointWithResponseStream")
+    assert (request["ContentType"], request["Accept"]) == ("text/plain", "text/event-stream")
 
 
 def test_an_endpoint_that_is_not_there(cloud, tmp_path):

@@ -1,4 +1,4 @@
-"""Another model on an endpoint that is there. moto lacks UpdateEndpoint: botocore's Stubber has it."""
+"""Another model on an endpoint that is there, by UpdateEndpoint, which moto lacks."""
 
 from __future__ import annotations
 

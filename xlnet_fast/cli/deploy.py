@@ -14,7 +14,7 @@ from xlnet_fast.deploy import found, invocation
 from xlnet_fast.deploy.aws_clients import Aws
 from xlnet_fast.deploy.deployment import GROUPS, LONGEST_NAME, DeployOptions, check_name
 from xlnet_fast.deploy.endpoint import deploy
-from xlnet_fast.deploy.invocation import JSON, Question
+from xlnet_fast.deploy.invocation import EVENTS, JSON, Question
 from xlnet_fast.deploy.removal import items_of, remove
 from xlnet_fast.deploy.s3_objects import Place
 from xlnet_fast.errors import ArgumentError
@@ -63,7 +63,8 @@ def invoke(
         str | None, typer.Option(help="Of the input; by default its suffix'.", show_default=False)
     ] = None,
     accept: Annotated[
-        str | None, typer.Option(help="Type of the answer; JSON.", show_default=False)
+        str | None,
+        typer.Option(help="Type of the answer; JSON, or events to stream.", show_default=False),
     ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print the answer as it is written.")
@@ -77,7 +78,7 @@ def invoke(
     profile: _Profile = None,
 ) -> None:
     """Ask an endpoint, at once, as a stream, or by way of S3 where it is asynchronous."""
-    question = _question(input, content_type, accept)
+    question = _question(input, content_type, accept or (EVENTS if stream else JSON))
     if stream and output is not None:
         raise ArgumentError("--stream prints the answer, and --output writes it: give one of them")
     aws = Aws(region, profile)
@@ -102,18 +103,18 @@ def invoke(
         raise ArgumentError(f"{output} cannot be written: {error.strerror}") from error
 
 
-def _question(input: Path, content_type: str | None, accept: str | None) -> Question:
+def _question(input: Path, content_type: str | None, accept: str) -> Question:
     if str(input) != "-":
         return Question.of(input, content_type, accept)
     body = sys.stdin.buffer.read()
     if not body.strip():
         raise ArgumentError("the standard input is empty")
-    return Question(body, content_type or JSON, accept or JSON)
+    return Question(body, content_type or JSON, accept)
 
 
 @deploy_app.command("list")
 def list_deployments(region: _Region = None, profile: _Profile = None) -> None:
-    """List the endpoints that were deployed from here, which cost money as long as they are there."""
+    """List the endpoints that xlnet-fast has made: they cost money as long as they are there."""
     aws = Aws(region, profile)
     count = 0
     for name, _ in found.all_of(aws, "endpoint"):

@@ -17,6 +17,7 @@ from xlnet_fast.deploy.s3_objects import Place
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 
 JSON = "application/json"
+EVENTS = "text/event-stream"
 TYPES = {
     ".json": JSON,
     ".jsonl": "application/jsonlines",

@@ -135,7 +135,8 @@ class TrainingOptions:
                 check_place(f"channel {name}", place)
             elif not Path(place).expanduser().exists():
                 raise ArgumentError(f"channel {name}: {place} does not exist")
-        if self.instances > 1 and "output" not in self.hyperparameters:
+        given = self.hyperparameters
+        if self.instances > 1 and "output" not in given:
             raise ArgumentError(
                 "a job on several instances needs the hyperparameter output, a folder that all of "
                 "them mount: docs/train.md, SageMaker"
