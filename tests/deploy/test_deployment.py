@@ -12,7 +12,7 @@ import pytest
 from deployable import BUCKET, IMAGE, REGION, ROLE, deployment, job, serverless
 
 from xlnet_fast._version import __version__
-from xlnet_fast.deploy.endpoint import plan_of
+from xlnet_fast.deploy.endpoint import deploy, plan_of
 from xlnet_fast.deploy.endpoint_plan import EndpointPlan, Names, printed
 from xlnet_fast.deploy.training_job import JobPlan, train
 from xlnet_fast.errors import ArgumentError
