@@ -14,8 +14,10 @@ from deployable import BUCKET, IMAGE, REGION, ROLE, deployment, job, serverless
 from xlnet_fast._version import __version__
 from xlnet_fast.deploy.endpoint import deploy, plan_of
 from xlnet_fast.deploy.endpoint_plan import EndpointPlan, Names, printed
+from xlnet_fast.deploy.invocation import question_for
 from xlnet_fast.deploy.training_job import JobPlan, train
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.predict.predictor import TASKS
 
 NAMES = Names("reviews", "reviews-1", "reviews-1")
 
@@ -213,3 +215,12 @@ def test_a_job_without_data_has_no_channels():
     assert "InputDataConfig" not in request
     assert "CheckpointConfig" not in request
     assert json.dumps(request)
+
+
+def test_there_is_a_question_for_every_task():
+    for task in TASKS.values():
+        for architecture in task.architectures:
+            (record,) = json.loads(question_for(architecture).body)["instances"]
+            assert task.required.keys() <= record.keys() <= {*task.required, *task.optional}
+    with pytest.raises(ArgumentError, match="give --check-input FILE"):
+        question_for("XLNetForNovelty")

@@ -28,6 +28,7 @@ from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
+from xlnet_fast.cli.serve import serve_command
 from xlnet_fast.cli.train_sagemaker import train_app
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
@@ -263,6 +264,7 @@ app.command("finetune", cls=GroupedCommand)(finetune_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
 app.add_typer(deploy_app, name="deploy", help="Put a model on SageMaker, ask it, delete it.")
 app.add_typer(train_app, name="train", help="Run pretrain or finetune as a job of SageMaker.")
+app.command("serve", cls=GroupedCommand)(serve_command)
 
 
 def _check_writable(path: Path) -> None:

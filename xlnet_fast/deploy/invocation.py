@@ -31,7 +31,7 @@ _RECORDS: dict[str, dict[str, Any]] = {
     "XLNetForTokenClassification": {"text": _SENTENCE},
     "XLNetForQuestionAnswering": {"question": "What is fine?", "context": _SENTENCE},
     "XLNetForQuestionAnsweringSimple": {"question": "What is fine?", "context": _SENTENCE},
-    "XLNetForMultipleChoice": {"context": _SENTENCE, "choices": ["It was good.", "It was bad."]},
+    "XLNetForMultipleChoice": {"passage": _SENTENCE, "choices": ["It was good.", "It was bad."]},
     "XLNetModel": {"text": _SENTENCE},
     "XLNetLMHeadModel": {"text": _SENTENCE},
 }
