@@ -21,6 +21,9 @@ DOCS_VENV ?= $(VENV)/docs
 extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 # So have the tools that users run models with; what is in $(VENV), torch and this package, they see.
 INTEGRATIONS_VENV ?= $(VENV)/integrations
+# The same for AWS in one process, the client of KServe, and Ray.
+AWS_VENV ?= $(VENV)/aws
+RAY_VENV ?= $(VENV)/ray
 # Seconds for one of examples/, which takes ten.
 EXAMPLES_TIMEOUT ?= 120
 
@@ -47,7 +50,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx integrations ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx integrations aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -119,19 +122,38 @@ $(VENV)/.onnx: $(VENV)/.installed
 onnx: $(VENV)/.onnx ## export every model class to ONNX and compare it in onnxruntime
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/hf/onnx_classes.py
 
-$(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m venv $(INTEGRATIONS_VENV)
+# An environment that sees what is in $(VENV), and what an extra names besides.
+define beside
+	$(BIN)/python -m venv $(1)
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
-		> "$$($(INTEGRATIONS_VENV)/bin/python -c "$$site")/development.pth"
-	$(INTEGRATIONS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		'$(TORCH)' $(call extra,integrations)
+		> "$$($(1)/bin/python -c "$$site")/development.pth"
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		'$(TORCH)' $(call extra,$(2))
 	@touch $@
+endef
+
+$(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(INTEGRATIONS_VENV),integrations)
 
 # What these tools do to PyTorch as they are imported is why they are no part of `make test`.
 integrations: $(INTEGRATIONS_VENV)/.installed ## run PEFT, torchao, captum, Lightning, Trainer and the like on models of ours
 	$(TEST_ENV) $(INTEGRATIONS_VENV)/bin/python -m pytest $(PYTEST_FLAGS) --dist loadfile \
 		tests/integrations/*_integration.py
+
+$(AWS_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(AWS_VENV),aws)
+
+aws: $(AWS_VENV)/.installed ## deploy to an AWS that is mocked; lint Dockerfile and KServe's manifest
+	$(TEST_ENV) $(AWS_VENV)/bin/python -m pytest $(PYTEST_FLAGS) tests/aws/*_moto.py
+
+$(RAY_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(RAY_VENV),ray)
+
+# Takes minutes on two cores, most of them Ray's start: no part of continuous integration.
+ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one under load, let them scale
+	$(TEST_ENV) timeout --kill-after 10 900 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
+		tests/ray/*_ray.py
 
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from xlnet_fast.deploy.deployment import DeployOptions
-from xlnet_fast.deploy.training_job import TrainingOptions
+from xlnet_fast.deploy.training_options import TrainingOptions
 
 ACCOUNT, REGION, BUCKET = "123456789012", "eu-central-1", "our-models"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"

@@ -182,6 +182,8 @@ def test_without_boto3_the_sentence_says_what_to_install(folder, monkeypatch):
         ({"channel": ("train",)}, "expected NAME=PLACE"),
         ({"channel": ("a=s3://bucket/a", "a=s3://bucket/b")}, "each name once"),
         ({"channel": ("a=/not/there",)}, "/not/there does not exist"),
+        ({"channel": ("a=efs://fs-01/x",)}, "expected --subnet and --security-group"),
+        ({"channel": ("a=efs://x/x",)}, "efs://x/x does not exist"),
         ({"hyperparameter": ("steps",)}, "expected NAME=VALUE"),
         ({"hyperparameter": ("command=pretrain",)}, "the command has a place"),
         ({"hyperparameter": ("a-b=1", "a_b=2")}, "each name once"),

@@ -10,7 +10,8 @@ import typer
 from xlnet_fast.cli.options import GroupedCommand, command_of
 from xlnet_fast.cli.sagemaker_contract import CHANNELS, INSTEAD, OPTIONS
 from xlnet_fast.deploy.aws_clients import Aws
-from xlnet_fast.deploy.training_job import GROUPS, TrainingOptions, stop, train
+from xlnet_fast.deploy.training_job import stop, train
+from xlnet_fast.deploy.training_options import GROUPS, TrainingOptions
 from xlnet_fast.errors import ArgumentError
 
 train_app = typer.Typer(no_args_is_help=True)
@@ -39,7 +40,13 @@ def check_against_contract(options: TrainingOptions) -> None:
         )
     channels = {name.upper() for name in options.channels}
     wanted = CHANNELS[options.command]
-    unused = channels - {name for names in wanted.values() for name in names}
+    # A file system may be there for the run's own folder.
+    shared = {
+        name.upper()
+        for name, place in options.channels.items()
+        if place.startswith(("fsx://", "efs://"))
+    }
+    unused = channels - shared - {name for names in wanted.values() for name in names}
     for name in sorted(unused):
         names = ", ".join(sorted({one.lower() for names in wanted.values() for one in names}))
         raise ArgumentError(
