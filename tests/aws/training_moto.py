@@ -83,7 +83,7 @@ def test_nobody_waits_where_nobody_wants_to(cloud, capsys):
 def test_a_network_and_several_machines(cloud):
     options = deployable.job(
         instances=2, subnet=("subnet-1",), security_group=("sg-1",), isolate=True,
-        channel=(f"train=s3://{deployable.BUCKET}/data", "run=fsx://fs-0123/mount/run"),
+        channel=(f"train=s3://{deployable.BUCKET}/data", "run=fsx://fs-0123456789abcdef0/mount/run"),
         hyperparameter=("output=/opt/ml/input/data/run",),
     )  # fmt: skip
     train(options, cloud.make)
@@ -93,7 +93,7 @@ def test_a_network_and_several_machines(cloud):
     assert asked["EnableNetworkIsolation"] is True
     shared = asked["InputDataConfig"][1]["DataSource"]["FileSystemDataSource"]
     assert shared == {
-        "FileSystemId": "fs-0123", "FileSystemType": "FSxLustre", "FileSystemAccessMode": "rw",
+        "FileSystemId": "fs-0123456789abcdef0", "FileSystemType": "FSxLustre", "FileSystemAccessMode": "rw",
         "DirectoryPath": "/mount/run",
     }  # fmt: skip
 

@@ -65,6 +65,14 @@ def test_a_deployment_is_planned(tmp_path):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["deploy", "train"])
+def test_the_bare_word_lists_its_commands(name):
+    result = run(name)
+    assert result.exit_code == 0
+    assert "sagemaker" in result.stdout
+    assert "no such command 'x'" in refused(run(name, "x"))
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -26,7 +26,13 @@ _Region = Annotated[
 ]
 _Profile = Annotated[str | None, typer.Option(help="Of ~/.aws/config.", show_default=False)]
 
-deploy_app = typer.Typer(no_args_is_help=True)
+deploy_app = typer.Typer()
+
+
+@deploy_app.callback(invoke_without_command=True)
+def _help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def run_deploy(options: DeployOptions) -> None:

@@ -14,7 +14,13 @@ from xlnet_fast.deploy.training_job import stop, train
 from xlnet_fast.deploy.training_options import GROUPS, TrainingOptions
 from xlnet_fast.errors import ArgumentError
 
-train_app = typer.Typer(no_args_is_help=True)
+train_app = typer.Typer()
+
+
+@train_app.callback(invoke_without_command=True)
+def _help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def run_training(options: TrainingOptions) -> None:

@@ -78,7 +78,7 @@ class _Deployment:
         except BaseException as error:
             if self.left_to_itself:
                 self._goes_on(error)
-            left = self.made.take_back(say)
+            left = self._take_back()
             if not isinstance(error, Exception):
                 say("\n".join(f"still there: {one}" for one in left) or "nothing is left")
                 raise
@@ -87,6 +87,13 @@ class _Deployment:
             self._retire(str(before["EndpointConfigName"]))
         say(f"{self.names.endpoint} is in service; to delete it: {self._deletion()}")
         return answer
+
+    def _take_back(self) -> list[str]:
+        try:
+            return self.made.take_back(say)
+        except KeyboardInterrupt:
+            say(f"cut short: some of it may still be there; try {self._deletion()}")
+            raise
 
     def _deletion(self) -> str:
         return f"xlnet-fast deploy delete {self.options.name}"
@@ -120,11 +127,12 @@ class _Deployment:
             file = Path(folder) / "model.tar.gz"
             say(f"packing {self.plan.model.folder}")
             digest = pack(self.plan.model, file)
-            say(f"sending {file.stat().st_size / 2**20:,.1f} MiB to {place}")
-            if s3_objects.upload(self.aws, file, place, self.plan.tags, digest):
-                self.made.add(f"the archive {place}", partial(s3_objects.delete, self.aws, place))
-            else:
-                say("the archive is there already")
+            if s3_objects.is_there(self.aws, place, digest):
+                say("the archive is in S3 already")
+                return
+            say(f"sending {file.stat().st_size / 2**20:,.1f} MiB")
+            send = partial(s3_objects.upload, self.aws, file, place, self.plan.tags, digest)
+            self._make(f"the archive {place}", send, partial(s3_objects.delete, self.aws, place))
 
     def _model(self) -> None:
         name, client = self.names.model, self.aws.sagemaker
@@ -247,10 +255,11 @@ class _Deployment:
 
     def _retire(self, config: str) -> None:
         """Delete the config and the models that the endpoint had; the archive stays in S3."""
-        for model in found.models_of(self.aws, config):
-            if model.startswith(self.options.name):
-                _or_say(partial(delete_model, self.aws, model))
-        if config.startswith(self.options.name):
+        name = self.options.name
+        models = set(found.models_of(self.aws, config)) - {self.names.model}
+        for model in models & set(found.ours(self.aws, "model", name)):
+            _or_say(partial(delete_model, self.aws, model))
+        if config in found.ours(self.aws, "endpoint config", name):
             _or_say(partial(delete_config, self.aws, config))
 
     def _goes_on(self, error: BaseException) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,43 +56,28 @@ def check_bucket(aws: Aws, bucket: str) -> None:
         )
 
 
-def upload(
-    aws: Aws,
-    file: Path,
-    place: Place,
-    tags: Mapping[str, str],
-    digest: str | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> bool:
+def upload(aws: Aws, file: Path, place: Place, tags: Mapping[str, str], digest: str) -> None:
     """Send a file, in parts if it is large, each with its SHA-256, which S3 compares.
 
     Args:
-        digest: SHA-256 of the file in hex, if it is known.
-        progress: called with the number of bytes that were sent since.
-
-    Returns:
-        Whether it was sent: an object of the same bytes is left as it is.
+        digest: SHA-256 of the file in hex.
 
     Raises:
         AwsError: it could not be sent, or what arrived is something else.
     """
-    digest = digest or sha256_of(file)
     doing = f"sending {file.name} to {place}"
-    if _is_there(aws, place, digest, doing):
-        return False
     sent = {
         "ChecksumAlgorithm": "SHA256",
         "Metadata": {_DIGEST: digest},
         "Tagging": urlencode(tags),
     }
     with telling(doing), open(file, "rb") as content:
-        aws.s3.upload_fileobj(content, place.bucket, place.key, ExtraArgs=sent, Callback=progress)
+        aws.s3.upload_fileobj(content, place.bucket, place.key, ExtraArgs=sent)
     head = _head(aws, place, doing)
     size = os.stat(file).st_size
     if head["ContentLength"] != size or not _agrees(head, digest):
         delete(aws, place)
         raise AwsError(f"{doing} failed: what arrived differs from what was sent; try again")
-    return True
 
 
 def sha256_of(file: Path) -> str:
@@ -109,9 +94,11 @@ def _head(aws: Aws, place: Place, doing: str) -> dict[str, Any]:
         return dict(aws.s3.head_object(Bucket=place.bucket, Key=place.key, ChecksumMode="ENABLED"))
 
 
-def _is_there(aws: Aws, place: Place, digest: str, doing: str) -> bool:
+def is_there(aws: Aws, place: Place, digest: str) -> bool:
+    """Whether a file with that SHA-256 was sent there before."""
     try:
-        return bool(_head(aws, place, doing)["Metadata"].get(_DIGEST) == digest)
+        head = _head(aws, place, f"looking for {place}")
+        return bool(head["Metadata"].get(_DIGEST) == digest)
     except AwsError as error:
         # Without the right to list a bucket, S3 says 403 of what is not there; sending will tell.
         if error.not_found or error.code == "403":

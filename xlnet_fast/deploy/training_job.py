@@ -203,7 +203,9 @@ def _send(aws: Aws, path: Path, place: Place, tags: Mapping[str, str]) -> None:
     files = list(s3_objects.files_below(path))
     say(f"sending {len(files)} files of {path} to {place}")
     for file, name in files:
-        s3_objects.upload(aws, file, place.below(name), tags)
+        digest = s3_objects.sha256_of(file)
+        if not s3_objects.is_there(aws, place.below(name), digest):
+            s3_objects.upload(aws, file, place.below(name), tags, digest)
 
 
 def wait_for_job(aws: Aws, name: str, minutes: float) -> str:

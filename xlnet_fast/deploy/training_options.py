@@ -29,7 +29,7 @@ GROUPS = (COMMON, MACHINES, NETWORK, RUN)
 """The panels of the command's ``--help``, in order."""
 
 COMMANDS = ("pretrain", "finetune")
-FILE_SYSTEM = re.compile(r"(fsx|efs)://(fs-[0-9a-f]+)(/.*)")
+FILE_SYSTEM = re.compile(r"(fsx|efs)://(fs-[0-9a-f]{8,})(/.*)")
 """A channel that the machines mount: its kind, its id and the folder in it."""
 _CHANNEL = re.compile(r"([A-Za-z0-9.\-_]{1,64})=(.+)")
 _PARAMETER = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", re.DOTALL)
