@@ -153,7 +153,7 @@ $(RAY_VENV)/.installed: $(VENV)/.installed pyproject.toml
 # Takes minutes on two cores, most of them Ray's start: no part of continuous integration.
 ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one under load, let them scale
 	$(TEST_ENV) timeout --kill-after 10 900 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
-		tests/ray/*_ray.py
+		tests/replicas/ray_replicas.py
 
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace

@@ -25,7 +25,7 @@ from xlnet_fast.serve.ray_app import RayArguments, application
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = {"text": "the value of an object with a function"}
 CLIENTS, TRIES = 4, 5
-READY_S = 240
+READY_S = 400
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +161,15 @@ def test_replicas_are_added_under_load_and_what_is_too_much_is_refused(door, mod
     end = time.monotonic() + READY_S
 
     def client(_: int) -> None:
-        with httpx.Client(timeout=30) as http:
+        with httpx.Client(timeout=60) as http:
             while running("growing") < 2 and time.monotonic() < end:
-                for _ in range(10):
-                    response = http.post(url, json={"records": [RECORD] * 64})
-                    codes[response.status_code] += 1
+                response = http.post(url, json={"records": [RECORD] * 64})
+                codes[response.status_code] += 1
+                if response.status_code != 200:
+                    time.sleep(0.5)  # a new replica needs this machine's cores too
 
-    with ThreadPoolExecutor(16) as clients:
-        list(clients.map(client, range(16)))
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(client, range(8)))
     print(f"\nfrom one replica to two: {dict(codes)}")
     assert running("growing") == 2
     assert codes[503] > 0  # the queue of Ray's door has an end
