@@ -24,6 +24,11 @@ INTEGRATIONS_VENV ?= $(VENV)/integrations
 # The same for AWS in one process, the client of KServe, and Ray.
 AWS_VENV ?= $(VENV)/aws
 RAY_VENV ?= $(VENV)/ray
+# And so have the clients that ask a server, which runs in $(VENV), and what drives a browser: Debian's
+# Chromium, or the one that CHROMIUM names. What the page looks like is written to SCREENSHOTS.
+SERVING_VENV ?= $(VENV)/serving
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+SCREENSHOTS ?= page_out
 # Seconds for one of examples/, which takes ten.
 EXAMPLES_TIMEOUT ?= 120
 
@@ -50,7 +55,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx integrations aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx integrations serving browser aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -154,6 +159,18 @@ $(RAY_VENV)/.installed: $(VENV)/.installed pyproject.toml
 ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one under load, let them scale
 	$(TEST_ENV) timeout --kill-after 10 900 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
 		tests/replicas/ray_replicas.py
+
+$(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(SERVING_VENV),serving)
+
+serving: $(SERVING_VENV)/.installed ## ask a real server with the clients of KServe and OpenAI, and as SageMaker
+	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) $(SERVING_VENV)/bin/python -m pytest \
+		tests/serving/kserve_client.py tests/serving/openai_client.py tests/serving/container_contract.py
+
+browser: $(SERVING_VENV)/.installed ## try the page of a real server in headless Chromium
+	@test -n "$(CHROMIUM)" || { echo "there is no Chromium: apt-get install chromium, or name one by CHROMIUM"; exit 1; }
+	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) CHROMIUM=$(CHROMIUM) SCREENSHOTS=$(SCREENSHOTS) \
+		$(SERVING_VENV)/bin/python -m pytest tests/serving/page_in_browser.py
 
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace

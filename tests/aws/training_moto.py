@@ -93,8 +93,8 @@ def test_a_network_and_several_machines(cloud):
     assert asked["EnableNetworkIsolation"] is True
     shared = asked["InputDataConfig"][1]["DataSource"]["FileSystemDataSource"]
     assert shared == {
-        "FileSystemId": "fs-0123456789abcdef0", "FileSystemType": "FSxLustre", "FileSystemAccessMode": "rw",
-        "DirectoryPath": "/mount/run",
+        "FileSystemId": "fs-0123456789abcdef0", "FileSystemType": "FSxLustre",
+        "FileSystemAccessMode": "rw", "DirectoryPath": "/mount/run",
     }  # fmt: skip
 
 

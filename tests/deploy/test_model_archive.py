@@ -11,9 +11,13 @@ import deployable
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tiny_finetuning import checkpoint
+from transformers import XLNetConfig, XLNetForSequenceClassification
 
+from xlnet_fast.deploy.invocation import question_for
 from xlnet_fast.deploy.model_archive import model_folder, pack
 from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.predict import Predictor
 
 
 @pytest.fixture
@@ -183,3 +187,17 @@ def test_weights_are_packed_without_being_held_in_memory(folder, tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_what_is_packed_is_enough_to_answer_the_first_question(tmp_path):
+    """A checkpoint, packed, unpacked as SageMaker does, loaded and asked."""
+    source = checkpoint(tmp_path / "model")
+    config = XLNetConfig.from_pretrained(source)
+    XLNetForSequenceClassification(config).save_pretrained(source)
+    found = model_folder(str(source))
+    pack(found, tmp_path / "model.tar.gz")
+    with tarfile.open(tmp_path / "model.tar.gz") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    predictor = Predictor.load(str(tmp_path / "unpacked"))
+    (record,) = json.loads(question_for(found.architecture).body)["instances"]
+    assert predictor(record)["label"] == Predictor.load(str(source))(record)["label"]

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import pytest
 from fastapi import FastAPI
 from tiny_finetuning import checkpoint
 from transformers import XLNetConfig, XLNetForSequenceClassification
@@ -36,6 +35,7 @@ class SmallService:
         self.predictors = dict(predictors)
         self.limits = Limits()
         self.ready = True
+        self.draining = False
         self.refusal: Exception | None = None
         self.asked: list[tuple[str, list[Any], dict[str, Any]]] = []
         self.ended = 0
@@ -93,16 +93,19 @@ class SmallService:
         del self.predictors[name]
 
 
-def classifier(folder: Path, **settings: Any) -> Path:
-    """A random classifier of three labels, one of which is no tame text."""
-    checkpoint(folder)
+def classifier(
+    folder: Path, *, architecture: Any = XLNetForSequenceClassification, **settings: Any
+) -> Path:
+    """A random checkpoint with a head and three labels, one of which is no tame text."""
+    if not (folder / "config.json").exists():
+        checkpoint(folder)
     config = XLNetConfig.from_pretrained(folder)
     labels = ("good", "bad", "<img src=x onerror=alert(1)>")
     settings = {"id2label": dict(enumerate(labels)), **settings}
     for name, value in settings.items():
         setattr(config, name, value)
-    config.architectures = ["XLNetForSequenceClassification"]
-    XLNetForSequenceClassification(config).save_pretrained(folder)
+    config.architectures = [architecture.__name__]
+    architecture(config).save_pretrained(folder)
     return folder
 
 
@@ -130,13 +133,3 @@ def refused(response: httpx.Response, status: int, words: str) -> None:
     """The response says no with these words."""
     assert response.status_code == status, response.text
     assert words in response.text, response.text
-
-
-def predictor_fixture(name: str, **settings: Any) -> Any:
-    """A module's fixture: the tiny classifier."""
-
-    @pytest.fixture(scope="module", name=name)
-    def loaded(tmp_path_factory):
-        return Predictor.load(str(classifier(tmp_path_factory.mktemp("served"), **settings)))
-
-    return loaded

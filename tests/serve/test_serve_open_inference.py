@@ -8,6 +8,8 @@ import struct
 import numpy
 import pytest
 from small_service import TEXTS, SmallService, classifier, client_of, refused
+from tiny_finetuning import checkpoint
+from transformers import XLNetForMultipleChoice, XLNetForTokenClassification
 
 from xlnet_fast.predict import Predictor
 from xlnet_fast.serve.contract import Overloaded
@@ -236,6 +238,53 @@ def test_other_problems(tmp_path, problem, labels, expected):
         assert [json.loads(one) for one in found["labels"]["data"]] == [
             one["labels"] for one in answers
         ]
+
+
+def test_lists_of_texts(tmp_path):
+    folder = classifier(tmp_path, architecture=XLNetForMultipleChoice)
+    predictor = Predictor.load(str(folder))
+    ask = client_of(router, SmallService(reviews=predictor))
+    choices = [["a value", "a class"], ["this", "of"]]
+    records = [{"passage": x, "choices": y} for x, y in zip(TEXTS[:2], choices, strict=True)]
+    passage = tensor("passage", TEXTS[:2])
+    for data, shape in ((choices, [2, 2]), ([json.dumps(one) for one in choices], [2, 1])):
+        found = outputs(ask("POST", INFER, json=body(passage, tensor("choices", data, shape))))
+        expected = predictor(records)
+        assert found["choice"]["data"] == [one["choice"] for one in expected]
+        assert found["text"]["data"] == [one["text"] for one in expected]
+    wrong = body(passage, tensor("choices", ["a", "[]"]))
+    refused(ask("POST", INFER, json=wrong), 400, "input choices is no JSON")
+    inputs = ask("GET", "/v2/models/reviews").json()["inputs"]
+    assert [one["shape"] for one in inputs] == [[-1], [-1, -1], [-1]]
+
+
+def test_written_texts(tmp_path):
+    writer = Predictor.load(str(checkpoint(tmp_path)), task="generation")
+    ask = client_of(router, SmallService(reviews=writer))
+    wanted = {"parameters": {"max_new_tokens": 3}}
+    found = outputs(ask("POST", INFER, json=body(tensor(), **wanted)))
+    expected = writer(TEXTS, max_new_tokens=3)
+    for name, kind in (("text", "BYTES"), ("new_tokens", "INT64"), ("ended", "BOOL")):
+        assert found[name]["data"] == [one[name] for one in expected]
+        assert found[name]["datatype"] == kind
+    wanted["parameters"] |= {"num_beams": 2, "num_return_sequences": 2}
+    refused(ask("POST", INFER, json=body(tensor(), **wanted)), 400, "leave num_return_sequences")
+
+
+def test_vectors_and_entities(tmp_path):
+    vectors = Predictor.load(str(checkpoint(tmp_path / "a")), task="embeddings")
+    ask = client_of(router, SmallService(reviews=vectors))
+    found = outputs(ask("POST", INFER, json=body(tensor())))["embedding"]
+    assert (found["shape"], found["datatype"]) == ([3, 32], "FP32")
+    rows = numpy.array(found["data"]).reshape(3, 32).tolist()
+    assert rows == [one["embedding"] for one in vectors(TEXTS)]
+    folder = classifier(tmp_path / "b", architecture=XLNetForTokenClassification)
+    words = Predictor.load(str(folder))
+    found = outputs(
+        client_of(router, SmallService(reviews=words))("POST", INFER, json=body(tensor()))
+    )
+    assert set(found) == {"cut", "answer"}
+    assert [json.loads(one) for one in found["answer"]["data"]] == words(TEXTS)
 
 
 def test_the_description_can_be_made(ask):

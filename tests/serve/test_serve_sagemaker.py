@@ -11,6 +11,7 @@ import pytest
 from small_service import TEXTS, SmallService, classifier, client_of, refused
 
 from xlnet_fast.predict import Predictor
+from xlnet_fast.predict.writing import Ending
 from xlnet_fast.serve.contract import Limits, NoRoom, Overloaded
 from xlnet_fast.serve.protocols.media import accepted
 from xlnet_fast.serve.protocols.sagemaker import (
@@ -108,7 +109,7 @@ def test_csv_of_one_column_and_its_header(ask, service, predictor):
     answer = predictor("text")
     assert row[0] == answer["label"]
     assert json.loads(row[2]) == pytest.approx(answer["scores"])
-    assert invoke(ask, "x" * 200_000, CSV).status_code == 200
+    assert invoke(ask, "a" + " " * 200_000 + "b", CSV).status_code == 200
 
 
 def test_plain_text_is_one_record_a_line(ask, service):
@@ -139,7 +140,7 @@ def test_plain_text_is_one_record_a_line(ask, service):
         ("a,b\nc\n", CSV, 400, "row 2 has 1 columns, expected 2"),
         ('"a', CSV, 400, "no CSV"),
         ("text,text\na,b\n", CSV, 400, "the columns text, text"),
-        ("txt\na\n", f"{CSV}; header=present", 400, "the record has no text"),
+        ("txt\na\n", f"{CSV}; header=present", 400, "unknown field 'txt'"),
         ("a\n\nb\n", CSV, 400, "row 2 is empty"),
         ("a\n", f"{CSV}; header=maybe", 400, "expected present or absent"),
         ("a", "image/png", 415, "expected application/json"),
@@ -236,6 +237,7 @@ class Writer:
 
     def stream(self, encoded):
         yield from ("the ", "va\u2028lue", "\n")
+        yield Ending.of({"text": "the va\u2028lue\n", "new_tokens": 3, "ended": True})
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,8 @@ def test_streams(predictor, body, accept, begin):
     lines = [line for line in response.text.split("\n") if line]
     assert all(line.startswith(begin) for line in lines)
     found = [json.loads(line.removeprefix(begin)) for line in lines]
-    assert found == [{"text": "the "}, {"text": "va\u2028lue"}, {"text": "\n"}, {"done": True}]
+    assert [one["text"] for one in found[:-1]] == ["the ", "va\u2028lue", "\n"]
+    assert found[-1] == {"done": True, "new_tokens": 3, "ended": True}
     assert service.ended == 1
 
 
@@ -300,6 +303,14 @@ def test_models_in_pages(several, service, predictor):
     assert names == [f"m{i}" for i in range(5)]
     assert token == ""
     refused(several("GET", "/models", params={"limit": 0}), 400, "limit")
+
+
+def test_ping_of_several_models(several, service):
+    """One that is being loaded, or has failed, is no reason to end the container."""
+    service.ready = False
+    assert several("GET", "/ping").status_code == 200
+    service.draining = True
+    assert several("GET", "/ping").status_code == 503
 
 
 def test_no_room(several, service, folder):

@@ -128,6 +128,10 @@ class TrainingOptions:
                     raise ArgumentError(
                         f"channel {name} is a file system, expected --subnet and --security-group"
                     )
+            elif place.startswith(("fsx://", "efs://")):
+                raise ArgumentError(
+                    f"channel {name} is {place!r}, expected {place[:3]}://fs-ID/FOLDER"
+                )
             elif not Path(place).expanduser().exists():
                 raise ArgumentError(f"channel {name}: {place} does not exist")
         given = self.hyperparameters

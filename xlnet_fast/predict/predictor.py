@@ -176,7 +176,8 @@ class Predictor:
     def stream(self, encoded: Encoded) -> Iterator[str]:
         """What a model of ``generation`` writes, as soon as nothing can change it any more.
 
-        The parts together are the answer's ``text``. The model computes only while the next part is
+        The parts together are the answer's ``text``; the last one is empty, a ``writing.Ending``
+        with the whole ``answer``. The model computes only while the next part is
         waited for; who stops asking ends it. Other threads may compute in between.
 
         Raises:

@@ -13,6 +13,19 @@ from transformers.generation.streamers import BaseStreamer
 from xlnet_fast.errors import NotFinite
 
 
+class Ending(str):
+    """The last part of a stream: no text, but the ``answer`` that ``decode`` would give."""
+
+    answer: dict[str, Any]
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Ending:
+        """With its answer."""
+        ending = cls()
+        ending.answer = answer
+        return ending
+
+
 class AllFinite(LogitsProcessor):
     """Notes which prompts have scores that are NaN, and changes nothing."""
 

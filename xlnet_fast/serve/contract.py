@@ -122,6 +122,8 @@ class Service(Protocol):
     """The models, and their answers. All methods are called in the event loop's thread."""
 
     limits: Limits
+    draining: bool
+    """Whether the end is near: nothing new is taken."""
 
     @property
     def ready(self) -> bool:
@@ -152,7 +154,10 @@ class Service(Protocol):
         parameters: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[str]:
-        """What a model of text generation writes, as soon as it is there; raises as predict."""
+        """What a model of text generation writes, as soon as it is there; raises as predict.
+
+        The last part is empty, a ``predict.writing.Ending`` that has the whole answer.
+        """
 
     async def explain(
         self, model: str, record: Record, *, version: str | None = None, method: str

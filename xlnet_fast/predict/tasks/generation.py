@@ -16,7 +16,7 @@ from xlnet_fast.generate.run import Text, write
 from xlnet_fast.predict.pieces import Encoded, Piece
 from xlnet_fast.predict.streams import Draws, Handover, in_turns
 from xlnet_fast.predict.tasks.base import Parameter, Task, text_field, unicode_text
-from xlnet_fast.predict.writing import AllFinite, Stops, Words, cut_at
+from xlnet_fast.predict.writing import AllFinite, Ending, Stops, Words, cut_at
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _POSITIVE = ("temperature", "top_p", "repetition_penalty")
@@ -165,7 +165,9 @@ class Generation(Task):
             further = {"streamer": words, "stopping_criteria": [handover]}
             (text,) = self._texts([notes["prompt"]], notes, finite, **further)
         if not handover.stopped:
-            words.finish(_answer(text, notes["stop"])["text"])
+            answer = _answer(text, notes["stop"])
+            words.finish(answer["text"])
+            handover.give(Ending.of(answer))
 
 
 def _options(parameters: Mapping[str, Any]) -> GenerateOptions:

@@ -22,7 +22,6 @@ from xlnet_fast.serve.protocols.tensors import (
     BYTES,
     InferRequest,
     OutputTensor,
-    instead_of,
     is_list,
     outputs_of,
     packed,
@@ -123,7 +122,7 @@ def _metadata(service: Service, name: str, version: str | None) -> dict[str, Any
         "platform": "xlnet_fast_pytorch",
         "inputs": [
             *(_input(task, field, True) for field in task.required),
-            *(_input(task, field, False) for field in (*task.optional, *instead_of(task))),
+            *(_input(task, field, False) for field in (*task.optional, *task.instead)),
         ],
         "outputs": [output.metadata() for output in outputs_of(predictor)],
         "parameters": {"task": task.name},

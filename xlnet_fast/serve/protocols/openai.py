@@ -180,7 +180,7 @@ def _words(predictor: Predictor, ids: list[int], what: str) -> str:
     """The text of token ids. Raises ``ArgumentError`` if it does not come to the same ids."""
     tokenizer: Any = predictor.task.tokenizer
     size = len(tokenizer)
-    if all(0 <= one < size for one in ids):
+    if ids and all(0 <= one < size for one in ids):
         text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         with predictor.task._tokenizing:
             if list(tokenizer(text, add_special_tokens=False)["input_ids"]) == ids:
@@ -228,7 +228,7 @@ async def _completions(service: Service, asked: Complete) -> Response:
         prompt_tokens = await _tokens(predictor, prompts)
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         what = Asked(asked.model, prompts, copies, parameters, bool(asked.echo), usage)
-        return await streamed(service, predictor, what, head, prompt_tokens)
+        return await streamed(service, what, head, prompt_tokens)
     drawn = parameters.get("do_sample", False)
     if drawn and copies > 1:
         parameters["num_return_sequences"] = copies

@@ -9,11 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import anyio.to_thread
 from fastapi import Response
 
 from xlnet_fast.errors import XLNetFastError
-from xlnet_fast.predict.predictor import Predictor
+from xlnet_fast.predict.writing import Ending
 from xlnet_fast.serve.contract import Service
 from xlnet_fast.serve.protocols.wire import EVENTS, Stream, begun
 
@@ -46,20 +45,14 @@ def finish_reason(ended: bool) -> str:
 
 
 async def streamed(
-    service: Service,
-    predictor: Predictor,
-    asked: Asked,
-    head: Mapping[str, Any],
-    prompt_tokens: int,
+    service: Service, asked: Asked, head: Mapping[str, Any], prompt_tokens: int
 ) -> Response:
     """The response, begun: what is refused before the first word has a status of its own."""
-    events = _events(_merged(_texts(service, predictor, asked)), asked, head, prompt_tokens)
+    events = _events(_merged(_texts(service, asked)), asked, head, prompt_tokens)
     return Stream(await begun(events), media_type=EVENTS)
 
 
-def _texts(
-    service: Service, predictor: Predictor, asked: Asked
-) -> list[AsyncGenerator[str | Ended, None]]:
+def _texts(service: Service, asked: Asked) -> list[AsyncGenerator[str | Ended, None]]:
     """One for each text."""
     found = []
     for prompt in asked.prompts:
@@ -67,38 +60,25 @@ def _texts(
             parameters = dict(asked.parameters)
             if "seed" in parameters:
                 parameters["seed"] += copy  # or all would be the same
-            found.append(_text(service, predictor, asked, prompt, parameters))
+            found.append(_text(service, asked, prompt, parameters))
     return found
 
 
 async def _text(
-    service: Service, predictor: Predictor, asked: Asked, prompt: str, parameters: dict[str, Any]
+    service: Service, asked: Asked, prompt: str, parameters: dict[str, Any]
 ) -> AsyncGenerator[str | Ended, None]:
     """The parts of a text, then its end."""
     parts: Any = service.stream(asked.model, prompt, parameters=parameters)
-    whole, answer = "", None
+    is_begun = not asked.echo
     async with aclosing(parts):
         async for part in parts:
-            if not whole and asked.echo:
+            if not is_begun:
                 yield prompt
-            answer = getattr(part, "answer", None)
-            whole += part
-            if part:
-                yield str(part)
-    if not whole and asked.echo:
-        yield prompt
-    if answer is not None:
-        yield Ended(answer["ended"], answer["new_tokens"])
-        return
-    # A stream that does not tell: of as many tokens as were allowed, it did not end by itself.
-    tokens = await anyio.to_thread.run_sync(_count, predictor, whole)
-    yield Ended(tokens < parameters["max_new_tokens"], tokens)
-
-
-def _count(predictor: Predictor, text: str) -> int:
-    tokenizer: Any = predictor.task.tokenizer
-    with predictor.task._tokenizing:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+                is_begun = True
+            if isinstance(part, Ending):
+                yield Ended(part.answer["ended"], part.answer["new_tokens"])
+            else:
+                yield part
 
 
 async def _merged(

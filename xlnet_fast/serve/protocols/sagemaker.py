@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.predict.writing import Ending
 from xlnet_fast.serve.contract import Limits, Record, Service
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import sagemaker_models
@@ -54,6 +55,7 @@ class SageMakerRoute(RefusingRoute):
 def router(service: Service, options: ServeOptions) -> APIRouter:
     """The routes of the container's contract; of several models if ``load_from`` is set."""
     routes = APIRouter(route_class=SageMakerRoute, tags=["SageMaker"])
+    several = options.load_from is not None
     anything: dict[str, Any] = {"type": "string"}
     body = body_of(
         application__json={}, application__jsonlines=anything, text__csv=anything,
@@ -62,7 +64,9 @@ def router(service: Service, options: ServeOptions) -> APIRouter:
 
     @routes.get("/ping", summary="Whether requests are taken; 503 if not")
     async def ping() -> Response:
-        return Response(status_code=200 if service.ready else UNAVAILABLE)
+        # While one of several models is loaded or has failed, the others answer.
+        healthy = not service.draining if several else service.ready
+        return Response(status_code=200 if healthy else UNAVAILABLE)
 
     @routes.get("/execution-parameters", summary="How a batch transform is to ask")
     async def execution_parameters() -> dict[str, Any]:
@@ -181,14 +185,18 @@ async def _streamed(
 
     async def lines() -> AsyncGenerator[str, None]:
         pieces = service.stream(model, asked.records[0], parameters=parameters)
-        sent, last = 0, dict[str, Any](done=True)
+        is_begun, last = False, dict[str, Any](done=True)
         async with aclosing(pieces):  # type: ignore[type-var]
             try:
                 async for piece in pieces:
-                    yield f"{begin}{_json({'text': piece})}{end}"
-                    sent += 1
+                    if isinstance(piece, Ending):
+                        told = {name: x for name, x in piece.answer.items() if name != "text"}
+                        last = {**last, **told}
+                    else:
+                        yield f"{begin}{_json({'text': piece})}{end}"
+                        is_begun = True
             except XLNetFastError as error:
-                if not sent:
+                if not is_begun:
                     raise
                 last = {"error": str(error)}
         yield f"{begin}{_json(last)}{end}"

@@ -118,14 +118,9 @@ def _unpacked(name: str, binary: bytes) -> Iterator[str]:
         at = end
 
 
-def instead_of(task: Task) -> Mapping[str, str]:
-    """The fields that may stand in place of the required ones."""
-    return getattr(task, "instead", {})
-
-
 def fields_of(task: Task) -> dict[str, str]:
     """All fields that a record may have, with their types."""
-    return {**task.required, **task.optional, **instead_of(task)}
+    return {**task.required, **task.optional, **task.instead}
 
 
 def is_list(task: Task, field: str) -> bool:
@@ -258,14 +253,32 @@ def _of_embeddings(task: Any) -> list[OutputTensor]:
 
 def _of_generation(task: Any) -> list[OutputTensor]:
     return [
-        OutputTensor("text", BYTES, (-1,), lambda answer: answer["text"]),
+        OutputTensor("text", BYTES, (-1,), _one_text),
         OutputTensor("new_tokens", "INT64", (-1,), lambda answer: answer["new_tokens"]),
         OutputTensor("ended", "BOOL", (-1,), lambda answer: answer["ended"]),
     ]
 
 
+def _one_text(answer: Mapping[str, Any]) -> str:
+    if "texts" in answer:
+        raise ArgumentError(
+            "the tensor of texts has one for each record: leave num_return_sequences out, or ask "
+            "for the output answer alone"
+        )
+    return str(answer["text"])
+
+
+def _of_multiple_choice(task: Any) -> list[OutputTensor]:
+    return [
+        OutputTensor("choice", "INT64", (-1,), lambda answer: answer["choice"]),
+        OutputTensor("text", BYTES, (-1,), lambda answer: answer["text"]),
+        OutputTensor("score", "FP32", (-1,), lambda answer: answer["score"]),
+    ]
+
+
 _TENSORS: dict[str, Callable[[Any], list[OutputTensor]]] = {
     "text-classification": _of_text_classification,
+    "multiple-choice": _of_multiple_choice,
     "embeddings": _of_embeddings,
     "generation": _of_generation,
 }

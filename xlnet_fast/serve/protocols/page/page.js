@@ -58,6 +58,7 @@ async function* lines(response) {
 
 async function loadModels() {
   const { models: found } = await (await request("v1/models")).json();
+  at("error").hidden = true;
   const chosen = at("model").value;
   models.clear();
   for (const model of found) models.set(model.name, model);
