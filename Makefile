@@ -157,8 +157,8 @@ $(RAY_VENV)/.installed: $(VENV)/.installed pyproject.toml
 
 # Takes minutes on two cores, most of them Ray's start: no part of continuous integration.
 ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one under load, let them scale
-	$(TEST_ENV) timeout --kill-after 10 900 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
-		tests/replicas/ray_replicas.py
+	$(TEST_ENV) timeout --kill-after 10 1500 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
+		--timeout 700 tests/replicas/ray_replicas.py
 
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(call beside,$(SERVING_VENV),serving)
