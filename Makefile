@@ -21,6 +21,9 @@ DOCS_VENV ?= $(VENV)/docs
 extra = $(shell sed -n 's/^$(1) = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 # So have the tools that users run models with; what is in $(VENV), torch and this package, they see.
 INTEGRATIONS_VENV ?= $(VENV)/integrations
+# The same for AWS in one process, the client of KServe, and Ray.
+AWS_VENV ?= $(VENV)/aws
+RAY_VENV ?= $(VENV)/ray
 # And so have the clients that ask a server, which runs in $(VENV), and what drives a browser: Debian's
 # Chromium, or the one that CHROMIUM names. What the page looks like is written to SCREENSHOTS.
 SERVING_VENV ?= $(VENV)/serving
@@ -52,7 +55,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -127,28 +130,41 @@ onnx: $(VENV)/.onnx ## export models to ONNX and compare them in onnxruntime
 exports: $(VENV)/.installed ## compile a model with AOTInductor and run it in processes of its own
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/export/compiled_exports.py
 
-$(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m venv $(INTEGRATIONS_VENV)
+# An environment that sees what is in $(VENV), and what an extra names besides.
+define beside
+	$(BIN)/python -m venv $(1)
 	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
-		> "$$($(INTEGRATIONS_VENV)/bin/python -c "$$site")/development.pth"
-	$(INTEGRATIONS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		'$(TORCH)' $(call extra,integrations)
+		> "$$($(1)/bin/python -c "$$site")/development.pth"
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		'$(TORCH)' $(call extra,$(2))
 	@touch $@
+endef
+
+$(INTEGRATIONS_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(INTEGRATIONS_VENV),integrations)
 
 # What these tools do to PyTorch as they are imported is why they are no part of `make test`.
 integrations: $(INTEGRATIONS_VENV)/.installed ## run PEFT, torchao, captum, Lightning, Trainer and the like on models of ours
 	$(TEST_ENV) $(INTEGRATIONS_VENV)/bin/python -m pytest $(PYTEST_FLAGS) --dist loadfile \
 		tests/integrations/*_integration.py
 
+$(AWS_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(AWS_VENV),aws)
+
+aws: $(AWS_VENV)/.installed ## deploy to an AWS that is mocked; lint Dockerfile and KServe's manifest
+	$(TEST_ENV) $(AWS_VENV)/bin/python -m pytest $(PYTEST_FLAGS) tests/aws/*_moto.py
+
+$(RAY_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(RAY_VENV),ray)
+
+# Takes minutes on two cores, most of them Ray's start: no part of continuous integration.
+ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one under load, let them scale
+	$(TEST_ENV) timeout --kill-after 10 1500 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
+		--timeout 700 tests/replicas/ray_replicas.py
+
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m venv $(SERVING_VENV)
-	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
-		> "$$($(SERVING_VENV)/bin/python -c "$$site")/development.pth"
-	$(SERVING_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		'$(TORCH)' $(call extra,serving)
-	@touch $@
+	$(call beside,$(SERVING_VENV),serving)
 
 serving: $(SERVING_VENV)/.installed ## ask a real server with the clients of KServe and OpenAI, and as SageMaker
 	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) $(SERVING_VENV)/bin/python -m pytest \

@@ -111,9 +111,12 @@ def test_commands_and_their_options_exist(page):
     text = PAGES[page].replace("\\\n", " ")
     for name, rest in re.findall(r"(?:xlnet-fast|-m xlnet_fast) ([a-z][a-z-]+)([^`\n]*)", text):
         assert name in COMMANDS, f"{page} names a command {name}"
-        known = {o for p in COMMANDS[name].params for o in (*p.opts, *p.secondary_opts)} | {
-            "--help"
-        }
+        command = COMMANDS[name]
+        if hasattr(command, "commands") and not rest.startswith((" --", " -h")) and rest.strip():
+            part = rest.split()[0]
+            assert part in command.commands, f"{page} names a command {name} {part}"
+            name, command = f"{name} {part}", command.commands[part]
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
         told = set(re.findall(r"(?<!\S)(--[a-z][a-z-]+)", rest))
         assert told <= known, f"{page}: xlnet-fast {name} has no {', '.join(sorted(told - known))}"
 

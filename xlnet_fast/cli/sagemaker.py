@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from xlnet_fast.cli import BAD_INPUT, app
 from xlnet_fast.cli.sagemaker_contract import BASE, Job, hosts_of, job_of
+from xlnet_fast.cli.sagemaker_files import completed
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 
 FAILURE_CHARACTERS = 1024  # of the file; SageMaker shows no more
@@ -42,6 +43,7 @@ def run(environment: Mapping[str, str]) -> int:
     if not launched:
         _failure_file(environment).unlink(missing_ok=True)
     try:
+        environment = completed(environment, BASE)
         job = job_of(environment)
         launcher = None if launched else launcher_of(environment)
         if launcher is not None:
