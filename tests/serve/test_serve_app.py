@@ -158,6 +158,8 @@ def test_limits_of_a_request(folder):
         assert "4 records, expected at most 3" in error(many, 413, "TooLarge")
         long = await client.post(PREDICT, json={"records": ["a", "a class " * 40]})
         assert "record 2: it has" in error(long, 413, "TooLarge")
+        endless = await client.post(PREDICT, json={"record": "a" * 801})
+        assert "801 characters, expected at most 800" in error(endless, 413, "TooLarge")
         sum_of_all = await client.post(PREDICT, json={"records": ["a class of it " * 6] * 3})
         assert "expected at most 60 in a request" in error(sum_of_all, 413, "TooLarge")
         told = await client.post(PREDICT, content=b" " * 2001)

@@ -410,6 +410,16 @@ def test_another_task_is_no_version(models, made, tmp_path):
     run(options(models), work)
 
 
+def test_the_start_waits_for_what_was_just_written(models, monkeypatch):
+    monkeypatch.setattr(versions, "SETTLED_S", 1.0)
+    os.utime(models / "reviews" / "1" / "config.json")
+
+    async def work(service, client):
+        assert states(service) == {"reviews/1": "ready"}
+
+    run(options(models), work)
+
+
 def test_a_folder_of_versions_alone_is_one_model(models):
     async def work(service, client):
         assert states(service) == {"reviews/1": "ready"}

@@ -48,7 +48,7 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
                 await service.stop()
 
     app = FastAPI(
-        title="xlnet_fast", version=__version__, lifespan=life, redoc_url=None,
+        title="xlnet_fast", version=__version__, lifespan=life, docs_url=None, redoc_url=None,
         summary="Answers of trained XLNet models",
     )  # fmt: skip
     app.state.service = service

@@ -113,7 +113,7 @@ class Manager:
         folder = Path(source).expanduser()
         if folder.is_dir() and not is_checkpoint(folder):
             self._watcher = Watcher(self, folder)
-            await self._watcher.scan()
+            await self._watcher.scan_settled(at_start=True)
             self.spawn(self._watcher.watch(self.options.poll))
         else:
             name = self.options.name or name_of(source)
@@ -147,7 +147,7 @@ class Manager:
                 self.spawn(self.load(model, fresh))
         if self._watcher is not None:
             self._watcher.dismissed.clear()
-            self.spawn(self._watcher.scan())
+            self.spawn(self._watcher.scan_settled())
 
     # What is loaded and let go
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from xlnet_fast.errors import ArgumentError, NotFinite, XLNetFastError
+from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict.pieces import Encoded
 from xlnet_fast.predict.predictor import Predictor
 from xlnet_fast.serve import notes
@@ -27,6 +27,7 @@ from xlnet_fast.serve.contract import (
     TimedOut,
     TooLarge,
 )
+from xlnet_fast.serve.encoding import characters_of, decode_all, encode_all, tokens_of
 from xlnet_fast.serve.manager import Manager
 from xlnet_fast.serve.metrics import Metrics
 from xlnet_fast.serve.model import Version
@@ -199,7 +200,7 @@ class ModelService:
                 return next(parts, _END)
 
             left = deadline - time.monotonic()
-            part = await _within(left, self._alone(found, begin, deadline, _tokens(encoded)))
+            part = await _within(left, self._alone(found, begin, deadline, tokens_of(encoded)))
             try:
                 while part is not _END:
                     yield part
@@ -283,7 +284,7 @@ class ModelService:
             finally:
                 _cancel(found, call)
             results = call.results
-        decode = partial(_decoded, found.predictor, encoded, results, found.name)
+        decode = partial(decode_all, found.predictor, encoded, results, found.name)
         return await self._in_thread(decode)
 
     async def _explained(self, found: Version, record: Record, method: str) -> dict[str, Any]:
@@ -293,7 +294,7 @@ class ModelService:
             raise encoded
         deadline = time.monotonic() + self.limits.timeout_s
         work = partial(predictor.attributions, record, method=method)
-        result = await self._alone(found, work, deadline, _tokens(encoded))
+        result = await self._alone(found, work, deadline, tokens_of(encoded))
         if not is_plain(result):
             raise ModelFailed(f"{found.name} gave this record values that are no numbers")
         return result
@@ -342,14 +343,14 @@ class ModelService:
         assert found.worker is not None
         assert found.predictor is not None
         worker = found.worker
-        guess = 1 + sum(map(_characters, records)) // CHARACTERS_PER_TOKEN
+        guess = 1 + sum(map(characters_of, records)) // CHARACTERS_PER_TOKEN
         worker.reserve(guess)
         try:
-            encode = partial(_encode, found.predictor, records, parameters, self.limits.tokens)
+            encode = partial(encode_all, found.predictor, records, parameters, self.limits.tokens)
             encoded = await self._in_thread(encode)
         finally:
             worker.release(guess)
-        tokens = sum(_tokens(one) for one in encoded if isinstance(one, Encoded))
+        tokens = sum(tokens_of(one) for one in encoded if isinstance(one, Encoded))
         notes.current().tokens = tokens
         if tokens > self.limits.queued_tokens:
             raise TooLarge(
@@ -399,88 +400,3 @@ async def _within(seconds: float, work: Any) -> Any:
         return await asyncio.wait_for(work, max(seconds, 0.0))
     except (asyncio.TimeoutError, TimeoutError):
         raise TimedOut("no answer within the request's time") from None
-
-
-def _characters(record: Any) -> int:
-    """Of a record's texts, however deep; of what is none, none."""
-    if isinstance(record, str):
-        return len(record)
-    if isinstance(record, Mapping):
-        return sum(map(_characters, record.values()))
-    if isinstance(record, (list, tuple)):
-        return sum(map(_characters, record))
-    return 0
-
-
-def _tokens(encoded: Encoded) -> int:
-    return sum(map(len, encoded.pieces))
-
-
-def _encode(
-    predictor: Predictor, records: Sequence[Record], parameters: Mapping[str, Any], most: int
-) -> list[Encoded | XLNetFastError]:
-    """Every record as the model reads it, or why it cannot be read."""
-    encoded: list[Encoded | XLNetFastError] = []
-    for record in records:
-        try:
-            if not isinstance(record, (str, Mapping)):
-                raise ArgumentError(
-                    f"a record is of type {type(record).__name__}, expected a text or an object"
-                )
-            _check_texts(record)
-            one = predictor.encode(record, **parameters)
-            if _tokens(one) > most:
-                raise TooLarge(f"it has {_tokens(one)} tokens, expected at most {most}")
-            encoded.append(one)
-        except XLNetFastError as error:
-            encoded.append(error)
-        except UnicodeError:
-            encoded.append(ArgumentError("a text has half of a character, a lone surrogate"))
-        except OverflowError:  # JSON has no largest number
-            encoded.append(ArgumentError("a number is too large"))
-    return encoded
-
-
-def _check_texts(record: Any) -> None:
-    """JSON can hold what no text may, and a tokenizer does not expect.
-
-    Raises:
-        UnicodeError: it does.
-    """
-    if isinstance(record, str):
-        record.encode()
-    elif isinstance(record, Mapping):
-        for name, value in record.items():
-            _check_texts(name)
-            _check_texts(value)
-    elif isinstance(record, (list, tuple)):
-        for value in record:
-            _check_texts(value)
-
-
-def _decoded(
-    predictor: Predictor,
-    encoded: Sequence[Encoded | XLNetFastError],
-    results: Sequence[Any],
-    name: str,
-) -> list[dict[str, Any] | XLNetFastError]:
-    """The answers, from the results of all pieces together; errors stay in their places."""
-    each: list[dict[str, Any] | XLNetFastError] = []
-    first = 0
-    for one in encoded:
-        if isinstance(one, XLNetFastError):
-            each.append(one)
-            continue
-        own = results[first : first + len(one.pieces)]
-        first += len(one.pieces)
-        errors = [result for result in own if isinstance(result, XLNetFastError)]
-        if errors:
-            each.append(errors[0])
-            continue
-        with contextlib.suppress(NotFinite):
-            answer = predictor.decode(one, own)
-            if is_plain(answer):
-                each.append(answer)
-                continue
-        each.append(ModelFailed(f"{name} gave this record values that are no numbers"))
-    return each

@@ -15,6 +15,8 @@ from xlnet_fast.serve.versions import Found, find, found_versions, name_of
 if TYPE_CHECKING:
     from xlnet_fast.serve.manager import Manager
 
+AGAIN_S = 0.5
+"""Between looks at what is being written; it is given up when it stands still too long."""
 _log = logging.getLogger(__name__)
 
 
@@ -39,6 +41,22 @@ class Watcher:
                 await self.scan()
             except Exception:  # or nobody would look any more
                 _log.exception("the folder of models could not be looked at")
+
+    async def scan_settled(self, *, at_start: bool = False) -> None:
+        """Look until nothing is being written any more.
+
+        Args:
+            at_start: do not wait for a version of a model that has another one that answers.
+        """
+        await self.scan()
+        while any(
+            one.state == "loading"
+            for model in self._manager.models.values()
+            if model.watched and not (at_start and model.default is not None)
+            for one in model.versions.values()
+        ):
+            await asyncio.sleep(AGAIN_S)
+            await self.scan()
 
     async def scan(self) -> None:
         """Load what is new, and let go what is no longer wanted."""

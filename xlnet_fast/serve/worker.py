@@ -274,6 +274,7 @@ class Worker:
         """The results, or None if they cannot be computed or are no numbers."""
         try:
             results = self._run(pieces)
+            usable = len(results) == len(pieces) and all(map(is_finite, results))
         except Exception as error:
             # The message alone may hold a text, so it is not logged unless asked.
             _log.warning(
@@ -282,7 +283,7 @@ class Worker:
             )
             _log.debug("why a batch has failed", exc_info=True)
             return None
-        if len(results) == len(pieces) and all(map(is_finite, results)):
+        if usable:
             return results
         _log.warning(
             "results are no finite numbers", extra={"model": self.name, "pieces": len(pieces)}
