@@ -139,9 +139,10 @@ def test_what_the_prompt_says_ends_nothing(writer):
 def test_a_stream_is_the_answers_text(writer, settings):
     for prompt in PROMPTS:
         chosen = {"max_new_tokens": 24, **settings}
-        parts = list(writer.stream(writer.encode(prompt, **chosen)))
+        *parts, end = writer.stream(writer.encode(prompt, **chosen))
         assert "".join(parts) == writer(prompt, **chosen)["text"]
         assert all(parts)
+        assert (end, end.answer) == ("", writer(prompt, **chosen))
         assert len(parts) > 2 or settings.get("stop")
 
 

@@ -169,7 +169,8 @@ class Generation(Task):
         if not handover.stopped:
             answer = _answer(text, notes["stop"])
             words.finish(answer["text"])
-            handover.give(Ending.of(answer))
+            drawn = {} if notes["seed"] is None else {"seed": notes["seed"]}
+            handover.give(Ending.of({**answer, **drawn}))
 
 
 def _options(parameters: Mapping[str, Any]) -> GenerateOptions:
