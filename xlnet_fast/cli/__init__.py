@@ -27,6 +27,7 @@ from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
+from xlnet_fast.cli.serve import serve_command
 from xlnet_fast.errors import ArgumentError, BuildError, XLNetFastError
 
 BAD_INPUT = 2
@@ -259,6 +260,7 @@ app.command("qualify")(qualify_command)
 app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
+app.command("serve", cls=GroupedCommand)(serve_command)
 
 
 def _check_writable(path: Path) -> None:
