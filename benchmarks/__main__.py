@@ -1,7 +1,7 @@
 """Runs one of the benchmarks' commands: python -m benchmarks NAME [options].
 
-Without a name it lists them. `bench_<op>`, or `<op>`, is `run` with that benchmark alone, unless it has a
-command line of its own.
+Without a name it lists them. `bench_<op>`, or `<op>`, is `run` with that benchmark alone, unless it
+has a command line of its own.
 """
 
 from __future__ import annotations

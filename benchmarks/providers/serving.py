@@ -1,7 +1,7 @@
 """Ways to make batches of waiting requests, and a service that makes them so.
 
 The service is ``xlnet-fast serve`` as it is; only the queue is another where another way is asked
-for: python -m benchmarks.providers.serving POLICY MODEL
+for: python -m benchmarks.providers.serving POLICY MODEL SECONDS, those that a request may take.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from xlnet_fast.predict.pieces import TOKEN_BUDGET
-from xlnet_fast.serve import batcher
+from xlnet_fast.serve import batcher, lifecycle, worker
+from xlnet_fast.serve.options import ServeOptions
 
 OURS, FIFO, SINGLE = "ours", "FIFO, 8 a batch", "one by one"
 
@@ -86,9 +88,14 @@ def batches(policy: str, lengths: list[int]) -> list[list[int]]:
 
 
 def main() -> None:
-    """Serve one model on a free port until the process is ended."""
-    policy, model = sys.argv[1:]
-    raise NotImplementedError(policy, model)
+    """Serve one model, called "model", on a free port until the process is ended."""
+    policy, model, timeout_s = sys.argv[1:]
+    # Each server of a comparison has one core.
+    options = ServeOptions(
+        models=model, name="model", port=0, timeout=float(timeout_s), threads=1, log_level="error"
+    )
+    worker.Queue = lambda budget: QUEUES[policy]()  # type: ignore[assignment,misc]
+    lifecycle.run(options, partial(print, flush=True))
 
 
 if __name__ == "__main__":
