@@ -256,6 +256,7 @@ setup(
     package_data={
         "xlnet_fast": ["py.typed"],
         "xlnet_fast.kernels.triton": ["*.json"],
+        "xlnet_fast.serve.protocols": ["page/*"],
         "xlnet_fast.benchmarks": ["results/**/*"],
         "xlnet_fast.csrc": ["**/*.h", "**/*.cpp", "**/*.cu", "**/*.cuh"],
     },

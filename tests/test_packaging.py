@@ -158,6 +158,12 @@ def test_pure_wheel(checkout):
     missing = compiled_later - files
     assert not missing, f"`xlnet-fast build` needs them in the wheel: {sorted(missing)}"
     assert {f"xlnet_fast/kernels/triton/{name}.json" for name in ("safe_tiles", "tuned")} <= files
+    page = {
+        path.relative_to(checkout).as_posix()
+        for path in (checkout / "xlnet_fast" / "serve" / "protocols" / "page").iterdir()
+    }
+    assert page
+    assert page <= files, f"not in the wheel: {sorted(page - files)}"
     results = {
         "xlnet_fast/" + path.relative_to(checkout).as_posix()
         for path in (checkout / "benchmarks" / "results").rglob("*")

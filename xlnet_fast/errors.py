@@ -27,6 +27,10 @@ class UnsupportedVersion(XLNetFastError, ImportError):
     """A library that is installed is too old; the message says which versions are supported."""
 
 
+class NotFinite(XLNetFastError, ArithmeticError):
+    """A model computed values that are no numbers."""
+
+
 class BuildError(XLNetFastError, RuntimeError):
     """The C++ extension could not be built; the message says at which step and what would help."""
 

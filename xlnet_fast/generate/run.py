@@ -176,13 +176,14 @@ def checked_device(name: str | None) -> torch.device:
 
 @torch.no_grad()
 def write(
-    model: Any, tokenizer: Any, prompts: list[Prompt], options: GenerateOptions
+    model: Any, tokenizer: Any, prompts: list[Prompt], options: GenerateOptions, **further: Any
 ) -> tuple[list[Text], int]:
     """Go on from the prompts of one batch.
 
     Args:
         model: an ``XLNetLMHeadModel``, accelerated where prompts are of unequal length.
         options: how; what names the model, prompts and files is not read.
+        further: arguments of Hugging Face's ``generate`` beside, such as ``stopping_criteria``.
 
     Returns:
         The texts, ``num_return_sequences`` for each prompt, and how many tokens the longest has.
@@ -192,7 +193,7 @@ def write(
     """
     ids, mask = side_by_side(prompts, tokenizer.pad_token_id)
     ids = ids.to(model.device)
-    search = options.search()
+    search = {**options.search(), **further}
     if mask is not None:
         search["attention_mask"] = mask = mask.to(model.device)
     else:

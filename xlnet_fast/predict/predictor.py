@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from xlnet_fast.checkpoint import load_config, load_weights
-from xlnet_fast.errors import ArgumentError
+from xlnet_fast.errors import ArgumentError, NotFinite
 from xlnet_fast.generate.run import checked_device, checkpoint_of
 from xlnet_fast.hf import accelerate
+from xlnet_fast.predict.attributions import GRADIENT, attributions
 from xlnet_fast.predict.pieces import TOKEN_BUDGET, Encoded, Piece, batches_by_length
 from xlnet_fast.predict.tasks.base import Reading, Task
+from xlnet_fast.predict.tasks.embeddings import Embeddings
+from xlnet_fast.predict.tasks.generation import Generation
+from xlnet_fast.predict.tasks.multiple_choice import MultipleChoice
+from xlnet_fast.predict.tasks.question_answering import QuestionAnswering
 from xlnet_fast.predict.tasks.text_classification import TextClassification
+from xlnet_fast.predict.tasks.token_classification import TokenClassification
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TASKS: dict[str, type[Task]] = {task.name: task for task in (TextClassification,)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        TextClassification, TokenClassification, QuestionAnswering, MultipleChoice, Embeddings,
+        Generation,
+    )
+}  # fmt: skip
 
 
 class Predictor:
@@ -31,7 +43,8 @@ class Predictor:
         name: the checkpoint. task: what it answers.
 
     :meth:`encode`, :meth:`run` and :meth:`decode` are the three steps of it, for who makes batches
-    of records that come one by one. All but ``run`` may be called from several threads at once.
+    of records that come one by one. All may be called from several threads at once; the model
+    computes for one at a time.
     """
 
     def __init__(self, task: Task, name: str) -> None:
@@ -81,8 +94,10 @@ class Predictor:
         transformer.reuse_len = weights.config.reuse_len = None  # of pretraining, as bi_data
         transformer.bi_data = weights.config.bi_data = False
         weights.config.use_mems_eval = False  # memory is asked for where it is wanted
+        weights.requires_grad_(False)
         weights.to(device=place, dtype=DTYPES[dtype])
-        accelerated = accelerate(weights, backend)
+        # Or summaries of the first token, or of the mean, would have padding in them.
+        accelerated = accelerate(weights, backend, summarize_real_tokens=True)
         return cls(kind(accelerated, words, reading or Reading()), name)
 
     def __call__(
@@ -104,7 +119,7 @@ class Predictor:
             ArgumentError: a record or a parameter that cannot be used; says which record.
         """
         if isinstance(records, (str, Mapping)):
-            return self([records], token_budget=token_budget, **parameters)[0]
+            return self.answers([self.encode(records, **parameters)], token_budget)[0]
         encoded = []
         for number, record in enumerate(records, 1):
             try:
@@ -117,17 +132,21 @@ class Predictor:
         self, encoded: Sequence[Encoded], token_budget: int = TOKEN_BUDGET
     ) -> list[dict[str, Any]]:
         """The answers of encoded records, in their order."""
-        pieces = [piece for one in encoded for piece in one.pieces]
-        results: list[Any] = [None] * len(pieces)
-        for batch in batches_by_length(pieces, token_budget):
-            for place, result in zip(batch, self.run([pieces[i] for i in batch]), strict=True):
-                results[place] = result
+        results = self._results([piece for one in encoded for piece in one.pieces], token_budget)
         answers, first = [], 0
         for one in encoded:
             last = first + len(one.pieces)
             answers.append(self.decode(one, results[first:last]))
             first = last
         return answers
+
+    def _results(self, pieces: Sequence[Piece], token_budget: int = TOKEN_BUDGET) -> list[Any]:
+        """Of pieces, in their order, computed in good batches."""
+        results: list[Any] = [None] * len(pieces)
+        for batch in batches_by_length(pieces, token_budget):
+            for place, result in zip(batch, self.run([pieces[i] for i in batch]), strict=True):
+                results[place] = result
+        return results
 
     def encode(self, record: Mapping[str, Any] | str, **parameters: Any) -> Encoded:
         """See :meth:`Task.encode`; a text is the record of its task's only required field."""
@@ -139,13 +158,81 @@ class Predictor:
         return self.task.encode(record, **parameters)
 
     def run(self, pieces: Sequence[Piece]) -> list[Any]:
-        """See :meth:`Task.run`."""
-        return self.task.run(pieces)
+        """See :meth:`Task.run`; a thread waits while another one computes."""
+        with self.task.computing:
+            return self.task.run(pieces)
 
     def decode(self, encoded: Encoded, results: Sequence[Any]) -> dict[str, Any]:
-        """See :meth:`Task.decode`; ``cut`` is added where a part of the record was not read."""
+        """See :meth:`Task.decode`; ``cut`` is added where a part of the record was not read.
+
+        Raises:
+            NotFinite: the model computed values that are no numbers, for this record.
+        """
+        if not all(map(is_finite, results)):
+            raise NotFinite("the model computed values that are no numbers")
         answer = self.task.decode(encoded, results)
         return {**answer, "cut": True} if encoded.cut else answer
+
+    def stream(self, encoded: Encoded) -> Iterator[str]:
+        """What a model of ``generation`` writes, as soon as nothing can change it any more.
+
+        The parts together are the answer's ``text``; the last one is empty, a ``writing.Ending``
+        with the whole ``answer``. The model computes only while the next part is
+        waited for; who stops asking ends it. Other threads may compute in between.
+
+        Raises:
+            ArgumentError: the task writes no text, or several at once are asked for.
+            NotFinite: as ``decode``, while it is written.
+        """
+        return self.task.stream(encoded)
+
+    def attributions(
+        self,
+        record: Mapping[str, Any] | str,
+        *,
+        method: str = GRADIENT,
+        target: str | int | None = None,
+        **parameters: Any,
+    ) -> dict[str, Any]:
+        """How much each token of a record counts for a number behind its answer.
+
+        The number is the logit of a label (text-classification), of a word's label
+        (token-classification), of a choice (multiple-choice), or those of the best answer's start
+        and end together (question-answering). Of windows it is their weighted mean.
+
+        Args:
+            method: "gradient_x_input": of the word embeddings, summed over their axis.
+                "integrated_gradients": by captum, which must be installed, from a text of <pad> up
+                to this one; the scores sum up to what both numbers differ by.
+            target: a label, the number of a word or of a choice, counted from 0; by default that of
+                the answer, and of token-classification the first word whose label is not O.
+            parameters: of the task.
+
+        Returns:
+            What is explained (``label``, ``choice`` or ``answer``), ``method``, ``value`` (the
+            number; with integrated gradients ``baseline_value`` too), and ``tokens``, each with
+            ``token``, ``field``, ``begin`` and ``end`` (its characters in that field of the record;
+            of given words, their places) and ``score``. <sep> and <cls> have no characters: they
+            begin and end where the text before them ends.
+
+        Raises:
+            ArgumentError: a record, a parameter, a method or a target that cannot be used, captum
+                is not installed, or the record is read through memory.
+            NotFinite: the model computed values that are no numbers.
+        """
+        encoded = self.encode(record, **parameters)
+        results = self._results(encoded.pieces)
+        if not all(map(is_finite, results)):
+            raise NotFinite("the model computed values that are no numbers")
+        with self.task.computing:
+            return attributions(self.task, encoded, results, method, target)
+
+
+def is_finite(result: Any) -> bool:
+    """Whether all numbers of a piece's result are; a tensor, or a mapping of some."""
+    if isinstance(result, Mapping):
+        return all(map(is_finite, result.values()))
+    return not isinstance(result, torch.Tensor) or bool(result.isfinite().all())
 
 
 def task_of(name: str | None, config: Any, model: str) -> type[Task]:

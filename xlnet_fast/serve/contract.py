@@ -152,7 +152,10 @@ class Service(Protocol):
         parameters: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
     ) -> AsyncIterator[str]:
-        """What a model of text generation writes, as soon as it is there; raises as predict."""
+        """What a model of text generation writes, as soon as it is there; raises as predict.
+
+        The last part is empty, a ``predict.writing.Ending`` that has the whole answer.
+        """
 
     async def explain(
         self, model: str, record: Record, *, version: str | None = None, method: str

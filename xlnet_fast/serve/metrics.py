@@ -12,7 +12,7 @@ from xlnet_fast.serve.contract import ModelStatus
 from xlnet_fast.serve.worker import Observer
 
 if TYPE_CHECKING:
-    from xlnet_fast.serve.manager import Version
+    from xlnet_fast.serve.model import Version
     from xlnet_fast.serve.notes import Notes
 
 STATES = ("loading", "ready", "failed", "unloading")

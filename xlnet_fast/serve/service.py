@@ -26,8 +26,9 @@ from xlnet_fast.serve.contract import (
     TimedOut,
     TooLarge,
 )
-from xlnet_fast.serve.manager import Manager, Version
+from xlnet_fast.serve.manager import Manager
 from xlnet_fast.serve.metrics import Metrics
+from xlnet_fast.serve.model import Version
 from xlnet_fast.serve.options import ServeOptions
 
 CHARACTERS_PER_TOKEN = 8
@@ -404,16 +405,35 @@ def _encode(
                 raise ArgumentError(
                     f"a record is of type {type(record).__name__}, expected a text or an object"
                 )
+            _check_texts(record)
             one = predictor.encode(record, **parameters)
             if _tokens(one) > most:
                 raise TooLarge(f"it has {_tokens(one)} tokens, expected at most {most}")
             encoded.append(one)
         except XLNetFastError as error:
             encoded.append(error)
-        except (UnicodeError, OverflowError, RecursionError) as error:
-            # Half a character, or a number without end: JSON can hold them, a text cannot.
-            encoded.append(ArgumentError(f"a value cannot be read: {type(error).__name__}"))
+        except UnicodeError:
+            encoded.append(ArgumentError("a text has half of a character, a lone surrogate"))
+        except OverflowError:  # JSON has no largest number
+            encoded.append(ArgumentError("a number is too large"))
     return encoded
+
+
+def _check_texts(record: Any) -> None:
+    """JSON can hold what no text may, and a tokenizer does not expect.
+
+    Raises:
+        UnicodeError: it does.
+    """
+    if isinstance(record, str):
+        record.encode()
+    elif isinstance(record, Mapping):
+        for name, value in record.items():
+            _check_texts(name)
+            _check_texts(value)
+    elif isinstance(record, (list, tuple)):
+        for value in record:
+            _check_texts(value)
 
 
 def _decoded(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xlnet_fast.train.finetune import metrics
+from xlnet_fast.train.finetune import chunks, metrics
 
 LABELS = ["a", "b", "c"]
 GOLD = np.array([0, 0, 0, 1, 1, 2])
@@ -68,7 +68,7 @@ def test_confusion_has_a_row_for_each_true_label():
     ],
 )
 def test_entities_of_a_sentence(tags, found):
-    assert metrics.entities(tags.split()) == found
+    assert chunks.entities(tags.split()) == found
 
 
 def test_entities_count_only_if_exact():
@@ -104,7 +104,7 @@ def test_entities_that_nobody_has():
     ],
 )
 def test_which_labels_are_chunk_tags(labels, answer):
-    assert metrics.has_entities(labels) is answer
+    assert chunks.has_entities(labels) is answer
 
 
 # --- answers -------------------------------------------------------------------------------------

@@ -7,6 +7,20 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from xlnet_fast.serve.protocols import health, native
+from xlnet_fast.serve.protocols import (
+    health,
+    native,
+    open_inference,
+    openai,
+    page,
+    sagemaker,
+)
 
-PROTOCOLS: dict[str, ModuleType] = {"health": health, "native": native}
+PROTOCOLS: dict[str, ModuleType] = {
+    "health": health,
+    "native": native,
+    "open_inference": open_inference,
+    "openai": openai,
+    "sagemaker": sagemaker,
+    "page": page,
+}

@@ -13,6 +13,7 @@ import numpy as np
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
 from xlnet_fast.train.finetune.data import find_columns
+from xlnet_fast.train.finetune.sequences import ending
 from xlnet_fast.train.finetune.task import (
     Batch,
     OneLabelTask,
@@ -67,7 +68,7 @@ class MultipleChoice(OneLabelTask):
                 stem = str(row[columns["stem"]] or "") if "stem" in columns else ""
                 coded = self.tokenizer(
                     [passage] * len(choices),
-                    [_ending(stem, choice) for choice in choices],
+                    [ending(stem, choice) for choice in choices],
                     truncation=True,
                     max_length=self.options.max_length,
                 )
@@ -154,10 +155,6 @@ def _choices(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
     if not isinstance(value, (list, tuple)) or len(value) < 2:
         raise ArgumentError(f"{where} has no list of two or more choices")
     return [text_of(choice, "text in one of its choices", where) for choice in value]
-
-
-def _ending(stem: str, choice: str) -> str:
-    return stem.replace("_", choice) if "_" in stem else f"{stem} {choice}".strip()
 
 
 def _choice_id(value: Any, names: Sequence[str] | None, count: int, where: str) -> int:

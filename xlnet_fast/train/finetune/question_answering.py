@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from xlnet_fast.answers import answer_spans
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
+from xlnet_fast.train.finetune.sequences import WINDOWS, beam_inputs, context_spans, least_length
 from xlnet_fast.train.finetune.spans import Span, best_answers, spans_of, windows_of
 from xlnet_fast.train.finetune.task import Batch, Report, Split, Task, text_of
 
 _NEVER = -1e30
-_SPECIAL_TOKENS = 3  # context <sep> question <sep> <cls>
-_LEAST_CONTEXT = 8  # pieces beside the stride that a window must have, to move on
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,12 @@ class QuestionAnswering(Task):
         question = text_of(row[split.columns["question"]], "question", where).strip()
         answers = answers_of(row, split.columns, context, where) if split.labelled else None
         self._check_room(question, where)
-        coded = self.tokenizer(
-            context, question, truncation="only_first", max_length=self.options.max_length,
-            stride=self.options.stride, return_overflowing_tokens=True,
-        )  # fmt: skip
+        limits = {"max_length": self.options.max_length, "stride": self.options.stride}
+        coded = self.tokenizer(context, question, **limits, **WINDOWS)
         features = []
         for window in coded.encodings:
             size = len(window.ids)
-            spans = [window.offsets[i] for i, part in enumerate(window.sequence_ids) if part == 0]
+            spans = context_spans(window)
             feature = {
                 "input_ids": window.ids,
                 "token_type_ids": window.type_ids,
@@ -98,7 +95,7 @@ class QuestionAnswering(Task):
 
     def _check_room(self, question: str, where: str) -> None:
         pieces = len(self.tokenizer(question, add_special_tokens=False)["input_ids"])
-        needed = pieces + _SPECIAL_TOKENS + self.options.stride + _LEAST_CONTEXT
+        needed = least_length(pieces, self.options.stride)
         if needed > self.options.max_length:
             raise ArgumentError(
                 f"the question of {where} is {pieces} pieces long: with windows that share "
@@ -214,10 +211,8 @@ class BeamQuestionAnswering(QuestionAnswering):
 
     def model_inputs(self, batch: Batch, training: bool) -> Batch:
         """Also which positions cannot be answers: all but the context's and <cls>."""
-        impossible = 1.0 - batch["context"]
-        impossible[:, -1] = 0.0
-        inputs = {**super().model_inputs(batch, training), "p_mask": impossible}
-        inputs["cls_index"] = torch.full_like(batch["input_ids"][:, 0], impossible.shape[1] - 1)
+        inputs = super().model_inputs(batch, training)
+        inputs |= beam_inputs(batch["input_ids"], batch["context"])
         if not training:
             return inputs
         inputs["start_positions"], inputs["end_positions"] = batch["labels"].clamp(min=0).unbind(-1)

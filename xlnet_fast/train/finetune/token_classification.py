@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import metrics as measures
+from xlnet_fast.train.finetune.chunks import has_entities
 from xlnet_fast.train.finetune.labels import shortened
+from xlnet_fast.train.finetune.sequences import coded_words
 from xlnet_fast.train.finetune.task import (
     IGNORED,
     Batch,
@@ -75,7 +77,7 @@ class TokenClassification(Task):
             tags = (tag for row in split.rows[column] for tag in _listed(row))
             names = ordered_names(str(tag) for tag in tags)
         self.labels = names
-        self.has_entities = measures.has_entities(names)
+        self.has_entities = has_entities(names)
         if len(names) < 2:
             raise ArgumentError(
                 f"the labels of {split.source} are {names}: at least two are needed"
@@ -104,7 +106,7 @@ class TokenClassification(Task):
                             "many of both"
                         )
                     ids = [label_id(tag, self.labels, where) for tag in tags]
-                coded = self._coded(words)
+                coded = coded_words(self.tokenizer, words)
                 if len(coded["input_ids"]) > limit and not self.options.truncate:
                     raise ArgumentError(
                         f"{where} is {len(coded['input_ids'])} pieces long, more than max_length "
@@ -115,16 +117,6 @@ class TokenClassification(Task):
             return features
 
         return self.map_rows(split, encode)
-
-    def _coded(self, words: list[str]) -> Any:
-        """A sentence of which every word has a piece: <unk> where a word gives none."""
-        coded = self.tokenizer(words, is_split_into_words=True)
-        missing = set(range(len(words))) - {i for i in coded.word_ids() if i is not None}
-        if missing:
-            unknown = self.tokenizer.unk_token
-            words = [unknown if i in missing else word for i, word in enumerate(words)]
-            coded = self.tokenizer(words, is_split_into_words=True)
-        return coded
 
     @staticmethod
     def _feature(coded: Any, ids: list[int], limit: int) -> dict[str, Any]:
