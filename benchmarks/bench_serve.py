@@ -8,7 +8,8 @@ the rounds' ratios, `error` the largest difference of a logit from that of one b
 
 Then the load: a process of `xlnet-fast serve` for each policy, and requests that come when they
 come (an open loop: nobody waits for an answer before asking), in turn to each. The rates are shares
-of what FIFO batches can do in the mix. A request counts as answered within `--timeout` seconds.
+of what FIFO batches can do in the mix. A request counts as answered within `--timeout` seconds;
+`ping p99` is what a health check takes meanwhile.
 Writes serve.csv, serve.json and serve.png. A classifier of xlnet-base's geometry with 4 layers.
 """
 
@@ -52,7 +53,7 @@ REQUESTS = 64  # of the mix
 SHARES = (0.3, 0.6, 0.9, 1.2, 1.6, 2.0, 2.6)
 LARGEST_ERROR = 1e-5  # of the largest logit; what it is stands in the table
 _ROW = "{:<16}  {:>8}  {:>11}  {:>9}  {:>11}  {:>8}"
-_LOAD_ROW = "{:<16}  {:>7}  {:>9}  {:>9}  {:>8}  {:>8}  {:>8}"
+_LOAD_ROW = "{:<16}  {:>7}  {:>9}  {:>9}  {:>8}  {:>8}  {:>8}  {:>9}"
 
 
 def write_model(folder: Path, geometry: Geometry) -> None:
@@ -144,9 +145,23 @@ def serving(policy: str, model: Path, timeout_s: float) -> Iterator[str]:
 
 async def load(
     address: str, texts: Sequence[str], times: Sequence[float], timeout_s: float
-) -> list[tuple[float, int]]:
-    """Ask at the given times; milliseconds and status of each request, 0 for none in time."""
+) -> tuple[list[tuple[float, int]], list[float]]:
+    """Ask at the given times.
+
+    Returns:
+        Milliseconds and status of each request, 0 where there was none in time; milliseconds of
+        health checks, ten a second.
+    """
     import httpx
+
+    async def check() -> None:
+        while True:
+            start = time.perf_counter()
+            (await client.get("/ping")).raise_for_status()
+            pings.append((time.perf_counter() - start) * 1e3)
+            await asyncio.sleep(0.1)
+
+    pings: list[float] = []
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=address, timeout=2 * timeout_s, limits=limits) as client:
@@ -164,10 +179,15 @@ async def load(
             return (time.perf_counter() - begin - due) * 1e3, status
 
         asked = [ask(texts[i % len(texts)], due) for i, due in enumerate(times)]
-        return list(await asyncio.gather(*asked))
+        checks = asyncio.ensure_future(check())
+        found = list(await asyncio.gather(*asked))
+        checks.cancel()
+        return found, pings
 
 
-def load_row(policy: str, rate: float, found: Sequence[tuple[float, int]]) -> dict[str, Any]:
+def load_row(
+    policy: str, rate: float, found: Sequence[tuple[float, int]], pings: Sequence[float]
+) -> dict[str, Any]:
     """The figures of one policy at one rate; latencies are those of answered requests."""
     answered = sorted(ms for ms, status in found if status == 200)
     row = {
@@ -178,9 +198,15 @@ def load_row(policy: str, rate: float, found: Sequence[tuple[float, int]]) -> di
         "refused": sum(status in (429, 503) for _, status in found),
     }
     for percent in (50, 95, 99):
-        place = min(len(answered) - 1, int(len(answered) * percent / 100))
-        row[f"p{percent}_ms"] = answered[place] if answered else float("nan")
+        row[f"p{percent}_ms"] = percentile(answered, percent)
+    row["ping_p99_ms"] = percentile(sorted(pings), 99)
     return row
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """That of values in ascending order; NaN of none."""
+    place = min(len(ordered) - 1, int(len(ordered) * percent / 100))
+    return ordered[place] if ordered else float("nan")
 
 
 def compare_load(
@@ -189,7 +215,7 @@ def compare_load(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every policy at every rate, in turn; prints a row as soon as it is there."""
     rows = []
-    columns = ("policy", "rate", "requests", "answered", "p50 ms", "p95 ms", "p99 ms")
+    columns = ("policy", "rate", "requests", "answered", "p50 ms", "p95 ms", "p99 ms", "ping p99")
     console.print(_LOAD_ROW.format(*columns))
     with ExitStack() as stack:
         servers = {p: stack.enter_context(serving(p, model, timeout_s)) for p in QUEUES}
@@ -197,12 +223,12 @@ def compare_load(
             asyncio.run(load(address, texts, [0.0] * 8, timeout_s))
         for rate in rates:
             for policy, address in servers.items():
-                found = asyncio.run(load(address, texts, arrivals(rate, seconds), timeout_s))
-                row = load_row(policy, rate, found)
+                times = arrivals(rate, seconds)
+                row = load_row(policy, rate, *asyncio.run(load(address, texts, times, timeout_s)))
                 rows.append(row)
-                cells = [f"{row[f'p{percent}_ms']:.0f}" for percent in (50, 95, 99)]
+                cells = [f"{row[f'{name}_ms']:.0f}" for name in ("p50", "p95", "p99", "ping_p99")]
                 console.print(
-                    _LOAD_ROW.format(policy, f"{rate:.1f}", len(found), row["answered"], *cells)
+                    _LOAD_ROW.format(policy, f"{rate:.1f}", len(times), row["answered"], *cells)
                 )
     return rows
 
