@@ -1,6 +1,7 @@
 """Runs one of the benchmarks' commands: python -m benchmarks NAME [options].
 
-Without a name it lists them. `bench_<op>`, or `<op>`, is `run` with that benchmark alone.
+Without a name it lists them. `bench_<op>`, or `<op>`, is `run` with that benchmark alone, unless it
+has a command line of its own.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ def _run(path: Path, arguments: Sequence[str]) -> int:
     parts = path.relative_to(_ROOT).with_suffix("").parts
     module = ".".join([__package__ or _ROOT.name, *parts])
     if path.name.startswith("bench_"):
+        found = importlib.import_module(module)
+        if hasattr(found, "main"):  # it is of no op
+            return found.main(arguments)
         from .run import main as run_main
 
-        return run_main(arguments, only=(importlib.import_module(module).KERNEL,))
+        return run_main(arguments, only=(found.KERNEL,))
     sys.argv = [str(path), *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     return 0
