@@ -42,6 +42,8 @@ REPORT_FLAGS ?=
 GPU_FLAGS ?= --minutes 20 --out gpu_out
 TUNE_FLAGS ?= --minutes 20 --out gpu_out --write
 SANITIZE_FLAGS ?=
+# --minutes 5 --clients 8 unless told.
+SOAK_FLAGS ?=
 SANITIZE_CPU_FLAGS ?=
 # --only 'masks: *' tries some, --jobs 2 two at a time; --out FILE --resume goes on with what was cut off.
 MUTANTS_FLAGS ?=
@@ -55,7 +57,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser soak aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -169,6 +171,9 @@ $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
 serving: $(SERVING_VENV)/.installed ## ask a real server with the clients of KServe and OpenAI, and as SageMaker
 	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) $(SERVING_VENV)/bin/python -m pytest \
 		tests/serving/kserve_client.py tests/serving/openai_client.py tests/serving/container_contract.py
+
+soak: $(VENV)/.installed ## ask a server for five minutes, well, badly and hanging up: does it keep its memory?
+	$(TEST_ENV) $(BIN)/python tests/serving/serving_soak.py $(SOAK_FLAGS)
 
 browser: $(SERVING_VENV)/.installed ## try the page of a real server in headless Chromium
 	@test -n "$(CHROMIUM)" || { echo "there is no Chromium: apt-get install chromium, or name one by CHROMIUM"; exit 1; }

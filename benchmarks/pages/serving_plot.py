@@ -27,14 +27,15 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure((9.5, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    for policy in dict.fromkeys(row["policy"] for row in rows):
+    for depth, policy in enumerate(dict.fromkeys(row["policy"] for row in rows)):
         own = sorted((row for row in rows if row["policy"] == policy), key=lambda row: row["rate"])
         rates = [row["rate"] for row in own]
-        colour = COLOURS.get(policy, "#999999")
-        left.plot(rates, [row["p50_ms"] for row in own], "-o", color=colour, label=f"{policy}, p50")
-        left.plot(rates, [row["p99_ms"] for row in own], ":o", color=colour, label=f"{policy}, p99")
+        # The first, ours, lies above the others.
+        style = {"color": COLOURS.get(policy, "#999999"), "zorder": 9 - depth, "markersize": 4}
+        left.plot(rates, [row["p50_ms"] for row in own], "-o", label=f"{policy}, p50", **style)
+        left.plot(rates, [row["p99_ms"] for row in own], ":o", label=f"{policy}, p99", **style)
         share = [100 * row["answered"] / row["requests"] for row in own]
-        right.plot(rates, share, "-o", color=colour, label=policy)
+        right.plot(rates, share, "-o", label=policy, **style)
     left.set_yscale("log")
     for set_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         set_formatter(lambda value, _: f"{value:g}")
