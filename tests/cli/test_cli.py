@@ -25,19 +25,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = [
     "info", "build", "check", "bench", "kernels-report", "qualify", "pretrain", "finetune",
-    "generate", "serve",
+    "evaluate", "generate", "predict", "serve", "export",
 ]  # fmt: skip
+GROUPS = ["train", "deploy"]
 
 
 def test_the_commands_are_these():
     names = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     assert names == COMMANDS
+    assert [group.name for group in cli.app.registered_groups] == GROUPS
 
 
 def test_no_command_prints_the_help():
     result = run()
     assert result.exit_code == 0
-    for name in COMMANDS:
+    for name in (*COMMANDS, *GROUPS):
         assert name in result.stdout
 
 
