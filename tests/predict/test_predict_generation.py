@@ -256,14 +256,14 @@ def test_what_may_end_a_text_is_kept_back():
     ("settings", "message"),
     [
         ({"temperature": 0.5}, "temperature is of sampling, expected do_sample true"),
-        ({"do_sample": True, "temperature": 0}, "temperature is 0.0, expected more than 0"),
+        ({"do_sample": True, "temperature": 0}, "temperature is 0.0, expected at least 0.001"),
         ({"seed": 1}, "seed is of sampling"),
         ({"num_return_sequences": 2}, "num_return_sequences is 2, expected at most num_beams"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0, expected at least 1"),
-        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a int"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5, expected a whole number"),
         ({"seed": 10**4000}, "seed is a huge number, expected 0 to"),
         ({"stop": ["a", ""]}, "stop has an empty text"),
-        ({"stop": [3]}, "stop is 3, expected a str"),
+        ({"stop": [3]}, "stop is 3, expected a text"),
         ({"best_of": 2}, "generation has no parameter 'best_of'"),
     ],
 )

@@ -185,5 +185,5 @@ def test_what_is_refused(folder):
     with pytest.raises(ArgumentError, match="has no context; fields of question-answering"):
         answers({"question": "which"})
     for null in (float("nan"), "0"):
-        with pytest.raises(ArgumentError, match=r"null_threshold is .*, expected a float"):
+        with pytest.raises(ArgumentError, match=r"null_threshold is .*, expected a finite number"):
             answers(ROWS[0], null_threshold=null)

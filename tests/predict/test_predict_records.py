@@ -88,7 +88,7 @@ def test_tables_with_quotes_line_ends_and_rows_of_other_lengths():
         ('text\na\n"b\nc', "cannot be read from line 3 on: unexpected end of data"),
         ('text\n"a" b\n', "cannot be read from line 2 on"),
         ("text;label\na;b\n", "parted by commas"),
-        ("text,text\na,b\n", "must name the columns"),
+        ("text,text\na,b\n", "names the column 'text' twice"),
         ("text,\na,b\n", "must name the columns"),
     ],
 )

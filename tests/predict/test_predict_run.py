@@ -418,7 +418,7 @@ def test_a_batch_that_the_device_has_no_memory_for(options, monkeypatch):
         ({"output": Path("a.xlsx")}, "must end in one of .jsonl"),
         ({"output": None, "resume": True}, "resume goes on with a file"),
         ({"set": ("top=1",)}, "no parameter 'top'; it has: top_k, threshold"),
-        ({"set": ("top_k=few",)}, "top_k is 'few', expected a int"),
+        ({"set": ("top_k=few",)}, "top_k is 'few', expected a whole number"),
         ({"set": ("top_k=0",)}, "top_k is 0, expected at least 1"),
         ({"set": ("top_k",)}, "set must be NAME=VALUE"),
         ({"set": ("top_k=1", "top_k=2")}, "twice"),

@@ -233,16 +233,16 @@ def test_values_become_the_parameters_type(parameter, value, expected):
 @pytest.mark.parametrize(
     ("parameter", "value", "message"),
     [
-        (Parameter(1, int, ""), True, "it is True, expected a int"),
-        (Parameter(1, int, ""), 2.5, "it is 2.5, expected a int"),
-        (Parameter(1, int, ""), "2", "it is '2', expected a int"),
+        (Parameter(1, int, ""), True, "it is True, expected a whole number"),
+        (Parameter(1, int, ""), 2.5, "it is 2.5, expected a whole number"),
+        (Parameter(1, int, ""), "2", "it is '2', expected a whole number"),
         (Parameter(1, int, ""), None, "it is None"),
         (Parameter(1, int, "", 0, 5), 10**4000, "it is a huge number, expected 0 to 5"),
-        (Parameter(1.0, float, ""), float("inf"), "it is inf, expected a float"),
-        (Parameter(1.0, float, ""), 10**400, "it is a huge number, expected a float"),
-        (Parameter(False, bool, ""), 1, "it is 1, expected a bool"),
+        (Parameter(1.0, float, ""), float("inf"), "it is inf, expected a finite number"),
+        (Parameter(1.0, float, ""), 10**400, "it is a huge number, expected a finite number"),
+        (Parameter(False, bool, ""), 1, "it is 1, expected true or false"),
         (Parameter("a", str, "", choices=("a", "b")), "c" * 99, r"one of a, b, got 'ccc.*\.\.\."),
-        (Parameter("a", str, ""), ["a"], r"it is \['a'\], expected a str"),
+        (Parameter("a", str, ""), ["a"], r"it is \['a'\], expected a text"),
     ],
 )
 def test_values_that_are_refused(parameter, value, message):

@@ -17,9 +17,9 @@ def run_serve(options: ServeOptions) -> None:
     options.check()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        names = ", ".join(name.replace("_", "-") for name in missing)
+        names = [name.replace("_", "-") for name in missing]
         raise ArgumentError(
-            f"serving needs {names}, which are not installed: pip install 'xlnet-fast[serve]'"
+            f"serving needs {', '.join(names)}, not installed here: pip install {' '.join(names)}"
         )
     from xlnet_fast.serve.lifecycle import run
 

@@ -30,8 +30,7 @@ class Aws:
             import boto3
         except ImportError as error:
             raise ArgumentError(
-                "SageMaker is spoken to by boto3, which is not installed: "
-                "pip install 'xlnet-fast[deploy]'"
+                "SageMaker is spoken to by boto3, which is not installed: pip install boto3"
             ) from error
         with telling("reading the settings of AWS"):
             self._session = boto3.Session(profile_name=profile, region_name=region)

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -260,6 +261,8 @@ def check_output(output: Path | None, resume: bool, overwrite: bool) -> None:
         raise ArgumentError(f"the output {output}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
         raise ArgumentError(f"the output {output} cannot be written: {folder} is read-only")
+    if output.exists() and not output.stat().st_mode & stat.S_IWUSR:
+        raise ArgumentError(f"the output {output} is read-only, expected one that may be replaced")
     if overwrite:
         return
     part = part_of(output)

@@ -136,6 +136,11 @@ class Predictor:
         """
         if isinstance(records, (str, Mapping)):
             return self.answers([self.encode(records, **parameters)], token_budget)[0]
+        if not isinstance(records, Iterable):
+            raise ArgumentError(
+                f"records are of type {type(records).__name__}, expected a mapping, a text, or "
+                "several of them"
+            )
         encoded = []
         for number, record in enumerate(records, 1):
             try:

@@ -92,7 +92,7 @@ def test_files_that_are_not_there(tmp_path):
         ("rows.csv", b"text,label\n", "holds no rows"),
         ("rows.json", b"[]", "holds no rows"),
         ("rows.csv", b"text,label\nna\xefve,1\n", "is not UTF-8 (byte 0xef near byte 13)"),
-        ("rows.csv", b"text,text\na,1\n", "must name the columns, got ['text', 'text']"),
+        ("rows.csv", b"text,text\na,1\n", "names the column 'text' twice"),
         ("rows.csv", b"text,\na,1\n", "must name the columns"),
         ("rows.csv", b"text,label\na,1\nb,2,3\n", "cannot be read as csv"),
         ("rows.csv", b"text;label\na;1\n", "names one column, 'text;label'"),

@@ -55,6 +55,9 @@ class Reading:
             )
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What a request may say of its answer.
@@ -90,7 +93,7 @@ class Parameter:
     def _one(self, name: str, value: Any) -> Any:
         """A value that is no list."""
         if not self._fits(value):
-            raise ArgumentError(f"{name} is {shown(value)}, expected a {self.kind.__name__}")
+            raise ArgumentError(f"{name} is {shown(value)}, expected {_KINDS[self.kind]}")
         value = self.kind(value)
         if self.choices and value not in self.choices:
             raise ArgumentError(
@@ -99,7 +102,8 @@ class Parameter:
         low = self.least is not None and not value >= self.least
         high = self.most is not None and not value <= self.most
         if low or high:
-            span = " to ".join(f"{x:g}" for x in (self.least, self.most) if x is not None)
+            bounds = (x for x in (self.least, self.most) if x is not None)
+            span = " to ".join(str(x) if isinstance(x, int) else f"{x:g}" for x in bounds)
             wanted = span if self.most is not None else f"at least {span}"
             raise ArgumentError(f"{name} is {shown(value)}, expected {wanted}")
         return value

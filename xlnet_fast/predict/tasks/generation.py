@@ -20,7 +20,7 @@ from xlnet_fast.predict.tasks.base import Parameter, Task, text_field, unicode_t
 from xlnet_fast.predict.writing import AllFinite, Ending, Stops, Words, cut_at
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
-_POSITIVE = ("temperature", "top_p", "repetition_penalty")
+_CHOOSING = ("temperature", "top_k", "top_p", "repetition_penalty")
 _serial = itertools.count()
 
 
@@ -39,13 +39,14 @@ class Generation(Task):
     parameters: ClassVar = {
         "max_new_tokens": Parameter(50, int, "most tokens to write", 1),
         "do_sample": Parameter(False, bool, "draw tokens; else the likeliest is taken"),
-        "temperature": Parameter(None, float, "above 1: more even chances", 0),
+        # Less would divide logits into what is no number; without do_sample the likeliest is taken.
+        "temperature": Parameter(None, float, "above 1: more even chances", 1e-3),
         "top_k": Parameter(None, int, "draw among the likeliest so many, 0: all", 0),
-        "top_p": Parameter(None, float, "draw among these with this mass", 0, 1),
+        "top_p": Parameter(None, float, "draw among these with this mass", 1e-6, 1),
         "seed": Parameter(None, int, "of what is drawn, another each time", 0, 2**63 - 1),
         "num_beams": Parameter(1, int, "beams of the search", 1),
         "num_return_sequences": Parameter(1, int, "texts", 1),
-        "repetition_penalty": Parameter(None, float, "above 1: against repeating", 0),
+        "repetition_penalty": Parameter(None, float, "above 1: against repeating", 1e-3),
         "stop": Parameter(None, str, "texts that end it, and are left out", many=True),
     }
 
@@ -179,14 +180,10 @@ def _options(parameters: Mapping[str, Any]) -> GenerateOptions:
     Raises:
         ArgumentError: some do not go together.
     """
-    given = {name: parameters[name] for name in (*_OF_SAMPLING, *_POSITIVE)}
-    for name in _POSITIVE:
-        if given[name] is not None and not given[name] > 0:
-            raise ArgumentError(f"{name} is {given[name]}, expected more than 0")
     sample, beams = parameters["do_sample"], parameters["num_beams"]
     if not sample:
         for name in _OF_SAMPLING:
-            if given[name] is not None:
+            if parameters[name] is not None:
                 raise ArgumentError(f"{name} is of sampling, expected do_sample true with it")
     texts = parameters["num_return_sequences"]
     if texts > beams and (beams > 1 or not sample):
@@ -198,8 +195,8 @@ def _options(parameters: Mapping[str, Any]) -> GenerateOptions:
         raise ArgumentError("stop has an empty text, expected texts that end what is written")
     return GenerateOptions(
         max_new_tokens=parameters["max_new_tokens"], sample=sample, num_beams=beams,
-        num_return_sequences=texts, temperature=given["temperature"], top_k=given["top_k"],
-        top_p=given["top_p"], repetition_penalty=given["repetition_penalty"],
+        num_return_sequences=texts,
+        **{name: parameters[name] for name in _CHOOSING},
     )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class QuestionAnswering(Task):
     parameters: ClassVar = {
         "top_k": Parameter(1, int, "answers to list, at most n_best of a window", 1),
         "n_best": Parameter(20, int, "starts and ends an answer is made of", 1, 1000),
-        "max_answer_length": Parameter(30, int, "tokens of the longest answer", 1),
+        "max_answer_length": Parameter(30, int, "tokens of the longest answer", 1, 1 << 20),
         "no_answer": Parameter(False, bool, "whether there may be no answer"),
         "null_threshold": Parameter(0.0, float, "no answer if better by more than this"),
     }

@@ -69,7 +69,9 @@ def check_header(header: Sequence[str], source: object) -> None:
     Raises:
         ArgumentError: a name is missing or comes twice, or another sign parts the columns.
     """
-    if not header or len(set(header)) != len(header) or not all(name.strip() for name in header):
+    if twice := next((name for name in header if header.count(name) > 1), None):
+        raise ArgumentError(f"the first line of {source} names the column {twice!r} twice")
+    if not header or not all(name.strip() for name in header):
         raise ArgumentError(f"the first line of {source} must name the columns, got {list(header)}")
     other = next((sign for sign in _SIGNS if sign in header[0]), None)
     if len(header) == 1 and other is not None:
