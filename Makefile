@@ -27,6 +27,7 @@ RAY_VENV ?= $(VENV)/ray
 # And so have the clients that ask a server, which runs in $(VENV), and what drives a browser: Debian's
 # Chromium, or the one that CHROMIUM names. What the page looks like is written to SCREENSHOTS.
 SERVING_VENV ?= $(VENV)/serving
+FUZZ_VENV ?= $(VENV)/fuzz
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 SCREENSHOTS ?= page_out
 # Seconds for one of examples/, which takes ten.
@@ -44,6 +45,8 @@ TUNE_FLAGS ?= --minutes 20 --out gpu_out --write
 SANITIZE_FLAGS ?=
 # --minutes 5 --clients 8 unless told.
 SOAK_FLAGS ?=
+# --examples 250 --seconds 300 unless told; --checks all for what the description promises, too.
+FUZZ_FLAGS ?=
 SANITIZE_CPU_FLAGS ?=
 # --only 'masks: *' tries some, --jobs 2 two at a time; --out FILE --resume goes on with what was cut off.
 MUTANTS_FLAGS ?=
@@ -57,7 +60,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser soak aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -174,6 +177,12 @@ serving: $(SERVING_VENV)/.installed ## ask a real server with the clients of KSe
 
 soak: $(VENV)/.installed ## ask a server for five minutes, well, badly and hanging up: does it keep its memory?
 	$(TEST_ENV) $(BIN)/python tests/serving/serving_soak.py $(SOAK_FLAGS)
+
+$(FUZZ_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(FUZZ_VENV),fuzz)
+
+fuzz: $(FUZZ_VENV)/.installed ## send a server thousands of odd requests: no 5xx but refusals
+	$(TEST_ENV) SERVER_PYTHON=$(abspath $(BIN)/python) $(FUZZ_VENV)/bin/python tests/serving/fuzz_server.py $(FUZZ_FLAGS)
 
 browser: $(SERVING_VENV)/.installed ## try the page of a real server in headless Chromium
 	@test -n "$(CHROMIUM)" || { echo "there is no Chromium: apt-get install chromium, or name one by CHROMIUM"; exit 1; }
