@@ -13,7 +13,8 @@ from transformers import XLNetTokenizer
 
 from xlnet_fast.errors import ArgumentError, NotFinite
 from xlnet_fast.generate import GenerateOptions, generate
-from xlnet_fast.predict.writing import AllFinite, Stops, Words, cut_at
+from xlnet_fast.predict.streams import TURN_TOKENS
+from xlnet_fast.predict.writing import AllFinite, Interrupted, Stops, Words, cut_at
 
 PROMPTS = ("the value of", "a class", "the function is an object with a value of this class")
 SAMPLED = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95, "seed": 3}
@@ -141,9 +142,8 @@ def test_a_stream_is_the_answers_text(writer, settings):
         chosen = {"max_new_tokens": 24, **settings}
         *parts, end = writer.stream(writer.encode(prompt, **chosen))
         assert "".join(parts) == writer(prompt, **chosen)["text"]
-        assert all(parts)
         assert (end, end.answer) == ("", writer(prompt, **chosen))
-        assert len(parts) > 2 or settings.get("stop")
+        assert len([part for part in parts if part]) > 2 or settings.get("stop")
 
 
 def test_streams_and_batches_take_turns(writer):
@@ -172,6 +172,51 @@ def test_streams_and_batches_take_turns(writer):
     worker.join()
     assert texts == alone
     assert others == [greedy] * 5
+
+
+def test_a_text_without_a_finished_word_takes_turns(writer, monkeypatch):
+    """Between them others are answered; the text is the same."""
+    chosen = {"max_new_tokens": 40, **SAMPLED}
+    whole = writer(PROMPTS[0], **chosen)
+    calls = [0]
+    forward = writer.task.model.lm_loss.register_forward_pre_hook(
+        lambda *_: calls.__setitem__(0, calls[0] + 1)
+    )
+    monkeypatch.setattr(Words, "put", lambda self, value: None)
+    each, parts = [], []
+    for part in writer.stream(writer.encode(PROMPTS[0], **chosen)):
+        each.append(calls[0])
+        parts.append(part)
+        writer(PROMPTS[1], max_new_tokens=2, do_sample=True, seed=9)
+        calls[0] = 0
+    forward.remove()
+    *turns, text, end = parts
+    assert len(turns) >= 40 // TURN_TOKENS
+    assert set(turns) == {""}
+    assert max(each) <= TURN_TOKENS
+    assert text == whole["text"]
+    assert end.answer == whole
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 1}])
+def test_a_text_that_is_not_wanted_is_interrupted(writer, settings):
+    """After the token at which it is asked; nothing of it is left."""
+    whole = writer("a class", max_new_tokens=6, **settings)
+    pieces = writer.encode("a class", max_new_tokens=6, **settings).pieces
+    asked: list[int] = []
+
+    def interrupted():
+        asked.append(1)
+        return len(asked) == 3
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    with pytest.raises(Interrupted):
+        writer.run(pieces, interrupted)
+    assert len(asked) == 3
+    assert torch.equal(torch.get_rng_state(), before)
+    encoded = writer.encode("a class", max_new_tokens=6, **settings)
+    assert writer.decode(encoded, writer.run(encoded.pieces, lambda: False)) == whole
 
 
 def stream_threads():

@@ -15,6 +15,7 @@ from tiny_finetuning import checkpoint
 from transformers import XLNetConfig, XLNetForSequenceClassification
 
 from xlnet_fast.predict import Predictor
+from xlnet_fast.predict.writing import Ending
 from xlnet_fast.serve.contract import Conflict, Limits, ModelStatus, UnknownModel
 
 TEXTS = ["the value of an object", "this function is a class", "with a \N{SNOWMAN} of the value"]
@@ -69,7 +70,8 @@ class SmallService:
         try:
             for piece in predictor.stream(predictor.encode(record, **(parameters or {}))):
                 await asyncio.sleep(self.pause_s)
-                yield piece
+                if piece or isinstance(piece, Ending):
+                    yield piece
         finally:
             self.ended += 1
 

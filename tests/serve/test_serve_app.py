@@ -13,11 +13,14 @@ import httpx
 import pytest
 import torch
 from served import LABELS, TEXTS, classifier, options, run, serving, until
+from tiny_finetuning import checkpoint
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.predict import Predictor
+from xlnet_fast.predict.writing import Words
 from xlnet_fast.serve import auth, limits, logs
 from xlnet_fast.serve.app import create_app
+from xlnet_fast.serve.contract import TimedOut
 from xlnet_fast.serve.lifecycle import address_of, listening
 
 PREDICT = "/v1/models/tiny:predict"
@@ -33,7 +36,7 @@ def gate(service):
     closed = threading.Event()
     worker = service.manager.lookup("tiny").worker
     compute = worker._run
-    worker._run = lambda pieces: closed.wait(20) and compute(pieces)
+    worker._run = lambda *batch: closed.wait(20) and compute(*batch)
     return closed
 
 
@@ -280,10 +283,10 @@ def test_a_poisoned_request_fails_alone_and_a_model_of_nan_is_not_ready(folder):
         found = service.manager.lookup("tiny")
         compute = found.worker._run
 
-        def poisoned(pieces):
+        def poisoned(pieces, interrupted):
             if any(len(piece) > 60 for piece in pieces):
                 raise RuntimeError("a long text")
-            return compute(pieces)
+            return compute(pieces, interrupted)
 
         found.worker._run = poisoned
         bodies = [{"record": text} for text in (TEXTS[0], TEXTS[2], TEXTS[1])]
@@ -510,10 +513,12 @@ def test_options_that_cannot_be_used(folder, changes, words):
                    options(folder).__class__(**changes))  # fmt: skip
 
 
+def stream_threads():
+    return [one for one in threading.enumerate() if one.name == "xlnet-fast-stream"]
+
+
 def test_streams_and_work_of_a_generator(tmp_path):
     """The parts are the whole answer's text; who goes away ends the writing."""
-    from tiny_finetuning import checkpoint
-
     writer = checkpoint(tmp_path / "writer")
     chosen = options(writer, task="generation")
 
@@ -522,6 +527,7 @@ def test_streams_and_work_of_a_generator(tmp_path):
         (whole,) = await service.predict("writer", [TEXTS[0]], parameters=parameters)
         parts = [p async for p in service.stream("writer", TEXTS[0], parameters=parameters)]
         assert "".join(parts) == whole["text"]
+        assert [part for part in parts if not part] == parts[-1:]
         stream = service.stream("writer", TEXTS[0], parameters={"max_new_tokens": 500})
         found = service.manager.lookup("writer")
         assert await anext(stream)
@@ -533,10 +539,48 @@ def test_streams_and_work_of_a_generator(tmp_path):
             await anext(service.stream("writer", TEXTS[0], parameters={"num_beams": 2}))
         with pytest.raises(ArgumentError):
             await anext(service.stream("writer", "", parameters=parameters))
-        names = [one.name for one in threading.enumerate() if one.name == "xlnet-fast-stream"]
-        await until(lambda: not [t for t in threading.enumerate() if t.name in names])
+        await until(lambda: not stream_threads())
 
     run(chosen, work)
+
+
+def test_a_long_text_that_nobody_waits_for_ends(tmp_path, monkeypatch):
+    """Late, or left by the client, as an answer or as a stream: the next request is answered."""
+    long = {"max_new_tokens": 8000}  # minutes
+
+    async def work(service, client):
+        worker = service.manager.lookup("writer").worker
+        path = "/v1/models/writer:predict"
+        body = {"record": TEXTS[0], "parameters": long}
+
+        async def next_one():
+            begun = time.monotonic()
+            short = {"record": TEXTS[0], "parameters": {"max_new_tokens": 2}}
+            assert (await client.post(path, json=short)).status_code == 200
+            assert time.monotonic() - begun < 2
+
+        begun = time.monotonic()
+        late = await client.post(path, json={**body, "timeout_s": 0.3})
+        error(late, 504, "TimedOut")
+        await next_one()
+        assert time.monotonic() - begun < 3
+        gone = asyncio.ensure_future(client.post(path, json=body))
+        await until(lambda: worker._pieces and not worker._queue.tokens)
+        gone.cancel()
+        await next_one()
+        stream = asyncio.ensure_future(
+            anext(service.stream("writer", TEXTS[0], parameters=long, timeout_s=0.3))
+        )
+        await asyncio.gather(next_one(), next_one())  # while it is written
+        with pytest.raises(TimedOut):
+            await stream
+        await next_one()
+        await until(lambda: not stream_threads())
+        assert not worker._pieces
+        assert worker.alive
+
+    monkeypatch.setattr(Words, "put", lambda self, value: None)  # as if no word ever ended
+    run(options(checkpoint(tmp_path / "writer"), task="generation"), work)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_start(tmp_path):

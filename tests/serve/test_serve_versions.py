@@ -138,7 +138,7 @@ def test_requests_in_flight_end_on_the_old_version(models, made):
         closed = threading.Event()
         old = service.manager.lookup("reviews")
         compute = old.worker._run
-        old.worker._run = lambda pieces: closed.wait(20) and compute(pieces)
+        old.worker._run = lambda *batch: closed.wait(20) and compute(*batch)
         first = asyncio.ensure_future(version_of(client))
         await until(lambda: old.worker._pieces)
         shutil.copytree(made[1], models / "reviews" / "2")

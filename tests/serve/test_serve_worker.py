@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.predict.writing import Interrupted
 from xlnet_fast.serve.batcher import Call
 from xlnet_fast.serve.contract import ModelFailed, NotReady, Overloaded, TimedOut
 from xlnet_fast.serve.worker import SUSPICIOUS, Observer, Worker
@@ -26,8 +27,12 @@ class Model:
         self.gate.set()
         self.broken = False
 
-    def run(self, pieces):
+    def run(self, pieces, interrupted):
         self.batches.append(list(pieces))
+        if SLOW in pieces:
+            while not interrupted():
+                time.sleep(0.001)
+            raise Interrupted
         assert self.gate.wait(10)
         if DEADLY in pieces:
             raise SystemExit
@@ -183,6 +188,47 @@ def test_what_is_late_or_given_up_is_not_computed(model, worker):
     assert given_up.results == [None, None]
 
 
+def test_what_nobody_waits_for_any_more_is_given_up(model, worker):
+    """When the last one has gone or is late; however often, that is no fault of the model."""
+    for _ in range(SUSPICIOUS + 1):
+        model.batches.clear()
+        occupied(model, worker)
+        late, ended = asked(worker, SLOW, deadline=time.monotonic() + 0.1)
+        gone, gone_ended = asked(worker, SLOW)
+        model.gate.set()
+        while len(model.batches) == 1:
+            time.sleep(0.001)
+        assert not ended.wait(0.15)  # the other one is still waited for
+        worker.cancel(gone)
+        assert ended.wait(10)
+        assert isinstance(late.results[0], TimedOut)
+        assert not gone_ended.is_set()
+    assert results(worker, GOOD)[0] == 1
+    assert worker.alive
+    assert worker._observer.failed == 0
+    assert not worker._pieces
+
+
+def test_a_poisoned_batch_gives_up_who_has_gone(model, worker):
+    """Piece by piece too."""
+    occupied(model, worker)
+    calls = [asked(worker, piece) for piece in (BAD, GOOD)]
+    slow, ended = asked(worker, "late", deadline=time.monotonic() + 10)
+    run = worker._run
+
+    def run_late(pieces, interrupted):
+        if pieces == ["late"]:
+            raise Interrupted
+        return run(pieces, interrupted)
+
+    worker._run = run_late
+    model.gate.set()
+    assert ended.wait(10)
+    assert all(event.wait(10) for _, event in calls)
+    told = [type(call.results[0]) for call in (*[call for call, _ in calls], slow)]
+    assert told == [ModelFailed, torch.Tensor, TimedOut]
+
+
 def test_work_is_done_alone_and_its_errors_are_told(model, worker):
     def refuse():
         raise ArgumentError("there is no such method")
@@ -200,7 +246,7 @@ def test_streams_go_on_between_batches(model, worker):
     """Two streams and many batches: after each batch, one part of each stream."""
     order = []
     run = worker._run
-    worker._run = lambda pieces: order.append("batch") or run(pieces)
+    worker._run = lambda *batch: order.append("batch") or run(*batch)
     occupied(model, worker)
     for length in (600, 300, 90):  # no two of which make a batch
         asked(worker, GOOD, length=length)

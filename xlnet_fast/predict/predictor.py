@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -186,16 +186,25 @@ class Predictor:
             record = {next(iter(self.task.required)): record}
         return self.task.encode(record, **parameters)
 
-    def run(self, pieces: Sequence[Piece]) -> list[Any]:
+    def run(
+        self, pieces: Sequence[Piece], interrupted: Callable[[], bool] | None = None
+    ) -> list[Any]:
         """The results of the pieces of one batch, on the CPU; waits while another thread computes.
+
+        Args:
+            interrupted: whether nobody wants them any more. ``generation`` asks it after each
+                token; the batches of other tasks are short, and always computed to their end.
 
         Raises:
             ArgumentError: they are of different groups.
+            writing.Interrupted: ``interrupted`` was true.
         """
         if any(piece.group != pieces[0].group for piece in pieces):
             raise ArgumentError("the pieces of a batch are of different groups, expected one")
         with self.task.computing:
-            return self.task.run(pieces)
+            if interrupted is None:
+                return self.task.run(pieces)
+            return self.task.run_unless(pieces, interrupted)
 
     def decode(self, encoded: Encoded, results: Sequence[Any]) -> dict[str, Any]:
         """The answer of a record from the results of its pieces.
@@ -213,7 +222,9 @@ class Predictor:
 
         The parts together are the answer's ``text``; the last one is empty, a ``writing.Ending``
         with the whole ``answer``. The model computes only while the next part is
-        waited for; who stops asking ends it. Other threads may compute in between.
+        waited for; who stops asking ends it. Other threads may compute in between, and need not
+        wait long: after ``streams.TURN_TOKENS`` tokens or ``TURN_S`` seconds without a finished
+        word a part is "".
 
         Raises:
             ArgumentError: the task writes no text, or several at once are asked for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+TURN_TOKENS, TURN_S = 8, 0.1
+"""A turn without a part ends after so many tokens, or seconds, whichever comes first."""
 _END = object()
 
 
@@ -71,7 +74,8 @@ class Handover(StoppingCriteria):
     """Between a thread that computes and one that asks: only one of them runs at a time.
 
     As a criterion of ``generate``, it ends what nobody asks for any more, before another token is
-    computed.
+    computed. It also hands over an empty part where nothing else was for some tokens, or a moment:
+    others wait for the turn's end.
 
     Attributes:
         stopped: whether nobody will ask again.
@@ -85,9 +89,13 @@ class Handover(StoppingCriteria):
         self._asked = threading.Semaphore(0)
         self._given = threading.Semaphore(0)
         self._item: Any = None
+        self._begin_turn()
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """(rows,) bool."""
+        """(rows,) bool; called after each token."""
+        self._tokens += 1
+        if self._tokens >= TURN_TOKENS or time.monotonic() - self._since >= TURN_S:
+            self.give("")
         return torch.full((len(input_ids),), self.stopped, device=input_ids.device)
 
     def give(self, item: Any) -> None:
@@ -101,6 +109,10 @@ class Handover(StoppingCriteria):
         self._asked.acquire()
         if self.draws is not None and not self.stopped:
             self.draws.resume()
+        self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._tokens, self._since = 0, time.monotonic()
 
     def take(self) -> Any:
         """Let the other thread compute until it has something, and take that."""
@@ -111,6 +123,7 @@ class Handover(StoppingCriteria):
     def work(self, compute: Callable[[Handover], None]) -> None:
         """What the thread that computes does."""
         self._asked.acquire()
+        self._begin_turn()
         result: Any = _END
         try:
             if not self.stopped:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from xlnet_fast.errors import NotFinite
+from xlnet_fast.errors import NotFinite, XLNetFastError
 
 
 class Ending(str):
@@ -24,6 +24,28 @@ class Ending(str):
         ending = cls()
         ending.answer = answer
         return ending
+
+
+class Interrupted(XLNetFastError):
+    """What was being computed is not wanted any more."""
+
+
+class Interruption(StoppingCriteria):
+    """Ends, after each token, what is not wanted any more; by an exception, as beams have no end.
+
+    Raises:
+        Interrupted: ``interrupted`` says so.
+    """
+
+    def __init__(self, interrupted: Callable[[], bool]) -> None:
+        """``interrupted`` is asked after each token."""
+        self._interrupted = interrupted
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """(rows,) bool, all false."""
+        if self._interrupted():
+            raise Interrupted("the text is not wanted any more")
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class AllFinite(LogitsProcessor):

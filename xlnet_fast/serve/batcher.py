@@ -44,6 +44,10 @@ class Call:
         self.left = 1 if self.work is not None else len(self.pieces)
         self.results = [None] * self.left
 
+    def awaited(self, now: float) -> bool:
+        """Whether somebody still waits for a result."""
+        return bool(self.left) and not self.gone and now < self.deadline
+
     def settle(self, place: int, result: Any) -> None:
         """Note a result, or an exception; the last one tells who waits."""
         if not self.left:

@@ -156,7 +156,7 @@ class Service(Protocol):
     ) -> AsyncIterator[str]:
         """What a model of text generation writes, as soon as it is there; raises as predict.
 
-        The last part is empty, a ``predict.writing.Ending`` that has the whole answer.
+        The last part is empty, a ``predict.writing.Ending`` that has the whole answer; no other is.
         """
 
     async def explain(

@@ -30,11 +30,12 @@ class Loaded:
     """A model that may be asked.
 
     Attributes:
-        predictor: the model. run: computes a batch. check: raises if the canaries fail.
+        predictor: the model. run: computes a batch, as ``Predictor.run``. check: raises if the
+            canaries fail.
     """
 
     predictor: Predictor
-    run: Callable[[Sequence[Piece]], list[Any]]
+    run: Callable[[Sequence[Piece], Callable[[], bool]], list[Any]]
     check: Callable[[], None]
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict.pieces import Encoded
 from xlnet_fast.predict.predictor import Predictor
+from xlnet_fast.predict.writing import Ending
 from xlnet_fast.serve import notes
 from xlnet_fast.serve.answerable import is_plain
 from xlnet_fast.serve.batcher import Call
@@ -199,16 +200,22 @@ class ModelService:
             def go_on() -> Any:
                 return next(parts, _END)
 
-            left = deadline - time.monotonic()
-            part = await _within(left, self._alone(found, begin, deadline, tokens_of(encoded)))
+            def close() -> None:
+                if parts is not None:
+                    parts.close()
+
+            part: Any = None
             try:
+                left = deadline - time.monotonic()
+                part = await _within(left, self._alone(found, begin, deadline, tokens_of(encoded)))
                 while part is not _END:
-                    yield part
+                    if part or isinstance(part, Ending):
+                        yield part  # the empty ones only end turns
                     left = deadline - time.monotonic()
                     part = await _within(left, self._alone(found, go_on, deadline))
             finally:
-                if part is not _END and parts is not None:
-                    self._close(found, parts)
+                if part is not _END:
+                    self._close(found, close)
 
     async def explain(
         self, model: str, record: Record, *, version: str | None = None, method: str
@@ -323,14 +330,14 @@ class ModelService:
         return call.results[0]
 
     @staticmethod
-    def _close(found: Version, parts: Any) -> None:
+    def _close(found: Version, close: Callable[[], None]) -> None:
         """End a stream that nobody reads to its end, once it is not being computed."""
         assert found.worker is not None
-        call = Call((), math.inf, lambda: None, parts.close)
+        call = Call((), math.inf, lambda: None, close)
         try:
             found.worker.go_on(call)
         except NotReady:
-            parts.close()
+            close()
 
     async def _encoded(
         self, found: Version, records: Sequence[Record], parameters: Mapping[str, Any]

@@ -1,7 +1,8 @@
 """The thread that computes a model's batches, one after the other, and notices when it cannot.
 
 A batch that raises, or has a result that is no number, is computed again piece by piece: what
-fails alone is refused, the others get their answers. After some such failures without a success
+fails alone is refused, the others get their answers. A text that is being written, and for which
+nobody waits any more, is given up after the token. After some such failures without a success
 between them the model is asked what it could answer when it was loaded. If it no longer can, the
 model has failed, and not the records: it computes nothing more, and says why.
 
@@ -23,6 +24,7 @@ import torch
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict.pieces import Piece
 from xlnet_fast.predict.predictor import is_finite
+from xlnet_fast.predict.writing import Interrupted
 from xlnet_fast.serve.batcher import Call, Queue, Waiting
 from xlnet_fast.serve.contract import ModelFailed, NotReady, Overloaded, Refusal, TimedOut
 
@@ -56,7 +58,7 @@ class Worker:
     def __init__(
         self,
         name: str,
-        run: Callable[[Sequence[Piece]], list[Any]],
+        run: Callable[[Sequence[Piece], Callable[[], bool]], list[Any]],
         check: Callable[[], None],
         *,
         budget: int,
@@ -69,7 +71,8 @@ class Worker:
 
         Args:
             name: of the model, for the thread and messages.
-            run: computes a batch, a result for each piece.
+            run: computes a batch, a result for each piece; or raises ``Interrupted`` if its second
+                argument returns true, for nobody waits for the batch then.
             check: raises if the model cannot compute what it could when it was loaded.
             budget: tokens of a batch. limit: tokens that may wait.
             threads: of PyTorch, by default as many as it takes by itself.
@@ -242,7 +245,11 @@ class Worker:
             return
         waits = [now - piece.arrived for piece in batch]
         self._observer.batch(len(batch), sum(lengths), max(lengths), waits)
-        results = self._computed([piece.call.pieces[piece.place] for piece in batch])
+        try:
+            results = self._computed(batch)
+        except Interrupted:
+            self._give_up(batch)
+            return
         if results is not None:
             self._failed_alone = 0
             took = max(time.monotonic() - now, 1e-6)
@@ -258,7 +265,11 @@ class Worker:
         if piece.call.gone or self.failure:
             self._settle(piece, NotReady(self.failure or "cancelled"))
             return
-        results = self._computed([piece.call.pieces[piece.place]]) if again else None
+        try:
+            results = self._computed([piece]) if again else None
+        except Interrupted:
+            self._give_up([piece])
+            return
         if results is not None:
             self._failed_alone = 0
             self._settle(piece, results[0])
@@ -270,11 +281,29 @@ class Worker:
             self._failed_alone = 0
             self._doubt()
 
-    def _computed(self, pieces: Sequence[Piece]) -> list[Any] | None:
-        """The results, or None if they cannot be computed or are no numbers."""
+    def _give_up(self, batch: Sequence[Waiting]) -> None:
+        """Tell the late ones; the others have gone. It says nothing of the model."""
+        for piece in batch:
+            self._settle(piece, TimedOut("no answer within the request's time"))
+
+    def _computed(self, batch: Sequence[Waiting]) -> list[Any] | None:
+        """The results, or None if they cannot be computed or are no numbers.
+
+        Raises:
+            Interrupted: nobody waits for them any more.
+        """
+        pieces = [piece.call.pieces[piece.place] for piece in batch]
+        calls = {piece.call for piece in batch}
+
+        def interrupted() -> bool:
+            now = time.monotonic()
+            return not any(call.awaited(now) for call in calls)
+
         try:
-            results = self._run(pieces)
+            results = self._run(pieces, interrupted)
             usable = len(results) == len(pieces) and all(map(is_finite, results))
+        except Interrupted:
+            raise
         except Exception as error:
             # The message alone may hold a text, so it is not logged unless asked.
             _log.warning(

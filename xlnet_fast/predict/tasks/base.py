@@ -222,6 +222,13 @@ class Task(abc.ABC):
     def run(self, pieces: Sequence[Piece]) -> list[Any]:
         """The result of each piece of one batch, on the CPU; one thread at a time."""
 
+    def run_unless(self, pieces: Sequence[Piece], interrupted: Callable[[], bool]) -> list[Any]:
+        """``run``, or the exception ``Interrupted`` if ``interrupted`` is true in between.
+
+        It is asked only where a batch takes long: where text is written.
+        """
+        return self.run(pieces)
+
     @abc.abstractmethod
     def decode(self, encoded: Encoded, results: Sequence[Any]) -> dict[str, Any]:
         """The answer of a record from the results of its pieces, as plain JSON values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from xlnet_fast.generate.run import Text, write
 from xlnet_fast.predict.pieces import Encoded, Piece
 from xlnet_fast.predict.streams import Draws, Handover, in_turns
 from xlnet_fast.predict.tasks.base import Parameter, Task, text_field, unicode_text
-from xlnet_fast.predict.writing import AllFinite, Ending, Stops, Words, cut_at
+from xlnet_fast.predict.writing import AllFinite, Ending, Interruption, Stops, Words, cut_at
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 _CHOOSING = ("temperature", "top_k", "top_p", "repetition_penalty")
@@ -101,11 +101,18 @@ class Generation(Task):
 
     def run(self, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
         """``texts`` of each prompt; ``finite``: 0, or NaN where the model's values were."""
+        return self._run(pieces)
+
+    def run_unless(self, pieces: Sequence[Piece], interrupted: Callable[[], bool]) -> list[Any]:
+        """``run``, in which ``interrupted`` is asked after each token."""
+        return self._run(pieces, stopping_criteria=[Interruption(interrupted)])
+
+    def _run(self, pieces: Sequence[Piece], **further: Any) -> list[dict[str, Any]]:
         notes = pieces[0].notes
         finite = AllFinite(len(pieces))
         prompts = [piece.notes["prompt"] for piece in pieces]
         with Draws(notes["seed"], self.model.device):
-            texts = self._texts(prompts, notes, finite)
+            texts = self._texts(prompts, notes, finite, **further)
         each = notes["options"].num_return_sequences
         return [
             {"texts": texts[i * each : (i + 1) * each], "finite": value}
