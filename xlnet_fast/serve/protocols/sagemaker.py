@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -12,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict.writing import Ending
-from xlnet_fast.serve.contract import Limits, Record, Service
+from xlnet_fast.serve.contract import Limits, Record, Service, TimedOut
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import sagemaker_models
 from xlnet_fast.serve.protocols.media import (
@@ -156,11 +157,18 @@ async def _answers(
     records: Sequence[Record],
     parameters: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The answers in order, part by part."""
+    """The answers in order, part by part, within the time of one request."""
     answers: list[dict[str, Any]] = []
+    deadline = time.monotonic() + service.limits.timeout_s
     for part in parts(records, service.limits):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOut(
+                f"{len(answers)} of {len(records)} records were answered in "
+                f"{service.limits.timeout_s:g} s: send fewer at once"
+            )
         try:
-            answers += await service.predict(model, part, parameters=parameters)
+            answers += await service.predict(model, part, parameters=parameters, timeout_s=left)
         except ArgumentError as error:
             if not answers:
                 raise
