@@ -21,6 +21,11 @@ from xlnet_fast.serve.tracking import Tracking
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+def free_paths() -> set[str]:
+    """Health checks and the page: answered without a token, however busy the service is."""
+    return {path for module in PROTOCOLS.values() for path in getattr(module, "FREE_PATHS", ())}
+
+
 def create_app(options: ServeOptions, service: ModelService | None = None) -> FastAPI:
     """The application, ``app.state.service`` being its service.
 
@@ -53,7 +58,7 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
     )  # fmt: skip
     app.state.service = service
     failures.install(app)
-    free = {path for module in PROTOCOLS.values() for path in getattr(module, "FREE_PATHS", ())}
+    free = free_paths()
     app.add_middleware(RequestLimits, options=options, free_paths=free)
     if options.tokens_file is not None:
         app.add_middleware(Authentication, tokens=Tokens(options.tokens_file), free_paths=free)
