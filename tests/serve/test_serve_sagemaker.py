@@ -382,3 +382,8 @@ def test_ping_answers_while_another_is_answered(service):
             assert (await answer).json() == {}
 
     asyncio.run(both())
+
+
+def test_an_unknown_charset_is_refused(ask):
+    refused(invoke(ask, "a", "text/plain; charset=zzz"), 415, "charset is zzz, expected utf-8")
+    assert invoke(ask, "a", 'text/plain; charset="UTF-8"').status_code == 200

@@ -15,6 +15,7 @@ from xlnet_fast.serve.limits import RequestLimits
 from xlnet_fast.serve.notes import of_protocol
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import PROTOCOLS
+from xlnet_fast.serve.protocols.described import refused, without_422
 from xlnet_fast.serve.service import ModelService
 from xlnet_fast.serve.tracking import Tracking
 
@@ -68,7 +69,11 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
             module.router(service, options), tags=[name], dependencies=[Depends(of_protocol(name))]
         )
 
-    @app.get("/metrics", tags=["metrics"], response_class=Response)
+    without_422(app)
+
+    @app.get(
+        "/metrics", tags=["metrics"], response_class=Response, responses=refused((401, 429, 503))
+    )
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.page(), media_type=METRICS_TYPE)
