@@ -28,6 +28,7 @@ class SmallService:
         predictors: by name; each has the version "1".
         refusal: raised by every call for answers.
         asked: what was asked for: (model, records, parameters).
+        times: ``timeout_s`` of each call for answers.
         ended: streams that came to an end or were left.
         pause_s: between the pieces of a stream.
     """
@@ -38,6 +39,7 @@ class SmallService:
         self.ready = True
         self.draining = False
         self.refusal: Exception | None = None
+        self.times: list[float | None] = []
         self.asked: list[tuple[str, list[Any], dict[str, Any]]] = []
         self.ended = 0
         self.pause_s = 0.0
@@ -58,6 +60,7 @@ class SmallService:
         if self.refusal is not None:
             raise self.refusal
         self.asked.append((model, list(records), dict(parameters or {})))
+        self.times.append(timeout_s)
         return predictor(list(records), **(parameters or {}))
 
     async def stream(

@@ -6,13 +6,15 @@ import asyncio
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from small_service import TEXTS, SmallService, classifier, client_of, refused
 
 from xlnet_fast.predict import Predictor
 from xlnet_fast.predict.writing import Ending
-from xlnet_fast.serve.contract import Limits, NoRoom, Overloaded
+from xlnet_fast.serve.contract import Limits, NoRoom, Overloaded, TimedOut
+from xlnet_fast.serve.protocols import sagemaker
 from xlnet_fast.serve.protocols.media import accepted
 from xlnet_fast.serve.protocols.sagemaker import (
     ATTRIBUTES,
@@ -213,6 +215,21 @@ def test_batch_transform(ask, service):
     refused(invoke(ask, body, LINES), 400, "of the records after the first 8, record 4")
 
 
+def test_all_parts_have_one_time_together(ask, service, monkeypatch):
+    service.limited(records=1, timeout_s=5.0)
+    assert invoke(ask, "\n".join(TEXTS), PLAIN).status_code == 200
+    assert len(service.times) == len(TEXTS)
+    assert service.times[0] <= 5.0
+    assert service.times == sorted(service.times, reverse=True)  # what is left of it
+    assert service.times[-1] < service.times[0]
+    clock = iter([0.0, 3.0, 6.0])
+    monkeypatch.setattr(sagemaker, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    asked = len(service.asked)
+    with pytest.raises(TimedOut, match="1 of 3 records were answered in 5 s: send fewer at once"):
+        asyncio.run(sagemaker._answers(service, "reviews", TEXTS, {}))
+    assert len(service.asked) == asked + 1  # nothing is computed for a client that has its 504
+
+
 def test_parts_fill_half_the_queue():
     records = ["a" * 10, {"text": "b" * 30, "choices": ["c" * 5, "d" * 5]}, "e", "f" * 400, "g"]
     limits = Limits(queued_tokens=100)
@@ -365,3 +382,8 @@ def test_ping_answers_while_another_is_answered(service):
             assert (await answer).json() == {}
 
     asyncio.run(both())
+
+
+def test_an_unknown_charset_is_refused(ask):
+    refused(invoke(ask, "a", "text/plain; charset=zzz"), 415, "charset is zzz, expected utf-8")
+    assert invoke(ask, "a", 'text/plain; charset="UTF-8"').status_code == 200

@@ -15,10 +15,16 @@ from xlnet_fast.serve.limits import RequestLimits
 from xlnet_fast.serve.notes import of_protocol
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import PROTOCOLS
+from xlnet_fast.serve.protocols.described import refused, without_422
 from xlnet_fast.serve.service import ModelService
 from xlnet_fast.serve.tracking import Tracking
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def free_paths() -> set[str]:
+    """Health checks and the page: answered without a token, however busy the service is."""
+    return {path for module in PROTOCOLS.values() for path in getattr(module, "FREE_PATHS", ())}
 
 
 def create_app(options: ServeOptions, service: ModelService | None = None) -> FastAPI:
@@ -53,7 +59,7 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
     )  # fmt: skip
     app.state.service = service
     failures.install(app)
-    free = {path for module in PROTOCOLS.values() for path in getattr(module, "FREE_PATHS", ())}
+    free = free_paths()
     app.add_middleware(RequestLimits, options=options, free_paths=free)
     if options.tokens_file is not None:
         app.add_middleware(Authentication, tokens=Tokens(options.tokens_file), free_paths=free)
@@ -63,7 +69,11 @@ def create_app(options: ServeOptions, service: ModelService | None = None) -> Fa
             module.router(service, options), tags=[name], dependencies=[Depends(of_protocol(name))]
         )
 
-    @app.get("/metrics", tags=["metrics"], response_class=Response)
+    without_422(app)
+
+    @app.get(
+        "/metrics", tags=["metrics"], response_class=Response, responses=refused((401, 429, 503))
+    )
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.page(), media_type=METRICS_TYPE)

@@ -57,9 +57,32 @@ def sentence_of(error: RequestValidationError) -> str:
     """What is wrong with a request's body, without the body."""
     found = []
     for one in error.errors()[:3]:
+        if one["type"] == "json_invalid":
+            why = one.get("ctx", {}).get("error", "it cannot be read")
+            found.append(f"the body is no JSON: {why} at character {one['loc'][-1]}")
+            continue
         place = ".".join(str(part) for part in one["loc"] if part != "body")
         found.append(f"{place}: {one['msg']}" if place else str(one["msg"]))
     return "; ".join(found) or "the request cannot be read"
+
+
+def _of_kind(request: Request) -> str | None:
+    """What to say where the body is said to be no JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return None
+    return f"Content-Type is {kind[:80] or 'missing'}, expected application/json"
+
+
+def _unread(error: BaseException) -> str:
+    """Why a body could not be read, without the body."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"the body is no {error.encoding.upper()} from its byte {error.start}"
+    if isinstance(error, RecursionError):
+        return "the body is nested too deeply"
+    if isinstance(error, ValueError) and "integer string" in str(error):
+        return "the body is no JSON that is read: it has a number of thousands of digits"
+    return "the body cannot be read, expected JSON in UTF-8"
 
 
 def install(app: FastAPI) -> None:
@@ -69,9 +92,15 @@ def install(app: FastAPI) -> None:
         return response_of(error)
 
     async def invalid(request: Request, error: Any) -> JSONResponse:
-        return shaped(400, {"type": "ArgumentError", "message": sentence_of(error)})
+        message = sentence_of(error)
+        if any(tuple(one["loc"]) == ("body",) for one in error.errors()):
+            message = _of_kind(request) or message
+        return shaped(400, {"type": "ArgumentError", "message": message})
 
     async def http(request: Request, error: Any) -> JSONResponse:
+        if error.status_code == 400 and error.__cause__ is not None:  # of reading the body
+            message = _of_kind(request) or _unread(error.__cause__)
+            return shaped(400, {"type": "ArgumentError", "message": message})
         kind = "NotFound" if error.status_code == 404 else "HTTPError"
         return shaped(
             error.status_code, {"type": kind, "message": str(error.detail)}, error.headers

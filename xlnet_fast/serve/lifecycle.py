@@ -24,7 +24,8 @@ import uvicorn
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.serve import logs
-from xlnet_fast.serve.app import create_app
+from xlnet_fast.serve.app import create_app, free_paths
+from xlnet_fast.serve.connections import ACCEPTED_AT_ONCE, Doorkeeper
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.service import ModelService
 
@@ -33,6 +34,8 @@ LINGER_S = 0.5
 LAST_ANSWERS_S = 2.0
 """For the refusals of what was still waiting when the time was over."""
 KEEP_ALIVE_S = 30
+BACKLOG = 2048
+"""Connections that the system holds until they are taken."""
 _log = logging.getLogger(__name__)
 
 
@@ -52,12 +55,13 @@ def run(options: ServeOptions, say: Callable[[str], None] = print) -> None:
     app = create_app(options, service)
     with listening(options.host, options.port) as door:
         _warn_of_strangers(options)
+        keeper = Doorkeeper(free_paths())
         config = uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False,
-            server_header=False, timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(LAST_ANSWERS_S),
+            server_header=False, timeout_keep_alive=KEEP_ALIVE_S, http=keeper.protocol(),
+            backlog=ACCEPTED_AT_ONCE, timeout_graceful_shutdown=int(LAST_ANSWERS_S),
         )  # fmt: skip
-        server = DrainingServer(config, service, options.drain)
+        server = DrainingServer(config, service, options.drain, keeper)
         failure = asyncio.run(_serve(server, service, door, say))
     _end(failure)
     if failure is not None:
@@ -80,7 +84,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
-        door.listen(2048)
+        door.listen(BACKLOG)
     except OSError as error:
         door.close()
         why = error.strerror or str(error)
@@ -100,13 +104,23 @@ def address_of(door: socket.socket) -> str:
 class DrainingServer(uvicorn.Server):
     """uvicorn's server, which ends when what is in flight has been answered."""
 
-    def __init__(self, config: uvicorn.Config, service: ModelService, drain_s: float) -> None:
-        """``drain_s``: the time that there is for that."""
+    def __init__(
+        self, config: uvicorn.Config, service: ModelService, drain_s: float, keeper: Doorkeeper
+    ) -> None:
+        """``drain_s``: the time that there is for that. ``keeper``: of the connections."""
         super().__init__(config)
+        self._keeper = keeper
         self._service = service
         self._drain_s = drain_s
         self._draining: asyncio.Task[None] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As the base class; what is taken at once is less than what may wait to be taken."""
+        asyncio.get_running_loop().set_exception_handler(self._keeper.loop_failed)
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the end, the second one is it."""

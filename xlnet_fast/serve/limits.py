@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
@@ -24,6 +26,8 @@ MAX_DEPTH = 32
 """Of a body's JSON: arrays and objects in each other."""
 BODIES_AT_ONCE = 64
 """Bodies of full length that are held together; shorter ones are more."""
+LINGER_S, LINGER_BYTES = 2.0, 32 << 20
+"""How long, and how much of, a body is read after it was refused."""
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -34,8 +38,22 @@ class TooSlow(Refusal):
     status = 408
 
 
+class Encoded(Refusal):
+    """The body is compressed."""
+
+    status = 415
+
+
 class Disconnected(Exception):
     """The client has gone before its request was there."""
+
+
+@dataclass
+class _Held:
+    """What has been read of a body, and whether there is more."""
+
+    bytes: int = 0
+    more: bool = True
 
 
 class RequestLimits:
@@ -54,7 +72,8 @@ class RequestLimits:
         if scope["type"] != "http" or scope["path"] in self.free_paths:
             await self.app(scope, receive, send)
             return
-        held = [0]
+        held = _Held()
+        refusal: XLNetFastError
         self._requests += 1
         try:
             self._admit(scope)
@@ -64,29 +83,35 @@ class RequestLimits:
         except Disconnected:
             return
         except (asyncio.TimeoutError, TimeoutError):
-            error: XLNetFastError = TooSlow("the body has not arrived in time")
-            await _refuse(error, scope, receive, send)
+            refusal = TooSlow("the body has not arrived in time")
         except XLNetFastError as error:
-            await _refuse(error, scope, receive, send)
+            refusal = error
         else:
             await self._watched(body, scope, receive, send)
+            return
         finally:
             self._requests -= 1
-            self._bytes -= held[0]
+            self._bytes -= held.bytes
+        response = failures.response_of(refusal)
+        await last_answer(response, scope, receive, send, more=held.more)
 
     def _admit(self, scope: Scope) -> None:
         """What can be told before the body.
 
         Raises:
             Overloaded: there are too many requests. TooLarge: the body will be too long.
+            Encoded: it is compressed.
         """
         if self._requests > self.options.max_requests:
             raise Overloaded(f"{self.options.max_requests} requests are being answered: try again")
         told = Headers(scope=scope).get("content-length", "")
         if told.isdecimal() and int(told[:20]) > self.options.body_bytes:
             raise self._too_large()
+        coding = Headers(scope=scope).get("content-encoding", "identity").lower()
+        if coding != "identity":
+            raise Encoded(f"Content-Encoding is {coding[:40]!r}, expected the body as it is")
 
-    async def _body(self, receive: Receive, held: list[int]) -> bytes:
+    async def _body(self, receive: Receive, held: _Held) -> bytes:
         """The whole body.
 
         Args:
@@ -102,14 +127,15 @@ class RequestLimits:
             if message["type"] == "http.disconnect":
                 raise Disconnected
             part = message.get("body", b"")
-            held[0] += len(part)
+            held.more = message.get("more_body", False)
+            held.bytes += len(part)
             self._bytes += len(part)
-            if held[0] > self.options.body_bytes:
+            if held.bytes > self.options.body_bytes:
                 raise self._too_large()
             if self._bytes > BODIES_AT_ONCE * self.options.body_bytes:
                 raise Overloaded("the requests that are here take all the room: try again")
             parts.append(part)
-            if not message.get("more_body", False):
+            if not held.more:
                 return b"".join(parts)
 
     def _too_large(self) -> TooLarge:
@@ -152,11 +178,41 @@ class RequestLimits:
                     await answer
 
 
-async def _refuse(error: XLNetFastError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer without the body: what follows on this connection would be the rest of it."""
-    response = failures.response_of(error)
+async def last_answer(
+    response: Response, scope: Scope, receive: Receive, send: Send, *, more: bool = True
+) -> None:
+    """Answer without the body and close the connection: what follows would be the rest of it.
+
+    Some of that rest is read and dropped after the answer: a connection that is closed with bytes
+    unread is reset, and then the client may never see the answer.
+
+    Args:
+        more: whether the body may go on.
+    """
     response.headers["connection"] = "close"
-    await response(scope, receive, send)
+    if Headers(scope=scope).get("expect"):
+        more = False  # the client sends its body only when it is asked to
+
+    async def lingering(message: Message) -> None:
+        if not more or message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "more_body": True})
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(_drop(receive), LINGER_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    await response(scope, receive, lingering)
+
+
+async def _drop(receive: Receive) -> None:
+    """Read a body to its end, or ``LINGER_BYTES`` of it, and keep nothing."""
+    dropped = 0
+    while dropped < LINGER_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return
+        dropped += len(message.get("body", b""))
 
 
 def _check_depth(scope: Scope, body: bytes) -> None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from xlnet_fast.serve import failures, logs
 from xlnet_fast.serve.contract import NotReady
+from xlnet_fast.serve.limits import last_answer
 from xlnet_fast.serve.notes import Notes, begin
 from xlnet_fast.serve.service import ModelService
 
@@ -50,7 +51,7 @@ class Tracking:
         try:
             if self.service.draining and not free:
                 refusal = failures.response_of(NotReady("the service is about to end"))
-                await refusal(scope, receive, answer)
+                await last_answer(refusal, scope, receive, answer)
             else:
                 await self.app(scope, receive, answer)
         except asyncio.CancelledError:

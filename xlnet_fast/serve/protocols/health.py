@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from xlnet_fast.serve.options import ServeOptions
+from xlnet_fast.serve.protocols.described import UNREADY
 from xlnet_fast.serve.service import ModelService
 
 FREE_PATHS = ("/healthz", "/readyz")
@@ -15,12 +16,14 @@ def router(service: ModelService, options: ServeOptions) -> APIRouter:
     """``/healthz`` and ``/readyz``."""
     routes = APIRouter()
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz", summary="Whether the process lives")
     async def healthz() -> dict[str, str]:
         """200 as long as the process answers, whatever its models do."""
         return {"status": "alive"}
 
-    @routes.get("/readyz", summary="Whether requests are taken")
+    @routes.head("/readyz", include_in_schema=False)
+    @routes.get("/readyz", summary="Whether requests are taken", responses=UNREADY)
     async def readyz() -> JSONResponse:
         """200 when every model is ready and no end is near, else 503."""
         states = {f"{one.name}/{one.version}": one.state for one in service.models() if one.default}

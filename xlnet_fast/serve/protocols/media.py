@@ -23,6 +23,7 @@ _SAME = {
 }
 READABLE = (JSON, JSON_LINES, CSV, PLAIN)
 WRITABLE = (JSON, JSON_LINES, CSV, EVENTS)
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 ONE, MANY = "one", "many"
 # What holds the records in an object, and what then holds the answers.
 _HOLDERS = {"instances": "predictions", "records": "answers", "inputs": MANY}
@@ -74,6 +75,8 @@ def read(body: bytes, header: str, task: Task) -> Invocation:
     kind, notes = media_type(header, JSON)
     if kind not in READABLE:
         raise NotReadable(f"Content-Type is {kind}, expected {', '.join(READABLE)}")
+    if notes.get("charset", "utf-8") not in _CHARSETS:
+        raise NotReadable(f"the charset is {notes['charset'][:40]}, expected utf-8")
     if kind == JSON:
         return _of_json(json_from(body))
     try:

@@ -12,22 +12,10 @@ from xlnet_fast.predict.tasks.base import Parameter
 from xlnet_fast.serve import failures
 from xlnet_fast.serve.contract import ModelStatus, UnknownModel
 from xlnet_fast.serve.options import ServeOptions
+from xlnet_fast.serve.protocols.described import ASKING, LOOKING, refused
 from xlnet_fast.serve.service import ModelService
 
 Record = dict[str, Any] | str
-
-
-class Failure(BaseModel):
-    """Why there is no answer."""
-
-    type: str
-    message: str
-
-
-class ErrorBody(BaseModel):
-    """What is sent in the place of an answer."""
-
-    error: Failure
 
 
 class PredictBody(BaseModel):
@@ -40,7 +28,9 @@ class PredictBody(BaseModel):
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="Of the answers: see GET /v1/models/NAME"
     )
-    timeout_s: float | None = Field(None, gt=0, description="Seconds that the answer is waited for")
+    timeout_s: float | None = Field(
+        None, gt=0, strict=True, description="Seconds that the answer is waited for"
+    )
     errors: Literal["request", "record"] = Field(
         "request",
         description='"record": where a record cannot be answered, its error stands in its place '
@@ -64,21 +54,6 @@ class ExplainBody(BaseModel):
 
     record: Record
     method: str = Field("gradient_x_input", max_length=64)
-
-
-REFUSED: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": what}
-    for status, what in {
-        400: "What is wrong with the request",
-        401: "No token, or none that is known",
-        404: "No such model",
-        413: "Too large",
-        429: "Overloaded",
-        500: "The model could not compute it",
-        503: "Not ready",
-        504: "Out of time",
-    }.items()
-}
 
 
 def router(service: ModelService, options: ServeOptions) -> APIRouter:
@@ -107,27 +82,27 @@ def router(service: ModelService, options: ServeOptions) -> APIRouter:
         found = await service.explain(name, body.record, version=version, method=body.method)
         return {"model": name, **found}
 
-    @routes.post("/{name}:predict", responses=REFUSED)
+    @routes.post("/{name}:predict", responses=refused(ASKING))
     async def predict_default(name: str, body: PredictBody) -> PredictAnswer:
         """The answers of the default version."""
         return await predict(name, None, body)
 
-    @routes.post("/{name}/versions/{version}:predict", responses=REFUSED)
+    @routes.post("/{name}/versions/{version}:predict", responses=refused(ASKING))
     async def predict_version(name: str, version: str, body: PredictBody) -> PredictAnswer:
         """The answers of one version."""
         return await predict(name, version, body)
 
-    @routes.post("/{name}:explain", responses=REFUSED)
+    @routes.post("/{name}:explain", responses=refused(ASKING))
     async def explain_default(name: str, body: ExplainBody) -> dict[str, Any]:
         """How much each token counts for the default version's answer."""
         return await explain(name, None, body)
 
-    @routes.post("/{name}/versions/{version}:explain", responses=REFUSED)
+    @routes.post("/{name}/versions/{version}:explain", responses=refused(ASKING))
     async def explain_version(name: str, version: str, body: ExplainBody) -> dict[str, Any]:
         """How much each token counts for one version's answer."""
         return await explain(name, version, body)
 
-    @routes.get("", responses={401: REFUSED[401]})
+    @routes.get("", responses=refused(LOOKING))
     async def models() -> dict[str, Any]:
         """Every model, with its versions; ``data`` is how OpenAI's clients read the list."""
         named: dict[str, list[ModelStatus]] = {}
@@ -139,7 +114,7 @@ def router(service: ModelService, options: ServeOptions) -> APIRouter:
             "models": [described(service, name, versions) for name, versions in named.items()],
         }
 
-    @routes.get("/{name}", responses={401: REFUSED[401], 404: REFUSED[404]})
+    @routes.get("/{name}", responses=refused(LOOKING))
     async def model(name: str) -> dict[str, Any]:
         """One model: its versions, and what a record of it has."""
         versions = [one for one in service.models() if one.name == name]

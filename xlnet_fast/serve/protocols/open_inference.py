@@ -18,6 +18,14 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.predict.tasks.base import Task
 from xlnet_fast.serve.contract import ModelStatus, Service, UnknownModel
 from xlnet_fast.serve.options import ServeOptions
+from xlnet_fast.serve.protocols.described import (
+    ASKING,
+    LOOKING,
+    UNREADY,
+    ErrorBody,
+    ErrorSentence,
+    refused,
+)
 from xlnet_fast.serve.protocols.tensors import (
     BYTES,
     InferRequest,
@@ -53,7 +61,10 @@ class OpenInferenceRoute(RefusingRoute):
 
 def router(service: Service, options: ServeOptions) -> APIRouter:
     """The routes below ``/v2``."""
-    routes = APIRouter(prefix="/v2", route_class=OpenInferenceRoute, tags=["Open Inference"])
+    routes = APIRouter(
+        prefix="/v2", route_class=OpenInferenceRoute, tags=["Open Inference"],
+        responses=refused(LOOKING, ErrorSentence | ErrorBody),
+    )  # fmt: skip
     _add_health(routes, service)
     _add_models(routes, service)
     return routes
@@ -64,11 +75,15 @@ def _add_health(routes: APIRouter, service: Service) -> None:
     async def server() -> dict[str, Any]:
         return {"name": "xlnet-fast", "version": __version__, "extensions": ["binary_tensor_data"]}
 
+    @routes.head("/health/live", include_in_schema=False)
     @routes.get("/health/live", summary="Whether the server answers")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @routes.get("/health/ready", summary="Whether every model is ready; 503 if not")
+    @routes.head("/health/ready", include_in_schema=False)
+    @routes.get(
+        "/health/ready", summary="Whether every model is ready; 503 if not", responses=UNREADY
+    )
     async def ready() -> Response:
         return JSONResponse({"ready": service.ready}, 200 if service.ready else UNAVAILABLE)
 
@@ -96,8 +111,14 @@ def _add_models(routes: APIRouter, service: Service) -> None:
     ):
         of = f"{which} version"
         routes.get(path, summary=f"Inputs and outputs of a model, {of}")(metadata)
-        routes.get(f"{path}/ready", summary=f"Whether a model is ready, {of}; 503 if not")(ready)
-        routes.post(f"{path}/infer", summary=f"Answers of a model, {of}", openapi_extra=body)(infer)
+        routes.get(
+            f"{path}/ready", summary=f"Whether a model is ready, {of}; 503 if not",
+            responses=UNREADY,
+        )(ready)  # fmt: skip
+        routes.post(
+            f"{path}/infer", summary=f"Answers of a model, {of}", openapi_extra=body,
+            responses=refused(ASKING, ErrorSentence | ErrorBody),
+        )(infer)  # fmt: skip
 
 
 def _status(service: Service, name: str, version: str | None) -> ModelStatus:

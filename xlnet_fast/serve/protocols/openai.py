@@ -18,6 +18,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.predict.predictor import Predictor
 from xlnet_fast.serve.contract import Service, TooLarge
 from xlnet_fast.serve.options import ServeOptions
+from xlnet_fast.serve.protocols.described import ASKING, ErrorBody, OpenAIErrorBody, refused
 from xlnet_fast.serve.protocols.openai_stream import Asked, finish_reason, streamed
 from xlnet_fast.serve.protocols.wire import RefusingRoute, body_of, json_from, parsed
 
@@ -108,7 +109,10 @@ class Complete(BaseModel):
 
 def router(service: Service, options: ServeOptions) -> APIRouter:
     """``/v1/embeddings`` and ``/v1/completions``; the list of models is the native protocol's."""
-    routes = APIRouter(prefix="/v1", route_class=OpenAIRoute, tags=["OpenAI"])
+    routes = APIRouter(
+        prefix="/v1", route_class=OpenAIRoute, tags=["OpenAI"],
+        responses=refused(ASKING, OpenAIErrorBody | ErrorBody),
+    )  # fmt: skip
 
     @routes.post("/embeddings", summary="Vectors of texts", openapi_extra=body_of(Embed))
     async def embeddings(request: Request) -> Response:

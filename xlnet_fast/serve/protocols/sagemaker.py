@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -12,9 +13,16 @@ from fastapi.responses import JSONResponse
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.predict.writing import Ending
-from xlnet_fast.serve.contract import Limits, Record, Service
+from xlnet_fast.serve.contract import Limits, Record, Service, TimedOut
 from xlnet_fast.serve.options import ServeOptions
 from xlnet_fast.serve.protocols import sagemaker_models
+from xlnet_fast.serve.protocols.described import (
+    ASKING,
+    WHAT,
+    ErrorBody,
+    ErrorSentence,
+    refused,
+)
 from xlnet_fast.serve.protocols.media import (
     CSV,
     Invocation,
@@ -62,28 +70,51 @@ def router(service: Service, options: ServeOptions) -> APIRouter:
         text__plain=anything,
     )  # fmt: skip
 
-    @routes.get("/ping", summary="Whether requests are taken; 503 if not")
+    @routes.head("/ping", include_in_schema=False)
+    @routes.get(
+        "/ping", summary="Whether requests are taken; 503 if not", response_class=Response,
+        responses={UNAVAILABLE: {"description": WHAT[UNAVAILABLE]}},
+    )  # fmt: skip
     async def ping() -> Response:
         # While one of several models is loaded or has failed, the others answer.
         healthy = not service.draining if several else service.ready
         return Response(status_code=200 if healthy else UNAVAILABLE)
 
-    @routes.get("/execution-parameters", summary="How a batch transform is to ask")
+    @routes.get(
+        "/execution-parameters", summary="How a batch transform is to ask",
+        responses=refused((401, 429, 503)),
+    )  # fmt: skip
     async def execution_parameters() -> dict[str, Any]:
         return parameters_of_batches(service.limits)
 
-    @routes.post("/invocations", summary="Answers", openapi_extra=body)
+    @routes.post(
+        "/invocations", summary="Answers", openapi_extra=body, responses=_responses(),
+        response_class=Response,
+    )  # fmt: skip
     async def invocations(request: Request) -> Response:
         return await invoked(service, request, request.headers.get(TARGET_MODEL))
 
     if options.load_from is not None:
         sagemaker_models.add(routes, service, options.load_from)
 
-        @routes.post("/models/{name}/invoke", summary="Answers of a model", openapi_extra=body)
+        @routes.post(
+            "/models/{name}/invoke", summary="Answers of a model", openapi_extra=body,
+            responses=_responses(), response_class=Response,
+        )  # fmt: skip
         async def invoke(request: Request, name: str) -> Response:
             return await invoked(service, request, name)
 
     return routes
+
+
+def _responses() -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of the responses to an invocation."""
+    kinds = {kind: {"schema": {"type": "string"}} for kind in (JSON_LINES, CSV, EVENTS)}
+    answers = {
+        "description": "Answers, in the media type of the Accept header",
+        "content": {JSON: {"schema": {}}, **kinds},
+    }
+    return {200: answers, **refused((*ASKING, 406), ErrorSentence | ErrorBody)}
 
 
 def parameters_of_batches(limits: Limits) -> dict[str, Any]:
@@ -156,11 +187,18 @@ async def _answers(
     records: Sequence[Record],
     parameters: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """The answers in order, part by part."""
+    """The answers in order, part by part, within the time of one request."""
     answers: list[dict[str, Any]] = []
+    deadline = time.monotonic() + service.limits.timeout_s
     for part in parts(records, service.limits):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOut(
+                f"{len(answers)} of {len(records)} records were answered in "
+                f"{service.limits.timeout_s:g} s: send fewer at once"
+            )
         try:
-            answers += await service.predict(model, part, parameters=parameters)
+            answers += await service.predict(model, part, parameters=parameters, timeout_s=left)
         except ArgumentError as error:
             if not answers:
                 raise

@@ -10,6 +10,13 @@ from pydantic import BaseModel, Field
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.serve.contract import Service, UnknownModel
+from xlnet_fast.serve.protocols.described import (
+    ASKING,
+    LOOKING,
+    ErrorBody,
+    ErrorSentence,
+    refused,
+)
 
 MOST_LISTED = 1000
 
@@ -85,8 +92,12 @@ class Models:
 def add(routes: APIRouter, service: Service, root: Path) -> None:
     """The routes ``/models``."""
     models = Models(service, root)
+    shape = ErrorSentence | ErrorBody
+    asked_for = refused(LOOKING, shape)
 
-    @routes.get("/models", summary="The models that are loaded, by name, in pages")
+    @routes.get(
+        "/models", summary="The models that are loaded, by name, in pages", responses=asked_for
+    )
     async def listed(
         limit: int = Query(MOST_LISTED, ge=1, le=MOST_LISTED),
         next_page_token: str = Query("", max_length=512),
@@ -97,14 +108,19 @@ def add(routes: APIRouter, service: Service, root: Path) -> None:
             page["nextPageToken"] = names[limit - 1]
         return page
 
-    @routes.post("/models", summary="Load a model: 409 if it is there, 507 if there is no room")
+    @routes.post(
+        "/models", summary="Load a model: 409 if it is there, 507 if there is no room",
+        responses=refused((*ASKING, 409, 507), shape),
+    )  # fmt: skip
     async def load(asked: ModelToLoad) -> dict[str, str]:
         return await models.load(asked)
 
-    @routes.get("/models/{name}", summary="A model")
+    @routes.get("/models/{name}", summary="A model", responses=asked_for)
     async def one(name: str) -> dict[str, str]:
         return models.told(name)
 
-    @routes.delete("/models/{name}", summary="Let a model go, once its answers are out")
+    @routes.delete(
+        "/models/{name}", summary="Let a model go, once its answers are out", responses=asked_for
+    )
     async def unload(name: str) -> dict[str, str]:
         return await models.unload(name)
