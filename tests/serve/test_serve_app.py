@@ -82,6 +82,16 @@ def test_the_native_protocol(folder):
         explained = await client.post("/v1/models/tiny:explain", json={"record": TEXTS[1]})
         assert explained.json()["method"] == "gradient_x_input"
         assert len(explained.json()["tokens"]) > 5
+        for label in LABELS.values():
+            body = {"record": TEXTS[1], "target": label, "parameters": {"top_k": 1}}
+            told = (await client.post("/v1/models/tiny:explain", json=body)).json()
+            assert told["label"] == label
+        for odd in ("target", "record", "self", "method"):
+            for path in ("explain", "predict"):
+                body = {"record": TEXTS[1], "parameters": {odd: 1}}
+                refused = await client.post(f"/v1/models/tiny:{path}", json=body)
+                assert refused.status_code == 400, refused.text
+                assert f"no parameter '{odd}'" in refused.json()["error"]["message"]
         schema = (await client.get("/openapi.json")).json()
         assert "/v1/models/{name}:predict" in schema["paths"]
 

@@ -114,6 +114,7 @@ class Predictor:
     def __call__(
         self,
         records: Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str],
+        /,
         *,
         token_budget: int = TOKEN_BUDGET,
         **parameters: Any,
@@ -169,7 +170,7 @@ class Predictor:
                 results[place] = result
         return results
 
-    def encode(self, record: Mapping[str, Any] | str, **parameters: Any) -> Encoded:
+    def encode(self, record: Mapping[str, Any] | str, /, **parameters: Any) -> Encoded:
         """A record as the model reads it: pieces, the rows that batches are made of.
 
         Args:
@@ -235,6 +236,7 @@ class Predictor:
     def attributions(
         self,
         record: Mapping[str, Any] | str,
+        /,
         *,
         method: str = GRADIENT,
         target: str | int | None = None,

@@ -160,9 +160,19 @@ class Service(Protocol):
         """
 
     async def explain(
-        self, model: str, record: Record, *, version: str | None = None, method: str
+        self,
+        model: str,
+        record: Record,
+        *,
+        version: str | None = None,
+        method: str,
+        target: str | int | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """How much each token of a record counts for its answer; raises as ``predict``."""
+        """How much each token of a record counts for its answer; raises as ``predict``.
+
+        ``target``: what else is explained, as of ``Predictor.attributions``.
+        """
 
     def predictor(self, model: str, version: str | None = None) -> Predictor:
         """The model itself, for its task, labels and tokenizer. Raises ``UnknownModel``."""

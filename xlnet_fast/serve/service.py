@@ -218,12 +218,19 @@ class ModelService:
                     self._close(found, close)
 
     async def explain(
-        self, model: str, record: Record, *, version: str | None = None, method: str
+        self,
+        model: str,
+        record: Record,
+        *,
+        version: str | None = None,
+        method: str,
+        target: str | int | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """See ``contract.Service.explain``."""
         found = self._found(model, version)
         with found.used():
-            work = self._explained(found, record, method)
+            work = self._explained(found, record, parameters or {}, method=method, target=target)
             return await _within(self.limits.timeout_s, work)
 
     def predictor(self, model: str, version: str | None = None) -> Predictor:
@@ -294,13 +301,16 @@ class ModelService:
         decode = partial(decode_all, found.predictor, encoded, results, found.name)
         return await self._in_thread(decode)
 
-    async def _explained(self, found: Version, record: Record, method: str) -> dict[str, Any]:
+    async def _explained(
+        self, found: Version, record: Record, parameters: Mapping[str, Any], **how: Any
+    ) -> dict[str, Any]:
         predictor: Any = found.predictor
-        (encoded,) = await self._encoded(found, [record], {})
+        (encoded,) = await self._encoded(found, [record], parameters)
         if isinstance(encoded, XLNetFastError):
             raise encoded
         deadline = time.monotonic() + self.limits.timeout_s
-        work = partial(predictor.attributions, record, method=method)
+        # The names of parameters were looked at, so none of them is one of `how`.
+        work = partial(predictor.attributions, record, **parameters, **how)
         result = await self._alone(found, work, deadline, tokens_of(encoded))
         if not is_plain(result):
             raise ModelFailed(f"{found.name} gave this record values that are no numbers")

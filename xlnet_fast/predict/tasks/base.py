@@ -167,7 +167,7 @@ class Task(abc.ABC):
         self._tokenizing = threading.Lock()
         self.computing = threading.Lock()
 
-    def encode(self, record: Mapping[str, Any], **parameters: Any) -> Encoded:
+    def encode(self, record: Mapping[str, Any], /, **parameters: Any) -> Encoded:
         """A record as the model reads it.
 
         Raises:

@@ -54,6 +54,10 @@ class ExplainBody(BaseModel):
 
     record: Record
     method: str = Field("gradient_x_input", max_length=64)
+    target: str | int | None = Field(
+        None, description="A label, or the number of a word or a choice; else that of the answer"
+    )
+    parameters: dict[str, Any] = Field(default_factory=dict, description="Of the answer")
 
 
 def router(service: ModelService, options: ServeOptions) -> APIRouter:
@@ -79,7 +83,10 @@ def router(service: ModelService, options: ServeOptions) -> APIRouter:
         )
 
     async def explain(name: str, version: str | None, body: ExplainBody) -> dict[str, Any]:
-        found = await service.explain(name, body.record, version=version, method=body.method)
+        found = await service.explain(
+            name, body.record, version=version, method=body.method, target=body.target,
+            parameters=body.parameters,
+        )  # fmt: skip
         return {"model": name, **found}
 
     @routes.post("/{name}:predict", responses=refused(ASKING))
