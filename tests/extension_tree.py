@@ -172,7 +172,7 @@ class Tree:
         """What a build leaves besides the extension, its lock and its log."""
         folders = [self.package, self.root / "build", self.cache]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        pattern = r"build\.l(ock|og)|.*\.(py|pyc|cpp|h|cu|cuh|typed|json)|_C\.cp.*"
+        pattern = r"build\.l(ock|og)|.*\.(py|pyc|cpp|h|cu|cuh|typed|json|html|css|js|svg)|_C\.cp.*"
         return [str(path) for path in files if not re.fullmatch(pattern, path.name)]
 
 

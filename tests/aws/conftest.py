@@ -1,4 +1,8 @@
-"""An AWS in this process, by moto, with hooks for what it lacks."""
+"""An AWS in this process, by moto, with hooks for what it lacks.
+
+boto3 and moto are imported by who asks for it: every run of tests meets this file, and `make aws`
+alone has them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
-import botocore.session
 import deployable
 import pytest
-from moto import mock_aws
 
 from xlnet_fast.deploy import patience
 from xlnet_fast.deploy.aws_clients import Aws
@@ -27,6 +28,8 @@ class Cloud:
     """
 
     def __init__(self) -> None:
+        import boto3
+
         self.s3 = boto3.client("s3", region_name=deployable.REGION)
         self.sagemaker = boto3.client("sagemaker", region_name=deployable.REGION)
         self.aws = Aws(deployable.REGION)
@@ -95,14 +98,18 @@ class _Http:
 @pytest.fixture(scope="session")
 def descriptions() -> Any:
     """What botocore knows of the services: megabytes, read once for all tests."""
+    import botocore.session
+
     return botocore.session.get_session().get_component("data_loader")
 
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, descriptions: Any) -> Iterator[Cloud]:
     """An account with one bucket."""
+    import botocore.session
+    from moto import mock_aws
 
-    def described(session: botocore.session.Session) -> None:
+    def described(session: Any) -> None:
         session._components.lazy_register_component("data_loader", lambda: descriptions)
 
     register = "_register_data_loader"
