@@ -34,6 +34,9 @@ LINGER_S = 0.5
 LAST_ANSWERS_S = 2.0
 """For the refusals of what was still waiting when the time was over."""
 KEEP_ALIVE_S = 30
+KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""Of oneDNN, which prepares a product for each shape and keeps 1,024: batches have ever new shapes,
+so that it would grow for hours, and none would be met again (docs/measured.md)."""
 BACKLOG = 2048
 """Connections that the system holds until they are taken."""
 _log = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ def run(options: ServeOptions, say: Callable[[str], None] = print) -> None:
         XLNetFastError: the model that was named cannot be loaded.
     """
     options.check()
+    for name, value in KEPT_PRODUCTS.items():
+        os.environ.setdefault(name, value)  # read at the first product
     logs.setup(options.log_level, options.log_format)
     service = ModelService(options)
     app = create_app(options, service)
