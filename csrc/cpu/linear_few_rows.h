@@ -31,7 +31,9 @@ XLNET_FAST_INLINE Vec last_words(const float* p, int64_t count) {
 // ---- the terms of a column are contiguous: inner products ----
 
 constexpr int kDotRows = kManyRegisters ? 8 : 4;  // of a tile, at most
-constexpr int64_t kDotWords = 768;                // of a tile, at most: its rows of X stay in L1
+// Of a tile, at most: sums of so many words are short chains on every set of instructions, and the
+// rows of X stay in L1.
+constexpr int64_t kDotWords = 48 * kLanes;
 // Columns of which a tile takes every so many-th: neighbours would be in one page of memory, whose
 // lines come one after another. A multiple of those of every tile.
 constexpr int64_t kDotBlock = 48;
