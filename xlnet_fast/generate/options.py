@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.shared.options import COMMON, MACHINE, option
+from xlnet_fast.train.shared.options import COMMON, MACHINE, check_ranges, option
 
 SEARCH = "Search and sampling"
 READING = "Reading the prompt"
@@ -85,12 +85,7 @@ class GenerateOptions:
             raise ArgumentError("segment_length needs the memory that --no-memory leaves out")
 
     def _check_ranges(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None or (value >= least and (most is None or value <= most)):
-                continue
-            wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise ArgumentError(f"{name} is {value}, expected {wanted}")
+        check_ranges(self, _RANGES)
         for name in ("temperature", "top_p", "repetition_penalty"):
             value = getattr(self, name)
             if value is not None and not value > 0:

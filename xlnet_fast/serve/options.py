@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.train.shared.options import COMMON, MACHINE, option
+from xlnet_fast.train.shared.options import COMMON, MACHINE, check_ranges, option
 
 READING = "Reading of texts"
 LIMITS = "Limits"
@@ -90,12 +90,7 @@ class ServeOptions:
                 raise ArgumentError(
                     f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None or (value >= least and (most is None or value <= most)):
-                continue
-            wanted = f"at least {least}" if most is None else f"{least} to {most}"
-            raise ArgumentError(f"{name} is {value}, expected {wanted}")
+        check_ranges(self, _RANGES)
         for name in ("timeout", "drain"):
             if not 0 < getattr(self, name) < 86400:
                 raise ArgumentError(

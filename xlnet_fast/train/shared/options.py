@@ -120,15 +120,27 @@ def check_values(
             raise ArgumentError(
                 f"{name} must be one of {', '.join(known)}, got {getattr(options, name)!r}"
             )
-    for name, (least, most) in {**_RANGES, **ranges}.items():
-        value = getattr(options, name)
-        if value is None or (value >= least and (most is None or value <= most)):
-            continue
-        wanted = f"at least {least}" if most is None else f"{least} to {most}"
-        raise ArgumentError(f"{name} is {value}, expected {wanted}")
+    check_ranges(options, {**_RANGES, **ranges})
     if not options.learning_rate > 0:
         raise ArgumentError(f"learning_rate is {options.learning_rate}, expected more than 0")
     if options.warmup >= 1 and options.warmup != int(options.warmup):
         raise ArgumentError(f"warmup is {options.warmup}, expected whole steps or a share below 1")
     if options.resume and options.overwrite:
         raise ArgumentError("resume goes on with an earlier run and overwrite deletes it")
+
+
+def check_ranges(options: Any, ranges: Mapping[str, tuple[float, float | None]]) -> None:
+    """Check numbers, unless they are None.
+
+    Args:
+        ranges: field to the least and the greatest value, or None where there is none.
+
+    Raises:
+        ArgumentError: names the first field with a wrong value, and what is right.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(options, name)
+        if value is None or (value >= least and (most is None or value <= most)):
+            continue
+        wanted = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ArgumentError(f"{name} is {value}, expected {wanted}")
