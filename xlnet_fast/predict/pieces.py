@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TOKEN_BUDGET = 1024
-"""Tokens of a batch, padding included: on a CPU more only waits longer (docs/measured.md)."""
+"""Tokens of a batch, padding included."""
 
 
 @dataclass(frozen=True)
