@@ -54,6 +54,12 @@ ENTRIES = (
         "contains its encoder: Canary, CohereAsr, NemotronHOmni)",
         _modeling("parakeet"),
     ),
+    Entry(
+        "nemotron",
+        "Nemotron streaming (NemotronAsrStreamingEncoder, NemotronAsrStreamingForRNNT, and "
+        "Nemotron 3.5 ASR, which contains it)",
+        _modeling("nemotron_asr_streaming"),
+    ),
 )
 
 
