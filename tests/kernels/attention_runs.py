@@ -46,7 +46,7 @@ def operands(x: SimpleNamespace, case: Case) -> tuple[Keys, Queries]:
             k_memory, v_memory = k_memory.contiguous(), v_memory.contiguous()
     keys = Keys(
         k, v, k_memory, v_memory, x.r, x.r_w_bias, x.r_r_bias, x.r_s_bias, x.seg_embed,
-        x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p,
+        x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p, case.r_start,
     )  # fmt: skip
     return keys, Queries(x.q, x.segments_q, x.mask or AttentionMask(), x.positions, x.seed)
 

@@ -35,7 +35,7 @@ from xlnet_fast.philox import keep_mask
 
 MOST = 112
 """So that cases to come share compilations too; without that there were 483."""
-FEATURES = (*ADDED, "causal", "see_self", "positions", "apart")
+FEATURES = (*ADDED, "causal", "see_self", "positions", "apart", "window", "start")
 compiled = pytest.mark.skipif(INTERPRETED, reason="needs compiled kernels")
 
 
