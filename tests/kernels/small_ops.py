@@ -114,10 +114,11 @@ CASES = {
     ),
     "hostile-large-scores": Case(rows=33, memory=3, spread=300.0, segments=True),
     "hostile-large-scores-sweeps": Case(rows=33, spread=300.0, sweeps=True),
-    "window-both": Case(rows=33, memory=7, window=(5, 3)),
-    "window-left": Case(rows=17, memory=7, window=(5, None), mask=("padding_all",)),
-    "window-right-sweeps": Case(rows=65, window=(None, 2**31 - 1), chunk=10**6, sweeps=True),
-    "window-chunks": Case(rows=33, memory=7, window=(9, 0), chunk=8, mask=("padding", "see_self")),
+    "window-both": Case(rows=33, memory=7, window=(5, 3), chunk=2),
+    "window-left": Case(rows=17, memory=7, window=(5, None), chunk=3),
+    "window-right": Case(rows=33, window=(None, 2**31 - 1), chunk=10**6),
+    "window-nan-hidden": Case(rows=33, memory=70, window=(9, 2), chunk=8, nan_hidden=True),
+    "window-padding-self": Case(rows=33, memory=7, window=(9, 0), mask=("padding_all", "see_self")),
     "window-every-sweeps": Case(
         rows=65, memory=17, window=(20, 9), chunk=5, mask=EVERY_MASK, segments=True, sweeps=True,
         dropout_p=0.3,
@@ -125,7 +126,6 @@ CASES = {
     "window-positions": Case(
         memory=9, current=65, positions="absent", window=(7, 3), chunk=10, mask=("ranks",)
     ),
-    "window-nan-hidden": Case(rows=33, memory=70, window=(9, 2), nan_hidden=True),
 }  # fmt: skip
 MEMORY = {
     # layers, rows of hidden, rows of memory (None: no memory), mem_len, reuse_len

@@ -48,7 +48,7 @@ def why_misaligned(x: Tensor) -> str | None:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """`x`, or a copy whose rows can be moved in whole pieces, of one head where all have the same."""
+    """`x`, or a copy whose rows can be moved in whole pieces; heads that are one share one copy."""
     if why_unreadable(x) is None and x.data_ptr() % ALIGNMENT == 0:
         return x
     if x.dim() == 4 and x.shape[2] > 1 and x.stride(2) == 0:

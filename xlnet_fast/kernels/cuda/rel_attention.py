@@ -17,7 +17,14 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels.cuda import entries, why_unavailable
-from xlnet_fast.kernels.cuda.memory import ALIGNMENT, DTYPES, Memory, aligned, why_unreadable, window
+from xlnet_fast.kernels.cuda.memory import (
+    ALIGNMENT,
+    DTYPES,
+    Memory,
+    aligned,
+    why_unreadable,
+    window,
+)
 from xlnet_fast.operands import Keys, Queries, check_like
 from xlnet_fast.philox import keep_threshold
 

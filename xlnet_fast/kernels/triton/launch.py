@@ -72,7 +72,8 @@ class Call:
             _bytes(mask.key_padding), _contiguous(mask.rank_k),
         )  # fmt: skip
         self.sizes = (
-            self.batch, self.heads, keys.count, keys.memory_length, window(mask, keys.count, keys.current),
+            self.batch, self.heads, keys.count, keys.memory_length,
+            *window(mask, keys.count, keys.current),
             keys.r.shape[1], max(1, self.batch // keys.r.shape[0]),
         )  # fmt: skip
         self.flags = {
@@ -217,14 +218,16 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def window(mask: AttentionMask, keys: int, current: int) -> tuple[int, int, int | None] | None:
+def window(
+    mask: AttentionMask, keys: int, current: int
+) -> tuple[int | None, int | None, int | None]:
     """(left, ahead, chunk) of a mask's window: keys start - left .. start + ahead - 1 are in sight.
 
-    The start is a row's own key, or the first of its chunk where a chunk has more than one. A side
-    without a limit reaches beyond all keys.
+    The start is a row's own key, or the first of its chunk where a chunk has more than one; else
+    `chunk` is None. A side without a limit reaches beyond all keys. All are None without a window.
     """
     if not mask.has_window:
-        return None
+        return None, None, None
     left, right, chunk = mask.limits
     left, right = (keys if side < 0 else min(side, keys) for side in (left, right))
     chunk = max(1, min(chunk, current))

@@ -67,7 +67,7 @@ def launch_arguments(
         (*operands, tuple(vectors[:2]), tuple(parts), vectors[2], dropping),
         strides,
         (
-            rows, keys, window(mask, keys, inputs.current), inputs.current, inputs.table, heads,
+            rows, keys, *window(mask, keys, inputs.current), inputs.current, inputs.table, heads,
             float(inputs.scale), keep_threshold(dropout_p) - 2**31, 1.0 / (1.0 - dropout_p),
         ),
     )  # fmt: skip

@@ -51,8 +51,8 @@ def _score_tile(
         m_seen = m_seen & (o_j[None, :] <= b_pos[:, None] + memory)
     if SAME_LENGTH:
         m_seen = m_seen & (o_j[None, :] >= b_pos[:, None])
-    if window is not None:
-        left, ahead, chunk = window
+    left, ahead, chunk = window
+    if left is not None:
         # [BM]
         b_start = b_pos + memory
         if chunk is not None:

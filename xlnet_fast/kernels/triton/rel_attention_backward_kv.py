@@ -70,7 +70,7 @@ def _backward_kv_rows(
     o_tile = tl.arange(0, BM)[:, None] * STRIDE + tl.arange(0, BN)[None, :]
     # Rows that can see any of these keys. Those that see no key are uniform over all: where there
     # may be any, they are looked for only beside a window, which leaves few others.
-    WINDOWED: tl.constexpr = IN_ORDER and window is not None
+    WINDOWED: tl.constexpr = IN_ORDER and window[0] is not None
     PARTS: tl.constexpr = 3 if WINDOWED and HIDES_ROWS else 1
     i_lo = keys * 0
     i_hi = keys * 0 + rows
@@ -178,7 +178,9 @@ def _backward_kv_kernel(
     grads,  # dk, dv, dk_memory, dv_memory like k, v, k_memory, v_memory; the last two may be None
     grad_strides,  # of each of them: (b, row, n)
     strips,  # scratch (programs, strip)
-    batch, heads, keys, memory, window, table, group_size,  # B, N, J, M, `launch.window`, P, B / G
+    batch, heads, keys, memory,  # B, N, J, M
+    left, ahead, chunk,  # `launch.window`
+    table, group_size,  # P, B / G
     scale, log2_scale, keep_from, keep_scale,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
@@ -192,7 +194,7 @@ def _backward_kv_kernel(
     APART: tl.constexpr = k_memory is not None
     o_d = tl.arange(0, BD)
     n_memory, tiles = _stretches(keys * 0, keys, memory, APART, BN, BN)
-    sizes = (heads, keys, memory, window, table, log2_scale, keep_scale)
+    sizes = (heads, keys, memory, (left, ahead, chunk), table, log2_scale, keep_scale)
     strip = strips + tl.program_id(0).to(tl.int64) * (HEIGHT * (BN + 2 * BM) + BM)
     for i_work in tl.range(
         tl.program_id(0), batch * heads * tiles, tl.num_programs(0), disable_licm=True

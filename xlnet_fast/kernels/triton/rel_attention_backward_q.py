@@ -156,7 +156,7 @@ def _backward_q_tile(
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
         i_lo = tl.maximum(i_lo, i_low)
-    if window is not None:
+    if window[0] is not None:
         i_lo, i_hi = _keys_in_window(i_lo, i_hi, i_low, i_top, memory, window)
     if HIDES_ROWS:
         i_any = tl.max(m_none.to(tl.int32), axis=0)
@@ -329,7 +329,9 @@ def _backward_q_kernel(
     dr,  # fp32 (N, G, splits or 1 if ATOMIC, P, D)
     sums,  # fp32 (units, 4, D): of dq by content, of dq by position, of dc q, of dc
     strips, d_strips,  # scratch (programs, STRIP) of scores, (programs, D_STRIP) of dS
-    heads, keys, memory, window, table, group_size,  # N, J, M, `launch.window`, P, B / G
+    heads, keys, memory,  # N, J, M
+    left, ahead, chunk,  # `launch.window`
+    table, group_size,  # P, B / G
     groups, splits,  # a unit is a head, a group of r and one of `splits` parts of their tiles
     scale, log2_scale, keep_from, keep_scale,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
@@ -342,7 +344,17 @@ def _backward_q_kernel(
     if query is not None:
         tiles += tl.cdiv(rows_g, BM_G)
     shared = (sources, key_strides, tables, key_vectors)
-    sizes = (heads, keys, memory, window, table, group_size, scale, log2_scale, keep_scale)
+    sizes = (
+        heads,
+        keys,
+        memory,
+        (left, ahead, chunk),
+        table,
+        group_size,
+        scale,
+        log2_scale,
+        keep_scale,
+    )
     work = group_size * tiles
     for i_unit in tl.range(
         tl.program_id(0), heads * groups * splits, tl.num_programs(0), disable_licm=True

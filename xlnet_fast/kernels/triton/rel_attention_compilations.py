@@ -103,7 +103,7 @@ def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
         "key_strides": (_ROW,) * 5,
         "tables": (scalar,) * 4,
         "key_vectors": ("*i32", "*i64", "*u8", "*i32" if heavy else None),
-        "window": ("i32", "i32", "i32") if heavy else None,
+        **dict.fromkeys(("left", "ahead", "chunk"), "i32" if heavy else None),
         "strips": scalar,
         "scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
     }  # fmt: skip

@@ -142,7 +142,7 @@ def _forward_tile(
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
         i_lo = tl.maximum(i_lo, i_low)
-    if window is not None:
+    if window[0] is not None:
         i_lo, i_hi = _keys_in_window(i_lo, i_hi, i_low, i_top, memory, window)
 
     b_max = tl.full((BM,), -1e30, tl.float32)
@@ -267,7 +267,9 @@ def _forward_kernel(
     tables,  # r_w_bias, r_r_bias, r_s_bias (N, D), seg_embed (2, N, D); the last two may be None
     key_vectors,  # key_code (segment or PADDED), segments_k, key_padding, rank_k (B, J); or None
     strips,  # scratch (programs, max(BM, BM_G), WIDTH)
-    batch, heads, keys, memory, window, table, group_size,  # B, N, J, M, `launch.window`, P, B / G
+    batch, heads, keys, memory,  # B, N, J, M
+    left, ahead, chunk,  # `launch.window`
+    table, group_size,  # P, B / G
     scale, keep_from, keep_scale,  # softmax scale * log2(e); dropout threshold; 1 / (1 - dropout_p)
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
@@ -277,7 +279,7 @@ def _forward_kernel(
     tiles = tiles_h
     strip = strips + tl.program_id(0).to(tl.int64) * (BM * (WIDTH + BM + BN + 1))
     shared = (sources, key_strides, tables, key_vectors)
-    sizes = (heads, keys, memory, window, table, group_size, scale, keep_scale)
+    sizes = (heads, keys, memory, (left, ahead, chunk), table, group_size, scale, keep_scale)
     if query is not None:
         tiles += tl.cdiv(rows_g, BM_G)
     for i_work in tl.range(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from xlnet_fast.kernels.triton import jit, tl
 
 SIZES = (
-    "rows_h", "rows_g", "heads", "keys", "memory", "window", "table", "group_size", "keep_from",
+    "rows_h", "rows_g", "heads", "keys", "memory", "left", "ahead", "chunk", "table", "group_size",
+    "keep_from",
 )  # fmt: skip
 """Arguments of a kernel of relative attention that are not specialised: a new length must not mean
 a new compilation."""
@@ -136,7 +137,7 @@ def _visible(
         m_seen = m_seen & (o_j[None, :] <= b_self[:, None])
     if SAME_LENGTH:
         m_seen = m_seen & (o_j[None, :] >= b_pos[:, None])
-    if window is not None:
+    if window[0] is not None:
         left, ahead, chunk = window
         # [BM]
         b_start = _window_start(b_pos, b_self, chunk)
