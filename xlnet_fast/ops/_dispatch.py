@@ -64,8 +64,8 @@ class Capability:
     plain: bool = False  # whether it is PyTorch's own code, which every transform knows
 
 
-_LACKED = frozenset({"window", "start"})
-"""What kernels do not compute yet."""
+_LACKED_ON_GPUS = frozenset({"window", "start"})
+"""What the GPU kernels do not compute yet."""
 
 # In the order in which ``auto`` prefers them.
 CAPABILITIES = (
@@ -77,7 +77,7 @@ CAPABILITIES = (
         narrower=dict.fromkeys(ATTENTION, _HALF),
         head_dims=(8, 128),
         head_dim_step=8,
-        lacks=_LACKED,
+        lacks=_LACKED_ON_GPUS,
         aligned=True,
         gpu_kernel=True,
         obstacle=cuda_kernels.why_missing,
@@ -89,7 +89,7 @@ CAPABILITIES = (
         devices=("cuda",),
         dtypes=(*_HALF, torch.float32),
         head_dims=(16, 128),
-        lacks=_LACKED,
+        lacks=_LACKED_ON_GPUS,
         needs="triton",
         gpu_kernel=True,
     ),
@@ -98,12 +98,9 @@ CAPABILITIES = (
         ops=dict.fromkeys(("rel_attention", "two_stream_attention", "masked_softmax"), True),
         devices=("cpu",),
         dtypes=(*_HALF, torch.float32),
-        lacks=_LACKED,
         obstacle=cpu_kernels.why_unavailable,
     ),
-    Capability(
-        "sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS, lacks=_LACKED
-    ),
+    Capability("sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS),
     Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS, plain=True),
 )
 BACKENDS = tuple(capability.name for capability in CAPABILITIES)
