@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 import xlnet_fast
-from xlnet_fast.hf import inputs
+from xlnet_fast.hf.families.xlnet import inputs
 
 from ..cases.generate import ARCHITECTURE, prompts, widen
 from ..cases.model import load_source, share

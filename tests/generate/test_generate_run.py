@@ -18,7 +18,7 @@ from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.generate import generate
 from xlnet_fast.generate import run as module
 from xlnet_fast.generate.prompts import Prompt, gather, side_by_side
-from xlnet_fast.hf import inputs
+from xlnet_fast.hf.families.xlnet import inputs
 
 STRATEGIES = {
     "greedy": {},

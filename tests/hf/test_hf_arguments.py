@@ -35,8 +35,8 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer
 
 import xlnet_fast
 from xlnet_fast import ArgumentError, ShapeError
-from xlnet_fast.hf import heads
-from xlnet_fast.hf import inputs as inputs_module
+from xlnet_fast.hf.families.xlnet import heads
+from xlnet_fast.hf.families.xlnet import inputs as inputs_module
 
 BATCH, LENGTH, HEADS = 2, 6, 2
 RANKS = torch.tensor([[3, 0, 5, 1, 4, 2], [0, 1, 2, 3, 4, 5]])

@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from xlnet_fast.errors import ArgumentError, PerformanceWarning
-from xlnet_fast.hf.generation import model as generation
-from xlnet_fast.hf.generation import recorded
-from xlnet_fast.hf.generation.ahead import run_ahead
-from xlnet_fast.hf.generation.drafts import Limit
+from xlnet_fast.hf.families.xlnet.generation import model as generation
+from xlnet_fast.hf.families.xlnet.generation import recorded
+from xlnet_fast.hf.families.xlnet.generation.ahead import run_ahead
+from xlnet_fast.hf.families.xlnet.generation.drafts import Limit
 
 CONFIGS = {
     "plain": {},

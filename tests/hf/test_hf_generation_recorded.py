@@ -19,11 +19,11 @@ from transformers import XLNetLMHeadModel
 
 import xlnet_fast
 from xlnet_fast.errors import PerformanceWarning
-from xlnet_fast.hf.generation import recorded, slots
-from xlnet_fast.hf.generation.parts import Parts
-from xlnet_fast.hf.generation.recorded import RecordedStep
-from xlnet_fast.hf.generation.state import first_step
-from xlnet_fast.hf.generation.step import Ran
+from xlnet_fast.hf.families.xlnet.generation import recorded, slots
+from xlnet_fast.hf.families.xlnet.generation.parts import Parts
+from xlnet_fast.hf.families.xlnet.generation.recorded import RecordedStep
+from xlnet_fast.hf.families.xlnet.generation.state import first_step
+from xlnet_fast.hf.families.xlnet.generation.step import Ran
 from xlnet_fast.ops import cached_attention
 
 STEPS = 14

@@ -22,8 +22,8 @@ from transformers.generation.configuration_utils import CompileConfig
 
 import xlnet_fast
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.hf.generation import options
-from xlnet_fast.hf.generation.guidance import PromptGuidance
+from xlnet_fast.hf.families.xlnet.generation import options
+from xlnet_fast.hf.families.xlnet.generation.guidance import PromptGuidance
 from xlnet_fast.hf.versions import MEMORY_NAME
 from xlnet_fast.tolerance import assert_within
 

@@ -15,9 +15,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import xlnet_fast
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.hf.generation import distances, model, slots
-from xlnet_fast.hf.generation.parts import obstacle_to_steps
-from xlnet_fast.hf.generation.state import GenerationState
+from xlnet_fast.hf.families.xlnet.generation import distances, model, slots
+from xlnet_fast.hf.families.xlnet.generation.parts import obstacle_to_steps
+from xlnet_fast.hf.families.xlnet.generation.state import GenerationState
 
 CONFIGS = {
     "plain": {},

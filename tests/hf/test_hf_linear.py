@@ -26,7 +26,7 @@ from transformers import XLNetLMHeadModel, XLNetModel
 from transformers.models.xlnet.modeling_xlnet import XLNetFeedForward
 
 import xlnet_fast
-from xlnet_fast.hf.feed_forward import FastFeedForward
+from xlnet_fast.hf.families.xlnet.feed_forward import FastFeedForward
 from xlnet_fast.kernels.cpu import linear as cpu_linear
 from xlnet_fast.ops._dispatch import Choice
 

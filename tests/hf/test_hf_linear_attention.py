@@ -31,8 +31,8 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAt
 
 import xlnet_fast
 from xlnet_fast import ArgumentError
-from xlnet_fast.hf import layers
-from xlnet_fast.hf.projections import PROJECTIONS
+from xlnet_fast.hf.families.xlnet import layers
+from xlnet_fast.hf.families.xlnet.projections import PROJECTIONS
 
 BATCH, LENGTH = 2, 6
 

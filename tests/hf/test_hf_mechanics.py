@@ -26,8 +26,8 @@ from torch import nn
 from transformers import AutoModel, XLNetForMultipleChoice, XLNetLMHeadModel, XLNetModel
 
 import xlnet_fast
-from xlnet_fast.hf.layers import FastLayer, FastRelativeAttention
-from xlnet_fast.hf.modules import FastModel
+from xlnet_fast.hf.families.xlnet.layers import FastLayer, FastRelativeAttention
+from xlnet_fast.hf.families.xlnet.modules import FastModel
 
 LENGTH = 6
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import XLNetLMHeadModel
 
-from xlnet_fast.hf import modules
+from xlnet_fast.hf.families.xlnet import modules
 
 BATCH, LENGTH = 2, 5
 
@@ -157,7 +157,7 @@ def test_memory_keeps_neither_hidden_states_nor_old_memory_alive():
 
 
 def count_calls(monkeypatch, name):
-    """The length of the first argument of every call that ``hf.modules`` makes of a function."""
+    """The length of the first argument of each call that ``modules`` makes of a function."""
     calls, original = [], getattr(modules, name)
 
     def counted(*args, **kwargs):

@@ -33,7 +33,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 
 import xlnet_fast
 from xlnet_fast import ArgumentError
-from xlnet_fast.hf.layers import takes_context
+from xlnet_fast.hf.families.xlnet.layers import takes_context
 from xlnet_fast.hf.patches import patched
 
 BATCH, LENGTH = 2, 6

@@ -32,7 +32,7 @@ from transformers.models.xlnet.modeling_xlnet import (
 )
 
 import xlnet_fast
-from xlnet_fast.hf.layers import FastLayer
+from xlnet_fast.hf.families.xlnet.layers import FastLayer
 
 BATCH, LENGTH = 2, 6
 

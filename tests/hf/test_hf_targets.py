@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import XLNetLMHeadModel, XLNetModel
 
-from xlnet_fast.hf.inputs import compact_targets
+from xlnet_fast.hf.families.xlnet.inputs import compact_targets
 
 BATCH, LENGTH = 2, 6
 

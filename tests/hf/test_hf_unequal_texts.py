@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from xlnet_fast import ArgumentError, Memory, ShapeError
-from xlnet_fast.hf import heads
+from xlnet_fast.hf.families.xlnet import heads
 
 SEGMENT = 4
 LENGTHS = [11, 8, 5, 2]

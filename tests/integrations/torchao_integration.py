@@ -16,7 +16,7 @@ from torchao.quantization import (
 from transformers import XLNetForSequenceClassification
 
 import xlnet_fast
-from xlnet_fast.hf.projections import PROJECTIONS
+from xlnet_fast.hf.families.xlnet.projections import PROJECTIONS
 
 BATCH, LENGTH = 64, 5
 INPUTS = {

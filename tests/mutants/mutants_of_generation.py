@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutant_fault import faults_of
 
-ROOM = "xlnet_fast/hf/generation"
+ROOM = "xlnet_fast/hf/families/xlnet/generation"
 STEPS = "hf/test_hf_generation_steps.py"
 DRAFTS = "hf/test_hf_generation_drafts.py"
 RECORDED = "hf/test_hf_generation_recorded.py"

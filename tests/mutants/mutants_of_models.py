@@ -5,8 +5,8 @@ from __future__ import annotations
 from mutant_fault import faults_of
 
 LAYER = "xlnet_fast/nn/rel_attention.py"
-INPUTS = "xlnet_fast/hf/inputs.py"
-MODULES = "xlnet_fast/hf/modules.py"
+INPUTS = "xlnet_fast/hf/families/xlnet/inputs.py"
+MODULES = "xlnet_fast/hf/families/xlnet/modules.py"
 PATCHING = "xlnet_fast/hf/patching.py"
 
 FAULTS = [
@@ -124,7 +124,7 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/hf/layers.py",
+        "xlnet_fast/hf/families/xlnet/layers.py",
         "hf/test_hf_replaced.py",
         (
             "model: a patched layer gets the context",
@@ -138,7 +138,7 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/hf/heads.py",
+        "xlnet_fast/hf/families/xlnet/heads.py",
         "hf/test_hf_arguments.py hf/test_hf_unequal_texts.py",
         (
             "head: token classification keeps what it is given",
@@ -176,7 +176,7 @@ FAULTS = [
         select="new_process",
     ),
     *faults_of(
-        "xlnet_fast/hf/memory.py",
+        "xlnet_fast/hf/families/xlnet/memory.py",
         "hf/test_hf_unequal_texts.py",
         (
             "memory: all padding is carried on",
@@ -190,7 +190,7 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/hf/modules.py",
+        "xlnet_fast/hf/families/xlnet/modules.py",
         "hf/test_hf_tracing.py",
         (
             "memory: a trace keeps what was cut of the example",
@@ -318,7 +318,7 @@ FAULTS = [
         select="all_arguments",
     ),
     *faults_of(
-        "xlnet_fast/hf/layers.py",
+        "xlnet_fast/hf/families/xlnet/layers.py",
         "hf/test_hf_mechanics.py hf/test_hf_subclasses.py hf/test_hf_checkpointing.py",
         (
             "model: checkpoints do nothing",
@@ -346,7 +346,7 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/hf/projections.py",
+        "xlnet_fast/hf/families/xlnet/projections.py",
         "hf/test_hf_linear_attention.py",
         (
             "linear attention: a projection is a copy, not the parameter",
@@ -379,7 +379,7 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/hf/dense.py",
+        "xlnet_fast/hf/families/xlnet/dense.py",
         "hf/test_hf_subclasses.py",
         (
             "dense: both streams see themselves",
@@ -388,7 +388,7 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/hf/feed_forward.py",
+        "xlnet_fast/hf/families/xlnet/feed_forward.py",
         "hf/test_hf_linear.py",
         (
             "feed forward: the approximate GELU is fused as the exact one",

@@ -11,11 +11,11 @@ made here carry the name of the class they stand for and can be pickled and copi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from torch import nn
-from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAttention
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.patches import patched
@@ -33,16 +33,11 @@ _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 """Where ``torch.compile``, PyTorch's checkpoint wrapper and FSDP keep the module they call."""
 
 
-_ADVICE = {
-    "ParamWrapper": ": PEFT's target_parameters takes a projection (H, N, D) for H experts, which "
-    "is no low rank. Call xlnet_fast.linear_attention(model) and name target_modules instead"
-}
-"""What to do about a class in the place of HF's."""
-
-
-def unwrapped(module: Any) -> Any:
-    """The module that a wrapper of PyTorch's hands all arguments to, as they are."""
-    while not isinstance(module, (XLNetLayer, XLNetRelativeAttention)):
+def unwrapped(module: Any, kinds: tuple[type, ...]) -> Any:
+    """The module of one of these kinds that a wrapper of PyTorch's hands all arguments to, as they
+    are; the innermost one where there is none.
+    """
+    while not isinstance(module, kinds):
         inner = next((getattr(module, name) for name in _WRAPPED if hasattr(module, name)), None)
         if inner is None:
             break
@@ -50,27 +45,20 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
-def obstacle(module: nn.Module) -> str | None:
-    """Why a layer or attention module keeps HF's dense interface, None if it can be accelerated."""
-    name = type(module).__name__
+def why_kept(module: nn.Module, base: type, methods: Iterable[str] = ("forward",)) -> str | None:
+    """Why a module keeps its own code, though it is a ``base`` of Hugging Face's; None if it need
+    not: a subclass, the instance, or a patch of the class has one of these methods of its own.
+    """
     cls = original_class(module) or type(module)
-    methods: tuple[str, ...] = ("forward",)
-    base: type = XLNetRelativeAttention
-    if isinstance(module, XLNetRelativeAttention):
-        methods += ("rel_attn_core", "rel_shift_bnij")
-    elif isinstance(module, XLNetLayer):
-        base = XLNetLayer
-    else:
-        return f"{name} is not a layer of HF's XLNet" + _ADVICE.get(name, "")
     changed = patched(base, *methods)
     if changed is not None:
         return f"{base.__name__}.{changed} was replaced"
     for method in methods:
         if getattr(cls, method) is not getattr(base, method):
-            return f"{name} overrides {method}"
+            return f"{cls.__name__} overrides {method}"
         if method in module.__dict__:
-            return f"{name} has a {method} of its own on the instance"
-    return obstacle(unwrapped(module.rel_attn)) if isinstance(module, XLNetLayer) else None
+            return f"{cls.__name__} has a {method} of its own on the instance"
+    return None
 
 
 def adopt(module: nn.Module, fast: type) -> None:

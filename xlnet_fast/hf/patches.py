@@ -6,17 +6,21 @@ asks here first, at each call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import transformers
-from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from xlnet_fast.transforms import constant_when_traced
 
-_FILE = XLNetRelativeAttention.__init__.__code__.co_filename
-"""Of HF's code, as its functions tell it; ``__file__`` may be that of a compiled one."""
-_DECORATORS = str(Path(transformers.__file__).parent / "utils")
+_Forward = TypeVar("_Forward", bound=Callable[..., Any])
+
+_DECORATORS = tuple(
+    str(Path(str(package.__file__)).parent / "utils") for package in (transformers, torch)
+)
 
 
 @constant_when_traced
@@ -25,14 +29,37 @@ def patched(base: type, *methods: str) -> str | None:
     for name in methods:
         method = _undecorated(getattr(base, name))
         code = getattr(method, "__code__", None)
-        own = code is not None and code.co_filename == _FILE
+        own = code is not None and code.co_filename == _file_of(base)
         if not own or method.__qualname__ != f"{base.__qualname__}.{name}":
             return name
     return None
 
 
+def _file_of(base: type) -> str:
+    """Where HF's code stands, as its functions tell it; ``__file__`` may be a compiled one's."""
+    init: Any = base.__init__  # type: ignore[misc]
+    return str(_undecorated(init).__code__.co_filename)
+
+
 def _undecorated(method: Any) -> Any:
-    """The function inside HF's own decorators, such as the one that renames arguments."""
+    """The function inside decorators of HF's and PyTorch's, which rename arguments, switch
+    gradients off.
+    """
     while hasattr(method, "__wrapped__") and method.__code__.co_filename.startswith(_DECORATORS):
         method = method.__wrapped__
     return method
+
+
+def unless_patched(base: type) -> Callable[[_Forward], _Forward]:
+    """A forward of ours that gives way to the one that a class of HF's has by now, if patched."""
+
+    def decorate(forward: _Forward) -> _Forward:
+        @wraps(forward)
+        def ours_or_theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if patched(base, "forward"):
+                return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+            return forward(self, *args, **kwargs)
+
+        return ours_or_theirs  # type: ignore[return-value]
+
+    return decorate

@@ -5,13 +5,14 @@
 | 5.0 | no `head_mask` any more; before, an argument by position ahead of the newer ones |
 | 5.0 | `config.torchscript` no longer asks for tuples |
 | 5.4 | `relative_positional_encoding` takes the device |
+| 5.17 | speech encoders have the shape that their families know |
 | 5.24 | `generate` keeps the memory as `mems`, before as `past_key_values` |
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,6 +70,27 @@ MEMORY_NAME = "mems" if _VERSION >= (5, 24) else "past_key_values"
 """The argument of `generate` for a memory that the prompt's own tokens are in, which goes on from
 its last two: the name under which it keeps its own. Before 5.24, `mems` is of an earlier text.
 """
+
+SPEECH = (5, 17)
+"""The oldest with which the families other than XLNet are tested."""
+
+
+def why_no_speech() -> str | None:
+    """Why these families keep Hugging Face's code with this version; None if they need not."""
+    if _VERSION >= SPEECH:
+        return None
+    oldest = ".".join(map(str, SPEECH))
+    return f"transformers {transformers.__version__} is older than {oldest}, the oldest tried"
+
+
+def recorded_outputs() -> Collection[str]:
+    """What the model that is running now collects of its layers, such as "attentions"."""
+    if _VERSION < SPEECH:
+        return ()
+    from transformers.utils import output_capturing
+
+    return output_capturing._active_collector.get() or ()
+
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 

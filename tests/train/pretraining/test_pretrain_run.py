@@ -409,7 +409,7 @@ def test_collate_makes_arguments_of_the_forward(whole):
     """The names that the model takes, and nothing else."""
     import inspect
 
-    from xlnet_fast.hf.modules import FastModel
+    from xlnet_fast.hf.families.xlnet.modules import FastModel
 
     vocabulary = Vocabulary(20, np.ones(20, bool), sep=4, cls=3, eod=7, unk=0)
     corpus = Corpus(np.arange(60).astype(np.uint16) % 20, np.array([0]), np.array([0]))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.inputs import dense_mapping
+from xlnet_fast.hf.families.xlnet.inputs import dense_mapping
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

@@ -21,9 +21,16 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import PerformanceWarning
-from xlnet_fast.hf.generation.distances import DistanceTable
-from xlnet_fast.hf.generation.slots import Slots
-from xlnet_fast.hf.generation.step import Ran, Step, after_attention, project, room_for, run
+from xlnet_fast.hf.families.xlnet.generation.distances import DistanceTable
+from xlnet_fast.hf.families.xlnet.generation.slots import Slots
+from xlnet_fast.hf.families.xlnet.generation.step import (
+    Ran,
+    Step,
+    after_attention,
+    project,
+    room_for,
+    run,
+)
 from xlnet_fast.ops.cached_attention import cached_attention
 
 ToLogits = Callable[[Tensor], Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetModelOutput
 
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.hf import inputs
-from xlnet_fast.hf.dense import dense_arguments
-from xlnet_fast.hf.layers import fuses_dropout, takes_context
-from xlnet_fast.hf.memory import Memory, padding_kept
+from xlnet_fast.hf.families.xlnet import inputs
+from xlnet_fast.hf.families.xlnet.dense import dense_arguments
+from xlnet_fast.hf.families.xlnet.layers import fuses_dropout, takes_context
+from xlnet_fast.hf.families.xlnet.memory import Memory, padding_kept
+from xlnet_fast.hf.families.xlnet.unused import waits_for_every_gradient, with_zero_gradients
+from xlnet_fast.hf.options import Options
 from xlnet_fast.hf.patches import patched
-from xlnet_fast.hf.unused import waits_for_every_gradient, with_zero_gradients
 from xlnet_fast.hf.versions import TABLE_OPTIONS, returns_dict, with_head_mask_at
 from xlnet_fast.nn import AttentionContext, relative_positions
 from xlnet_fast.nn.dropout import drop, rate_of
@@ -23,15 +24,6 @@ from xlnet_fast.ops import concat_memories, concat_memory
 from xlnet_fast.ops._dispatch import named_or_auto
 from xlnet_fast.ops.settled import Settled
 from xlnet_fast.transforms import nobody_looks_on
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asked of ``accelerate``."""
-
-    backend: str = "auto"
-    exact_dropout: bool = False
-    summarize_real_tokens: bool = False
 
 
 class FastModel(XLNetModel):

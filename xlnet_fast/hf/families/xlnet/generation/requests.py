@@ -16,7 +16,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.generation.arguments import (
+from xlnet_fast.hf.families.xlnet.generation.arguments import (
     CACHES,
     MEMORIES,
     check_ids,
@@ -27,15 +27,15 @@ from xlnet_fast.hf.generation.arguments import (
     set_segments,
     texts_of,
 )
-from xlnet_fast.hf.generation.guidance import PromptGuidance, check_padding
-from xlnet_fast.hf.generation.options import (
+from xlnet_fast.hf.families.xlnet.generation.guidance import PromptGuidance, check_padding
+from xlnet_fast.hf.families.xlnet.generation.options import (
     check_mode,
     check_options,
     options_of,
     refuse_paging,
     warn_once,
 )
-from xlnet_fast.hf.inputs import check_mems
+from xlnet_fast.hf.families.xlnet.inputs import check_mems
 from xlnet_fast.hf.versions import MEMORY_NAME
 
 _OF_A_STEP = {

@@ -16,8 +16,8 @@ from transformers.models.xlnet.modeling_xlnet import (
     XLNetLMHeadModel,
 )
 
-from xlnet_fast.hf.generation import FastLMHeadModel
-from xlnet_fast.hf.modules import Options
+from xlnet_fast.hf.families.xlnet.generation import FastLMHeadModel
+from xlnet_fast.hf.options import Options
 from xlnet_fast.hf.patches import patched
 from xlnet_fast.hf.versions import HAS_HEAD_MASK
 from xlnet_fast.transforms import can_look

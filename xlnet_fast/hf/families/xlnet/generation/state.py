@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, ShapeError
-from xlnet_fast.hf.generation.distances import DistanceTable
-from xlnet_fast.hf.generation.parts import Parts
-from xlnet_fast.hf.generation.step import Frozen, Ran, Step
+from xlnet_fast.hf.families.xlnet.generation.distances import DistanceTable
+from xlnet_fast.hf.families.xlnet.generation.parts import Parts
+from xlnet_fast.hf.families.xlnet.generation.step import Frozen, Ran, Step
 
 _CUT = 2
 """Hugging Face feeds the last two tokens again; the memory's last two rows are the older of them

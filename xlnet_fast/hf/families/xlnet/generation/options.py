@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from transformers import GenerationConfig
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.generation.arguments import CACHES, is_memory
+from xlnet_fast.hf.families.xlnet.generation.arguments import CACHES, is_memory
 from xlnet_fast.hf.versions import MEMORY_NAME
 
 _TOKENS = 20

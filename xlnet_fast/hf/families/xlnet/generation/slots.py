@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xlnet_fast.hf.generation.parts import Parts
+from xlnet_fast.hf.families.xlnet.generation.parts import Parts
 
 _LEAST_SPARE = 64
 """Rows that are allocated beyond those needed, at least; else a quarter of them."""

@@ -22,11 +22,11 @@ from transformers.models.xlnet.modeling_xlnet import (
     XLNetRelativeAttention,
 )
 
-from xlnet_fast.hf.feed_forward import FastFeedForward
-from xlnet_fast.hf.layers import FastRelativeAttention, takes_context
-from xlnet_fast.hf.modules import FastModel, overrides
+from xlnet_fast.hf.families.xlnet.feed_forward import FastFeedForward
+from xlnet_fast.hf.families.xlnet.layers import FastRelativeAttention, takes_context
+from xlnet_fast.hf.families.xlnet.modules import FastModel, overrides
+from xlnet_fast.hf.families.xlnet.projections import PROJECTIONS
 from xlnet_fast.hf.patches import patched
-from xlnet_fast.hf.projections import PROJECTIONS
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.linear import is_plain_linear

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from xlnet_fast.hf import inputs
-from xlnet_fast.hf.generation.parts import Parts
-from xlnet_fast.hf.generation.state import GenerationState, frozen_after
-from xlnet_fast.hf.generation.step import (
+from xlnet_fast.hf.families.xlnet import inputs
+from xlnet_fast.hf.families.xlnet.generation.parts import Parts
+from xlnet_fast.hf.families.xlnet.generation.state import GenerationState, frozen_after
+from xlnet_fast.hf.families.xlnet.generation.step import (
     Frozen,
     Ran,
     Step,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlnet_fast.hf import inputs
-from xlnet_fast.hf.generation.distances import DistanceTable
-from xlnet_fast.hf.generation.parts import LayerParts, Parts
-from xlnet_fast.hf.generation.slots import Slots
+from xlnet_fast.hf.families.xlnet import inputs
+from xlnet_fast.hf.families.xlnet.generation.distances import DistanceTable
+from xlnet_fast.hf.families.xlnet.generation.parts import LayerParts, Parts
+from xlnet_fast.hf.families.xlnet.generation.slots import Slots
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import rel_attention
 from xlnet_fast.ops.cached_attention import cached_attention

@@ -14,20 +14,20 @@ from transformers import LogitsProcessorList
 from transformers.models.xlnet.modeling_xlnet import XLNetLMHeadModel, XLNetLMHeadModelOutput
 
 from xlnet_fast.errors import ArgumentError, PerformanceWarning, ShapeError
-from xlnet_fast.hf.generation.ahead import can_run_ahead, run_ahead
-from xlnet_fast.hf.generation.drafts import drafts_for
-from xlnet_fast.hf.generation.parts import Parts, can_step, obstacle_to_steps
-from xlnet_fast.hf.generation.recorded import run_recorded
-from xlnet_fast.hf.generation.requests import CheckedRequests
-from xlnet_fast.hf.generation.state import (
+from xlnet_fast.hf.families.xlnet.generation.ahead import can_run_ahead, run_ahead
+from xlnet_fast.hf.families.xlnet.generation.drafts import drafts_for
+from xlnet_fast.hf.families.xlnet.generation.parts import Parts, can_step, obstacle_to_steps
+from xlnet_fast.hf.families.xlnet.generation.recorded import run_recorded
+from xlnet_fast.hf.families.xlnet.generation.requests import CheckedRequests
+from xlnet_fast.hf.families.xlnet.generation.state import (
     GenerationState,
     ReadText,
     begun_from,
     first_step,
 )
-from xlnet_fast.hf.generation.step import Step
-from xlnet_fast.hf.memory import Memory
-from xlnet_fast.hf.modules import Options
+from xlnet_fast.hf.families.xlnet.generation.step import Step
+from xlnet_fast.hf.families.xlnet.memory import Memory
+from xlnet_fast.hf.options import Options
 from xlnet_fast.hf.versions import (
     generated_memory,
     is_of_earlier_text,

@@ -12,10 +12,10 @@ from transformers.models.xlnet.modeling_xlnet import XLNetLayer, XLNetRelativeAt
 from transformers.pytorch_utils import apply_chunking_to_forward
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf.adoption import obstacle, unwrapped
-from xlnet_fast.hf.dense import dense_attention
+from xlnet_fast.hf.families.xlnet.dense import dense_attention
+from xlnet_fast.hf.families.xlnet.obstacles import obstacle, unwrapped
+from xlnet_fast.hf.families.xlnet.projections import SavedAsParameters, has_modules
 from xlnet_fast.hf.patches import patched
-from xlnet_fast.hf.projections import SavedAsParameters, has_modules
 from xlnet_fast.hf.versions import with_head_mask_at
 from xlnet_fast.nn import AttentionContext
 from xlnet_fast.nn.dropout import rate_of

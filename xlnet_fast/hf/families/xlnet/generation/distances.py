@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from xlnet_fast.hf.generation.parts import Parts
+from xlnet_fast.hf.families.xlnet.generation.parts import Parts
 from xlnet_fast.nn import relative_positions
 from xlnet_fast.ops.linear import linear
 

@@ -1,0 +1,70 @@
+"""The families that ``accelerate`` knows, and which of them are in a model.
+
+A family's own module is imported when a model has one of its classes, so that nothing of
+transformers is loaded that the model does not use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+
+from torch import nn
+
+from xlnet_fast.hf.families.family import Family
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a family is found.
+
+    Attributes:
+        name: of our module in this folder, which has the family as ``FAMILY``.
+        takes: what it takes, for users.
+        module: of transformers, that defines its classes.
+        classes: their names, where they are of another package, of whatever module.
+    """
+
+    name: str
+    takes: str
+    module: str = ""
+    classes: tuple[str, ...] = ()
+
+    def is_of(self, cls: type) -> bool:
+        """Whether a class is of this family."""
+        if self.module:
+            return cls.__module__ == self.module
+        return cls.__name__ in self.classes and not cls.__module__.startswith("transformers.")
+
+    def family(self) -> Family:
+        """The family; imports its module."""
+        found: Family = import_module(f"{__name__}.{self.name}").FAMILY
+        return found
+
+
+def _modeling(name: str) -> str:
+    return f"transformers.models.{name}.modeling_{name}"
+
+
+ENTRIES = (
+    Entry("xlnet", "XLNet (XLNetModel, XLNetLMHeadModel, XLNetFor...)", _modeling("xlnet")),
+    Entry(
+        "parakeet",
+        "Parakeet (ParakeetEncoder, ParakeetForCTC, ParakeetForTDT, ParakeetForRNNT, and what "
+        "contains its encoder: Canary, CohereAsr, NemotronHOmni)",
+        _modeling("parakeet"),
+    ),
+    Entry(
+        "nemotron",
+        "Nemotron streaming (NemotronAsrStreamingEncoder, NemotronAsrStreamingForRNNT, and "
+        "Nemotron 3.5 ASR, which contains it)",
+        _modeling("nemotron_asr_streaming"),
+    ),
+)
+
+
+def families_in(model: nn.Module) -> list[Family]:
+    """The families of a model's modules, in the order of the table above."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    entries = [entry for entry in ENTRIES if any(map(entry.is_of, classes))]
+    return [family for entry in entries if (family := entry.family()).is_in(model)]

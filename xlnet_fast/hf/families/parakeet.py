@@ -1,0 +1,109 @@
+"""Parakeet's encoder, which Canary, CohereAsr and NemotronHOmni take as it is.
+
+Of each block the attention, both feed-forward blocks and the convolution's products are ours, and
+so is the table of positions, which is made for one element of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.parakeet.modeling_parakeet import (
+    ParakeetEncoderAttention,
+    ParakeetEncoderConvolutionModule,
+    ParakeetEncoderFeedForward,
+    ParakeetEncoderRelPositionalEncoding,
+)
+
+from xlnet_fast.hf.families.conformer import (
+    attend,
+    attends_as_ours,
+    feed_forward,
+    table_of_positions,
+    why_not_attention,
+    why_not_part,
+)
+from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.patches import unless_patched
+from xlnet_fast.nn.pointwise import pointwise
+
+
+class FastPositions(ParakeetEncoderRelPositionalEncoding):
+    """HF's table, made for one element of the batch, and kept on a CPU."""
+
+    @unless_patched(ParakeetEncoderRelPositionalEncoding)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, 2T - 1, H), one element expanded over the batch."""
+        return table_of_positions(self, hidden_states, hidden_states.shape[1], super().forward)
+
+
+class FastAttention(ParakeetEncoderAttention):
+    """HF's attention by the op."""
+
+    @unless_patched(ParakeetEncoderAttention)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Tensor | None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As HF; the probabilities are None, but where somebody asks for them."""
+        if position_embeddings is None or not attends_as_ours(
+            self, position_embeddings, attention_mask, kwargs
+        ):
+            theirs: tuple[Tensor, Tensor | None] = super().forward(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                **kwargs,
+            )
+            return theirs
+        return attend(self, hidden_states, position_embeddings, attention_mask), None
+
+
+class FastFeedForward(ParakeetEncoderFeedForward):
+    """HF's block on the linear op."""
+
+    @unless_patched(ParakeetEncoderFeedForward)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        return feed_forward(self, hidden_states)
+
+
+class FastConvolution(ParakeetEncoderConvolutionModule):
+    """HF's block, whose products over channels are linear layers on frames as they lie."""
+
+    @unless_patched(ParakeetEncoderConvolutionModule)
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF, padded frames zero before the depthwise convolution."""
+        gated = F.glu(pointwise(self.pointwise_conv1, hidden_states), dim=-1)
+        if attention_mask is not None:
+            is_shown = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+            gated = gated.masked_fill(~is_shown.any(dim=2)[:, 0, :, None], 0.0)
+        mixed = self.norm(self.depthwise_conv(gated.transpose(1, 2)))
+        return pointwise(self.pointwise_conv2, self.activation(mixed).transpose(1, 2))
+
+
+FAMILY = FamilyOfParts(
+    "Parakeet",
+    (
+        Part(ParakeetEncoderAttention, FastAttention, "attention", why_not=why_not_attention),
+        Part(
+            ParakeetEncoderRelPositionalEncoding, FastPositions, "table of positions",
+            why_not=why_not_part,
+        ),
+        Part(
+            ParakeetEncoderFeedForward, FastFeedForward, "feed-forward block",
+            why_not=why_not_part,
+        ),
+        Part(
+            ParakeetEncoderConvolutionModule, FastConvolution, "convolution",
+            why_not=why_not_part,
+        ),
+    ),
+    head_dim_of=lambda attention: attention.head_dim,
+)  # fmt: skip
