@@ -188,11 +188,17 @@ class Tile {
 
   Range window(int64_t at) const { return window_of(*stream_, at, keys_.memory, sizes_.keys); }
 
+  void find_shifts() {
+    for (int64_t i = 0; i < rows; ++i) {
+      shift[i] = columns.begin - position[i] + sizes_.current;
+    }
+  }
+
   // As `exponentials`, where no row sees a key: without any product.
   void make_uniform(Element<Words>* rounded, int64_t rounded_stride) {
     const int64_t width = columns.size();
+    find_shifts();
     for (int64_t i = 0; i < rows; ++i) {
-      shift[i] = columns.begin - position[i] + sizes_.current;
       inverse_sum[i] = 1.0f / static_cast<float>(width);
       for (int64_t j = 0; j < width; j += kLanes) {
         const Vec ones = select(inside(j, width), splat(1.0f), splat(0.0f));
@@ -208,9 +214,7 @@ class Tile {
   // False where a row sees none of the tile's keys.
   bool exponentials(Element<Words>* rounded, int64_t rounded_stride) {
     const int64_t width = columns.size(), depth = head_.depth();
-    for (int64_t i = 0; i < rows; ++i) {
-      shift[i] = columns.begin - position[i] + sizes_.current;
-    }
+    find_shifts();
     const Left a_r{reinterpret_cast<const float*>(q_r), depth, 1};
     const Left a_w{reinterpret_cast<const float*>(q_w), depth, 1};
     multiply_shifted<Words>(rows, sizes_.table, depth, a_r, head_.r_columns(), shift, width, scores,
@@ -229,7 +233,7 @@ class Tile {
         hidden == nullptr ? powers<false>(i, hidden, most, out)
                           : powers<true>(i, hidden, most, out);
       }
-      all_see = all_see && most > kSeesNone;
+      all_see = all_see && !(most <= kSeesNone);  // one that sees NaN sees
     }
     return all_see;
   }

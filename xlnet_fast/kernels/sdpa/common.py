@@ -25,9 +25,9 @@ class PackedKeys:
         self.r = self._pack_positions(keys.r)  # (G, N, L + J - r_start, D)
 
     def _pack_positions(self, r: Tensor) -> Tensor:
-        """r from row p = r_start to L + J: "uni" lacks the last, of hidden keys; zeros stand for them.
+        """Rows p = r_start to L + J - 1 of r, packed once where all heads share them.
 
-        What all heads share is packed once.
+        "uni" lacks those of hidden keys, which are the last: zeros stand for them.
         """
         heads = r.shape[2]
         if r.stride(2) == 0:
