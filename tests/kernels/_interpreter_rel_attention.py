@@ -37,7 +37,11 @@ REFUSED = {
     ),
     "errors-float64": ("q", lambda x: x.double(), "q has dtype torch.float64, expected"),
     "errors-head-dim": ("q", lambda x: x.new_zeros(2, 17, 2, 129), "head dim 129 is not in 1..128"),
-    "errors-short-r": ("r", lambda x: x[:, :17], "r has 17 rows, expected at least J . 1 = 18"),
+    "errors-short-r": (
+        "r",
+        lambda x: x[:, :17],
+        "r has 17 rows, expected at least J . 1 - r_start = 18",
+    ),
     "errors-seed": ("seed", lambda _: None, "dropout_p 0.5 needs the seed of every stream"),
 }
 # Several heads where a read of a head, or a sum over heads, is what a case has and others lack.
