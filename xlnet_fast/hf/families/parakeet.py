@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderAttention,
     ParakeetEncoderConvolutionModule,
@@ -19,6 +18,11 @@ from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderRelPositionalEncoding,
 )
 
+from xlnet_fast.hf.families.conformer import (
+    bare_convolution,
+    linear_feed_forward,
+    why_not_head_dim,
+)
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.families.frames import mask_of_frames
 from xlnet_fast.hf.patches import unless_patched
@@ -28,10 +32,9 @@ from xlnet_fast.hf.recording import (
     why_not_implementation,
 )
 from xlnet_fast.hf.versions import why_no_speech
-from xlnet_fast.nn.pointwise import pointwise
 from xlnet_fast.nn.projected_table import MOST_KEPT_BYTES, projected_table
 from xlnet_fast.nn.projection import project
-from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM, attend_frames
+from xlnet_fast.nn.speech_attention import attend_frames
 from xlnet_fast.transforms import nobody_looks_on
 
 _STEP = 128
@@ -134,9 +137,7 @@ class FastFeedForward(ParakeetEncoderFeedForward):
     @unless_patched(ParakeetEncoderFeedForward)
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, H) to (B, T, H), as HF."""
-        inner = self.activation(project(self.linear1, hidden_states))
-        inner = F.dropout(inner, p=self.activation_dropout, training=self.training)
-        return project(self.linear2, inner)
+        return linear_feed_forward(self, hidden_states)
 
 
 class FastConvolution(ParakeetEncoderConvolutionModule):
@@ -145,20 +146,15 @@ class FastConvolution(ParakeetEncoderConvolutionModule):
     @unless_patched(ParakeetEncoderConvolutionModule)
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, H) to (B, T, H), as HF, padded frames zero before the depthwise convolution."""
-        gated = F.glu(pointwise(self.pointwise_conv1, hidden_states), dim=-1)
-        if attention_mask is not None:
-            is_shown = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
-            gated = gated.masked_fill(~is_shown.any(dim=2)[:, 0, :, None], 0.0)
-        mixed = self.norm(self.depthwise_conv(gated.transpose(1, 2)))
-        return pointwise(self.pointwise_conv2, self.activation(mixed).transpose(1, 2))
+        return bare_convolution(self, hidden_states, attention_mask)
 
 
 def _why_not(attention: ParakeetEncoderAttention) -> str | None:
     if attention.num_key_value_groups != 1:
         return "it has fewer heads of keys than of queries"
-    if attention.head_dim > MOST_HEAD_DIM:
-        return f"its head dim is {attention.head_dim}, and we take at most {MOST_HEAD_DIM}"
-    return why_no_speech() or why_not_implementation(attention)
+    return (
+        why_not_head_dim(attention.head_dim) or why_no_speech() or why_not_implementation(attention)
+    )
 
 
 FAMILY = FamilyOfParts(
