@@ -17,7 +17,9 @@ from xlnet_fast.transforms import constant_when_traced
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 
-_DECORATORS = str(Path(transformers.__file__).parent / "utils")
+_OF_TRANSFORMERS = Path(transformers.__file__).parent
+_DECORATORS = (str(_OF_TRANSFORMERS / "utils"), str(_OF_TRANSFORMERS / "modeling_layers.py"))
+"""Where HF's own decorators of methods stand: they rename arguments, and checkpoint layers."""
 
 
 @constant_when_traced
@@ -39,7 +41,7 @@ def _file_of(base: type) -> str:
 
 
 def _undecorated(method: Any) -> Any:
-    """The function inside HF's own decorators, such as the one that renames arguments."""
+    """The function inside HF's own decorators."""
     while hasattr(method, "__wrapped__") and method.__code__.co_filename.startswith(_DECORATORS):
         method = method.__wrapped__
     return method
