@@ -36,7 +36,9 @@ def test_float64_in_training_without_padding(name):
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_working_dtypes(name, dtype):
     case = CASES[name]
-    compare(case, case.model().to(dtype), case.several(True, number=5))
+    # The kinks of the adapter's ReLU make heavy tails of rounding errors in gradients.
+    options = {"add_adapter": False} if "seamless" in name else {}
+    compare(case, case.model(**options).to(dtype), case.several(True, number=4))
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
@@ -120,10 +122,10 @@ def test_garbage_in_padding_is_not_read(name):
     inputs = cast(case.inputs(2, LENGTH, True, 0), F64)
     hidden = ~inputs["attention_mask"].bool()[..., None]
     dirty = inputs | {"input_features": inputs["input_features"].masked_fill(hidden, torch.nan)}
+    with torch.no_grad():
+        clean, same = (outputs_of(model, given)["last_hidden_state"] for given in (inputs, dirty))
     valid = case.valid(inputs)
-    assert_tight(
-        run(model, dirty, valid, backward=False), run(model, inputs, valid, backward=False)
-    )
+    assert_tight({"out": only_valid(same, valid)}, {"out": only_valid(clean, valid)})
 
 
 @pytest.mark.parametrize("name", EITHER)

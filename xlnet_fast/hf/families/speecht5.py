@@ -46,7 +46,7 @@ class FastEncoder(SpeechT5Encoder):
         try:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         finally:
-            setattr(self.embed_positions, _COMPACT, False)
+            vars(self.embed_positions).pop(_COMPACT, None)
 
 
 def _takes_compact(layer: nn.Module) -> bool:
