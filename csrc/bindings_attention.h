@@ -70,6 +70,7 @@ inline AttentionKeys attention_keys(const pybind11::dict& dict) {
   take("dtype", k.dtype), take("batch", k.batch), take("heads", k.heads);
   take("head_dim", k.head_dim), take("keys", k.keys), take("memory", k.memory);
   take("groups", k.groups), take("table", k.table), take("apart", k.apart);
+  take("table_start", k.table_start);
   take("k", k.k), take("v", k.v), take("k_memory", k.k_memory), take("v_memory", k.v_memory);
   take("r", k.r), take("r_w_bias", k.r_w_bias), take("r_r_bias", k.r_r_bias);
   take("r_s_bias", k.r_s_bias), take("seg_embed", k.seg_embed), take("segments", k.segments);
@@ -88,6 +89,7 @@ inline AttentionStream attention_stream(const pybind11::dict& dict) {
   take("bits_batch_stride", s.bits_batch_stride), take("seed", s.seed);
   take("by_position", s.by_position), take("causal", s.causal);
   take("same_length", s.same_length), take("see_self", s.see_self), take("seed_at", s.seed_at);
+  take("window_left", s.window_left), take("window_right", s.window_right), take("chunk", s.chunk);
   take("stats", s.stats), take("delta", s.delta), take("norm", s.norm);
   take("c", s.c), take("d_c", s.d_c);
   take.done();

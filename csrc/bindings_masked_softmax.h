@@ -16,6 +16,7 @@ inline MaskedSoftmaxParams masked_softmax_params(const pybind11::dict& dict) {
   take("key_padding", p.key_padding), take("rank_q", p.rank_q), take("rank_k", p.rank_k);
   take("bits", p.bits), take("bits_batch_stride", p.bits_batch_stride);
   take("causal", p.causal), take("same_length", p.same_length), take("see_self", p.see_self);
+  take("window_left", p.window_left), take("window_right", p.window_right), take("chunk", p.chunk);
   take("scale", p.scale), take("keep_scale", p.keep_scale), take("keep_from", p.keep_from);
   take("seed", p.seed), take("dropout", p.dropout), take("out", p.out), take("d_out", p.d_out);
   take("d_scores", p.d_scores), take("d_position_scores", p.d_position_scores);

@@ -38,6 +38,7 @@ struct KeepMaskParams {
 struct AttentionKeys {
   Dtype dtype = Dtype::kFloat32;  // of every floating tensor
   int64_t batch = 0, heads = 0, head_dim = 0, keys = 0, memory = 0, groups = 1, table = 0;
+  int64_t table_start = 0;  // row p of the index identity is row p - table_start of r
   View k, v;                // [b, j, n, d], the last J - apart keys
   View k_memory, v_memory;  // [b, j, n, d], the first `apart` keys
   int64_t apart = 0;
@@ -69,6 +70,9 @@ struct AttentionStream {
   int64_t bits_batch_stride = 0;       // bytes from one batch element to the next
   uint64_t seed = 0;
   bool by_position = false, causal = false, same_length = false, see_self = false;
+  // With start = M + position / chunk * chunk, key j is hidden but for
+  // start - window_left <= j < start + chunk + window_right; -1: no limit there.
+  int64_t window_left = -1, window_right = -1, chunk = 1;
   // Of the GPU kernels: statistics of the rows, [b, n, i] each, null where a pass needs none.
   const int64_t* seed_at = nullptr;  // in place of `seed`: one number in the device's memory
   float* stats = nullptr;            // log2 of the softmax's denominator, +inf: sees no key
@@ -118,6 +122,7 @@ struct MaskedSoftmaxParams {
   const uint8_t* bits = nullptr;         // [b or 1, i, ceil(J / 8)] or null; bit j hides key j
   int64_t bits_batch_stride = 0;         // bytes from one batch element to the next
   bool causal = false, same_length = false, see_self = false;
+  int64_t window_left = -1, window_right = -1, chunk = 1;  // as of AttentionStream
   float scale = 1.0f;
   float keep_scale = 1.0f;  // 1 / (1 - p)
   uint32_t keep_from = 0;   // kept where the Philox word is at least this

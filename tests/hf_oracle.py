@@ -58,6 +58,8 @@ def make_problem(
     mask: str = "none",
     segments: int = 0,
     targets: int | None = None,
+    start: int = 0,
+    one_table: bool = False,
     dtype: torch.dtype = F64,
     seed: int = 0,
 ) -> Problem:
@@ -65,14 +67,15 @@ def make_problem(
 
     Args:
         queries: I, also L; with ``targets`` the length of the segment that they lie in.
-        mask: a key of ``MASKS``.
+        mask: a key of ``MASKS`` or ``WINDOWS``.
         segments: number of different segment ids; 0: no segment term.
         targets: number of rows at random distinct positions, the last of them absent; None: all.
+        start: ``r_start``. one_table: whether all heads share a row of r.
     """
     g = torch.Generator().manual_seed(seed)
     keys, rows = memory + queries, queries if targets is None else targets
-    attention_mask = MASKS[mask](batch, queries, keys, g)
-    table = keys + 1 if attention_mask.causal else keys + queries
+    attention_mask = (MASKS | WINDOWS)[mask](batch, queries, keys, g)
+    table = (keys + 1 if attention_mask.causal else keys + queries) - start
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=g, dtype=F64).to(dtype)
@@ -81,7 +84,7 @@ def make_problem(
         "q": normal(batch, rows, heads, dim),
         "k": normal(batch, keys, heads, dim),
         "v": normal(batch, keys, heads, dim),
-        "r": normal(groups, table, heads, dim),
+        "r": normal(groups, table, 1 if one_table else heads, dim),
         "r_w_bias": normal(heads, dim),
         "r_r_bias": normal(heads, dim),
     }
@@ -89,6 +92,7 @@ def make_problem(
         "mask": attention_mask,
         "memory_length": memory,
         "scale": dim**-0.5,
+        **({"r_start": start} if start else {}),
     }
     segments_q = None
     if segments:
@@ -188,6 +192,26 @@ MASKS: dict[str, MaskMaker] = {
 }
 """Makers of masks, called with B, I, J and a generator."""
 
+WINDOWS: dict[str, MaskMaker] = {
+    "window": lambda b, i, j, g: AttentionMask(window=(5, 2)),
+    "window right": lambda b, i, j, g: AttentionMask(
+        key_padding=_padding(b, i, j, False), window=(3, 3)
+    ),
+    "window to the left": lambda b, i, j, g: AttentionMask(window=(4, None), **_ranks(b, i, j, g)),
+    "window to the right": lambda b, i, j, g: AttentionMask(
+        key_padding=_padding(b, i, j, True), window=(None, 0), see_self=True
+    ),
+    "window uni": lambda b, i, j, g: AttentionMask(
+        causal=True, window=(7, None), bits=_bits(b, i, j, g), see_self=True
+    ),
+    "chunks": lambda b, i, j, g: AttentionMask(window=(6, 0), chunk=4),
+    "chunks right": lambda b, i, j, g: AttentionMask(
+        key_padding=_padding(b, i, j, False), window=(2, 1), chunk=3
+    ),
+    "chunks uni": lambda b, i, j, g: AttentionMask(causal=True, window=(0, None), chunk=5),
+}
+"""The same of masks with a window."""
+
 
 def dense_hidden(mask: AttentionMask, positions: Tensor, keys: int, memory: int) -> Tensor:
     """(B, I, J) bool, True where hidden, key by key from the definition; ``positions`` (B, I)."""
@@ -219,7 +243,13 @@ def _is_hidden(mask: SimpleNamespace, b: int, i: int, j: int, position: int, mem
             return True
     if mask.causal and j > memory + position:
         return True
-    return mask.same_length and j < position
+    if mask.same_length and j < position:
+        return True
+    left, right = mask.window or (None, None)
+    first = memory + position // mask.chunk * mask.chunk
+    if left is not None and j < first - left:
+        return True
+    return right is not None and j >= first + mask.chunk + right
 
 
 def positions_of(problem: Problem) -> Tensor:
@@ -286,6 +316,7 @@ def hf_attention(
     segments_k: Tensor | None = None,
     keep: Tensor | None = None,
     dropout_p: float = 0.0,
+    r_start: int = 0,
     **operands: Tensor,
 ) -> Tensor:
     """``ops.rel_attention`` by HF; rows at arbitrary positions go through a one-hot mapping.
@@ -295,6 +326,7 @@ def hf_attention(
     q, k, r = operands["q"], operands["k"], operands["r"]
     batch, rows = q.shape[:2]
     keys = k.shape[1]
+    r = F.pad(r.expand(-1, -1, q.shape[2], -1), (0, 0, 0, 0, r_start, 0))  # what nobody reads
     operands["r"] = r.repeat_interleave(batch // r.shape[0], 0)
     places = torch.arange(rows).expand(batch, rows) if positions is None else positions
     hidden = dense_hidden(mask, places, keys, memory_length)

@@ -21,7 +21,7 @@ def schema_arguments(
     return (
         *(x.get(name) for name in OPERANDS), options.get("segments_q"), options.get("segments_k"),
         *mask.tensors, options.get("positions"), SEED if dropout_p else None, *mask.flags,
-        options["memory_length"], options["scale"], dropout_p, backend,
+        options["memory_length"], options.get("r_start", 0), options["scale"], dropout_p, backend,
     )  # fmt: skip
 
 

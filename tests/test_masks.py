@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hf_oracle import MASKS, dense_hidden, tiny_config
+from hf_oracle import MASKS, WINDOWS, dense_hidden, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import XLNetModel
 
-from xlnet_fast.errors import ShapeError
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import (
     AttentionMask,
     clear_padded,
@@ -32,11 +32,11 @@ def expand(mask: AttentionMask, positions: Tensor, keys: int, memory: int, **mor
     return torch.zeros(1, 1, keys, dtype=torch.bool) if hidden is None else hidden
 
 
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("kind", [*MASKS, *WINDOWS])
 @pytest.mark.parametrize(("queries", "memory"), [(1, 0), (5, 0), (7, 4), (9, 1)])
 def test_hidden_follows_the_definition(kind, queries, memory):
     keys = queries + memory
-    mask = MASKS[kind](BATCH, queries, keys, torch.Generator().manual_seed(0))
+    mask = (MASKS | WINDOWS)[kind](BATCH, queries, keys, torch.Generator().manual_seed(0))
     mask.validate(BATCH, queries, keys)
     positions = torch.arange(queries)[None]
     expected = dense_hidden(mask, positions.expand(BATCH, -1), keys, memory)
@@ -65,11 +65,19 @@ def test_hidden_at_any_positions_and_any_rows(data):
     causal = data.draw(st.booleans(), "causal")
     same_length = causal and data.draw(st.booleans(), "same_length")
     see_self = data.draw(st.booleans(), "see_self")
-    mask = AttentionMask(**parts, causal=causal, same_length=same_length, see_self=see_self)
+    side = st.none() | st.integers(0, 5)
+    window = data.draw(st.none() | st.tuples(side, side), "window")
+    chunk = 1 if window is None else data.draw(st.integers(1, 4), "chunk")
+    flags = {"causal": causal, "same_length": same_length, "see_self": see_self}
+    mask = AttentionMask(**parts, **flags, window=window, chunk=chunk)
+    again = AttentionMask.from_parts(mask.tensors, mask.flags)
+    assert again.flags[:5] == mask.flags[:5]
+    assert again.has_window == mask.has_window
     mask.validate(BATCH, queries, keys)
     positions = torch.randint(-1, current, (BATCH, queries), generator=g)
     expected = dense_hidden(mask, positions, keys, memory)
-    assert torch.equal(expand(mask, positions, keys, memory).expand(expected.shape), expected)
+    for same in (mask, again):
+        assert torch.equal(expand(same, positions, keys, memory).expand(expected.shape), expected)
     start = data.draw(st.integers(0, queries - 1), "first row")
     rows = slice(start, data.draw(st.integers(start + 1, queries), "end of rows"))
     part = expand(mask, positions, keys, memory, rows=rows)
@@ -131,6 +139,27 @@ def test_bits_round_trip_and_lie_where_the_format_says(keys, rows, seed, batch):
 )
 def test_wrong_parts_are_named(parts, message):
     with pytest.raises(ShapeError, match=message):
+        AttentionMask(**parts).validate(2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"window": 4}, r"mask.window is 4, expected \(left, right\), each None .*from 0 to"),
+        ({"window": (4,)}, r"mask.window is \(4,\), expected \(left, right\)"),
+        ({"window": [4, 4]}, r"mask.window is \[4, 4\], expected"),
+        ({"window": (-1, 3)}, r"mask.window is \(-1, 3\), expected"),
+        ({"window": (3, -1)}, r"mask.window is \(3, -1\), expected"),
+        ({"window": (3, 2.0)}, r"mask.window is \(3, 2.0\), expected"),
+        ({"window": (True, 2)}, r"mask.window is \(True, 2\), expected"),
+        ({"window": (2**31, 2)}, r"mask.window is \(2147483648, 2\), .*to 2147483647"),
+        ({"window": (3, 2), "chunk": 0}, "mask.chunk is 0, expected a whole number from 1"),
+        ({"window": (3, 2), "chunk": 1.5}, "mask.chunk is 1.5, expected a whole number"),
+        ({"chunk": 4}, "mask.chunk is 4, which needs mask.window; it is None"),
+    ],
+)
+def test_wrong_windows_are_named(parts, message):
+    with pytest.raises(ArgumentError, match=message):
         AttentionMask(**parts).validate(2, 3, 5)
 
 

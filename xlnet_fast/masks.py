@@ -2,18 +2,21 @@
 
 HF XLNet builds one dense float mask (i, j, b, 1) from padding, permutation and causality. Kernels
 want the parts: a padding vector skips whole tiles, causality is index arithmetic, a permutation is
-two integers per token. :class:`AttentionMask` keeps the parts apart and combines them by "or".
+two integers per token, a window is arithmetic too. :class:`AttentionMask` keeps the parts apart and
+combines them by "or".
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlnet_fast.errors import ShapeError
+from xlnet_fast.errors import ArgumentError, ShapeError
 
 HIDDEN_SCORE = -1e30
 """Score of a hidden key. HF subtracts 1e30, which in fp32 absorbs every finite score: a row whose
@@ -36,6 +39,12 @@ class AttentionMask:
         same_length: with ``causal``, also hides ``j < pos`` (HF ``create_mask``).
         see_self: the key at ``j == M + pos`` is visible whatever the other parts say. True for the
             content stream (HF subtracts the identity from its mask), False for the query stream.
+        window: (left, right), how far the query at position pos sees to either side, None: no limit
+            there. Key j is visible iff ``start - left <= j < start + chunk + right`` with
+            ``start = M + pos // chunk * chunk``. Source: ``sliding_window`` of HF's Parakeet
+            encoders, chunked attention of Wav2Vec2-BERT and SeamlessM4T-v2.
+        chunk: with ``window``, rows see from their chunk of so many positions, the first of which
+            is the first current key; 1: each from itself.
     """
 
     key_padding: Tensor | None = None
@@ -45,12 +54,28 @@ class AttentionMask:
     causal: bool = False
     same_length: bool = False
     see_self: bool = False
+    window: tuple[int | None, int | None] | None = None
+    chunk: int = 1
+
+    @classmethod
+    def from_parts(cls, tensors: Sequence[Any], flags: Sequence[Any]) -> AttentionMask:
+        """The mask of these ``tensors`` and ``flags``, which an op's schema takes one by one."""
+        switches, (left, right, chunk) = flags[:3], flags[3:]
+        if left < 0 and right < 0:
+            return cls(*tensors, *switches)
+        window = (None if left < 0 else left, None if right < 0 else right)
+        return cls(*tensors, *switches, window=window, chunk=chunk)
 
     @property
     def hides_nothing(self) -> bool:
         """True when no part can hide a key, so that kernels may skip masking altogether."""
         parts = (self.key_padding, self.rank_q, self.bits)
-        return not self.causal and all(part is None for part in parts)
+        return not self.causal and not self.has_window and all(part is None for part in parts)
+
+    @property
+    def has_window(self) -> bool:
+        """Whether there is a limit to either side."""
+        return self.window is not None and self.window != (None, None)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -58,16 +83,26 @@ class AttentionMask:
         return self.key_padding, self.rank_q, self.rank_k, self.bits
 
     @property
-    def flags(self) -> tuple[bool, bool, bool]:
-        """The flag parts in schema order: causal, same_length, see_self."""
-        return self.causal, self.same_length, self.see_self
+    def flags(self) -> tuple[bool, bool, bool, int, int, int]:
+        """The other parts in schema order: causal, same_length, see_self, then :attr:`limits`."""
+        return self.causal, self.same_length, self.see_self, *self.limits
+
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """Left, right and chunk of the window as kernels take them, -1 where there is no limit."""
+        if self.window is None:
+            return -1, -1, 1
+        left, right = (-1 if side is None else side for side in self.window)
+        return left, right, self.chunk
 
     def validate(self, batch: int, queries: int, keys: int) -> None:
         """Check dtypes and shapes against (B, I, J).
 
         Raises:
             ShapeError: names the part, its shape or dtype and what is expected.
+            ArgumentError: a window that is none.
         """
+        _check_window(self.window, self.chunk)
         if (self.rank_q is None) != (self.rank_k is None):
             raise ShapeError("mask.rank_q and mask.rank_k must be given together")
         if self.same_length and not self.causal:
@@ -91,7 +126,7 @@ class AttentionMask:
 
         Args:
             positions: (B or 1, I) positions of all query rows; may be None where neither ``causal``
-                nor ``see_self`` asks for them.
+                nor ``see_self`` nor ``window`` asks for them.
             keys: J. memory_length: M.
             rows: the query rows wanted; default all.
 
@@ -107,7 +142,7 @@ class AttentionMask:
             parts.append(self.rank_q[:, rows, None] <= self.rank_k[:, None, :])
         if self.bits is not None:
             parts.append(unpack_bits(self.bits[:, rows], keys))
-        if self.causal or self.see_self:
+        if self.causal or self.see_self or self.has_window:
             assert positions is not None
             key = torch.arange(keys, device=positions.device)
             position = positions[:, rows, None]  # (B or 1, rows, 1)
@@ -115,12 +150,21 @@ class AttentionMask:
             parts.append(key > position + memory_length)
         if self.same_length:
             parts.append(key < position)
+        parts += self._outside(key, position, memory_length) if self.has_window else []
         hidden = parts[0]
         for part in parts[1:]:
             hidden = hidden | part
         if self.see_self:
             hidden = hidden & (key != position + memory_length)
         return hidden
+
+    def _outside(self, key: Tensor, position: Tensor, memory_length: int) -> list[Tensor]:
+        """What either side of the window hides, (B or 1, rows, J) each."""
+        left, right, chunk = self.limits
+        start = position if chunk == 1 else position.div(chunk, rounding_mode="floor") * chunk
+        start = start + memory_length
+        hidden = [key < start - left] if left >= 0 else []
+        return hidden + ([key >= start + (chunk + right)] if right >= 0 else [])
 
     def narrow_batch(self, start: int, length: int) -> AttentionMask:
         """The mask of batch elements ``start .. start+length``."""
@@ -188,6 +232,33 @@ def clear_padded(x: Tensor, key_padding: Tensor | None) -> Tensor:
 
 
 _INTEGERS = (torch.int32, torch.int64)
+_MOST = 2**31 - 1
+"""Of a window's numbers: kernels count keys in 32 bits."""
+
+
+def _check_window(window: Any, chunk: object) -> None:
+    """A window is a pair of numbers or None, a chunk a number.
+
+    Raises:
+        ArgumentError: names the part, what it is and what is expected.
+    """
+    if not _is_count(chunk, 1):
+        raise ArgumentError(f"mask.chunk is {chunk!r}, expected a whole number from 1 to {_MOST}")
+    if window is None:
+        if chunk != 1:
+            raise ArgumentError(f"mask.chunk is {chunk}, which needs mask.window; it is None")
+        return
+    is_pair = isinstance(window, tuple) and len(window) == 2
+    if not is_pair or not all(side is None or _is_count(side, 0) for side in window):
+        raise ArgumentError(
+            f"mask.window is {window!r}, expected (left, right), each None (no limit) or a whole "
+            f"number from 0 to {_MOST}"
+        )
+
+
+def _is_count(x: object, least: int) -> bool:
+    whole = isinstance(x, (int, torch.SymInt)) and not isinstance(x, bool)
+    return whole and least <= x <= _MOST  # type: ignore[operator]
 
 
 def _expect(

@@ -34,6 +34,7 @@ class Keys:
         memory_length: M.
         scale: of the scores.
         dropout_p: probability of dropping an attention probability.
+        r_start: row 0 of r encodes the distance J - r_start: that of p is row p - r_start.
     """
 
     k: Tensor
@@ -49,6 +50,7 @@ class Keys:
     memory_length: int
     scale: float
     dropout_p: float = 0.0
+    r_start: int = 0
 
     @property
     def count(self) -> int:

@@ -45,6 +45,7 @@ def rel_attention(
     scale: float,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    r_start: int = 0,
 ) -> Tensor:
     """Relative attention of one stream (Transformer-XL section 3.3; HF ``rel_attn_core``).
 
@@ -58,7 +59,8 @@ def rel_attention(
     memory_length = keys - queries if memory_length is None else memory_length
     if mask is not None:
         k, v = (clear_padded(x, mask.key_padding) for x in (k, v))
-    r_of_batch = r.repeat_interleave(batch // r.shape[0], dim=0)  # (B, P, N, D)
+    r_of_batch = r.repeat_interleave(batch // r.shape[0], dim=0)  # (B, P, N or 1, D)
+    r_of_batch = r_of_batch.expand(-1, -1, q.shape[2], -1)
     content_scores = torch.einsum("bind,bjnd->bnij", q + r_w_bias, k)
     position_scores = torch.einsum("bind,bpnd->bnip", q + r_r_bias, r_of_batch)
     segment_scores = None
@@ -76,6 +78,7 @@ def rel_attention(
         scale=scale,
         dropout_p=dropout_p,
         seed=seed,
+        r_start=r_start,
     )
     out = torch.einsum("bnij,bjnd->bind", probabilities, v)
     if positions is not None:
@@ -102,6 +105,7 @@ def two_stream_attention(
     scale: float,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    r_start: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Content and query stream over the same keys (XLNet section 2.3; HF ``forward`` with g).
 
@@ -127,6 +131,7 @@ def two_stream_attention(
         "memory_length": memory_length,
         "scale": scale,
         "dropout_p": dropout_p,
+        "r_start": r_start,
     }
     out_h = rel_attention(
         q_h,
@@ -166,8 +171,11 @@ def masked_softmax(
     scale: float = 1.0,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    r_start: int = 0,
 ) -> Tensor:
     """Attention probabilities from unscaled scores, shapes as in ``ops.masked_softmax``.
+
+    ``position_scores`` may begin with the column of p = ``r_start``, as the rows of such an r do.
 
     Returns (B, N, I, J) in the dtype of ``scores``, dropout applied.
     """
@@ -177,7 +185,7 @@ def masked_softmax(
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     total = scores.to(wide)
     if position_scores is not None:
-        total = total + skew(position_scores, rows, keys, memory_length).to(wide)
+        total = total + skew(position_scores, rows, keys, memory_length, r_start).to(wide)
     if segment_scores is not None and segments_q is not None and segments_k is not None:
         differ = segments_q[:, None, :, None] != segments_k[:, None, None, :]
         total = total + segment_scores.to(wide)[..., None] * differ
@@ -214,19 +222,23 @@ def concat_memory(
     return (joined[-mem_len:] if mem_len else joined).detach().clone()
 
 
-def skew(position_scores: Tensor, rows: Tensor, keys: int, memory_length: int) -> Tensor:
+def skew(
+    position_scores: Tensor, rows: Tensor, keys: int, memory_length: int, start: int = 0
+) -> Tensor:
     """Read (B, N, I, P) scores at p = j - pos_i + L: the index identity behind ``rel_shift``.
 
     Args:
         position_scores: (B, N, I, P), one score per row of r.
         rows: (B or 1, I) position of each query row.
+        start: the p of column 0.
 
     Returns:
         (B, N, I, J). Where r has no row p (keys that "uni" hides) the score is zero.
     """
     batch, heads, queries, table = position_scores.shape
     key = torch.arange(keys, device=rows.device)
-    index = key - rows.to(torch.int64)[:, :, None] + (keys - memory_length)  # (B or 1, I, J)
+    first = keys - memory_length - start
+    index = key - rows.to(torch.int64)[:, :, None] + first  # (B or 1, I, J)
     outside = ((index < 0) | (index >= table))[:, None]
     index = index.clamp(0, table - 1)[:, None].expand(batch, heads, queries, keys)
     return position_scores.gather(-1, index).masked_fill(outside, 0)

@@ -25,9 +25,8 @@ def moved(x: SimpleNamespace, device: str) -> SimpleNamespace:
     there = SimpleNamespace()
     for name, value in vars(x).items():
         if isinstance(value, AttentionMask):
-            value = AttentionMask(
-                *(None if t is None else t.to(device) for t in value.tensors), *value.flags
-            )
+            tensors = [None if t is None else t.to(device) for t in value.tensors]
+            value = AttentionMask.from_parts(tensors, value.flags)
         elif isinstance(value, torch.Tensor) and device != "cpu":
             # `.to` would drop the guard around a view: move its whole storage
             whole = value.as_strided((value.untyped_storage().nbytes() // value.itemsize,), (1,), 0)

@@ -208,7 +208,7 @@ def guarded(x: Tensor, layout: str, device: str, value: float = NAN) -> tuple[Te
 
 def _moved(mask: AttentionMask, device: str) -> AttentionMask:
     tensors = (None if x is None else x.to(device) for x in mask.tensors)
-    return AttentionMask(*tensors, *mask.flags)
+    return AttentionMask.from_parts(tensors, mask.flags)
 
 
 def launch(x: SimpleNamespace, case: Case, kernels: ModuleType, device: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from two_sources import apart
 
 from xlnet_fast import ops
 from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.masks import AttentionMask
 
 OPS = torch.ops.xlnet_fast
 FUSED = [  # registered backends of attention on a CPU, each in a dtype that it takes
@@ -106,7 +107,7 @@ def test_opcheck_concat_memories(memory, start):
 def test_gradients_of_probabilities_are_contiguous_whatever_the_scores_are():
     scores = torch.randn(2, 3, 5, 4).permute(0, 3, 1, 2).requires_grad_()
     ops.masked_softmax(scores, backend="sdpa").square().sum().backward()
-    rest = (*(None,) * 10, False, False, False, 2, 1.0, 0.0, "sdpa")
+    rest = (*(None,) * 10, *AttentionMask().flags, 2, 1.0, 0.0, "sdpa")
     out = OPS.masked_softmax(scores.detach(), *rest)
     grads = OPS.masked_softmax_backward(2 * out, out, scores.detach(), *rest)
     assert grads[0].is_contiguous()
@@ -117,7 +118,7 @@ def test_gradients_of_probabilities_are_contiguous_whatever_the_scores_are():
 def test_a_backend_that_is_not_registered_is_refused(op):
     x = torch.zeros(1, 1, 2, 2)
     arguments = {
-        "masked_softmax": (x, *(None,) * 10, False, False, False, 0, 1.0, 0.0, "nonsense"),
+        "masked_softmax": (x, *(None,) * 10, *AttentionMask().flags, 0, 1.0, 0.0, "nonsense"),
         "concat_memories": ([x[0]], [], 0, 1, "nonsense"),
     }
     with pytest.raises(BackendUnavailable, match="no registered backend 'nonsense'"):

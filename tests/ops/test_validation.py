@@ -151,6 +151,34 @@ def test_groups_that_do_not_divide_the_batch(groups):
         call(problem, r=r)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("start", [2, -1, 0.0, True, None])
+def test_where_the_table_starts(start, backend):
+    with pytest.raises(ArgumentError, match=f"r_start is {start}, expected 0, row 0 of r .*or 1"):
+        call(full_problem(), backend, r_start=start)
+
+
+@pytest.mark.parametrize(
+    ("mask", "needed"),
+    [("left", "12 = L \\+ J - r_start"), ("uni", "8 = J \\+ 1 - r_start, causal")],
+)
+def test_a_table_that_starts_later_needs_a_row_less(mask, needed):
+    problem = make_problem(mask=mask, start=1)
+    call(problem, "reference")
+    r = problem.operands["r"]
+    with pytest.raises(ShapeError, match=f"r has {r.shape[1] - 1} rows, .*at least {needed}"):
+        call(problem, "reference", r=r[:, 1:])
+    with pytest.raises(ShapeError, match=f"r has {r.shape[1]} rows"):
+        call(problem, "reference", r_start=0)
+
+
+def test_one_table_for_all_heads_of_a_wrong_width():
+    problem = make_problem(one_table=True)
+    call(problem, "reference")
+    with pytest.raises(ShapeError, match=r"r has shape \(1, 13, 1, 3\), expected \(1, 13, 2, 4\)"):
+        call(problem, "reference", r=problem.operands["r"][..., :3])
+
+
 def test_memory_length():
     problem = make_problem()
     with pytest.raises(ShapeError, match=r"k has 8 keys, expected M \+ I = 2 \+ 5"):

@@ -11,15 +11,17 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import transformers
 
 from xlnet_fast.transforms import constant_when_traced
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 
-_OF_TRANSFORMERS = Path(transformers.__file__).parent
-_DECORATORS = (str(_OF_TRANSFORMERS / "utils"), str(_OF_TRANSFORMERS / "modeling_layers.py"))
-"""Where HF's own decorators of methods stand: they rename arguments, and checkpoint layers."""
+_TRANSFORMERS, _TORCH = (Path(str(package.__file__)).parent for package in (transformers, torch))
+_DECORATORS = tuple(
+    map(str, (_TRANSFORMERS / "utils", _TRANSFORMERS / "modeling_layers.py", _TORCH / "utils"))
+)
 
 
 @constant_when_traced
@@ -41,7 +43,9 @@ def _file_of(base: type) -> str:
 
 
 def _undecorated(method: Any) -> Any:
-    """The function inside HF's own decorators."""
+    """The function inside decorators of HF's and PyTorch's, which rename arguments, switch
+    gradients off, checkpoint layers.
+    """
     while hasattr(method, "__wrapped__") and method.__code__.co_filename.startswith(_DECORATORS):
         method = method.__wrapped__
     return method

@@ -242,15 +242,25 @@ def check_rows(name: str, x: Tensor | None, q: Tensor, length: int, letters: str
     check_device(name, x, "q", q)
 
 
-def check_table(name: str, table: int, keys: int, memory_length: int, causal: bool) -> None:
+def check_table(
+    name: str, table: int, keys: int, memory_length: int, causal: bool, start: int = 0
+) -> None:
     """A table of positions has the rows that visible keys need: L + J, or J + 1 when causal.
 
+    Less one where its row 0 is that of distance J - 1, at ``start`` 1.
+
     Raises:
+        ArgumentError: ``start`` is neither 0 nor 1.
         ShapeError: names the tensor, its rows and the number needed.
     """
-    needed = keys + 1 if causal else keys + keys - memory_length
+    if isinstance(start, bool) or not isinstance(start, (int, torch.SymInt)) or not 0 <= start <= 1:
+        raise ArgumentError(
+            f"r_start is {start!r}, expected 0, row 0 of r encoding the distance J, or 1: J - 1"
+        )
+    needed = (keys + 1 if causal else keys + keys - memory_length) - start
     if table < needed:
-        kind = "J + 1, causal" if causal else "L + J"
+        kind = ("J + 1" if causal else "L + J") + (" - r_start" if start else "")
+        kind += ", causal" if causal else ""
         raise ShapeError(f"{name} has {table} rows, expected at least {needed} = {kind}")
 
 

@@ -104,6 +104,7 @@ def masked_softmax(
         "ranks": mask.rank_q is not None,
         "bits": mask.bits is not None,
         "positions": positions is not None,
+        "window": mask.window is not None,
     }
     features = [name for name, there in has.items() if there]
     request = request_for(

@@ -49,6 +49,7 @@ def rel_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    r_start: int = 0,
     backend: str = "auto",
     settled: Settled | None = None,
 ) -> Tensor:
@@ -71,8 +72,9 @@ def rel_attention(
         k_memory, v_memory: (B, M, N, D) keys and values of the memory, both or none. All other
             arguments look at the J = M + L keys of [memory; current], which are never copied
             together on a GPU.
-        r: (G, P, N, D) projected position table; batch element b reads group b * G // B, so G
-            divides B. P >= L + J, or P >= J + 1 when ``mask.causal``.
+        r: (G, P, N, D) projected position table, or (G, P, 1, D) of one row for all heads, of which
+            no copy is made; batch element b reads group b * G // B, so G divides B.
+            P >= L + J - ``r_start``, or P >= J + 1 - ``r_start`` when ``mask.causal``.
         r_w_bias, r_r_bias: (N, D).
         r_s_bias, seg_embed: (N, D) and (2, N, D), with segments_q (B, I) and segments_k (B, J),
             int32 or int64; all four or none.
@@ -83,6 +85,8 @@ def rel_attention(
         scale: default 1 / sqrt(D).
         dropout_p: dropout of the probabilities; ``seed``, an int64 tensor of one element, fixes the
             mask (the same on every backend).
+        r_start: row 0 of r encodes the distance J - ``r_start``: 0 as in XLNet, or 1 as in the
+            Conformer's tables of 2 T - 1 rows, which lack the distance J, that of no key.
         backend: "auto", "reference", "sdpa", "cpu", "triton" or "cuda". A named one runs or raises;
             "cuda" reads only operands whose rows begin at multiples of 16 bytes. Transforms of
             ``torch.func`` and forward-mode differentiation are for "auto" and "reference".
@@ -97,13 +101,13 @@ def rel_attention(
         BackendUnavailable: the named backend cannot run this; the message says why.
     """
     check_tensor("q", q, 4, "B, I, N, D")
-    operands = _autocast(
+    operands = _as_computed(
         q, k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed
     )  # fmt: skip
     objects = (mask, segments_q, segments_k, positions)
     key = None
     if settled is not None:
-        numbers = (memory_length, scale, dropout_p, seed is None, backend)
+        numbers = (memory_length, r_start, scale, dropout_p, seed is None, backend)
         key = key_of("rel_attention", operands, objects, *numbers)
         if (call := settled.find(key)) is not None:
             return call(operands, seed)[0]
@@ -114,11 +118,11 @@ def rel_attention(
     check_segments(q, keys, r_s_bias, seg_embed, segments_q, segments_k)
     check_rows("positions", positions, q, q.shape[1], "B, I")
     mask = check_mask(mask, q.shape[0], q.shape[1], keys, "q", q)
-    check_table("r", r.shape[1], keys, memory_length, mask.causal)
+    check_table("r", r.shape[1], keys, memory_length, mask.causal, r_start)
     check_dropout(dropout_p, seed)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     rows = {"q": q, "k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory, "r": r}
-    features = _features(mask, segments_q, k_memory, positions, dropout_p, r)
+    features = _features(mask, segments_q, k_memory, positions, dropout_p, r, r_start)
     choice = _choose("rel_attention", operands, rows, features, backend)
     if choice.backend == "reference":
         if positions is not None and can_look(positions):
@@ -127,12 +131,12 @@ def rel_attention(
             q, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory,
             r_s_bias=r_s_bias, seg_embed=seg_embed, segments_q=segments_q, segments_k=segments_k,
             mask=mask, positions=positions, memory_length=memory_length, scale=scale,
-            dropout_p=dropout_p, seed=seed,
+            dropout_p=dropout_p, seed=seed, r_start=r_start,
         )  # fmt: skip
     call = Call(
         REL_ATTENTION,
         inputs=(segments_q, segments_k, *mask.tensors, positions),
-        options=(*mask.flags, memory_length, scale, dropout_p, spelled(choice, backend)),
+        options=(*mask.flags, memory_length, r_start, scale, dropout_p, spelled(choice, backend)),
     )
     if settled is not None and key is not None:
         call = call.directly(operands, seed)
@@ -159,6 +163,7 @@ def two_stream_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
+    r_start: int = 0,
     backend: str = "auto",
     settled: Settled | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -187,14 +192,14 @@ def two_stream_attention(
     """
     check_tensor("q_h", q_h, 4, "B, I, N, D")
     check_tensor("q_g", q_g, 4, "B, I', N, D")
-    q_h, q_g, *shared = _autocast(
+    q_h, q_g, *shared = _as_computed(
         q_h, q_g, k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed
     )
     operands = (q_h, q_g, *shared)
     objects = (mask, segments, positions)
     key = None
     if settled is not None:
-        numbers = (scale, dropout_p, seed is None, backend)
+        numbers = (r_start, scale, dropout_p, seed is None, backend)
         key = key_of("two_stream_attention", operands, objects, *numbers)
         if (call := settled.find(key)) is not None:
             out_h, out_g = call(operands, seed)
@@ -213,11 +218,11 @@ def two_stream_attention(
     check_segments(q_h, keys, r_s_bias, seg_embed, content_segments, segments)
     check_rows("positions", positions, q_g, q_g.shape[1], "B, I'")
     mask = check_mask(mask, batch, q_h.shape[1], keys, "q_h", q_h)
-    check_table("r", r.shape[1], keys, memory_length, mask.causal)
+    check_table("r", r.shape[1], keys, memory_length, mask.causal, r_start)
     check_dropout(dropout_p, seed)
     scale = dim**-0.5 if scale is None else scale
     rows = {"q_h": q_h, "q_g": q_g, "k": k, "v": v, "k_memory": k_memory, "v_memory": v_memory}
-    features = _features(mask, segments, k_memory, positions, dropout_p, r)
+    features = _features(mask, segments, k_memory, positions, dropout_p, r, r_start)
     choice = _choose("two_stream_attention", operands, rows | {"r": r}, features, backend)
     if choice.backend == "reference":
         if positions is not None and can_look(positions):
@@ -225,18 +230,30 @@ def two_stream_attention(
         return reference.two_stream_attention(
             q_h, q_g, k, v, r, r_w_bias, r_r_bias, k_memory=k_memory, v_memory=v_memory,
             r_s_bias=r_s_bias, seg_embed=seg_embed, segments=segments, mask=mask,
-            positions=positions, scale=scale, dropout_p=dropout_p, seed=seed,
+            positions=positions, scale=scale, dropout_p=dropout_p, seed=seed, r_start=r_start,
         )  # fmt: skip
     call = Call(
         TWO_STREAM_ATTENTION,
         inputs=(content_segments, segments, *mask.tensors, positions),
-        options=(*mask.flags, memory_length, scale, dropout_p, spelled(choice, backend)),
+        options=(*mask.flags, memory_length, r_start, scale, dropout_p, spelled(choice, backend)),
     )
     if settled is not None and key is not None:
         call = call.directly(operands, seed)
         settled.keep(key, call, objects)
     out_h, out_g = call(operands, seed)
     return out_h, out_g
+
+
+def _as_computed(*tensors: Any) -> tuple[Any, ...]:
+    """The operands, q first, after autocast; one head's r (G, P, 1, D) as all heads', no copy.
+
+    What is wrong with r, the checks tell. Its gradient is the sum over the heads.
+    """
+    *queries_and_keys, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = _autocast(*tensors)
+    q = queries_and_keys[0]
+    if isinstance(r, Tensor) and r.dim() == 4 and r.shape[2] == 1 and r.shape[3] == q.shape[3]:
+        r = r.expand(-1, -1, q.shape[2], -1)
+    return *queries_and_keys, r, r_w_bias, r_r_bias, r_s_bias, seg_embed
 
 
 def _autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -260,6 +277,7 @@ def _features(
     positions: Tensor | None,
     dropout_p: float,
     r: Tensor,
+    r_start: int,
 ) -> list[str]:
     """Which features of ``qualification.record.CLASSES`` a call has."""
     has = {
@@ -272,6 +290,8 @@ def _features(
         "bits": mask.bits is not None,
         "positions": positions is not None,
         "groups": r.shape[0] > 1,
+        "window": mask.window is not None,
+        "start": r_start > 0,
     }
     return [name for name, there in has.items() if there]
 

@@ -54,6 +54,12 @@ ENTRIES = (
         "contains its encoder: Canary, CohereAsr, NemotronHOmni)",
         _modeling("parakeet"),
     ),
+    Entry(
+        "nemotron",
+        "Nemotron streaming (NemotronAsrStreamingEncoder, NemotronAsrStreamingForRNNT, and "
+        "Nemotron 3.5 ASR, which contains it)",
+        _modeling("nemotron_asr_streaming"),
+    ),
     Entry("wav2vec2_bert", "Wav2Vec2-BERT", _modeling("wav2vec2_bert")),
     Entry("wav2vec2_conformer", "Wav2Vec2-Conformer", _modeling("wav2vec2_conformer")),
     Entry("seamless_m4t", "SeamlessM4T (its speech encoder)", _modeling("seamless_m4t")),

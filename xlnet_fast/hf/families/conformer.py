@@ -1,44 +1,83 @@
-"""What Hugging Face's Conformers copy from each other: their blocks, by the names of their parts.
+"""What the Conformer encoders of several families have in common, by the names of their attributes.
 
-Each function is the body of a forward on our ops; the class of a family names HF's class whose
-forward it stands for.
+Nothing here knows a class of Hugging Face's. A family's fast classes call these functions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xlnet_fast.hf.families.frames import is_readable, mask_of_frames
+from xlnet_fast.hf.families.frames import mask_of_frames
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
 from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.nn.bare import is_bare
-from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.pointwise import pointwise
-from xlnet_fast.nn.projected_table import projected_table
+from xlnet_fast.nn.projected_table import MOST_KEPT_BYTES, projected_table
 from xlnet_fast.nn.projection import project
 from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM, attend_frames
+from xlnet_fast.transforms import nobody_looks_on
 
-# ---- attention: linear_q, linear_k, linear_v, linear_out, num_heads, head_size, dropout ----
+_STEP = 128
+"""Frames: tables that are kept reach to a multiple of it, so that most lengths find one."""
+_KEPT: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
-RELATIVE, RELATIVE_KEY = "relative", "relative_key"
+
+# ---- attention of Parakeet and Nemotron: q_proj .. o_proj, relative_k_proj, bias_u, bias_v ----
 
 
-def why_not_attention(attention: Any) -> str | None:
-    """Why an attention that has positions of several types keeps Hugging Face's code."""
-    kind = attention.position_embeddings_type
-    if kind is None:
-        return "it has no relative positions"
-    if kind not in (RELATIVE, RELATIVE_KEY):
-        return f"its positions are {kind!r}, and we take {RELATIVE!r} and {RELATIVE_KEY!r}"
+def attends_as_ours(
+    module: Any, positions: Tensor | None, mask: Tensor | None, kwargs: dict[str, Any]
+) -> bool:
+    """Whether a call of an attention module is one that the op answers as HF does."""
     return (
-        why_not_head_dim(attention.head_size)
-        or why_no_speech()
-        or why_not_implementation(attention)
+        positions is not None
+        and (mask is None or (mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1] == 1))
+        and module.config._attn_implementation in IMPLEMENTATIONS
+        and not wants_probabilities(module, kwargs)
+        and module.attention_dropout < 1.0
     )
+
+
+def attend(
+    module: Any,
+    hidden_states: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    cached: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda k, v: (k, v),
+) -> Tensor:
+    """The output of an attention module, (B, I, H).
+
+    Args:
+        positions: (B, 2J - 1, H) table. mask: (B, 1, I, J) bool, True for keys that are seen.
+        cached: makes the keys and values (B, J, N * D) of those of the I frames.
+    """
+    k, v = cached(project(module.k_proj, hidden_states), project(module.v_proj, hidden_states))
+    attended = attend_frames(
+        project(module.q_proj, hidden_states),
+        k,
+        v,
+        projected_table(module.relative_k_proj, positions, module.config.num_attention_heads),
+        module.bias_u,
+        module.bias_v,
+        mask=mask_of_frames(mask),
+        scale=module.scaling,
+        dropout_p=module.attention_dropout if module.training else 0.0,
+        backend=module._xlnet_fast_options.backend,
+    )
+    return project(module.o_proj, attended)
+
+
+def why_not_attention(module: Any) -> str | None:
+    """Why an attention module as it is configured keeps HF's code; None if it need not."""
+    if module.num_key_value_groups != 1:
+        return "it has fewer heads of keys than of queries"
+    return why_not_head_dim(module.head_dim) or why_no_speech() or why_not_implementation(module)
 
 
 def why_not_head_dim(dim: int) -> str | None:
@@ -48,95 +87,63 @@ def why_not_head_dim(dim: int) -> str | None:
     return f"its head dim is {dim}, and we take at most {MOST_HEAD_DIM}"
 
 
-def relative_attention(
-    module: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None,
-    positions: Tensor | None,
-    kwargs: dict[str, Any],
+def why_not_part(module: Any) -> str | None:
+    """The same for parts that have no configuration to ask for."""
+    return why_no_speech()
+
+
+# ---- the table of positions ----
+
+
+def table_of_positions(
+    module: Any, hidden_states: Tensor, length: int, make: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """HF's table for ``length`` frames, (B, 2T - 1, H), one element expanded over the batch.
+
+    On a CPU rows of a longer one that is kept: a row belongs to a distance, whatever the length is.
+
+    Args:
+        module: with the frequencies as ``inv_freq``.
+        hidden_states: (B, I, H), for batch, width, dtype and device.
+        make: Hugging Face's own function, from (1, T, H) to (1, 2T - 1, H).
+    """
+    batch, _, width = hidden_states.shape
+    table = None
+    if hidden_states.device.type == "cpu" and nobody_looks_on():
+        table = _kept_table(module, hidden_states, length, make)
+    if table is None:
+        table = make(hidden_states.new_empty(1, length, width))
+    return table.expand(batch, -1, -1)
+
+
+def _kept_table(
+    module: Any, hidden_states: Tensor, length: int, make: Callable[[Tensor], Tensor]
 ) -> Tensor | None:
-    """Self-attention with relative positions, or distances as keys (Shaw).
-
-    Args:
-        hidden_states: (B, T, H). attention_mask: (B, 1, T, T), bool or additive.
-        positions: (1, 2T - 1, H), the table of "relative"; not used by "relative_key".
-        kwargs: the further arguments of the forward.
-
-    Returns:
-        (B, T, H); None where the call is not one that the op answers as Hugging Face does.
-    """
-    is_relative = module.position_embeddings_type == RELATIVE
-    if (is_relative and positions is None) or not _is_ours(module, attention_mask, kwargs):
-        return None
-    heads, dim = module.num_heads, module.head_size
-    if is_relative:
-        assert positions is not None
-        table = projected_table(module.linear_pos, positions, heads)
-        bias_u, bias_v = module.pos_bias_u, module.pos_bias_v
-    else:
-        table = table_of_keys(
-            module.distance_embedding,
-            _clamped_distances(module, hidden_states.shape[1], hidden_states.device),
-            heads,
-        )
-        bias_u = bias_v = hidden_states.new_zeros(heads, dim)
-    attended = attend_frames(
-        project(module.linear_q, hidden_states),
-        project(module.linear_k, hidden_states),
-        project(module.linear_v, hidden_states),
-        table,
-        bias_u,
-        bias_v,
-        mask=mask_of_frames(attention_mask, exact_padding=True),
-        scale=module.scaling,
-        dropout_p=module.dropout.p if module.training else 0.0,
-        backend=module._xlnet_fast_options.backend,
+    """None where it would be too large to keep."""
+    kept = _KEPT.get(module)
+    fits = (
+        kept is not None
+        and kept[1].dtype == hidden_states.dtype
+        and kept[1].shape[1] >= 2 * length - 1
+        and torch.equal(kept[0], module.inv_freq)
     )
-    return project(module.linear_out, attended)
+    if not fits:
+        longest, width = -(-length // _STEP) * _STEP, hidden_states.shape[2]
+        if (2 * longest - 1) * width * hidden_states.element_size() > MOST_KEPT_BYTES:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            kept = module.inv_freq.clone(), make(hidden_states.new_empty(1, longest, width))
+        _KEPT[module] = kept
+    assert kept is not None
+    first = (kept[1].shape[1] + 1) // 2 - length
+    return kept[1][:, first : first + 2 * length - 1]
 
 
-def _is_ours(module: Any, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
-    implementation = module.config._attn_implementation
-    return (
-        implementation in IMPLEMENTATIONS
-        and is_readable(mask, implementation)
-        and not wants_probabilities(module, kwargs)
-        and not (module.is_causal or kwargs.get("is_causal") or kwargs.get("softcap"))
-        and not (module.training and module.dropout.p >= 1.0)
-    )
+# ---- feed-forward blocks: linear1, activation, linear2 ----
 
 
-def _clamped_distances(module: Any, length: int, device: torch.device) -> Tensor:
-    """(2T - 1,) rows of the embedding for the distances key - query of 1 - T to T - 1."""
-    left, right = module.left_max_position_embeddings, module.right_max_position_embeddings
-    return torch.arange(1 - length, length, device=device).clamp(-left, right) + left
-
-
-def table_of_keys(embedding: nn.Module, rows: Tensor, heads: int) -> Tensor:
-    """Rows of an embedding of distances, the same for all heads (Shaw).
-
-    Args:
-        rows: (P,) integers, of the distances that the table of :func:`attend_frames` has.
-
-    Returns:
-        (1, P, N, D), one head's memory.
-    """
-    table: Tensor = embedding(rows)
-    return table[None, :, None, :].expand(-1, -1, heads, -1)
-
-
-# ---- feed-forward blocks ----
-
-
-def dense_feed_forward(module: Any, hidden_states: Tensor) -> Tensor:
-    """intermediate_dense, its activation and dropout, output_dense, its dropout."""
-    inner = module.intermediate_act_fn(project(module.intermediate_dense, hidden_states))
-    inner = drop(module.intermediate_dropout, inner)
-    return drop(module.output_dropout, project(module.output_dense, inner))
-
-
-def linear_feed_forward(module: Any, hidden_states: Tensor) -> Tensor:
-    """linear1, activation, dropout of a rate that is a number, linear2."""
+def feed_forward(module: Any, hidden_states: Tensor) -> Tensor:
+    """(B, T, H) to (B, T, H), as HF."""
     inner = module.activation(project(module.linear1, hidden_states))
     inner = F.dropout(inner, p=module.activation_dropout, training=module.training)
     return project(module.linear2, inner)
@@ -153,35 +160,8 @@ def gate(glu: nn.Module, x: Tensor) -> Tensor:
     return gated.transpose(1, 2)
 
 
-def _gated_channels(module: Any, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """(B, C, T) before the depthwise convolution; padded frames are zero, of a mask (B, T)."""
-    frames = module.layer_norm(hidden_states)
-    if attention_mask is not None:
-        frames = frames.masked_fill(~attention_mask.bool().unsqueeze(-1), 0.0)
-    return gate(module.glu, pointwise(module.pointwise_conv1, frames)).transpose(1, 2)
-
-
-def centred_convolution(
-    module: Any, hidden_states: Tensor, attention_mask: Tensor | None = None
-) -> Tensor:
-    """The block with batch norm, whose depthwise convolution sees both sides; (B, T, H)."""
-    channels = _gated_channels(module, hidden_states, attention_mask)
-    mixed = module.activation(module.batch_norm(module.depthwise_conv(channels)))
-    return drop(module.dropout, pointwise(module.pointwise_conv2, mixed.transpose(1, 2)))
-
-
-def causal_convolution(
-    module: Any, hidden_states: Tensor, attention_mask: Tensor | None = None
-) -> Tensor:
-    """The block with layer norm, whose depthwise convolution sees the past alone; (B, T, H)."""
-    channels = _gated_channels(module, hidden_states, attention_mask)
-    channels = F.pad(channels, (module.depthwise_conv.kernel_size[0] - 1, 0))
-    mixed = module.depthwise_layer_norm(module.depthwise_conv(channels).transpose(1, 2))
-    return drop(module.dropout, pointwise(module.pointwise_conv2, module.activation(mixed)))
-
-
 def bare_convolution(module: Any, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The block without a norm and a dropout of its own (Parakeet, FastSpeech2-Conformer).
+    """The block without a layer norm and a dropout of its own (Parakeet, FastSpeech2-Conformer).
 
     Args:
         attention_mask: (B, 1, T, T), bool or additive: a frame that sees nothing is zero.
@@ -192,3 +172,19 @@ def bare_convolution(module: Any, hidden_states: Tensor, attention_mask: Tensor 
         gated = gated.masked_fill(~is_shown.any(dim=2)[:, 0, :, None], 0.0)
     mixed = module.norm(module.depthwise_conv(gated.transpose(1, 2)))
     return pointwise(module.pointwise_conv2, module.activation(mixed).transpose(1, 2))
+
+
+# ---- keys for distances, of Shaw et al. ----
+
+
+def table_of_keys(embedding: nn.Module, rows: Tensor, heads: int) -> Tensor:
+    """Rows of an embedding of distances, the same for all heads.
+
+    Args:
+        rows: (P,) integers, of the distances that the table of :func:`attend_frames` has.
+
+    Returns:
+        (1, P, N, D), one head's memory.
+    """
+    table: Tensor = embedding(rows)
+    return table[None, :, None, :].expand(-1, -1, heads, -1)

@@ -14,7 +14,7 @@ from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer im
     FastSpeech2ConformerConvolutionModule,
 )
 
-from xlnet_fast.hf.families.conformer import bare_convolution, why_not_head_dim
+from xlnet_fast.hf.families.conformer import bare_convolution, why_not_head_dim, why_not_part
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
 from xlnet_fast.hf.versions import why_no_speech
@@ -85,7 +85,7 @@ FAMILY = FamilyOfParts(
         ),
         Part(
             FastSpeech2ConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

@@ -9,29 +9,26 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from xlnet_fast.hf.families.windows import recognized
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.transforms import can_look, nobody_looks_on
 
 _Fact = TypeVar("_Fact")
 _LAST: dict[Callable[[Tensor], Any], tuple[Any, int, Any]] = {}
-"""The last mask, its version and what each function found in it: all layers get the same mask."""
+"""The last mask, its state and what each function found: all layers of a pass get the same mask."""
 
 
-def mask_of_frames(visible: Tensor | None, *, exact_padding: bool = False) -> AttentionMask | None:
+def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
     """What a dense mask hides.
 
-    On a CPU, where looking costs little, one that is made of padding alone becomes
-    ``key_padding``.
+    Where its values may be read, which a GPU is waited for once a forward pass, one that is made of
+    padding, a window and chunks becomes just that, by which kernels skip what is hidden.
 
     Args:
         visible: (B, 1, I, J) bool, True for keys that a query sees; or floating, 0 for those and
             anything else for others (:func:`is_readable`); or None.
-        exact_padding: a padded query sees what the mask shows it. Without, it sees the valid keys
-            where the mask shows it none: nobody reads its output then.
     """
-    if visible is None:
-        return None
-    return _once(visible, _made_exactly if exact_padding else _made)
+    return None if visible is None else _once(visible, _made)
 
 
 def is_readable(mask: Tensor | None, implementation: str | None) -> bool:
@@ -59,41 +56,22 @@ def _is_all_or_none(mask: Tensor) -> bool:
 
 def _once(mask: Tensor, find: Callable[[Tensor], _Fact]) -> _Fact:
     """``find(mask)``, remembered while the mask stays what it was."""
-    if not nobody_looks_on() or mask.is_inference():
+    if not nobody_looks_on():
         return find(mask)
+    # Inference tensors have no version: how many of its numbers are zero stands for it.
+    state = int(mask.count_nonzero()) if mask.is_inference() else mask._version
     last = _LAST.get(find)
-    if last is not None and last[0]() is mask and last[1] == mask._version:
+    if last is not None and last[0]() is mask and last[1] == state:
         known: _Fact = last[2]
         return known
     found = find(mask)
-    _LAST[find] = ref(mask), mask._version, found
+    _LAST[find] = ref(mask), state, found
     return found
 
 
-def _made(visible: Tensor) -> AttentionMask | None:
-    shown = _shown(visible)
-    if _may_be_padding(shown):
-        real = shown.diagonal(dim1=-2, dim2=-1)  # (B, T)
-        if torch.equal(shown, real[:, :, None] & real[:, None, :]):
-            return None if bool(real.all()) else AttentionMask(key_padding=~real)
-    return _made_exactly(visible)
-
-
-def _made_exactly(visible: Tensor) -> AttentionMask | None:
-    shown = _shown(visible)
-    if _may_be_padding(shown):
-        real = shown.diagonal(dim1=-2, dim2=-1)
-        if torch.equal(shown, real[:, None, :].expand_as(shown)):
-            return None if bool(real.all()) else AttentionMask(key_padding=~real)
-    return AttentionMask(bits=pack_bits(~shown))
-
-
-def _shown(visible: Tensor) -> Tensor:
-    """(B, I, J) bool, True for keys that a query sees."""
+def _made(visible: Tensor) -> AttentionMask:
     shown = visible[:, 0]
-    return shown if shown.dtype == torch.bool else shown == 0
-
-
-def _may_be_padding(shown: Tensor) -> bool:
-    """Whether to look at each query's own key, which padding of keys alone shows as all others."""
-    return shown.device.type == "cpu" and can_look(shown) and shown.shape[1] == shown.shape[2]
+    if shown.dtype != torch.bool:
+        shown = shown == 0
+    mask = recognized(shown) if can_look(shown) else None
+    return AttentionMask(bits=pack_bits(~shown)) if mask is None else mask

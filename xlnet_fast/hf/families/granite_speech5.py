@@ -12,12 +12,11 @@ from transformers.models.granite_speech5.modeling_granite_speech5 import (
     GraniteSpeech5EncoderFeedForward,
 )
 
-from xlnet_fast.hf.families.conformer import linear_feed_forward, why_not_head_dim
+from xlnet_fast.hf.families.conformer import feed_forward, why_not_attention, why_not_part
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.families.granite_blocks import attend_in_blocks, fold, hidden_frames, unfold
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.hf.recording import IMPLEMENTATIONS, why_not_implementation
-from xlnet_fast.hf.versions import why_no_speech
+from xlnet_fast.hf.recording import IMPLEMENTATIONS
 from xlnet_fast.nn.projection import project
 
 
@@ -71,7 +70,7 @@ class FastFeedForward(GraniteSpeech5EncoderFeedForward):
     @unless_patched(GraniteSpeech5EncoderFeedForward)
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, H) to (B, T, H), as HF."""
-        return linear_feed_forward(self, hidden_states)
+        return feed_forward(self, hidden_states)
 
 
 class FastConvolution(GraniteSpeech5EncoderConvolutionModule):
@@ -87,25 +86,17 @@ class FastConvolution(GraniteSpeech5EncoderConvolutionModule):
         return project(self.pointwise_lin2, mixed.transpose(1, 2))
 
 
-def _why_not(attention: GraniteSpeech5EncoderAttention) -> str | None:
-    if attention.num_key_value_groups != 1:
-        return "it has fewer heads of keys than of queries"
-    return (
-        why_not_head_dim(attention.head_dim) or why_no_speech() or why_not_implementation(attention)
-    )
-
-
 FAMILY = FamilyOfParts(
     "Granite speech 5",
     (
-        Part(GraniteSpeech5EncoderAttention, FastAttention, why_not=_why_not),
+        Part(GraniteSpeech5EncoderAttention, FastAttention, why_not=why_not_attention),
         Part(
             GraniteSpeech5EncoderFeedForward, FastFeedForward, "feed-forward block",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
         Part(
             GraniteSpeech5EncoderConvolutionModule, FastConvolution, "convolution",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

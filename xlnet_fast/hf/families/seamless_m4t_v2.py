@@ -11,15 +11,15 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import (
     SeamlessM4Tv2ConformerSelfAttention,
 )
 
-from xlnet_fast.hf.families.conformer import (
+from xlnet_fast.hf.families.conformer import why_not_part
+from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.wav2vec2_blocks import (
     causal_convolution,
     dense_feed_forward,
     relative_attention,
     why_not_attention,
 )
-from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.hf.versions import why_no_speech
 
 
 class FastAttention(SeamlessM4Tv2ConformerSelfAttention):
@@ -66,11 +66,11 @@ FAMILY = FamilyOfParts(
         Part(SeamlessM4Tv2ConformerSelfAttention, FastAttention, why_not=why_not_attention),
         Part(
             SeamlessM4Tv2ConformerFeedForward, FastFeedForward, "feed-forward block",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
         Part(
             SeamlessM4Tv2ConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_size,

@@ -19,8 +19,9 @@ from transformers.models.speecht5.modeling_speecht5 import (
 )
 
 from xlnet_fast.hf.adoption import new_forward, unwrapped, why_kept
-from xlnet_fast.hf.families.conformer import dense_feed_forward, why_not_head_dim
+from xlnet_fast.hf.families.conformer import why_not_head_dim, why_not_part
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.wav2vec2_blocks import dense_feed_forward
 from xlnet_fast.hf.patches import patched, unless_patched
 from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.masks import AttentionMask
@@ -46,7 +47,7 @@ class FastEncoder(SpeechT5Encoder):
         try:
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         finally:
-            vars(self.embed_positions).pop(_COMPACT, None)
+            self.embed_positions.__dict__.pop(_COMPACT, None)
 
 
 def _takes_compact(layer: nn.Module) -> bool:
@@ -146,14 +147,14 @@ FAMILY = FamilyOfParts(
     "SpeechT5",
     (
         Part(SpeechT5Attention, FastAttention, why_not=_why_not),
-        Part(SpeechT5Encoder, FastEncoder, "encoder", why_not=lambda module: why_no_speech()),
+        Part(SpeechT5Encoder, FastEncoder, "encoder", why_not=why_not_part),
         Part(
             SpeechT5RelativePositionalEncoding, FastPositions, "table of positions",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
         Part(
             SpeechT5FeedForward, FastFeedForward, "feed-forward block",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

@@ -11,15 +11,15 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerSelfAttention,
 )
 
-from xlnet_fast.hf.families.conformer import (
+from xlnet_fast.hf.families.conformer import why_not_part
+from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.wav2vec2_blocks import (
     centred_convolution,
     dense_feed_forward,
     relative_attention,
     why_not_attention,
 )
-from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.hf.versions import why_no_speech
 
 
 class FastAttention(Wav2Vec2ConformerSelfAttention):
@@ -69,11 +69,11 @@ FAMILY = FamilyOfParts(
         Part(Wav2Vec2ConformerSelfAttention, FastAttention, why_not=why_not_attention),
         Part(
             Wav2Vec2ConformerFeedForward, FastFeedForward, "feed-forward block",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
         Part(
             Wav2Vec2ConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=lambda module: why_no_speech(),
+            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_size,

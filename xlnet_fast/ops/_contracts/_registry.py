@@ -27,16 +27,17 @@ LIBRARY = torch.library.Library("xlnet_fast", "FRAGMENT")
 
 PARTS = (  # of an AttentionMask, and what belongs to every attention op
     "Tensor? key_padding, Tensor? rank_q, Tensor? rank_k, Tensor? bits, Tensor? positions, "
-    "Tensor? seed, bool causal, bool same_length, bool see_self, SymInt memory_length, "
-    "float scale, float dropout_p"
+    "Tensor? seed, bool causal, bool same_length, bool see_self, SymInt window_left, "
+    "SymInt window_right, SymInt chunk, SymInt memory_length, {more}float scale, float dropout_p"
 )
+SOFTMAX_PARTS, ATTENTION_PARTS = PARTS.format(more=""), PARTS.format(more="SymInt r_start, ")
 
 
 def parts_of(
     args: Sequence[Any],
 ) -> tuple[AttentionMask, Tensor | None, Tensor | None, Sequence[Any]]:
-    """From the arguments of ``PARTS`` on: mask, positions, seed; memory length, scale, dropout."""
-    return AttentionMask(*args[:4], *args[6:9]), args[4], args[5], args[9:12]
+    """From the arguments of ``PARTS`` on: mask, positions, seed; the numbers behind the mask's."""
+    return AttentionMask.from_parts(args[:4], args[6:12]), args[4], args[5], args[12:-1]
 
 
 def names(backend: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.operands import SoftmaxInputs
 from xlnet_fast.ops._contracts._registry import (
     LIBRARY,
-    PARTS,
+    SOFTMAX_PARTS,
     Differentiable,
     launch,
     parts_of,
@@ -27,7 +27,7 @@ from xlnet_fast.ops._validation import check_positions
 
 _SOFTMAX = (
     "Tensor scores, Tensor? position_scores, Tensor? segment_scores, "
-    f"Tensor? segments_q, Tensor? segments_k, {PARTS}, str backend"
+    f"Tensor? segments_q, Tensor? segments_k, {SOFTMAX_PARTS}, str backend"
 )
 
 LIBRARY.define(f"masked_softmax({_SOFTMAX}) -> Tensor")

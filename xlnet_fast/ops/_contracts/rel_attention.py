@@ -20,8 +20,8 @@ from xlnet_fast.kernels.cuda import rel_attention as cuda_attention
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa_attention
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.ops._contracts._registry import (
+    ATTENTION_PARTS,
     LIBRARY,
-    PARTS,
     Differentiable,
     empty_grads,
     launch,
@@ -34,7 +34,7 @@ from xlnet_fast.ops._validation import check_positions
 _ATTENTION = (
     "Tensor k, Tensor v, Tensor? k_memory, Tensor? v_memory, Tensor r, Tensor r_w_bias, "
     "Tensor r_r_bias, Tensor? r_s_bias, Tensor? seg_embed, Tensor? segments_q, "
-    f"Tensor? segments_k, {PARTS}, str backend"
+    f"Tensor? segments_k, {ATTENTION_PARTS}, str backend"
 )
 _NINE = ", ".join(["Tensor"] * 9)
 
@@ -62,14 +62,15 @@ def call_of(
     The query rows are those of one stream, or of the content and the query stream.
     """
     *shared, segments, key_segments = args[:11]
-    mask, positions, seed, (memory_length, *numbers) = parts_of(args[11:])
+    mask, positions, seed, (memory_length, r_start, *numbers) = parts_of(args[11:])
     k, _, k_memory, *_ = shared
     # A traced program keeps the number it was traced with, which tensors tell, if they do.
     if k_memory is not None:
         memory_length = k_memory.shape[1]
     elif positions is None or len(queries) == 2:
         memory_length = k.shape[1] - queries[0].shape[1]
-    keys, backend = Keys(*[*shared, key_segments, memory_length, *numbers]), args[-1]
+    keys = Keys(*[*shared, key_segments, memory_length, *numbers, r_start])
+    backend = args[-1]
     if len(queries) == 1:
         return keys, (Queries(queries[0], segments, mask, positions, seed),), backend
     content, query = (replace(mask, see_self=see_self) for see_self in (True, False))
@@ -167,6 +168,7 @@ def _plain(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]
         "k_memory": keys.k_memory, "v_memory": keys.v_memory, "r_s_bias": keys.r_s_bias,
         "seg_embed": keys.seg_embed, "scale": keys.scale, "dropout_p": keys.dropout_p,
         "mask": streams[0].mask, "positions": streams[-1].positions, "seed": streams[0].seed,
+        "r_start": keys.r_start,
     }  # fmt: skip
     shared = (keys.k, keys.v, keys.r, keys.r_w_bias, keys.r_r_bias)
     if len(queries) == 2:

@@ -41,6 +41,7 @@ CLASSES: dict[str, dict[str, frozenset[str]]] = {
             {"padding", "segments", "dropout", "memory", "ranks", "positions"}
         ),
         "dense": frozenset({"padding", "segments", "dropout", "memory", "bits", "groups"}),
+        "speech": frozenset({"padding", "dropout", "memory", "window", "start"}),
     },
     "two_stream_attention": {
         "permuted": frozenset(
@@ -53,7 +54,7 @@ CLASSES: dict[str, dict[str, frozenset[str]]] = {
     "masked_softmax": {
         "plain": frozenset(),
         "all": frozenset(
-            {"padding", "segments", "dropout", "ranks", "bits", "causal", "positions"}
+            {"padding", "segments", "dropout", "ranks", "bits", "causal", "positions", "window"}
         ),
     },
     "concat_memory": {"all": frozenset({"memory"})},
@@ -63,7 +64,8 @@ CLASSES: dict[str, dict[str, frozenset[str]]] = {
 
 padding: ``mask.key_padding``; segments; dropout: of probabilities; memory: its keys and values
 apart; causal: with ``same_length`` or without; ranks: of a permutation; bits: a dense mask;
-positions: of query rows; groups: more than one table of positions.
+positions: of query rows; groups: more than one table of positions; window: ``mask.window``; start:
+``r_start`` of 1.
 """
 
 HEAD_DIMS = (32, 64, 128)
