@@ -60,6 +60,12 @@ ENTRIES = (
         "Nemotron 3.5 ASR, which contains it)",
         _modeling("nemotron_asr_streaming"),
     ),
+    Entry("xlm", "XLM (XLMModel, XLMWithLMHeadModel, XLMFor...)", _modeling("xlm")),
+    Entry(
+        "flaubert",
+        "Flaubert (FlaubertModel, FlaubertWithLMHeadModel, FlaubertFor...)",
+        _modeling("flaubert"),
+    ),
 )
 
 

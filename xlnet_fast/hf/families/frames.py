@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import ref
-
 from torch import Tensor
 
 from xlnet_fast.hf.families.windows import recognized
+from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.masks import AttentionMask, pack_bits
-from xlnet_fast.transforms import can_look, nobody_looks_on
-
-_LAST: list[tuple[Any, int, AttentionMask]] = []
-"""The last mask, its state and what it became: all layers of a forward pass get the same one."""
-
+from xlnet_fast.transforms import can_look
 
 def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
     """What a dense mask hides.
@@ -25,22 +19,13 @@ def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
     Args:
         visible: (B, 1, I, J) bool, True for keys that a query sees, or None.
     """
-    if visible is None:
-        return None
-    if not nobody_looks_on():
-        return _made(visible)
-    # Inference tensors have no version: how many keys are seen stands for it.
-    state = int(visible.sum()) if visible.is_inference() else visible._version
-    if _LAST:
-        last, version, mask = _LAST[0]
-        if last() is visible and version == state:
-            return mask
-    mask = _made(visible)
-    _LAST[:] = [(ref(visible), state, mask)]
-    return mask
+    return None if visible is None else _LAST.of(visible)
 
 
 def _made(visible: Tensor) -> AttentionMask:
     shown = visible[:, 0]
     mask = recognized(shown) if can_look(shown) else None
     return AttentionMask(bits=pack_bits(~shown)) if mask is None else mask
+
+
+_LAST = LastMade(_made)
