@@ -1,8 +1,9 @@
 """Attention by content alone: PyTorch's own, or our op where that is the better.
 
 Without positions our op computes a third more than it must, with a table of zeros that takes no
-memory. It is taken all the same where probabilities are dropped on a CPU: PyTorch then makes them
-all, and draws a number for each on one thread (docs/measured.md).
+memory. It is taken all the same for training on a CPU: PyTorch's gradients of queries and keys are
+the less exact there, and where probabilities are dropped it makes them all and draws a number for
+each on one thread (docs/measured.md).
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def attend_contents(
     """
     if sight.blind is not None:  # equal scores, and no gradient through them
         q = q * ~sight.blind[:, None, :, None]
-    if backend != "auto" or (dropout_p and q.device.type == "cpu"):
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if backend != "auto" or (q.device.type == "cpu" and (trains or dropout_p)):
         return _by_op(q, k, v, sight, dropout_p, backend)
     shown = None if sight.shown is None else sight.shown[:, None]
     attended = F.scaled_dot_product_attention(

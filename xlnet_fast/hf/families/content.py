@@ -134,7 +134,7 @@ def family(
         auto_ops=(),
         notes=(
             f"{title}'s attention knows no relative positions: it is PyTorch's own "
-            "scaled_dot_product_attention, and the op rel_attention where probabilities are "
-            "dropped on a CPU or a backend is named",
+            "scaled_dot_product_attention, and the op rel_attention in training on a CPU and "
+            "where a backend is named",
         ),
     )  # fmt: skip
