@@ -11,13 +11,16 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import transformers
 
 from xlnet_fast.transforms import constant_when_traced
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 
-_DECORATORS = str(Path(transformers.__file__).parent / "utils")
+_DECORATORS = tuple(
+    str(Path(str(package.__file__)).parent / "utils") for package in (transformers, torch)
+)
 
 
 @constant_when_traced
@@ -39,7 +42,9 @@ def _file_of(base: type) -> str:
 
 
 def _undecorated(method: Any) -> Any:
-    """The function inside HF's own decorators, such as the one that renames arguments."""
+    """The function inside decorators of HF's and PyTorch's, which rename arguments, switch
+    gradients off.
+    """
     while hasattr(method, "__wrapped__") and method.__code__.co_filename.startswith(_DECORATORS):
         method = method.__wrapped__
     return method

@@ -72,7 +72,7 @@ def attend(
 
 
 def why_not_attention(module: Any) -> str | None:
-    """Why an attention module as it is configured keeps Hugging Face's code; None if it need not."""
+    """Why an attention module as it is configured keeps HF's code; None if it need not."""
     if module.num_key_value_groups != 1:
         return "it has fewer heads of keys than of queries"
     if module.head_dim > MOST_HEAD_DIM:

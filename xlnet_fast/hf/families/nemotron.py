@@ -50,12 +50,9 @@ class FastAttention(NemotronAsrStreamingEncoderAttention):
         hidden_states: Tensor,
         position_embeddings: Tensor | None,
         attention_mask: Tensor | None = None,
-        cache: Any = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As HF with "sdpa"; ``past_key_values`` is the name that ``cache`` had once."""
-        cache = past_key_values if cache is None else cache
+        """As HF with "sdpa"; the cache is ``cache``, or ``past_key_values`` as it was called."""
         if position_embeddings is None or not _is_ours(
             self, position_embeddings, attention_mask, kwargs
         ):
@@ -63,10 +60,11 @@ class FastAttention(NemotronAsrStreamingEncoderAttention):
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=attention_mask,
-                cache=cache,
                 **kwargs,
             )
             return theirs
+        caches = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
+        cache = next((each for each in caches if each is not None), None)
 
         def with_cached(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             if cache is None:
