@@ -104,13 +104,17 @@ def accelerated_class(original: type, fast: type) -> type:
     return type(original.__name__, bases, namespace)
 
 
-@cache
-def laid_over(mixin: type, base: type) -> type:
+def laid_over(mixin: type, base: type) -> type[nn.Module]:
     """A fast class of code that several classes share, or of one that is found at run time.
 
     Args:
         mixin: our methods. base: the class whose methods they replace.
     """
+    return _laid_over(mixin, base)
+
+
+@cache
+def _laid_over(mixin: type, base: type) -> type[nn.Module]:
     namespace = {"__module__": mixin.__module__, "_xlnet_fast_base": base}
     return type(mixin.__name__, (mixin, base), {**namespace, "_xlnet_fast_mixin": mixin})
 

@@ -85,9 +85,7 @@ def attend_contents(
     return attended.transpose(1, 2).flatten(2)
 
 
-def _by_op(
-    q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout_p: float, backend: str
-) -> Tensor:
+def _by_op(q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout_p: float, backend: str) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     _, queries, heads, dim = q.shape
     zero = q.new_zeros(1, 1, 1, 1)

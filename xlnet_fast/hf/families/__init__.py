@@ -66,6 +66,17 @@ ENTRIES = (
         "Flaubert (FlaubertModel, FlaubertWithLMHeadModel, FlaubertFor...)",
         _modeling("flaubert"),
     ),
+    Entry(
+        "toolkits.nemo",
+        "NeMo's RelPositionMultiHeadAttention",
+        classes=("RelPositionMultiHeadAttention",),
+    ),
+    Entry(
+        "toolkits.espnet",
+        "ESPnet's RelPositionMultiHeadedAttention",
+        classes=("RelPositionMultiHeadedAttention",),
+    ),
+    Entry("toolkits.speechbrain", "SpeechBrain's RelPosMHAXL", classes=("RelPosMHAXL",)),
 )
 
 

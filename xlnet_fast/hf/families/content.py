@@ -6,7 +6,7 @@ the embeddings, the masks, which positions are computed again and which come fro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +15,7 @@ from xlnet_fast.hf.activations import is_exact_gelu
 from xlnet_fast.hf.adoption import laid_over
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.last_made import LastMade
+from xlnet_fast.hf.options import Options
 from xlnet_fast.hf.patches import unless_patched
 from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.nn.content_attention import Sight, attend_contents, sight_of
@@ -36,11 +37,15 @@ _SIGHTS = LastMade(_sight_of)
 class FastAttention(nn.Module):
     """``MultiHeadAttention``: attention of a sequence to itself, which the models have alone."""
 
-    if TYPE_CHECKING:
-        n_heads: int
-        head_dim: int
-        layer_id: int
-        dropout: float
+    n_heads: int
+    head_dim: int
+    layer_id: int
+    dropout: float
+    q_lin: nn.Module
+    k_lin: nn.Module
+    v_lin: nn.Module
+    out_lin: nn.Module
+    _xlnet_fast_options: Options
 
     @unless_patched()
     def forward(
@@ -57,7 +62,9 @@ class FastAttention(nn.Module):
         Probabilities, attention to other states, and any argument that is not known here are for
         Hugging Face's code.
         """
-        wants_more = bool(args) or not all(value is None or value is False for value in kwargs.values())
+        wants_more = bool(args) or not all(
+            value is None or value is False for value in kwargs.values()
+        )
         if kv is not None or wants_more or self.dropout >= 1.0 or needs_plain_code():
             theirs: tuple[Tensor, ...] = super().forward(input, mask, kv, cache, *args, **kwargs)
             return theirs
@@ -79,13 +86,15 @@ class FastAttention(nn.Module):
 class FastFeedForward(nn.Module):
     """``TransformerFFN``, whose chunks, where it has some, are Hugging Face's to make."""
 
-    if TYPE_CHECKING:
-        dropout: float
+    dropout: float
+    act: Any
+    lin1: Any
+    lin2: nn.Module
 
     @unless_patched()
     def ff_chunk(self, input: Tensor) -> Tensor:
         """(B, I, H) to (B, I, H), as HF."""
-        first: Any = self.lin1
+        first = self.lin1
         if is_exact_gelu(self.act) and is_plain_linear(first):
             inner = linear(input, first.weight, first.bias, activation="gelu")
         else:
@@ -96,6 +105,9 @@ class FastFeedForward(nn.Module):
 
 class FastPrediction(nn.Module):
     """``XLMPredLayer``: scores of the vocabulary, and the loss."""
+
+    asm: bool
+    proj: nn.Module
 
     @unless_patched()
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -119,16 +131,17 @@ def family(
     title: str, attention: type[nn.Module], feed_forward: type[nn.Module], head: type[nn.Module]
 ) -> FamilyOfParts:
     """The family whose classes these are."""
-    no_older = {"why_not": lambda module: why_no_speech()}
+
+    def why_not(module: Any) -> str | None:
+        return why_no_speech()
+
+    fast_feed_forward = laid_over(FastFeedForward, feed_forward)
     return FamilyOfParts(
         title,
         (
-            Part(attention, laid_over(FastAttention, attention), "attention", why_not=_why_not),
-            Part(
-                feed_forward, laid_over(FastFeedForward, feed_forward), "feed-forward block",
-                ("ff_chunk",), **no_older,
-            ),
-            Part(head, laid_over(FastPrediction, head), "head of a language model", **no_older),
+            Part(attention, laid_over(FastAttention, attention), why_not=_why_not),
+            Part(feed_forward, fast_feed_forward, "feed-forward block", ("ff_chunk",), why_not),
+            Part(head, laid_over(FastPrediction, head), "head for words", why_not=why_not),
         ),
         head_dim_of=lambda attention: attention.head_dim,
         auto_ops=(),
@@ -137,4 +150,4 @@ def family(
             "scaled_dot_product_attention, and the op rel_attention in training on a CPU and "
             "where a backend is named",
         ),
-    )  # fmt: skip
+    )

@@ -215,8 +215,8 @@ def _features_of_speech(op: str, training: bool) -> Iterable[str]:
 
 
 def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where and in what dtype a module computes."""
-    parameter = next(module.parameters())
+    """Where and in what dtype a module computes; one without parameters, by PyTorch's defaults."""
+    parameter = next(module.parameters(), torch.empty(0))
     kind = parameter.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return parameter.device, torch.get_autocast_dtype(kind)

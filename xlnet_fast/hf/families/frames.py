@@ -9,6 +9,7 @@ from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.transforms import can_look
 
+
 def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
     """What a dense mask hides.
 

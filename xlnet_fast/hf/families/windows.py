@@ -13,13 +13,13 @@ from torch import Tensor
 from xlnet_fast.masks import AttentionMask
 
 
-def recognized(shown: Tensor) -> AttentionMask | None:
+def recognized(shown: Tensor, rows: Tensor | None = None) -> AttentionMask | None:
     """The padding, window and chunk that make a mask; None where it is not made of these.
-
-    Rows of padded queries may differ: nobody reads their output.
 
     Args:
         shown: (B, I, J) bool, True for keys that a query sees; the I queries are the last keys.
+        rows: (B, I) bool, the rows that may not differ; by default all but those of padded queries,
+            whose output nobody reads.
     """
     queries, keys = shown.shape[1:]
     memory = keys - queries
@@ -29,10 +29,11 @@ def recognized(shown: Tensor) -> AttentionMask | None:
     window, chunk = _window_of(shown.any(0), memory)
     key_padding = None if bool(real.all()) else ~real
     mask = AttentionMask(key_padding=key_padding, window=window, chunk=chunk)
-    rows = torch.arange(queries, device=shown.device)[None]
-    hidden = mask.hidden(rows, keys, memory)
+    positions = torch.arange(queries, device=shown.device)[None]
+    hidden = mask.hidden(positions, keys, memory)
     differs = ~shown if hidden is None else hidden == shown
-    if bool((differs & real[:, memory:, None]).any()):
+    rows = real[:, memory:] if rows is None else rows
+    if bool((differs & rows[:, :, None]).any()):
         return None
     return mask
 
