@@ -36,6 +36,8 @@ from transformers.models.flaubert import modeling_flaubert
 from transformers.models.xlm import modeling_xlm
 
 import xlnet_fast
+from xlnet_fast.check import check_model
+from xlnet_fast.check import run as check_run
 from xlnet_fast.hf.adoption import original_class
 from xlnet_fast.hf.families.content import FastAttention
 from xlnet_fast.tolerance import assert_within
@@ -207,6 +209,15 @@ def test_cache(cls: type[nn.Module]) -> None:
     layers = zip(cache.self_attention_cache.layers, theirs.self_attention_cache.layers, strict=True)
     for ours, layer in layers:
         assert ours.keys.shape == layer.keys.shape
+
+
+@both_bare
+def test_check(cls: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`xlnet-fast check` of a checkpoint."""
+    monkeypatch.setattr(check_run, "DTYPES", {"fp32": torch.float32})
+    monkeypatch.setattr(check_run, "BACKENDS", ("sdpa", "cpu"))
+    verdicts = list(check_model(tiny(cls)))
+    assert [v.status for v in verdicts] == ["ok"] * 6, [v.reason for v in verdicts]
 
 
 @both_bare

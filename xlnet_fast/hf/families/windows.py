@@ -7,19 +7,21 @@ mask, so the numbers are guessed from it and the guess is compared with it, key 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from xlnet_fast.masks import AttentionMask
 
 
-def recognized(shown: Tensor, rows: Tensor | None = None) -> AttentionMask | None:
+def recognized(shown: Tensor) -> AttentionMask | None:
     """The padding, window and chunk that make a mask; None where it is not made of these.
+
+    Rows that see nothing, as padded frames do with some, are rows of the lowest rank.
 
     Args:
         shown: (B, I, J) bool, True for keys that a query sees; the I queries are the last keys.
-        rows: (B, I) bool, the rows that may not differ; by default all but those of padded queries,
-            whose output nobody reads.
     """
     queries, keys = shown.shape[1:]
     memory = keys - queries
@@ -29,13 +31,17 @@ def recognized(shown: Tensor, rows: Tensor | None = None) -> AttentionMask | Non
     window, chunk = _window_of(shown.any(0), memory)
     key_padding = None if bool(real.all()) else ~real
     mask = AttentionMask(key_padding=key_padding, window=window, chunk=chunk)
-    positions = torch.arange(queries, device=shown.device)[None]
-    hidden = mask.hidden(positions, keys, memory)
-    differs = ~shown if hidden is None else hidden == shown
-    rows = real[:, memory:] if rows is None else rows
-    if bool((differs & rows[:, :, None]).any()):
+    rows = torch.arange(queries, device=shown.device)[None]
+    hidden = mask.hidden(rows, keys, memory)
+    if hidden is None:
+        return mask if bool(shown.all()) else None
+    if bool((hidden != shown).all()):
+        return mask
+    sees = shown.any(2)  # (B, I)
+    if not bool(((hidden | ~sees[:, :, None]) != shown).all()):
         return None
-    return mask
+    lowest = torch.zeros_like(real, dtype=torch.int32)
+    return replace(mask, rank_q=sees.int(), rank_k=lowest)
 
 
 def _window_of(shown: Tensor, memory: int) -> tuple[tuple[int | None, int | None] | None, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,9 @@ def hidden_by(shown: Tensor) -> Hidden:
     if shown.shape[1] == 1:
         mask = AttentionMask(key_padding=~shown[:, 0])
     elif can_look(shown):
-        mask = recognized(shown, rows=seeing)
+        mask = recognized(shown)
+        if mask is not None:  # its ranks are of blank rows, which are cleared
+            mask = replace(mask, rank_q=None, rank_k=None)
     if mask is None:
         mask = AttentionMask(bits=pack_bits(~shown))
     none_blank = can_look(seeing) and bool(seeing.all())
