@@ -3,7 +3,7 @@
 Without positions our op computes a third more than it must, with a table of zeros that takes no
 memory. It is taken all the same for training on a CPU: PyTorch's gradients of queries and keys are
 the less exact there, and where probabilities are dropped it makes them all and draws a number for
-each on one thread (docs/measured.md).
+each on one thread.
 """
 
 from __future__ import annotations
