@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,15 +55,10 @@ def steps(session: Session) -> int:
 def run(session: Session) -> list[Row]:
     """Run every case of the preset and return the rows."""
     rows: list[Row] = []
-    exact: dict[Any, Tensors] = {}
+    kept: dict[Any, Tensors] = {}
     made: dict[Any, nn.Module] = {}
     for shape, case in cases(session):
-        model, layers = MODELS[shape.model], 1 if case.attention else LAYERS
-        if (model.name, layers) not in made and not session.context.time_is_over():
-            session.context.step(f"making {model.name}")
-            made.clear()
-            made[model.name, layers] = make_encoder(model, layers)
-        rows += bench_case(session, model, case, shape, made.get((model.name, layers)), exact)
+        rows += bench_case(session, MODELS[shape.model], case, shape, made, kept)
         session.advance()
     return rows
 
@@ -72,38 +68,49 @@ def bench_case(
     model: SpeechModel,
     case: SpeechCase,
     shape: SpeechShape,
-    encoder: nn.Module | None,
-    exact: dict[Any, Tensors],
+    made: dict[Any, nn.Module],
+    kept: dict[Any, Tensors],
 ) -> list[Row]:
-    """Check, time and record one case. `exact` keeps the last float64 result for other dtypes.
+    """Check, time and record one case.
 
-    encoder: in fp32; None after the time.
+    made: keeps the last encoder in fp32. kept: keeps the last float64 result for other dtypes.
     """
     torch._dynamo.reset()
+
+    def encoder() -> nn.Module:
+        key = (model.name, layers_of(case))
+        if key not in made:
+            made.clear()
+            made[key] = make_encoder(model, layers_of(case))
+        return made[key]
+
+    def exact() -> Tensors:
+        key = (model.name, case.seconds, case.batch, case.attention)
+        if key not in kept:
+            kept.clear()
+            double = as_loaded(encoder(), torch.float64, session.device)
+            kept[key] = exact_result(model, case, double)
+        return kept[key]
+
+    @cache
+    def shared() -> nn.Module:
+        return as_loaded(encoder(), DTYPES[case.dtype], session.device)
+
     label = f"{model.name} {case.seconds:g} s x {case.batch} {case.dtype}"
-    own = encoder and as_loaded(encoder, DTYPES[case.dtype], session.device)
-    key = (model.name, case.seconds, case.batch, case.attention)
-
-    def exact_once() -> Tensors:
-        assert encoder is not None
-        if key not in exact:
-            exact.clear()
-            double = as_loaded(encoder, torch.float64, session.device)
-            exact[key] = exact_result(model, case, double)
-        return exact[key]
-
-    context = session.context
+    names = provider_names(case.attention)
     return run_case(
-        replace(context, plan=session.preset.speech_plan),
+        replace(session.context, plan=session.preset.speech_plan),
         f"attention of {label}" if case.attention else label,
         _columns(model, case),
-        [
-            _candidate(session, model, case, shape, own, name)
-            for name in provider_names(case.attention)
-        ],
-        exact_once,
+        [_candidate(session, model, case, shape, shared, name) for name in names],
+        exact,
         ["attention" if case.attention else "last_hidden_state"],
     )
+
+
+def layers_of(case: SpeechCase) -> int:
+    """How many layers the encoder of a case has."""
+    return 1 if case.attention else LAYERS
 
 
 def _columns(model: SpeechModel, case: SpeechCase) -> dict[str, Any]:
@@ -116,7 +123,7 @@ def _columns(model: SpeechModel, case: SpeechCase) -> dict[str, Any]:
         "memory_length": 0,
         "heads": model.heads,
         "head_dim": model.head_dim,
-        "layers": 1 if case.attention else LAYERS,
+        "layers": layers_of(case),
         "features": f"{model.name}, {case.seconds:g} s",
     }
 
@@ -143,15 +150,14 @@ def _candidate(
     model: SpeechModel,
     case: SpeechCase,
     shape: SpeechShape,
-    encoder: nn.Module | None,
+    encoder: Callable[[], nn.Module],
     name: str,
 ) -> Candidate:
     compiles = name.endswith("_compile")
     held: list[Callable[[], Any]] = []
 
     def build() -> Work:
-        assert encoder is not None
-        work = make_work(name, model, case, encoder)
+        work = make_work(name, model, case, encoder())
         held.append(work.run)
         if not compiles:
             return work
@@ -173,6 +179,6 @@ def _candidate(
 def memory_request(request: dict[str, Any]) -> Callable[[], Any]:
     """Return the function whose memory the child process of `harness/memory.py` measures."""
     model, case = SpeechModel(**request["model"]), SpeechCase(**request["case"])
-    encoder = make_encoder(model, 1 if case.attention else LAYERS)
+    encoder = make_encoder(model, layers_of(case))
     encoder = as_loaded(encoder, DTYPES[case.dtype], torch.device("cpu"))
     return make_work(request["provider"], model, case, encoder).run

@@ -36,7 +36,7 @@ class SpeechModel:
         subsampled: mel frames for one frame, where a module `subsampling` makes frames of them. It
             is passed over: beside two layers it would weigh twelve times what it does in a model.
         block: frames that attend to each other alone; 0 for all.
-        distances: tensors of (T, T, head_dim) that Hugging Face holds at once.
+        has_distances: whether Hugging Face makes a tensor of (T, T, head_dim).
         padded: whether it takes a mask of padding. call: what else it is called with.
     """
 
@@ -53,7 +53,7 @@ class SpeechModel:
     part: str = ""
     subsampled: int = 1
     block: int = 0
-    distances: int = 0
+    has_distances: bool = False
     padded: bool = True
     call: Mapping[str, Any] = field(default_factory=dict)
 
@@ -76,7 +76,7 @@ _ALL = (
     ),
     SpeechModel(
         "W2v-BERT", "facebook/w2v-bert-2.0", "wav2vec2_bert", "Wav2Vec2BertModel",
-        "num_hidden_layers", 160, 50, distances=2,
+        "num_hidden_layers", 160, 50, has_distances=True,
     ),
     SpeechModel(
         "SeamlessM4T", "facebook/hf-seamless-m4t-large", "seamless_m4t", "SeamlessM4TSpeechEncoder",
@@ -85,7 +85,7 @@ _ALL = (
     SpeechModel(
         "SeamlessM4T v2", "facebook/seamless-m4t-v2-large", "seamless_m4t_v2",
         "SeamlessM4Tv2SpeechEncoder", "speech_encoder_layers", 1024, 50, part="encoder",
-        distances=2,
+        has_distances=True,
     ),
     SpeechModel(
         "Wav2Vec2-Conformer", "facebook/wav2vec2-conformer-rel-pos-large", "wav2vec2_conformer",
@@ -98,7 +98,7 @@ _ALL = (
     ),
     SpeechModel(
         "SpeechT5", "microsoft/speecht5_asr", "speecht5", "SpeechT5Encoder", "encoder_layers",
-        768, 50, heads=12, distances=2,
+        768, 50, heads=12, has_distances=True,
     ),
 )  # fmt: skip
 MODELS = {model.name: model for model in _ALL}
@@ -199,9 +199,11 @@ def mask_of(model: SpeechModel, real: Tensor) -> Tensor | None:
 def needed_bytes(model: SpeechModel, case: SpeechCase) -> float:
     """Return about what Hugging Face's attention of one element takes in float64.
 
-    Three tensors of scores and, with distances by key, two of (T, T, head_dim).
+    About five tensors of scores at once, and one of (T, T, head_dim) in some.
     """
     count = case.frames(model)
     keys = min(model.block or count, count)
-    own = 3 * model.heads * count * keys
-    return 8.0 * (own + model.distances * model.head_dim * keys * keys)
+    numbers = 5 * model.heads * count * keys
+    if model.has_distances:
+        numbers += model.head_dim * keys * keys
+    return 8.0 * numbers
