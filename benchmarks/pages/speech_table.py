@@ -59,21 +59,26 @@ def short_table(files: Sequence[Path]) -> str:
 
     Raises ValueError where none has.
     """
-    found = [rows for path in files if (rows := [r for r in read_results(path) if _is_short(r)])]
-    if not found:
+    found = {path: [row for row in read_results(path) if _is_short(row)] for path in files}
+    tables = [_short(rows, path) for path, rows in found.items() if rows]
+    if not tables:
         raise ValueError("no results CSV holds timed rows of speech encoders")
-    return "\n\n".join(map(_short, found))
+    return "\n\n".join(tables)
 
 
 def _is_short(row: Row) -> bool:
     return row.kernel in (KERNEL, ATTENTION) and row.batch == 1 and row.status == "ok"
 
 
-def _short(rows: Sequence[Row]) -> str:
+def _short(rows: Sequence[Row], path: Path) -> str:
     names = dict.fromkeys(name_and_seconds(row)[0] for row in rows if row.kernel == KERNEL)
+    first = next(row for row in rows if row.kernel == KERNEL)
     lines = [
-        f"| encoder, over Hugging Face in {' / '.join(_DTYPES)} | {' | '.join(_SHORT)} "
-        "| memory of attention, 240 s |",
+        f"Times as fast as Hugging Face in {' / '.join(_DTYPES)}, by the length of the audio, on "
+        f"{first.device} ({first.layers} layers, random weights; torch {first.torch}, transformers "
+        f"{first.transformers}; `python -m benchmarks speech`, `benchmarks/results/{path.name}`):",
+        "",
+        f"| encoder | {' | '.join(_SHORT)} | memory of attention, 240 s |",
         "|---|--:|--:|--:|--:|",
     ]
     for name in names:
