@@ -11,17 +11,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hf_parity import F64, Results, assert_tight, flatten, linear_loss
+from hf_parity import F64, Results, assert_tight, flatten, linear_loss, stack
 from torch import Tensor, nn
 
 import xlnet_fast
 from xlnet_fast.tolerance import assert_within
 
-BATCH, LENGTH = 2, 11
+LENGTH = 11
 Valid = Sequence[Tensor]
 """(B, T) bool masks of valid frames, one for each number of frames that outputs have."""
 
@@ -32,21 +32,26 @@ class Case:
 
     Attributes:
         model: makes it, of the attention implementation given, on random weights of its own.
-        inputs: forward arguments for a batch and a length; with ``padded``, the last frames of all
-            but the first element are padding.
+        inputs: forward arguments for a batch, a length and a seed; with ``padded``, the last frames
+            of all but the first element are padding.
         valid: the masks of valid frames of such inputs; () where all are.
         attention: Hugging Face's class. adopted: how many modules of each class become ours.
         implementations: of attention, that the family has.
-        ignored: ends of the names of parameters whose gradient is zero: what is there is noise.
+        ignored: ends of the names of parameters whose gradient is zero, for softmax ignores what is
+            the same for all keys: what is there is noise.
     """
 
     model: Callable[[str], Any]
-    inputs: Callable[[int, int, bool], dict[str, Any]]
+    inputs: Callable[[int, int, bool, int], dict[str, Any]]
     valid: Callable[[dict[str, Any]], Valid]
     attention: type[nn.Module]
     adopted: dict[type[nn.Module], int]
     implementations: tuple[str, ...] = ("sdpa", "eager")
-    ignored: tuple[str, ...] = field(default=())
+    ignored: tuple[str, ...] = ("linear_k.bias", "k_proj.bias")
+
+    def several(self, padded: bool, batch: int = 3, number: int = 3) -> list[dict[str, Any]]:
+        """Inputs of several seeds."""
+        return [self.inputs(batch, LENGTH, padded, seed) for seed in range(number)]
 
 
 def randomized(model: Any, dtype: torch.dtype = torch.float32, scale: float = 0.15) -> Any:
@@ -162,29 +167,42 @@ def assert_parity(ours: Results, eager: Results, exact: Results, **options: Any)
 
 
 def compare(
+    case: Case,
     model: Any,
-    inputs: dict[str, Any],
-    valid: Valid = (),
+    inputs: list[dict[str, Any]],
     *,
     backward: bool = True,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     working: torch.dtype | None = None,
-    ignored: tuple[str, ...] = (),
+    exact: Any = None,
     **options: Any,
 ) -> None:
     """Hold an accelerated copy of ``model`` (Hugging Face's, in its dtype and mode) to the rule.
 
     Args:
-        inputs: forward arguments; floating ones are cast to the model's dtype.
+        inputs: forward arguments of each run; floating ones are cast to the model's dtype. The
+            largest error over all counts, so that no single element decides by luck.
         context: such as autocast; the run in float64 is outside it.
-        working, ignored: as in :func:`assert_parity`. options: of ``accelerate``.
+        working: as in :func:`assert_parity`.
+        exact: the model in float64, where it is not a copy of the model.
+        options: of ``accelerate``.
     """
     dtype = next(model.parameters()).dtype
-    given = cast(inputs, dtype)
-    ours = run(accelerated(model, **options), given, valid, backward=backward, context=context)
-    exact = run(in_float64(model), cast(given, F64), valid, backward=backward)
+    oracle = in_float64(model) if exact is None else exact
+
+    def results(model: Any, dtype: torch.dtype, context: Any = nullcontext) -> Results:
+        model = copy.deepcopy(model)  # batch norm in training remembers what it saw
+        runs = [
+            run(model, cast(given, dtype), case.valid(given), backward=backward, context=context)
+            for given in cast_first
+        ]
+        return stack(runs)
+
+    cast_first = [cast(given, dtype) for given in inputs]
+    ours = results(accelerated(model, **options), dtype, context)
+    theirs = results(oracle, F64)
     if dtype == F64:
-        assert_tight(ours, exact)
-        return
-    eager = run(copy.deepcopy(model), given, valid, backward=backward, context=context)
-    assert_parity(ours, eager, exact, working=working, ignored=ignored)
+        assert_tight(ours, theirs)
+    else:
+        eager = results(model, dtype, context)
+        assert_parity(ours, eager, theirs, working=working, ignored=case.ignored)

@@ -19,8 +19,7 @@ def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
     """What a dense mask hides.
 
     Where its values may be read, which a GPU is waited for once a forward pass, one that is made of
-    padding, a window and chunks becomes just that. What a padded query sees is then not what
-    Hugging Face shows it: nobody reads its output.
+    padding, a window and chunks becomes just that, by which kernels skip what is hidden.
 
     Args:
         visible: (B, 1, I, J) bool, True for keys that a query sees, or None.

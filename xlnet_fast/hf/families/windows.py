@@ -7,6 +7,8 @@ mask, so the numbers are guessed from it and the guess is compared with it, key 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from xlnet_fast.masks import AttentionMask
 def recognized(shown: Tensor) -> AttentionMask | None:
     """The padding, window and chunk that make a mask; None where it is not made of these.
 
-    Rows of padded queries may differ: nobody reads their output.
+    Rows that see nothing, as padded frames do with some, are rows of the lowest rank.
 
     Args:
         shown: (B, I, J) bool, True for keys that a query sees; the I queries are the last keys.
@@ -31,10 +33,15 @@ def recognized(shown: Tensor) -> AttentionMask | None:
     mask = AttentionMask(key_padding=key_padding, window=window, chunk=chunk)
     rows = torch.arange(queries, device=shown.device)[None]
     hidden = mask.hidden(rows, keys, memory)
-    differs = ~shown if hidden is None else hidden == shown
-    if bool((differs & real[:, memory:, None]).any()):
+    if hidden is None:
+        return mask if bool(shown.all()) else None
+    if bool((hidden != shown).all()):
+        return mask
+    sees = shown.any(2)  # (B, I)
+    if not bool(((hidden | ~sees[:, :, None]) != shown).all()):
         return None
-    return mask
+    lowest = torch.zeros_like(real, dtype=torch.int32)
+    return replace(mask, rank_q=sees.int(), rank_k=lowest)
 
 
 def _window_of(shown: Tensor, memory: int) -> tuple[tuple[int | None, int | None] | None, int]:
