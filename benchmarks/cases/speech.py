@@ -75,7 +75,7 @@ _ALL = (
         subsampled=8, call={"num_lookahead_tokens": 13},
     ),
     SpeechModel(
-        "W2v-BERT", "facebook/w2v-bert-2.0", "wav2vec2_bert", "Wav2Vec2BertModel",
+        "Wav2Vec2-BERT", "facebook/w2v-bert-2.0", "wav2vec2_bert", "Wav2Vec2BertModel",
         "num_hidden_layers", 160, 50, has_distances=True,
     ),
     SpeechModel(

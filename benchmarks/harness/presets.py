@@ -110,9 +110,9 @@ _CPU_QUICK_GENERATION = (
 _QUICK_SPEECH = (
     *(SpeechShape("Parakeet", seconds) for seconds in (10, 60, 240)),
     SpeechShape("Parakeet", 240, attention=True, memory=True),
-    SpeechShape("W2v-BERT", 60),
+    SpeechShape("Wav2Vec2-BERT", 60),
     *(SpeechShape(name, 10) for name in MODELS if name != "Parakeet"),
-    *(SpeechShape(name, 60) for name in MODELS if name not in ("Parakeet", "W2v-BERT")),
+    *(SpeechShape(name, 60) for name in MODELS if name not in ("Parakeet", "Wav2Vec2-BERT")),
 )
 _FULL_SPEECH = (
     *(

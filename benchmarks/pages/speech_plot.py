@@ -49,6 +49,8 @@ def _draw_speedups(axes: Any, lines: dict[tuple[str, str], list[tuple[float, flo
             *zip(*points, strict=True), _STYLES[dtype], marker="o", markersize=4,
             color=_COLOURS[names.index(name) % len(_COLOURS)], label=f"{name}, {dtype}",
         )  # fmt: skip
+    if lines:
+        axes.legend(fontsize=6.5, frameon=False)
     axes.axhline(1.0, color="#7f7f7f", linewidth=1.1, linestyle=":")
     axes.set_xscale("log")
     ticks = sorted({seconds for points in lines.values() for seconds, _ in points})
@@ -57,7 +59,6 @@ def _draw_speedups(axes: Any, lines: dict[tuple[str, str], list[tuple[float, flo
     axes.set_xlabel("seconds of audio, batch 1")
     axes.set_ylabel("times as fast as Hugging Face (dotted: 1)")
     axes.grid(linewidth=0.4, alpha=0.5)
-    axes.legend(fontsize=6.5, frameon=False)
 
 
 def _draw_memory(
