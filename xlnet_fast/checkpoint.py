@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, XLNetConfig
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.hf.families import families_in
 
 CLASSES = (
     "XLNetModel",
@@ -58,6 +59,27 @@ def load_model(name: str | None) -> tuple[nn.Module, str]:
             return cls(config), f"{cls.__name__}, small, random weights"
     config = load_config(name)
     architecture = next((a for a in config.architectures or () if a in CLASSES), "XLNetModel")
+    return load_weights(name, architecture), f"{architecture} from {name}"
+
+
+def load_any_model(name: str | None) -> tuple[nn.Module, str]:
+    """As :func:`load_model`, of a checkpoint of any family that ``accelerate`` knows.
+
+    Raises:
+        ArgumentError: the model does not exist, cannot be read or is of no family.
+    """
+    if name is None or name in CLASSES:
+        return load_model(name)
+    config = load_config(name, only_xlnet=False)
+    if config.model_type == "xlnet":
+        return load_model(name)
+    known = (a for a in config.architectures or () if hasattr(transformers, a))
+    architecture = next(known, "AutoModel")
+    cls = getattr(transformers, architecture)
+    with quiet(), torch.device("meta"):
+        empty = cls.from_config(config) if architecture == "AutoModel" else cls(config)
+    if not families_in(empty):
+        raise ArgumentError(f"{name} is a {config.model_type} model: nothing in it is accelerated")
     return load_weights(name, architecture), f"{architecture} from {name}"
 
 
@@ -102,8 +124,8 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1
 
 
-def load_config(name: str) -> Any:
-    """The config of an XLNet checkpoint folder or Hub id.
+def load_config(name: str, only_xlnet: bool = True) -> Any:
+    """The config of an XLNet checkpoint folder or Hub id, or of any model's.
 
     Raises:
         ArgumentError: there is none, it cannot be read or is of another model; says which.
@@ -129,7 +151,7 @@ def load_config(name: str) -> Any:
             raise ArgumentError(
                 f"no config can be read from {name}: {first_line(error)}"
             ) from error
-    if config.model_type != "xlnet":
+    if only_xlnet and config.model_type != "xlnet":
         raise ArgumentError(f"{name} is a {config.model_type} model, expected an XLNet")
     return config
 

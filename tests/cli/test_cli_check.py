@@ -20,6 +20,13 @@ from transformers import (
 )
 
 from xlnet_fast import check, checkpoint
+from xlnet_fast.check import run as check_run
+from xlnet_fast.check import table
+from xlnet_fast.check import trial as trial_module
+from xlnet_fast.check import xlnet as computations
+from xlnet_fast.check.subject import TRAINING
+from xlnet_fast.check.trial import Trial
+from xlnet_fast.check.xlnet import XLNetSubject
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.ops import _dispatch
 
@@ -37,8 +44,9 @@ def folder(tmp_path):
 @pytest.fixture
 def one_computation(monkeypatch):
     """Only the quickest computation, in fp32."""
-    monkeypatch.setattr(check, "COMPUTATIONS", {"memory and padding": check._inference})
-    monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32})
+    one = {"memory and padding": computations._inference}
+    monkeypatch.setattr(computations, "COMPUTATIONS", one)
+    monkeypatch.setattr(check_run, "DTYPES", {"fp32": torch.float32})
 
 
 def backends_here() -> list[str]:
@@ -65,8 +73,8 @@ def test_check_passes_on_a_checkpoint(folder):
 
 def test_check_says_on_stderr_what_it_is_at(folder, monkeypatch, one_computation):
     """Each part that begins, and a batch of it that lasts; stdout has the result alone."""
-    monkeypatch.setattr(check, "Lines", functools.partial(check.Lines, quiet_s=0.01))
-    monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32, "bf16": torch.bfloat16})
+    monkeypatch.setattr(table, "Lines", functools.partial(table.Lines, quiet_s=0.01))
+    monkeypatch.setattr(check_run, "DTYPES", {"fp32": torch.float32, "bf16": torch.bfloat16})
     result = run("check", folder)
     lines = result.stderr.splitlines()
     begins = [line for line in lines if "so far" not in line]
@@ -79,15 +87,15 @@ def test_check_says_on_stderr_what_it_is_at(folder, monkeypatch, one_computation
 
 def test_check_fails_on_a_wrong_backend(folder, monkeypatch, one_computation):
     """A bias that is off in one backend is seen, told and answered with 1."""
-    right = check.accelerate
+    right = trial_module.accelerate
 
     def wrong(model, backend):
         if backend == "sdpa":
             with torch.no_grad():
-                check._trunk(model).layer[0].rel_attn.r_r_bias.add_(0.3)
+                computations.trunk_of(model).layer[0].rel_attn.r_r_bias.add_(0.3)
         return right(model, backend)
 
-    monkeypatch.setattr(check, "accelerate", wrong)
+    monkeypatch.setattr(trial_module, "accelerate", wrong)
     result = run("check", folder)
     assert result.exit_code == 1
     assert "FAILED: memory and padding, cpu, fp32, sdpa" in result.stdout
@@ -98,7 +106,7 @@ def test_check_fails_on_a_backend_that_raises(folder, monkeypatch, one_computati
     def raising(model, backend):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(check, "accelerate", raising)
+    monkeypatch.setattr(trial_module, "accelerate", raising)
     result = run("check", folder)
     assert result.exit_code == 1
     assert "raised RuntimeError: out of luck" in result.stdout
@@ -106,7 +114,7 @@ def test_check_fails_on_a_backend_that_raises(folder, monkeypatch, one_computati
 
 def test_check_fails_on_missing_tensors(monkeypatch):
     model = XLNetModel(XLNetConfig(**TINY))
-    trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+    trial = Trial("memory and padding", "cpu", "fp32", "sdpa", XLNetSubject(model))
     one = torch.ones(2)
     trial.run(lambda *_: {}, model, 0, {"x": one}, {"x": one.double()})
     assert trial.verdict().status == "FAILED"
@@ -115,7 +123,7 @@ def test_check_fails_on_missing_tensors(monkeypatch):
 
 def test_check_keeps_the_worst_batch():
     model = XLNetModel(XLNetConfig(**TINY))
-    trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+    trial = Trial("memory and padding", "cpu", "fp32", "sdpa", XLNetSubject(model))
     exact = torch.ones(2, dtype=torch.float64)
     for error in (0.0, 0.5, 0.0):
         eager, actual = {"x": exact.float()}, {"x": exact.float() + error}
@@ -142,16 +150,16 @@ def alike(seed: int = 1) -> XLNetLMHeadModel:
 @pytest.fixture
 def a_short_training_step(monkeypatch):
     """Only the gradients, of few batches, and how many draws of rounding are asked for."""
-    monkeypatch.setattr(check, "COMPUTATIONS", {check.TRAINING: check._training})
-    monkeypatch.setattr(check, "_batches", lambda *_: 4)
+    monkeypatch.setattr(computations, "COMPUTATIONS", {TRAINING: computations._training})
+    monkeypatch.setattr(XLNetSubject, "training_batches", 4)
     asked = []
 
     def counted(*arguments):
         asked.append(arguments)
         return more(*arguments)
 
-    more = check._more
-    monkeypatch.setattr(check, "_more", counted)
+    more = check_run._more
+    monkeypatch.setattr(check_run, "_more", counted)
     return asked
 
 
@@ -162,7 +170,7 @@ def test_terms_that_cancel_are_no_fault(a_short_training_step, monkeypatch):
     assert sum(v.cancelling for v in verdicts) >= 1 or not a_short_training_step
     assert len(a_short_training_step) <= 2 * 4  # each batch in two dtypes, for all backends
 
-    monkeypatch.setattr(check, "_more", lambda *_: {})  # nothing is added
+    monkeypatch.setattr(check_run, "_more", lambda *_: {})  # nothing is added
     plain = (v.status for seed in (1, 0, 2) for v in check.check_model(alike(seed)))
     assert any(status == "FAILED" for status in plain)  # of one seed, it may be inside by luck
 
@@ -172,16 +180,18 @@ def steps_of_alike():
     """Hugging Face's results, the exact ones and ours of each batch, and what rounding adds."""
     model = alike()
     double = copy.deepcopy(model).double()
-    ours = check.accelerate(copy.deepcopy(model), "sdpa")
-    steps = [[check._training(m, batch) for m in (model, double, ours)] for batch in range(3)]
-    more = functools.partial(check._more, check._training, double, torch.float32)
+    ours = trial_module.accelerate(copy.deepcopy(model), "sdpa")
+    steps = [
+        [computations._training(m, batch) for m in (model, double, ours)] for batch in range(3)
+    ]
+    more = functools.partial(check_run._more, computations._training, double, torch.float32)
     return model, steps, functools.cache(more)
 
 
 def judged(steps_of_alike, key=None, fault=None):
     """A verdict on our results, with a fault in one tensor; and that of the plain rule."""
     model, steps, more = steps_of_alike
-    trial = check._Trial(check.TRAINING, "cpu", "fp32", "sdpa", model)
+    trial = Trial(TRAINING, "cpu", "fp32", "sdpa", XLNetSubject(model))
     for eager, exact, ours in steps:
         results = ours if key is None else ours | {key: fault(ours[key])}
         trial.run(lambda *_, given=results: given, model, 0, eager, exact)
@@ -241,7 +251,7 @@ def test_faults_are_found_where_terms_cancel(name, fault, steps_of_alike):
 
 def test_what_is_not_finite_asks_for_no_rounding():
     model = XLNetModel(XLNetConfig(**TINY))
-    trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+    trial = Trial("memory and padding", "cpu", "fp32", "sdpa", XLNetSubject(model))
     one = torch.ones(2)
     trial.run(lambda *_: {"x": one / 0}, model, 0, {"x": one}, {"x": one.double()})
     trial.judge_again(lambda _: pytest.fail("asked"))
@@ -253,7 +263,7 @@ def test_rounding_is_asked_of_the_worst_batch_first():
     model = XLNetModel(XLNetConfig(**TINY))
     exact = torch.ones(2, dtype=torch.float64)
     for error, needed in ((0.0, []), (0.5, [1]), (2.0, [1, 2, 0])):
-        trial = check._Trial("memory and padding", "cpu", "fp32", "sdpa", model)
+        trial = Trial("memory and padding", "cpu", "fp32", "sdpa", XLNetSubject(model))
         for share in (0.25, 1.0, 0.5):
             actual = {"x": exact.float() + share * error}
             trial.run(lambda *_, a=actual: a, model, 0, {"x": exact.float()}, {"x": exact})
@@ -266,7 +276,7 @@ def test_rounding_is_asked_of_the_worst_batch_first():
 @pytest.mark.parametrize("name", checkpoint.CLASSES)
 def test_every_class_has_a_loss_to_train_on(name):
     model = getattr(__import__("transformers"), name)(XLNetConfig(**TINY, dropout=0.0))
-    results = check._training(model, 0)
+    results = computations._training(model, 0)
     assert "d layer.0.rel_attn.r" in results
     assert all(bool(torch.isfinite(x).all()) for x in results.values())
     assert float(results["d layer.0.rel_attn.r"].abs().max()) > 0
@@ -284,8 +294,8 @@ def test_every_class_has_a_loss_to_train_on(name):
     ids=str,
 )
 def test_check_takes_every_kind_of_model(options, monkeypatch):
-    monkeypatch.setattr(check, "DTYPES", {"fp32": torch.float32})
-    monkeypatch.setattr(check, "BACKENDS", ("sdpa",))
+    monkeypatch.setattr(check_run, "DTYPES", {"fp32": torch.float32})
+    monkeypatch.setattr(check_run, "BACKENDS", ("sdpa",))
     model = XLNetForSequenceClassification(
         XLNetConfig(**TINY | {"n_head": 32}, **options, initializer_range=0.1, dropout=0.1)
     )
@@ -339,7 +349,7 @@ def more_layers(folder):
         (remove_config, "holds no config.json"),
         (damage_config, "not a valid JSON"),
         (empty_config, "model_type"),
-        (other_model, "is a bert model, expected an XLNet"),
+        (other_model, "is a bert model: nothing in it is accelerated"),
         (more_layers, "lacks 17 of the"),
     ],
 )

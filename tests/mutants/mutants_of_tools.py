@@ -149,13 +149,18 @@ FAULTS = [
         ),
     ),
     *faults_of(
-        "xlnet_fast/check.py",
+        "xlnet_fast/check/run.py",
         "cli/test_cli_check.py",
         (
             "check: a failure ends with 0",
             'return 0 if "ok" in states and "FAILED" not in states else 1',
             'return 0 if "ok" in states else 1',
         ),
+        select="check_fails",
+    ),
+    *faults_of(
+        "xlnet_fast/check/trial.py",
+        "cli/test_cli_check.py",
         (
             "check: the last batch counts, not the worst",
             "return max(errors), max(bounds)",

@@ -167,7 +167,7 @@ def check(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="An XLNet class of transformers, a checkpoint folder or a Hub id; "
+            help="An XLNet class of transformers, a checkpoint folder or a Hub id of any family; "
             "by default a small random XLNetLMHeadModel.",
             show_default=False,
         ),
