@@ -18,8 +18,9 @@ from xlnet_fast.transforms import constant_when_traced
 
 _Forward = TypeVar("_Forward", bound=Callable[..., Any])
 
+_TRANSFORMERS, _TORCH = (Path(str(package.__file__)).parent for package in (transformers, torch))
 _DECORATORS = tuple(
-    str(Path(str(package.__file__)).parent / "utils") for package in (transformers, torch)
+    map(str, (_TRANSFORMERS / "utils", _TRANSFORMERS / "modeling_layers.py", _TORCH / "utils"))
 )
 
 
@@ -43,7 +44,7 @@ def _file_of(base: type) -> str:
 
 def _undecorated(method: Any) -> Any:
     """The function inside decorators of HF's and PyTorch's, which rename arguments, switch
-    gradients off.
+    gradients off, checkpoint layers.
     """
     while hasattr(method, "__wrapped__") and method.__code__.co_filename.startswith(_DECORATORS):
         method = method.__wrapped__

@@ -38,7 +38,8 @@ class Case:
         attention: Hugging Face's class. adopted: how many modules of each class become ours.
         implementations: of attention, that the family has.
         ignored: ends of the names of parameters whose gradient is zero, for softmax ignores what is
-            the same for all keys: what is there is noise.
+            the same for all keys: what is there is noise. ignored_in_training: more of them, for
+            batch norm ignores what is the same for all frames.
     """
 
     model: Callable[[str], Any]
@@ -48,6 +49,7 @@ class Case:
     adopted: dict[type[nn.Module], int]
     implementations: tuple[str, ...] = ("sdpa", "eager")
     ignored: tuple[str, ...] = ("linear_k.bias", "k_proj.bias")
+    ignored_in_training: tuple[str, ...] = ("depthwise_conv.bias",)
 
     def several(self, padded: bool, batch: int = 3, number: int = 3) -> list[dict[str, Any]]:
         """Inputs of several seeds."""
@@ -205,4 +207,38 @@ def compare(
         assert_tight(ours, theirs)
     else:
         eager = results(model, dtype, context)
-        assert_parity(ours, eager, theirs, working=working, ignored=case.ignored)
+        ignored = case.ignored + (case.ignored_in_training if model.training else ())
+        assert_parity(ours, eager, theirs, working=working, ignored=ignored)
+
+
+def assert_same_moments(
+    modules: Sequence[nn.Module],
+    arguments: Sequence[tuple[Any, Any]],
+    expected: Tensor,
+    draws: int = 200,
+) -> None:
+    """That the dropout of two attentions, Hugging Face's first, has the same mean and spread.
+
+    Args:
+        arguments: positional and named, of each. expected: the result without dropout.
+    """
+    spread = []
+    for module, (args, kwargs) in zip(modules, arguments, strict=True):
+        _set_dropout(module, 0.3)
+        with torch.no_grad():
+            values = torch.stack([module(*args, **kwargs)[0] for _ in range(draws)])
+        deviation = values.std(0)
+        error = (values.mean(0) - expected).abs() / (deviation / draws**0.5 + 1e-6)
+        assert float(error.max()) < 6
+        spread.append(float(deviation.square().mean().sqrt()))
+    assert spread[0] > 0
+    assert 0.9 < spread[1] / spread[0] < 1.1
+
+
+def _set_dropout(attention: Any, rate: float) -> None:
+    """Of probabilities: a module, or a number."""
+    if isinstance(getattr(attention, "dropout", None), nn.Dropout):
+        attention.dropout.p = rate
+    for name in ("dropout", "attention_dropout"):
+        if isinstance(vars(attention).get(name), float):
+            setattr(attention, name, rate)

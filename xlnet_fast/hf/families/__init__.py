@@ -60,6 +60,15 @@ ENTRIES = (
         "Nemotron 3.5 ASR, which contains it)",
         _modeling("nemotron_asr_streaming"),
     ),
+    Entry("wav2vec2_bert", "Wav2Vec2-BERT", _modeling("wav2vec2_bert")),
+    Entry("wav2vec2_conformer", "Wav2Vec2-Conformer", _modeling("wav2vec2_conformer")),
+    Entry("seamless_m4t", "SeamlessM4T (its speech encoder)", _modeling("seamless_m4t")),
+    Entry("seamless_m4t_v2", "SeamlessM4T v2 (its speech encoder)", _modeling("seamless_m4t_v2")),
+    Entry("fastspeech2_conformer", "FastSpeech2-Conformer", _modeling("fastspeech2_conformer")),
+    Entry("speecht5", "SpeechT5 (its encoder)", _modeling("speecht5")),
+    Entry("granite_speech", "Granite speech (its encoder)", _modeling("granite_speech")),
+    Entry("granite_speech_plus", "Granite speech plus", _modeling("granite_speech_plus")),
+    Entry("granite_speech5", "Granite speech 5", _modeling("granite_speech5")),
 )
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from xlnet_fast.hf.families.frames import mask_of_frames
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
 from xlnet_fast.hf.versions import why_no_speech
+from xlnet_fast.nn.bare import is_bare
+from xlnet_fast.nn.pointwise import pointwise
 from xlnet_fast.nn.projected_table import MOST_KEPT_BYTES, projected_table
 from xlnet_fast.nn.projection import project
 from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM, attend_frames
@@ -75,9 +77,14 @@ def why_not_attention(module: Any) -> str | None:
     """Why an attention module as it is configured keeps HF's code; None if it need not."""
     if module.num_key_value_groups != 1:
         return "it has fewer heads of keys than of queries"
-    if module.head_dim > MOST_HEAD_DIM:
-        return f"its head dim is {module.head_dim}, and we take at most {MOST_HEAD_DIM}"
-    return why_no_speech() or why_not_implementation(module)
+    return why_not_head_dim(module.head_dim) or why_no_speech() or why_not_implementation(module)
+
+
+def why_not_head_dim(dim: int) -> str | None:
+    """Why heads of this size are not ours; None if they are."""
+    if dim <= MOST_HEAD_DIM:
+        return None
+    return f"its head dim is {dim}, and we take at most {MOST_HEAD_DIM}"
 
 
 def why_not_part(module: Any) -> str | None:
@@ -142,3 +149,44 @@ def feed_forward(module: Any, hidden_states: Tensor) -> Tensor:
     inner = module.activation(project(module.linear1, hidden_states))
     inner = F.dropout(inner, p=module.activation_dropout, training=module.training)
     return project(module.linear2, inner)
+
+
+# ---- convolution blocks, whose products over channels are linear layers on frames as they lie ----
+
+
+def gate(glu: nn.Module, x: Tensor) -> Tensor:
+    """``glu``, which gates channels (B, 2C, T), on frames (B, T, 2C); (B, T, C)."""
+    if type(glu) is nn.GLU and glu.dim in (1, -2) and is_bare(glu):
+        return F.glu(x, dim=-1)
+    gated: Tensor = glu(x.transpose(1, 2))
+    return gated.transpose(1, 2)
+
+
+def bare_convolution(module: Any, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The block without a layer norm and a dropout of its own (Parakeet, FastSpeech2-Conformer).
+
+    Args:
+        attention_mask: (B, 1, T, T), bool or additive: a frame that sees nothing is zero.
+    """
+    gated = F.glu(pointwise(module.pointwise_conv1, hidden_states), dim=-1)
+    if attention_mask is not None:
+        is_shown = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
+        gated = gated.masked_fill(~is_shown.any(dim=2)[:, 0, :, None], 0.0)
+    mixed = module.norm(module.depthwise_conv(gated.transpose(1, 2)))
+    return pointwise(module.pointwise_conv2, module.activation(mixed).transpose(1, 2))
+
+
+# ---- keys for distances, of Shaw et al. ----
+
+
+def table_of_keys(embedding: nn.Module, rows: Tensor, heads: int) -> Tensor:
+    """Rows of an embedding of distances, the same for all heads.
+
+    Args:
+        rows: (P,) integers, of the distances that the table of :func:`attend_frames` has.
+
+    Returns:
+        (1, P, N, D), one head's memory.
+    """
+    table: Tensor = embedding(rows)
+    return table[None, :, None, :].expand(-1, -1, heads, -1)

@@ -94,6 +94,8 @@ class FamilyOfParts(Family):
         parts: the attention first. A module is that of the first part whose base it is of.
         head_dim_of: the head dim of an attention module.
         ops: that the parts call.
+        dropout: the name of an attention's module that Hugging Face's code calls on probabilities,
+            "" where there is none.
     """
 
     def __init__(
@@ -103,9 +105,10 @@ class FamilyOfParts(Family):
         head_dim_of: Callable[[Any], int],
         ops: tuple[str, ...] = ("rel_attention",),
         features: Callable[[str, bool], Iterable[str]] | None = None,
+        dropout: str = "dropout",
     ) -> None:
         self.title, self.parts = title, parts
-        self._head_dim_of, self._ops = head_dim_of, ops
+        self._head_dim_of, self._ops, self._dropout = head_dim_of, ops, dropout
         self._features = features or _features_of_speech
 
     def part_of(self, module: nn.Module) -> Part | None:
@@ -140,7 +143,7 @@ class FamilyOfParts(Family):
             if why is not None:
                 reasons[part.kind, why] = reasons.get((part.kind, why), 0) + 1
         attentions = [module for part, module in parts if part.kind == "attention"]
-        notes = tuple(_dropouts(attentions))
+        notes = tuple(_dropouts(attentions, self._dropout))
         example = (attentions or [module for _, module in parts])[0]
         options = vars((adopted or [example])[0]).get("_xlnet_fast_options", Options())
         own_code = tuple(
@@ -163,9 +166,9 @@ def _of_kind(parts: list[tuple[Part, nn.Module]], kind: str) -> int:
     return sum(part.kind == kind for part, _ in parts)
 
 
-def _dropouts(attentions: list[nn.Module]) -> Iterable[str]:
+def _dropouts(attentions: list[nn.Module], name: str) -> Iterable[str]:
     """That the dropout of probabilities is a module that must be called."""
-    dropouts = [m for a in attentions if isinstance(m := getattr(a, "dropout", None), nn.Module)]
+    dropouts = [m for a in attentions if isinstance(m := getattr(a, name, None), nn.Module)]
     if any(rate_of(module) is None for module in dropouts):
         yield (
             "the dropout of attention is no bare nn.Dropout, or drops everything: Hugging Face's "

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from weakref import ref
 
+import torch
 from torch import Tensor
 
 from xlnet_fast.hf.families.windows import recognized
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.transforms import can_look, nobody_looks_on
 
-_LAST: list[tuple[Any, int, AttentionMask]] = []
-"""The last mask, its state and what it became: all layers of a forward pass get the same one."""
+_Fact = TypeVar("_Fact")
+_LAST: dict[Callable[[Tensor], Any], tuple[Any, int, Any]] = {}
+"""The last mask, its state and what each function found: all layers of a pass get the same mask."""
 
 
 def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
@@ -22,24 +25,53 @@ def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
     padding, a window and chunks becomes just that, by which kernels skip what is hidden.
 
     Args:
-        visible: (B, 1, I, J) bool, True for keys that a query sees, or None.
+        visible: (B, 1, I, J) bool, True for keys that a query sees; or floating, 0 for those and
+            anything else for others (:func:`is_readable`); or None.
     """
-    if visible is None:
-        return None
+    return None if visible is None else _once(visible, _made)
+
+
+def is_readable(mask: Tensor | None, implementation: str | None) -> bool:
+    """Whether a mask says who sees whom and nothing else, so that the op does what HF does with it.
+
+    A bool one is read so by "sdpa"; HF's eager code would add it to the scores, as ones. HF's own
+    additive ones have 0 and the least number of their dtype, which must be looked at, once for all
+    layers; one that may not be looked at is not readable.
+
+    Args:
+        mask: as a layer gets it, (B, 1, I, J). implementation: of attention, in the config.
+    """
+    if mask is None:
+        return True
+    if mask.dim() != 4 or mask.shape[1] != 1:
+        return False
+    if mask.dtype == torch.bool:
+        return implementation == "sdpa"
+    return mask.is_floating_point() and can_look(mask) and _once(mask, _is_all_or_none)
+
+
+def _is_all_or_none(mask: Tensor) -> bool:
+    return bool(((mask == 0) | (mask == torch.finfo(mask.dtype).min)).all())
+
+
+def _once(mask: Tensor, find: Callable[[Tensor], _Fact]) -> _Fact:
+    """``find(mask)``, remembered while the mask stays what it was."""
     if not nobody_looks_on():
-        return _made(visible)
-    # Inference tensors have no version: how many keys are seen stands for it.
-    state = int(visible.sum()) if visible.is_inference() else visible._version
-    if _LAST:
-        last, version, mask = _LAST[0]
-        if last() is visible and version == state:
-            return mask
-    mask = _made(visible)
-    _LAST[:] = [(ref(visible), state, mask)]
-    return mask
+        return find(mask)
+    # Inference tensors have no version: how many of its numbers are zero stands for it.
+    state = int(mask.count_nonzero()) if mask.is_inference() else mask._version
+    last = _LAST.get(find)
+    if last is not None and last[0]() is mask and last[1] == state:
+        known: _Fact = last[2]
+        return known
+    found = find(mask)
+    _LAST[find] = ref(mask), state, found
+    return found
 
 
 def _made(visible: Tensor) -> AttentionMask:
     shown = visible[:, 0]
+    if shown.dtype != torch.bool:
+        shown = shown == 0
     mask = recognized(shown) if can_look(shown) else None
     return AttentionMask(bits=pack_bits(~shown)) if mask is None else mask

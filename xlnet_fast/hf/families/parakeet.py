@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderAttention,
     ParakeetEncoderConvolutionModule,
@@ -21,6 +19,7 @@ from transformers.models.parakeet.modeling_parakeet import (
 from xlnet_fast.hf.families.conformer import (
     attend,
     attends_as_ours,
+    bare_convolution,
     feed_forward,
     table_of_positions,
     why_not_attention,
@@ -28,7 +27,6 @@ from xlnet_fast.hf.families.conformer import (
 )
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.nn.pointwise import pointwise
 
 
 class FastPositions(ParakeetEncoderRelPositionalEncoding):
@@ -80,12 +78,7 @@ class FastConvolution(ParakeetEncoderConvolutionModule):
     @unless_patched(ParakeetEncoderConvolutionModule)
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T, H) to (B, T, H), as HF, padded frames zero before the depthwise convolution."""
-        gated = F.glu(pointwise(self.pointwise_conv1, hidden_states), dim=-1)
-        if attention_mask is not None:
-            is_shown = attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0
-            gated = gated.masked_fill(~is_shown.any(dim=2)[:, 0, :, None], 0.0)
-        mixed = self.norm(self.depthwise_conv(gated.transpose(1, 2)))
-        return pointwise(self.pointwise_conv2, self.activation(mixed).transpose(1, 2))
+        return bare_convolution(self, hidden_states, attention_mask)
 
 
 FAMILY = FamilyOfParts(

@@ -1,0 +1,64 @@
+"""The encoder of Granite speech plus; its projector and language model stay Hugging Face's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.models.granite_speech_plus.modeling_granite_speech_plus import (
+    GraniteSpeechPlusConformerAttention,
+    GraniteSpeechPlusConformerConvModule,
+    GraniteSpeechPlusConformerFeedForward,
+)
+
+from xlnet_fast.hf.families import granite_blocks
+from xlnet_fast.hf.families.conformer import why_not_head_dim, why_not_part
+from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.patches import unless_patched
+from xlnet_fast.hf.versions import why_no_speech
+
+
+class FastAttention(GraniteSpeechPlusConformerAttention):
+    """HF's attention by the op."""
+
+    @unless_patched(GraniteSpeechPlusConformerAttention)
+    def forward(self, hidden_states: Tensor, attention_dists: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        return granite_blocks.attention(self, hidden_states, attention_dists)
+
+
+class FastFeedForward(GraniteSpeechPlusConformerFeedForward):
+    """HF's block on the linear op."""
+
+    @unless_patched(GraniteSpeechPlusConformerFeedForward)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        return granite_blocks.feed_forward(self, hidden_states)
+
+
+class FastConvolution(GraniteSpeechPlusConformerConvModule):
+    """HF's block, whose products over channels are linear layers."""
+
+    @unless_patched(GraniteSpeechPlusConformerConvModule)
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        return granite_blocks.convolution(self, hidden_states)
+
+
+FAMILY = FamilyOfParts(
+    "Granite speech plus",
+    (
+        Part(
+            GraniteSpeechPlusConformerAttention, FastAttention,
+            why_not=lambda attention: why_not_head_dim(attention.dim_head) or why_no_speech(),
+        ),
+        Part(
+            GraniteSpeechPlusConformerFeedForward, FastFeedForward, "feed-forward block",
+            why_not=why_not_part,
+        ),
+        Part(
+            GraniteSpeechPlusConformerConvModule, FastConvolution, "convolution",
+            why_not=why_not_part,
+        ),
+    ),
+    head_dim_of=lambda attention: attention.dim_head,
+    dropout="",
+)  # fmt: skip
