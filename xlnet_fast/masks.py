@@ -9,7 +9,7 @@ combines them by "or".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class AttentionMask:
         if left < 0 and right < 0:
             return cls(*tensors, *switches)
         window = (None if left < 0 else left, None if right < 0 else right)
-        return cls(*tensors, *switches, window=window, chunk=chunk)
+        return replace(cls(*tensors, *switches), window=window, chunk=chunk)
 
     @property
     def hides_nothing(self) -> bool:
@@ -121,30 +121,31 @@ class AttentionMask:
         keys: int,
         memory_length: int,
         rows: slice = slice(None),
+        columns: slice = slice(None),
     ) -> Tensor | None:
-        """Expand to a dense bool mask for some query rows.
+        """Expand to a dense bool mask for some query rows and keys.
 
         Args:
             positions: (B or 1, I) positions of all query rows; may be None where neither ``causal``
                 nor ``see_self`` nor ``window`` asks for them.
             keys: J. memory_length: M.
-            rows: the query rows wanted; default all.
+            rows, columns: the query rows and the keys wanted; default all.
 
         Returns:
-            (B or 1, rows or 1, J) bool, True where hidden, or None when nothing is hidden.
+            (B or 1, rows or 1, columns) bool, True where hidden, or None when nothing is hidden.
         """
         if self.hides_nothing:
             return None
         parts = []
         if self.key_padding is not None:
-            parts.append(self.key_padding[:, None, :])
+            parts.append(self.key_padding[:, None, columns])
         if self.rank_q is not None and self.rank_k is not None:
-            parts.append(self.rank_q[:, rows, None] <= self.rank_k[:, None, :])
+            parts.append(self.rank_q[:, rows, None] <= self.rank_k[:, None, columns])
         if self.bits is not None:
-            parts.append(unpack_bits(self.bits[:, rows], keys))
+            parts.append(unpack_bits(self.bits[:, rows], keys)[..., columns])
         if self.causal or self.see_self or self.has_window:
             assert positions is not None
-            key = torch.arange(keys, device=positions.device)
+            key = torch.arange(keys, device=positions.device)[columns]
             position = positions[:, rows, None]  # (B or 1, rows, 1)
         if self.causal:
             parts.append(key > position + memory_length)
@@ -159,12 +160,26 @@ class AttentionMask:
         return hidden
 
     def _outside(self, key: Tensor, position: Tensor, memory_length: int) -> list[Tensor]:
-        """What either side of the window hides, (B or 1, rows, J) each."""
+        """What either side of the window hides, (B or 1, rows, columns) each."""
         left, right, chunk = self.limits
         start = position if chunk == 1 else position.div(chunk, rounding_mode="floor") * chunk
         start = start + memory_length
         hidden = [key < start - left] if left >= 0 else []
         return hidden + ([key >= start + (chunk + right)] if right >= 0 else [])
+
+    def window_span(self, lowest: int, highest: int, keys: int, memory_length: int) -> range:
+        """Keys outside of which the window hides all from rows at positions lowest .. highest."""
+        left, right, chunk = self.limits
+        first, last = (memory_length + at // chunk * chunk for at in (lowest, highest))
+        begin = max(0, first - left) if left >= 0 else 0
+        end = min(keys, last + chunk + right) if right >= 0 else keys
+        return range(min(begin, keys), max(0, end))
+
+    @property
+    def may_hide_all(self) -> bool:
+        """Whether a row may see no key: not by its window or causality, by which it sees itself."""
+        others = (self.key_padding, self.rank_q, self.bits)
+        return not self.see_self and any(part is not None for part in others)
 
     def narrow_batch(self, start: int, length: int) -> AttentionMask:
         """The mask of batch elements ``start .. start+length``."""

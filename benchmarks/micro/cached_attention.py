@@ -113,14 +113,15 @@ def compare(
             _ROW.format(
                 batch, keys, rows,
                 f"{1e6 * statistics.median(mine for mine, _, _ in times):.0f}",
-                _ratio([plain / mine for mine, plain, _ in times]),
-                _ratio([memory / mine for mine, _, memory in times]),
+                ratio([plain / mine for mine, plain, _ in times]),
+                ratio([memory / mine for mine, _, memory in times]),
                 f"{share:.2f}",
             )
         )  # fmt: skip
 
 
-def _ratio(pairs: list[float]) -> str:
+def ratio(pairs: list[float]) -> str:
+    """The median, and the middle 60%."""
     pairs, cut = sorted(pairs), len(pairs) // 5
     return f"{statistics.median(pairs):.2f} ({pairs[cut]:.2f}, {pairs[-1 - cut]:.2f})"
 

@@ -31,6 +31,7 @@ void check(const MaskedSoftmaxParams& p, int threads) {
   require(p.keys < int64_t{1} << 30, "keys must be below 2**30");
   require(p.scores.data != nullptr, "scores must not be null");
   require(p.table >= 0, "table must not be negative");
+  require(p.chunk >= 1, "chunk must be positive");
   const bool segments = p.segment_scores.data != nullptr;
   require(segments == (p.segments_q != nullptr) && segments == (p.segments_k != nullptr),
           "segment_scores, segments_q and segments_k must be given together");

@@ -9,6 +9,7 @@
 //   dc_i  = sum over the keys of another segment of dS
 //
 // NaN in the score of a hidden key reaches nothing; in that of a key that is seen, all of the row.
+// Keys beyond a window are not even read, unless the row sees no key at all.
 #pragma once
 
 #include "row_io.h"
@@ -40,11 +41,12 @@ class SoftmaxRows {
       const Vec inverse = splat(1.0f / exponentials());
       const Row<Type> out = row_of(p_.out);
       if (p_.dropout) fill_keep();
-      for (int64_t j = 0; j < p_.keys; j += kLanes) {
+      for (int64_t j = columns_.begin; j < columns_.end; j += kLanes) {
         Vec probability = load(x_ + j) * inverse;
         if (p_.dropout) probability = dropped(j, probability);
         out.store(j, probability);
       }
+      clear_beyond(out);
     }
   }
 
@@ -69,6 +71,7 @@ class SoftmaxRows {
     const int64_t table_row = b_ * p_.rows + i_;
     mask_.rank = p_.rank_q == nullptr ? 0 : p_.rank_q[table_row];
     mask_.position = p_.positions == nullptr ? i_ : p_.positions[table_row];
+    find_columns();
     const int64_t bytes = (p_.keys + 7) / 8;
     mask_.bits = p_.bits == nullptr ? nullptr : p_.bits + b_ * p_.bits_batch_stride + i_ * bytes;
     has_segments_ = p_.segment_scores.data != nullptr;
@@ -77,6 +80,19 @@ class SoftmaxRows {
     read_floats(at(p_.segment_scores, 0) + i_ * size_of(Type::kDtype), Type::kDtype, 1,
                 &segment_score_);
   }
+
+  // The keys that the window leaves, to whole vectors; all where it leaves none.
+  void find_columns() {
+    columns_ = {0, p_.keys};
+    mask_.has_window = has_window(p_);
+    if (!mask_.has_window) return;
+    mask_.window = window_of(p_, mask_.position, p_.memory, p_.keys);
+    if (mask_.window.begin >= mask_.window.end) return;
+    columns_ = {mask_.window.begin / kLanes * kLanes,
+                min_of(p_.keys, round_up(mask_.window.end, kLanes))};
+  }
+
+  bool is_whole() const { return columns_.begin == 0 && columns_.end == p_.keys; }
 
   void read_keys(int64_t b) {
     mask_.keys = p_.keys;
@@ -111,7 +127,7 @@ class SoftmaxRows {
     return {at(view, i_), shift, {begin, max_of(begin, min_of(p_.keys, p_.table - shift))}};
   }
 
-  // Fills x_ with the unscaled scores, zeros behind the last, and returns the largest scaled one.
+  // Fills x_ with the unscaled scores and returns the largest scaled one.
   float read_scores(bool hides) {
     const Row<Type> scores = row_of(p_.scores), positions = position_row(p_.position_scores);
     const bool has_positions = positions.data != nullptr, has_segments = has_segments_;
@@ -121,7 +137,7 @@ class SoftmaxRows {
     float* x_row = x_;
     const int32_t *hidden = hidden_, *segments = segments_;
     Vec highest = splat(-__builtin_inff());
-    for (int64_t j = 0, keys = p_.keys; j < keys; j += kLanes) {
+    for (int64_t j = columns_.begin, keys = columns_.end; j < keys; j += kLanes) {
       Vec x = scores.load(j);
       if (has_positions) x += positions.load(j);
       if (has_segments) x += select(load_int(segments + j) != own, c, zero);
@@ -135,15 +151,23 @@ class SoftmaxRows {
 
   // Fills x_ with e^(s - max), zeros behind the last, and returns their sum.
   float exponentials() {
-    const bool hides = fill_hidden(mask_, {0, p_.keys}, hidden_);
-    const float most = read_scores(hides);
+    const float total = exponentials_of_columns();
+    if (is_whole() || (highest_ > kSeesNone && total == total)) return total;
+    // The row sees none of these keys, hence none at all, or NaN: that reaches all keys.
+    columns_ = {0, p_.keys};
+    return exponentials_of_columns();
+  }
+
+  float exponentials_of_columns() {
+    const bool hides = fill_hidden(mask_, columns_, hidden_ + columns_.begin);
+    const float most = highest_ = read_scores(hides);
     const Vec zero = splat(0.0f);
     const BelowHighest below(p_.scale, most);
     const Vec hidden_less = splat(kHiddenScore - most);
     float* x_row = x_;
     const int32_t* hidden = hidden_;
     Vec total = zero;
-    for (int64_t j = 0, keys = p_.keys; j < keys; j += kLanes) {
+    for (int64_t j = columns_.begin, keys = columns_.end; j < keys; j += kLanes) {
       Vec x = below.of(load(x_row + j));
       if (hides) x = select(load_int(hidden + j), hidden_less, x);
       const Vec finite = exp_of(x);
@@ -159,7 +183,14 @@ class SoftmaxRows {
   float probabilities() {
     if (Type::kDtype != Dtype::kFloat32 || p_.dropout) return 1.0f / exponentials();
     const Row<Type> out = row_of(p_.out);
-    for (int64_t j = 0; j < p_.keys; j += kLanes) store(x_ + j, out.load(j));
+    if (!is_whole()) {
+      // A key beyond the window has no part, unless the row saw none or NaN: that reached all keys.
+      float beyond;
+      const int64_t j = columns_.begin > 0 ? 0 : p_.keys - 1;
+      read_floats(out.data + j * size_of(Type::kDtype), Type::kDtype, 1, &beyond);
+      if (beyond != 0.0f) columns_ = {0, p_.keys};
+    }
+    for (int64_t j = columns_.begin; j < columns_.end; j += kLanes) store(x_ + j, out.load(j));
     return 1.0f;
   }
 
@@ -169,7 +200,7 @@ class SoftmaxRows {
     const Vec inverse = splat(factor);
     if (p_.dropout) fill_keep();
     Vec total = splat(0.0f);
-    for (int64_t j = 0; j < p_.keys; j += kLanes) {
+    for (int64_t j = columns_.begin; j < columns_.end; j += kLanes) {
       const Vec probability = load(x_ + j) * inverse;
       Vec gradient = d_out.load(j);
       if (p_.dropout) gradient = dropped(j, gradient);
@@ -186,8 +217,12 @@ class SoftmaxRows {
     const Vec scale = splat(p_.scale), mean = splat(expected), zero = splat(0.0f);
     const VecInt own = splat_int(segment_);
     Vec segment_total = zero;
-    if (d_positions.data != nullptr) clear_outside(d_positions);
-    for (int64_t j = 0; j < p_.keys; j += kLanes) {
+    clear_beyond(d_scores);
+    if (d_positions.data != nullptr) {
+      clear_outside(d_positions);
+      clear_beyond(d_positions);
+    }
+    for (int64_t j = columns_.begin; j < columns_.end; j += kLanes) {
       const Vec gradient = load(x_ + j) * (load(d_probabilities_ + j) - mean) * scale;
       d_scores.store(j, gradient);
       if (d_positions.data != nullptr) d_positions.store(j, gradient);
@@ -198,6 +233,13 @@ class SoftmaxRows {
     if (!has_segments_) return;
     const float total = sum_of(segment_total);
     write_floats(&total, 1, Type::kDtype, at(p_.d_segment_scores, 0) + i_ * size_of(Type::kDtype));
+  }
+
+  // Zeros what belongs to keys beyond the window.
+  void clear_beyond(const Row<Type>& row) const {
+    const Vec zero = splat(0.0f);
+    for (int64_t j = 0; j < columns_.begin; j += kLanes) row.store(j, zero);
+    for (int64_t j = columns_.end; j < p_.keys; j += kLanes) row.store(j, zero);
   }
 
   // Zeros the columns of the table that belong to no key.
@@ -213,10 +255,13 @@ class SoftmaxRows {
   }
 
   void fill_keep() {
-    const RowCounter at{static_cast<uint32_t>(i_), static_cast<uint32_t>(b_ * p_.heads + n_),
-                        static_cast<uint32_t>(p_.seed), static_cast<uint32_t>(p_.seed >> 32),
-                        p_.keep_from};
-    keep_row_(keep_, p_.keys, at);
+    const RowCounter at{static_cast<uint32_t>(i_),
+                        static_cast<uint32_t>(b_ * p_.heads + n_),
+                        static_cast<uint32_t>(p_.seed),
+                        static_cast<uint32_t>(p_.seed >> 32),
+                        p_.keep_from,
+                        static_cast<uint32_t>(columns_.begin / 4)};
+    keep_row_(keep_ + columns_.begin, columns_.size(), at);
   }
 
   // x keep / (1 - p) of keys j .. j + kLanes - 1.
@@ -239,7 +284,9 @@ class SoftmaxRows {
   bool has_segments_ = false;
   int32_t segment_ = 0;
   float segment_score_ = 0.0f;
-  float *x_, *d_probabilities_;                      // [padded]
+  Range columns_{0, 0};          // keys that the row may see, of whose scores something is made
+  float highest_ = 0.0f;         // of the row's scaled scores
+  float *x_, *d_probabilities_;  // [padded]
   int32_t *hidden_, *padding_, *ranks_, *segments_;  // [padded]
   uint8_t* keep_;                                    // [padded]
 };

@@ -68,6 +68,7 @@ void check(const AttentionCall& call, int threads) {
   require(threads >= 1, "threads must be at least 1, got " + std::to_string(threads));
   require(k.batch >= 1 && k.heads >= 1 && k.head_dim >= 1 && k.keys >= 1 && k.table >= 0,
           "batch, heads, head_dim and keys must be positive");
+  require(k.table_start >= 0, "table_start must not be negative");
   require(k.groups >= 1 && k.batch % k.groups == 0, "groups must divide the batch");
   require(0 <= k.apart && k.apart <= k.memory && k.memory <= k.keys,
           "0 <= apart <= memory <= keys must hold");
@@ -81,6 +82,7 @@ void check(const AttentionCall& call, int threads) {
   for (int s = 0; s < call.streams; ++s) {
     require(call.stream[s].rows >= 1 && call.stream[s].q.data != nullptr,
             "a stream must have rows and queries");
+    require(call.stream[s].chunk >= 1, "chunk must be positive");
   }
 }
 

@@ -202,7 +202,7 @@ class BackwardWorker {
     const Vec inverse = splat(tile_.inverse_sum[i]), scale = splat(keys_.scale);
     const bool drops = keys_.dropout;
     if (drops) {
-      const uint8_t* keep = tile_.keep(i) + tile_.columns.begin;
+      const uint8_t* keep = tile_.keep(i);
       for (int64_t j = 0; j < width; ++j) factor_[j] = keep[j] != 0 ? keys_.keep_scale : 0.0f;
     }
     BlockSum sum;
@@ -383,8 +383,8 @@ inline void sum_table(const AttentionCall& call, char* shared, int64_t group, in
   }
   for (int64_t p = 0; p < keys.table; ++p) {
     char* row = at(call.gradients.r, keys.dtype, group, p, n);
-    if (p < used) {
-      write_floats(total + p * tasks.dim_stride, keys.head_dim, keys.dtype, row);
+    if (const int64_t from = p + keys.table_start; from < used) {
+      write_floats(total + from * tasks.dim_stride, keys.head_dim, keys.dtype, row);
     } else {
       __builtin_memset(row, 0, static_cast<size_t>(keys.head_dim * size_of(keys.dtype)));
     }

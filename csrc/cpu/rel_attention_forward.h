@@ -76,7 +76,7 @@ class ForwardWorker {
   void finish_row(int64_t i, int64_t width) {
     float* row = tile_.scores + i * tile_.stride;
     if (keys_.dropout) {
-      const uint8_t* keep = tile_.keep(i) + tile_.columns.begin;
+      const uint8_t* keep = tile_.keep(i);
       for (int64_t j = 0; j < width; ++j) row[j] = keep[j] != 0 ? row[j] : 0.0f;
     }
     if (Words::kElements > 1) {

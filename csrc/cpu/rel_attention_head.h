@@ -77,7 +77,8 @@ class Head {
   // Packs what changed since the last call.
   void select(int64_t b, int64_t n) {
     const int64_t group = b * keys_.groups / keys_.batch;
-    if (group != group_ || n != n_) pack_table(group, n);
+    const bool same_table = n == n_ || keys_.r.stride[2] == 0;  // of all heads
+    if (group != group_ || !same_table) pack_table(group, n);
     if (b != b_ || n != n_) pack_keys(b, n);
     if (b != b_) read_codes(b);
     group_ = group;
@@ -140,10 +141,10 @@ class Head {
     for (int64_t p = 0; p < sizes_.table; p += kLanes) {
       const Element<Words>* block[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        // A causal table may be shorter: the keys it has no row for are hidden.
-        const bool exists = p + i < min_of(sizes_.table, keys_.table);
-        block[i] =
-            exists ? elements_of(at(keys_.r, keys_.dtype, group, p + i, n), false, i) : zeros_;
+        // A causal table may be shorter, or one may start later: no row sees such a key.
+        const int64_t row = p + i - keys_.table_start;
+        const bool exists = p + i < sizes_.table && 0 <= row && row < keys_.table;
+        block[i] = exists ? elements_of(at(keys_.r, keys_.dtype, group, row, n), false, i) : zeros_;
       }
       put_block(block, p, sizes_.table, r_columns_, r_rows_);
     }

@@ -14,8 +14,6 @@
 namespace xlnet_fast::cpu::XLNET_FAST_ISA {
 namespace {
 
-constexpr float kSeesNone = -1e29f;  // below any score of a key that is seen
-
 constexpr int64_t kMaxRows = 48;         // of a tile
 constexpr int64_t kScoreWords = 131072;  // of a tile, where rows are that long: half a mebibyte
 
@@ -69,6 +67,11 @@ class Tile {
   // or written to `rounded`, whose rows are `rounded_stride` elements apart.
   void softmax(Element<Words>* rounded = nullptr, int64_t rounded_stride = 0) {
     columns = visible_columns();
+    if (columns.size() == 0) {
+      columns = {0, sizes_.keys};
+      make_uniform(rounded, rounded_stride);
+      return;
+    }
     const bool is_whole = columns.begin == 0 && columns.end == sizes_.keys;
     if (!exponentials(rounded, rounded_stride) && !is_whole) {
       // A row sees none of these keys, hence none at all: it is uniform over all of them.
@@ -77,13 +80,15 @@ class Tile {
     }
   }
 
-  // 0 or 1 for each of all J keys of row i, where there is dropout.
+  // 0 or 1 for each of the keys `columns` of row i, where there is dropout.
   const uint8_t* keep(int64_t i) const {
     const RowCounter at{static_cast<uint32_t>(first_ + i),
                         static_cast<uint32_t>(b_ * keys_.heads + n_),
                         static_cast<uint32_t>(stream_->seed),
-                        static_cast<uint32_t>(stream_->seed >> 32), keys_.keep_from};
-    keep_row_(keep_, sizes_.keys, at);
+                        static_cast<uint32_t>(stream_->seed >> 32),
+                        keys_.keep_from,
+                        static_cast<uint32_t>(columns.begin / 4)};
+    keep_row_(keep_, columns.size(), at);
     return keep_;
   }
 
@@ -158,7 +163,8 @@ class Tile {
     segment_score[i] = sum_of(score);
   }
 
-  // Keys outside these are hidden from every row of the tile that sees a key at all. Whole panels.
+  // Keys outside these are hidden from every row of the tile that sees a key at all; none: no row
+  // does. Whole panels.
   Range visible_columns() const {
     int64_t lowest = position[0], highest = position[0];
     for (int64_t i = 1; i < rows; ++i) {
@@ -168,20 +174,47 @@ class Tile {
     Range seen = head_.visible();
     if (stream_->causal) seen.end = min_of(seen.end, keys_.memory + highest + 1);
     if (stream_->same_length) seen.begin = max_of(seen.begin, lowest);
+    if (has_window(*stream_)) {
+      seen.begin = max_of(seen.begin, window(lowest).begin);
+      seen.end = min_of(seen.end, window(highest).end);
+    }
     if (stream_->see_self) {
       seen.begin = min_of(seen.begin, keys_.memory + lowest);
       seen.end = max_of(seen.end, keys_.memory + highest + 1);
     }
-    if (seen.begin >= seen.end) return {0, sizes_.keys};
+    if (seen.begin >= seen.end) return {0, 0};
     return {seen.begin / kPanel * kPanel, min_of(sizes_.keys, round_up(seen.end, kPanel))};
+  }
+
+  Range window(int64_t at) const { return window_of(*stream_, at, keys_.memory, sizes_.keys); }
+
+  void find_shifts() {
+    for (int64_t i = 0; i < rows; ++i) {
+      shift[i] = columns.begin - position[i] + sizes_.current;
+    }
+  }
+
+  // As `exponentials`, where no row sees a key: without any product.
+  void make_uniform(Element<Words>* rounded, int64_t rounded_stride) {
+    const int64_t width = columns.size();
+    find_shifts();
+    for (int64_t i = 0; i < rows; ++i) {
+      inverse_sum[i] = 1.0f / static_cast<float>(width);
+      for (int64_t j = 0; j < width; j += kLanes) {
+        const Vec ones = select(inside(j, width), splat(1.0f), splat(0.0f));
+        if (rounded == nullptr) {
+          store(scores + i * stride + j, ones);
+        } else {
+          store_elements(rounded + i * rounded_stride + j, ones);
+        }
+      }
+    }
   }
 
   // False where a row sees none of the tile's keys.
   bool exponentials(Element<Words>* rounded, int64_t rounded_stride) {
     const int64_t width = columns.size(), depth = head_.depth();
-    for (int64_t i = 0; i < rows; ++i) {
-      shift[i] = columns.begin - position[i] + sizes_.current;
-    }
+    find_shifts();
     const Left a_r{reinterpret_cast<const float*>(q_r), depth, 1};
     const Left a_w{reinterpret_cast<const float*>(q_w), depth, 1};
     multiply_shifted<Words>(rows, sizes_.table, depth, a_r, head_.r_columns(), shift, width, scores,
@@ -200,7 +233,8 @@ class Tile {
         hidden == nullptr ? powers<false>(i, hidden, most, out)
                           : powers<true>(i, hidden, most, out);
       }
-      all_see = all_see && most > kSeesNone;
+      const bool sees_nan = inverse_sum[i] != inverse_sum[i];
+      all_see = all_see && (most > kSeesNone || sees_nan);
     }
     return all_see;
   }
@@ -260,7 +294,7 @@ class Tile {
   // All ones, from columns.begin on, at the keys that row i must not see; null: it sees all.
   const int32_t* hidden_keys(int64_t i) {
     const bool has_ranks = stream_->rank_q != nullptr, has_bits = stream_->bits != nullptr;
-    const bool has_more = has_ranks || has_bits || stream_->causal;
+    const bool has_more = has_ranks || has_bits || stream_->causal || has_window(*stream_);
     if (!pads_ && !has_more) return nullptr;
     const int64_t self = keys_.memory + position[i];
     const bool sees_self = stream_->see_self && columns.begin <= self && self < columns.end;
@@ -278,6 +312,8 @@ class Tile {
     mask.causal = stream_->causal;
     mask.same_length = stream_->same_length;
     mask.see_self = stream_->see_self;
+    mask.has_window = has_window(*stream_);
+    mask.window = window(position[i]);
     fill_hidden(mask, columns, hidden_);
     return hidden_;
   }

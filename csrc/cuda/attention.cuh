@@ -5,6 +5,7 @@
 #pragma once
 
 #include "../params.h"
+#include "limits.cuh"
 #include "philox.cuh"
 #include "tiles.cuh"
 
@@ -38,10 +39,11 @@ struct Head {
   XLNET_FAST_DEVICE Source r() const {
     return {address(all.r, group(), 0, n), 2 * all.r.stride[1]};
   }
-  // Row p of r, or a negative number where there is none, or where no key has that row: r may be
-  // longer.
+  // The row of r for index p, or a negative number where there is none, or where no key has that
+  // index: r may be longer.
   XLNET_FAST_DEVICE int row_of_r(int p) const {
-    return p < static_cast<int>(all.table) && p < keys() + current() ? p : -1;
+    const int row = p - static_cast<int>(all.table_start);
+    return row < static_cast<int>(all.table) && p < keys() + current() ? row : -1;
   }
   XLNET_FAST_DEVICE const char* bias(const View& view) const { return address(view, n, 0, 0); }
   XLNET_FAST_DEVICE const char* seg_embed(int which) const {
@@ -179,17 +181,16 @@ struct KeyFactsAnywhere {
   XLNET_FAST_DEVICE int rank(int j) const { return head.state(j) == kNoKey ? 0 : head.rank(j); }
 };
 
-// First key that is not padded, and one past the last; (J, 0) where all are. For the whole block;
-// `scratch` is 8 bytes of shared memory a warp, free again after the next barrier.
-template <int Warps>
-XLNET_FAST_DEVICE void unpadded_range(int& begin, int& end, const Head& head, uint32_t scratch,
-                                      const Place& at) {
-  begin = 0, end = head.keys();
-  if (!head.padded()) return;
-  begin = head.keys(), end = 0;
-  for (int j = at.thread; j < head.keys(); j += Warps * kWarpSize) {
-    if (head.state(j) != kSeen) continue;
-    begin = least(begin, j), end = j + 1;
+// First of the numbers below `count` that `holds`, and one past the last; (count, 0) without any.
+// For the whole block; `scratch` is 8 bytes of shared memory a warp, free again after the next
+// barrier.
+template <int Warps, class Holds>
+XLNET_FAST_DEVICE void range_where(int& begin, int& end, int count, const Holds& holds,
+                                   uint32_t scratch, const Place& at) {
+  begin = count, end = 0;
+  for (int x = at.thread; x < count; x += Warps * kWarpSize) {
+    if (!holds(x)) continue;
+    begin = least(begin, x), end = x + 1;
   }
 #pragma unroll
   for (int step = 1; step < kWarpSize; step *= 2) {
@@ -206,6 +207,27 @@ XLNET_FAST_DEVICE void unpadded_range(int& begin, int& end, const Head& head, ui
     begin = least(begin, load_shared<int>(scratch + 8 * warp));
     end = greatest(end, load_shared<int>(scratch + 8 * warp + 4));
   }
+}
+
+// The keys that are not padded.
+template <int Warps>
+XLNET_FAST_DEVICE void unpadded_range(int& begin, int& end, const Head& head, uint32_t scratch,
+                                      const Place& at) {
+  begin = 0, end = head.keys();
+  if (!head.padded()) return;
+  const auto seen = [&](int j) { return head.state(j) == kSeen; };
+  range_where<Warps>(begin, end, head.keys(), seen, scratch, at);
+}
+
+// The rows that see no key, or are absent.
+template <int Warps>
+XLNET_FAST_DEVICE void uniform_range(int& begin, int& end, const Head& head,
+                                     const AttentionStream& stream, uint32_t scratch,
+                                     const Place& at) {
+  const int count = static_cast<int>(stream.rows);
+  const float* stats = stream.stats + static_cast<int64_t>(head.flat()) * count;
+  const auto even = [&](int i) { return load(stats + i) == infinity(); };
+  range_where<Warps>(begin, end, count, even, scratch, at);
 }
 
 // Begins to copy `Count` keys or values from j0 on. Padded ones are zero unless `padded_too`.

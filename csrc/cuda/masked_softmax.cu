@@ -21,6 +21,8 @@ void check(const MaskedSoftmaxParams& p) {
   require(p.batch * p.heads * p.rows <= INT32_MAX, "batch * heads * rows must be below 2**31");
   require(p.keys < kMost && 0 <= p.table && p.table < kMost, "keys and table must be below 2**29");
   require(0 <= p.memory && p.memory <= p.keys, "0 <= memory <= keys must hold");
+  require(p.window_left <= p.keys && p.window_right <= p.keys && 1 <= p.chunk && p.chunk <= p.keys,
+          "the numbers of a window must be at most that of the keys, and a chunk at least 1");
   require(p.scores.data != nullptr, "scores must not be null");
   const bool segments = p.segment_scores.data != nullptr;
   require(segments == (p.segments_q != nullptr) && segments == (p.segments_k != nullptr),

@@ -6,6 +6,7 @@
 
 #include "../params.h"
 #include "elements.cuh"
+#include "limits.cuh"
 #include "philox.cuh"
 #include "tiles.cuh"
 
@@ -97,6 +98,7 @@ class SoftmaxRow {
     constexpr int kFar = (1 << 30) - 1;
     const int given = p.positions == nullptr ? i_ : load(p.positions + table_row);
     position_ = least(greatest(given, -kFar), kFar);
+    if (Limits::any(p)) find_window();
     if (p.rank_q != nullptr) rank_ = load(p.rank_q + table_row);
     if (p.dropout) seed_ = philox_key(p.seed_at);
     if (p.segment_scores.data == nullptr) return;
@@ -240,6 +242,16 @@ class SoftmaxRow {
     });
   }
 
+  // First key of the row's window, and one past the last. A position is within 30 bits and what a
+  // window is made of within 29, as is the number of keys: so far the sums fit 32.
+  XLNET_FAST_DEVICE void find_window() {
+    const Limits limits = Limits::of(p_, keys_);
+    const int own = limits.start(position_) + static_cast<int>(p_.memory);
+    window_begin_ = own - limits.left;
+    window_end_ =
+        window_begin_ < keys_ ? window_begin_ + limits.left + limits.chunk + limits.right : 0;
+  }
+
   // --- sets of the keys of one piece, key .. key + kWidth - 1 ---
 
   XLNET_FAST_DEVICE static uint32_t low_bits(int count) {
@@ -296,6 +308,7 @@ class SoftmaxRow {
     const int own = position_ + static_cast<int>(p_.memory);
     if (p_.causal) set |= ~low_bits(own + 1 - key);
     if (p_.same_length) set |= low_bits(position_ - key);
+    if (Limits::any(p_)) set |= low_bits(window_begin_ - key) | ~low_bits(window_end_ - key);
     if (p_.see_self && key <= own && own < key + kWidth) set &= ~(uint32_t{1} << (own - key));
     return set & low_bits(kWidth);
   }
@@ -305,6 +318,7 @@ class SoftmaxRow {
   uint32_t head_flat_;  // b * N + n
   int b_, n_, i_, position_;
   int rank_ = 0, segment_ = 0;
+  int window_begin_ = 0, window_end_ = 0;
   float segment_score_ = 0.0f;
   PhiloxKey seed_{};
 };

@@ -47,6 +47,11 @@ XLNET_FAST_DEVICE LeftSide<D, kOwnerThreads, false> in_registers(
   return left;
 }
 
+// Whether rows of a stream may see no key: they are uniform over all.
+XLNET_FAST_DEVICE bool hides_rows(const Head& head, const AttentionStream& stream) {
+  return !stream.see_self && (head.padded() || stream.rank_q != nullptr || stream.bits != nullptr);
+}
+
 // One warp's rows of one tile, and what the kernel of dq left for them.
 template <class Element, int D, bool kInOrder>
 struct OwnerRows {

@@ -26,9 +26,14 @@ void check(const AttentionCall& call) {
   require(k.groups >= 1 && k.batch % k.groups == 0, "groups must divide the batch");
   require(0 <= k.apart && k.apart <= k.memory && k.memory <= k.keys,
           "0 <= apart <= memory <= keys must hold");
+  require(k.table_start >= 0, "table_start must not be negative");
   for (int s = 0; s < call.streams; ++s) {
     require(call.stream[s].rows >= 1 && call.stream[s].stats != nullptr,
             "a stream must have rows and statistics");
+    const AttentionStream& stream = call.stream[s];
+    require(stream.window_left <= k.keys && stream.window_right <= k.keys && 1 <= stream.chunk &&
+                stream.chunk <= k.keys,
+            "the numbers of a window must be at most that of the keys, and a chunk at least 1");
     require(!k.dropout || call.stream[s].seed_at != nullptr, "dropout needs a seed");
   }
 }

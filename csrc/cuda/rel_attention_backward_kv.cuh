@@ -71,18 +71,14 @@ struct KeyTile {
     block_barrier();
   }
 
-  // First row of the tile, and one past the last, that may see any of these keys.
-  XLNET_FAST_DEVICE void tiles_of_rows(int& begin, int& end, const AttentionStream& stream) const {
-    const int count = static_cast<int>(stream.rows);
-    begin = 0, end = count;
-    // Rows that see nothing are uniform over all keys, so where there may be any all rows count.
-    const bool hides_rows =
-        !stream.see_self && (head.padded() || stream.rank_q != nullptr || stream.bits != nullptr);
-    if (stream.positions == nullptr && !hides_rows) {
-      if (stream.causal) begin = greatest(0, j0 - head.memory());
-      if (stream.same_length) end = least(count, j0 + kColumns);
-    }
-    begin = begin / kTileRows, end = (end + kTileRows - 1) / kTileRows;
+  // First row, and one past the last, that may see any of these keys, of rows in order.
+  XLNET_FAST_DEVICE void rows_in_sight(int& begin, int& end, const AttentionStream& stream) const {
+    if (stream.causal) begin = greatest(begin, j0 - head.memory());
+    if (stream.same_length) end = least(end, j0 + kColumns);
+    if (!Limits::any(stream)) return;
+    const Limits limits = Limits::of(stream, head.keys());
+    begin = greatest(begin, limits.first_position(j0, head.memory()));
+    end = least(end, limits.positions_end(j0 + kColumns, head.memory()));
   }
 
   // Begins to copy a tile of q and d_out, and `Count` rows of the ring: those of the whole window,
@@ -118,10 +114,31 @@ struct KeyTile {
 
   template <bool kInOrder>
   XLNET_FAST_DEVICE void add_rows(const AttentionStream& stream) {
-    int begin, end;
-    tiles_of_rows(begin, end, stream);
+    int begin = 0, end = static_cast<int>(stream.rows), even = 0, even_end = 0;
+    // Rows that see nothing are uniform over all keys: where there may be any all rows count, or,
+    // beside a window, which leaves few others, those that are.
+    const bool some_even = hides_rows(head, stream);
+    const bool apart = kInOrder && some_even && Limits::any(stream);
+    if (kInOrder && (!some_even || apart)) rows_in_sight(begin, end, stream);
+    if (apart) {
+      block_barrier();  // what lay in the scratch has been read
+      uniform_range<kOwnerWarps>(even, even_end, head, stream, Shape::kExchange, at);
+    }
+    begin = begin / kTileRows, end = greatest(begin, (end + kTileRows - 1) / kTileRows);
+    even = even / kTileRows, even_end = (even_end + kTileRows - 1) / kTileRows;
+#pragma unroll 1
+    for (int part = 0; part < (apart ? 3 : 1); ++part) {
+      const int first = part == 0 ? begin : part == 1 ? even : greatest(even, end);
+      const int last = part == 0 ? end : part == 1 ? least(even_end, begin) : even_end;
+      add_tiles<kInOrder>(stream, first, last);
+    }
+  }
+
+  // Adds the rows of tiles begin .. end - 1.
+  template <bool kInOrder>
+  XLNET_FAST_DEVICE void add_tiles(const AttentionStream& stream, int begin, int end) {
     if (begin >= end) return;
-    block_barrier();  // what another stream's last tile left has been read
+    block_barrier();  // what the last tile before these left has been read
     begin_copies<kInOrder, kTileRows + kColumns>(stream, begin, 0);
     for (int tile = begin; tile < end; ++tile) {
       const int step = tile - begin;

@@ -104,13 +104,26 @@ struct TableTile {
     }
   }
 
+  // Whether a row may see keys at any of the distances that these rows of r are for.
+  XLNET_FAST_DEVICE bool in_sight(const Head& head, const AttentionStream& stream) const {
+    if (!Limits::any(stream)) return true;
+    const Limits limits = Limits::of(stream, head.keys());
+    return p0 + kColumns > head.keys() + limits.lowest_distance() &&
+           p0 <= head.keys() + limits.highest_distance();
+  }
+
   template <bool kInOrder>
   XLNET_FAST_DEVICE void add_rows(const Head& head, const AttentionStream& stream) {
     const int count = static_cast<int>(stream.rows);
     int begin = 0, end = count;
+    if (!in_sight(head, stream)) {
+      if (!hides_rows(head, stream)) return;
+      block_barrier();  // what lay in the scratch has been read
+      uniform_range<kOwnerWarps>(begin, end, head, stream, Shape::kExchange, at);
+    }
     if (kInOrder) {  // the window has keys
-      begin = greatest(0, head.current() - p0 - kWindow + 1);
-      end = least(count, head.keys() + head.current() - p0);
+      begin = greatest(begin, head.current() - p0 - kWindow + 1);
+      end = least(end, head.keys() + head.current() - p0);
     }
     for (int first = begin / kTileRows * kTileRows; first < end; first += kTileRows) {
       block_barrier();  // what was there has been read
@@ -207,10 +220,11 @@ struct TableTile {
     const char* bias = address(keys.r_r_bias, n, 0, 0);
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
-      const int owned = 16 * group + 8 * upper + at.g, p = p0 + owned;
-      if (p < 0 || p >= static_cast<int>(keys.table)) continue;
+      const int owned = 16 * group + 8 * upper + at.g;
+      const int row_of_r = p0 + owned - static_cast<int>(keys.table_start);
+      if (row_of_r < 0 || row_of_r >= static_cast<int>(keys.table)) continue;
       const float sum = ColumnSums<kColumns>::get(scratch, owned);
-      float* row = gradients.r_parts + (part * keys.table + p) * head_dim;
+      float* row = gradients.r_parts + (part * keys.table + row_of_r) * head_dim;
 #pragma unroll
       for (int n8 = 0; n8 < kTiles; ++n8) {
         const int d = 8 * (share * kTiles + n8) + 2 * at.t;
@@ -256,8 +270,8 @@ void launch_rel_attention_backward_r(const AttentionCall& call, Stream stream) {
   const auto current = static_cast<int>(call.keys.keys - call.keys.memory);
   const int first_p =
       current % Shape::kColumns == 0 ? 0 : current % Shape::kColumns - Shape::kColumns;
-  const int tiles =
-      (static_cast<int>(call.keys.table) - first_p + Shape::kColumns - 1) / Shape::kColumns;
+  const auto end_p = static_cast<int>(call.keys.table + call.keys.table_start);
+  const int tiles = (end_p - first_p + Shape::kColumns - 1) / Shape::kColumns;
   const TableCall table_call{call, tiles, first_p};
   const int64_t parts = call.gradients.splits * call.keys.groups * call.keys.heads;
   launch(&rel_attention_backward_r_kernel<Shape, Shape::kSharedBytes>,

@@ -88,6 +88,11 @@ struct RowTile {
     }
     if (stream.causal) end = least(end, top + head.memory() + 1);
     if (stream.same_length) begin = greatest(begin, low);
+    if (Limits::any(stream)) {
+      const Limits limits = Limits::of(stream, head.keys());
+      begin = greatest(begin, limits.begin(low, head.memory()));
+      end = least(end, limits.end(top, head.memory()));
+    }
     if (all) begin = 0, end = head.keys();
     begin = begin / Keys, end = (end + Keys - 1) / Keys;
   }

@@ -78,6 +78,15 @@ XLNET_FAST_DEVICE Sight<Tiles> sight_of(const TheRows& rows, const Head& head, c
         if (stream.same_length) visible.word[w] &= ~columns_below(position - j0, w);
       }
     }
+    if (Limits::any(stream)) {
+      const Limits limits = Limits::of(stream, head.keys());
+      const int begin = limits.begin(position, head.memory()) - j0;
+      const int end = limits.end(position, head.memory()) - j0;
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        visible.word[w] &= columns_below(end, w) & ~columns_below(begin, w);
+      }
+    }
     if (stream.bits != nullptr) {
       const int64_t row_bytes = (head.all.keys + 7) / 8;
       const uint8_t* bits =
@@ -185,6 +194,19 @@ XLNET_FAST_DEVICE Sight<Tiles> moved_sight_of(const TheRows& rows, const Head& h
       const int j = key(n, e), position = rows.position(e / 2);
       const bool early = stream.same_length && j < position;
       if (j > position + head.memory() || early) sight.visible[e / 2].remove(n, e);
+    });
+  }
+  if (Limits::any(stream)) {
+    const Limits limits = Limits::of(stream, head.keys());
+    int begin[2], end[2];
+#pragma unroll
+    for (int upper = 0; upper < 2; ++upper) {
+      begin[upper] = limits.begin(rows.position(upper), head.memory());
+      end[upper] = limits.end(rows.position(upper), head.memory());
+    }
+    for_each_score<Tiles>([&](int n, int e) {
+      const int j = key(n, e);
+      if (j < begin[e / 2] || j >= end[e / 2]) sight.visible[e / 2].remove(n, e);
     });
   }
   if (stream.bits != nullptr) {

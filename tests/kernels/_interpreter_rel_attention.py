@@ -12,7 +12,15 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import CASES, Case, make_inputs
-from attention_runs import SENTINEL, check_output, check_passes, gradients, operands
+from attention_runs import (
+    LEFT_OUT,
+    SENTINEL,
+    check_left_out,
+    check_output,
+    check_passes,
+    gradients,
+    operands,
+)
 from quick_interpreter import speed_up
 from shared_compilations import FULL, ONE_OF_EACH
 
@@ -29,7 +37,11 @@ REFUSED = {
     ),
     "errors-float64": ("q", lambda x: x.double(), "q has dtype torch.float64, expected"),
     "errors-head-dim": ("q", lambda x: x.new_zeros(2, 17, 2, 129), "head dim 129 is not in 1..128"),
-    "errors-short-r": ("r", lambda x: x[:, :17], "r has 17 rows, expected at least J . 1 = 18"),
+    "errors-short-r": (
+        "r",
+        lambda x: x[:, :17],
+        "r has 17 rows, expected at least J . 1 - r_start = 18",
+    ),
     "errors-seed": ("seed", lambda _: None, "dropout_p 0.5 needs the seed of every stream"),
 }
 # Several heads where a read of a head, or a sum over heads, is what a case has and others lack.
@@ -38,6 +50,7 @@ SEVERAL_HEADS = (
     "shapes-one-row-long-memory", "shapes-strided", "shapes-positions-absent",
     "shapes-positions-none-present", "apart-aligned", "apart-short", "apart-empty", "apart-causal",
     "dropout-self", "hostile-nan-padding-self", "hostile-strided-positions",
+    "window-chunks-strided", "start-groups", "start-one-head",
 )  # fmt: skip
 # As many rows and keys as it takes for two tiles or stretches of each kind that a case is about.
 FEWER: dict[str, dict[str, int]] = {
@@ -54,7 +67,7 @@ HERE = {
 # The dtypes share all branches; DRESSED are of float16, too.
 IN_HALF = (
     "masks-all-self", "masks-bits-hide-all", "shapes-d80", "shapes-positions-self",
-    "hostile-nan-padding-all-self", "hostile-large-scores",
+    "hostile-nan-padding-all-self", "hostile-large-scores", "window-self", "window-chunks-strided",
 )  # fmt: skip
 RUNS = [(name, "float32") for name in CASES] + [(name, "float16") for name in IN_HALF]
 # Sets of features that only the GPU's form of a case has; the interpreter has no bfloat16.
@@ -75,8 +88,8 @@ GROUPS = {
     "errors- or strips or dressed or interpreted and masks-": (
         len(REFUSED) + 12 + len(DRESSED) + _in_families("masks-")
     ),
-    "interpreted and (shapes- or apart- or dropout- or hostile-)": (
-        _in_families("shapes-", "apart-", "dropout-", "hostile-")
+    "left_out or interpreted and not masks-": (
+        len(LEFT_OUT) + sum(not name.startswith("masks-") for name, _ in RUNS)
     ),
 }
 """Groups of tests, each an expression for `pytest -k`, and how many there are in each."""
@@ -122,6 +135,13 @@ def test_interpreted_output_and_gradients(name, dtype):
 def test_dressed(run):
     case = replace(run.case, heads=1)
     check_passes(run.name, torch.float16, rel_attention, "cpu", case, run.ordered)
+
+
+@interpreted
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_left_out(name):
+    check_left_out(name, torch.float32, rel_attention, "cpu")
 
 
 @interpreted

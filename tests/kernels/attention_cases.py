@@ -36,6 +36,10 @@ class Case:
     pad: int = 1  # elements between rows of strided operands
     bits_batch: int | None = None
     apart: bool = False  # keys and values of the memory in tensors of their own
+    window: tuple[int | None, int | None] | None = None
+    chunk: int = 1
+    r_start: int = 0
+    one_head: bool = False  # of r, for all heads
     values: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -140,6 +144,53 @@ CASES = {
     "hostile-strided-positions": Case(
         rows=17, current=33, head_dim=24, positions="absent", strided=True, mask=("bits",)
     ),
+    # windows, alone and with other parts; they leave out whole tiles of keys, rows and rows of r
+    "window-both": Case(rows=130, window=(20, 9)),
+    "window-none": Case(rows=17, window=(None, None)),
+    "window-narrow": Case(rows=17, memory=5, window=(1, 0)),
+    "window-left": Case(rows=70, memory=37, window=(33, None), segments=True),
+    "window-right": Case(rows=70, memory=3, window=(None, 11)),
+    "window-padding": Case(rows=130, window=(17, 17), mask=("padding",), nan_in_padding=True),
+    "window-padding-left": Case(rows=130, window=(17, 17), mask=("padding_left",)),
+    "window-padding-all": Case(rows=33, memory=5, window=(5, 9), mask=("padding_all",)),
+    "window-self": Case(
+        rows=65, memory=17, window=(9, 5), r_start=1, nan_in_padding=True,
+        mask=("padding_left", "causal", "see_self"),
+    ),
+    "window-causal": Case(
+        rows=70, memory=37, uni=True, window=(40, 3), r_start=1, mask=("causal", "see_self")
+    ),
+    "window-chunks": Case(
+        rows=70, memory=37, window=(21, 0), chunk=16, r_start=1, apart=True, segments=True
+    ),
+    "window-chunks-odd": Case(rows=65, memory=5, window=(7, 3), chunk=13, r_start=1, apart=True),
+    "window-chunks-wide": Case(
+        rows=17, memory=3, window=(10**6, 2**31 - 1), chunk=10**6, r_start=1, apart=True
+    ),
+    "window-chunks-bits": Case(
+        rows=65, memory=9, window=(17, 5), chunk=7, r_start=1, apart=True, mask=("bits",)
+    ),
+    "window-chunks-speech": Case(
+        rows=65, memory=37, window=(30, 0), chunk=15, r_start=1, one_head=True, apart=True,
+        mask=("padding",), dropout_p=0.2,
+    ),
+    "window-chunks-strided": Case(
+        rows=33, memory=2, head_dim=20, window=(12, 12), chunk=2, r_start=1, one_head=True,
+        apart=True, strided=True, mask=("padding",),
+    ),
+    "window-positions": Case(
+        rows=17, memory=5, current=65, positions="absent", window=(9, 3), chunk=2, r_start=1,
+        mask=("ranks",),
+    ),
+    "window-positions-any": Case(
+        rows=33, current=130, positions="any", window=(9, 3), chunk=20, r_start=1, segments=True
+    ),
+    # r whose first row, which no key has, is not there; one head's rows for all
+    "start-plain": Case(rows=65, memory=17, r_start=1, segments=True),
+    "start-aligned": Case(rows=64, r_start=1, one_head=True),
+    "start-groups": Case(batch=4, groups=2, rows=17, memory=3, r_start=1, one_head=True),
+    "start-one-row": Case(batch=1, rows=1, memory=5, r_start=1),
+    "start-one-head": Case(rows=33, memory=5, one_head=True, mask=("padding",)),
 }  # fmt: skip
 
 
@@ -165,7 +216,8 @@ def make_inputs(case: Case, dtype: torch.dtype, seed: int) -> SimpleNamespace:
         return torch.randn(shape, generator=gen).mul_(case.values.get(name, 1.0)).to(dtype)
 
     x = SimpleNamespace(q=normal(b, i, n, d, name="q"), k=normal(b, j, n, d), v=normal(b, j, n, d))
-    x.r = normal(case.groups, j + 1 if case.uni else j + length, n, d)
+    rows_of_r = (j + 1 if case.uni else j + length) - case.r_start
+    x.r = normal(case.groups, rows_of_r, 1 if case.one_head else n, d)
     x.r_w_bias, x.r_r_bias = normal(n, d), normal(n, d)
     x.r_s_bias = x.seg_embed = x.segments_q = x.segments_k = None
     if case.segments:
@@ -188,6 +240,7 @@ def make_inputs(case: Case, dtype: torch.dtype, seed: int) -> SimpleNamespace:
         x.v[x.mask.key_padding][..., ::2] = float("nan")
     for name in ("q", "k", "v", "r"):
         setattr(x, name, _guarded(getattr(x, name), case))
+    x.r = x.r.expand(-1, -1, n, -1)
     return x
 
 
@@ -196,6 +249,8 @@ def _make_mask(case: Case, gen: torch.Generator) -> AttentionMask | None:
     parts: dict[str, object] = {
         name: True for name in ("causal", "same_length", "see_self") if name in case.mask
     }
+    if case.window is not None:
+        parts |= {"window": case.window, "chunk": case.chunk}
     padding = torch.zeros(b, j, dtype=torch.bool)
     if "padding" in case.mask:
         padding[0, j - j // 3 :] = True
@@ -219,7 +274,7 @@ def _make_mask(case: Case, gen: torch.Generator) -> AttentionMask | None:
         hidden = torch.rand((rows, i, j), generator=gen) < (2.0 if "bits_all" in case.mask else 0.5)
         hidden[0, i // 2] = True
         parts["bits"] = pack_bits(hidden)
-    return AttentionMask(**parts) if case.mask else None
+    return AttentionMask(**parts) if parts else None
 
 
 def dense_hidden(x: SimpleNamespace, position: torch.Tensor, memory: int) -> torch.Tensor:
@@ -239,6 +294,11 @@ def dense_hidden(x: SimpleNamespace, position: torch.Tensor, memory: int) -> tor
         hidden |= key > memory + position[:, :, None]
     if m.same_length:
         hidden |= key < position[:, :, None]
+    if m.window is not None:
+        start = (memory + position // m.chunk * m.chunk)[:, :, None]
+        left, right = m.window
+        hidden |= key < start - left if left is not None else hidden
+        hidden |= key >= start + m.chunk + right if right is not None else hidden
     return hidden & (key != memory + position[:, :, None]) if m.see_self else hidden
 
 
@@ -256,7 +316,7 @@ def formula(x: SimpleNamespace, case: Case, dtype: torch.dtype) -> torch.Tensor:
     r = r.repeat_interleave(b // case.groups, 0)
     bd = torch.einsum("bind,bpnd->bnip", q + rr, r)
     bd = torch.nn.functional.pad(bd, (0, 1))  # a column of zeros for what is beyond r
-    bd = bd.gather(3, p.clamp(max=r.shape[1])[:, None].expand(b, n, i, j))
+    bd = bd.gather(3, (p - case.r_start).clamp(max=r.shape[1])[:, None].expand(b, n, i, j))
     score = torch.einsum("bind,bjnd->bnij", q + rw, k) + bd
     if x.segments_q is not None:
         rs, embed = x.r_s_bias.to(dtype), x.seg_embed.to(dtype)

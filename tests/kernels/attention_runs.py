@@ -6,6 +6,7 @@ A backend is a module with `rel_attention_forward` and `rel_attention_backward`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ def operands(x: SimpleNamespace, case: Case) -> tuple[Keys, Queries]:
             k_memory, v_memory = k_memory.contiguous(), v_memory.contiguous()
     keys = Keys(
         k, v, k_memory, v_memory, x.r, x.r_w_bias, x.r_r_bias, x.r_s_bias, x.seg_embed,
-        x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p,
+        x.segments_k, case.memory, case.head_dim**-0.5, case.dropout_p, case.r_start,
     )  # fmt: skip
     return keys, Queries(x.q, x.segments_q, x.mask or AttentionMask(), x.positions, x.seed)
 
@@ -217,3 +218,37 @@ def _check_output(
     if x.positions is not None:
         assert bool((out[x.positions < 0] == 0).all()), "an absent row is not exactly zero"
     assert_within(out, eager, exact, label)
+
+
+_LONG = Case(batch=1, rows=372, heads=1, head_dim=16, window=(9, 5))
+LEFT_OUT = {
+    "window-plain": _LONG,
+    "window-chunked": replace(_LONG, memory=7, window=(9, 0), chunk=8, r_start=1),
+    # Rows behind the padding see no key: they read all keys, and all keys get a gradient of theirs.
+    "window-padded": replace(_LONG, mask=("padding",)),
+}
+"""Long calls with short windows."""
+
+
+def check_left_out(name: str, dtype: torch.dtype, backend: Any, device: str) -> None:
+    """What is far beyond the window is not read: NaN there reaches nobody.
+
+    A tile that is read spreads NaN, as 0 * NaN is NaN. It has up to 64 rows and as many keys.
+    """
+    case, far, near = LEFT_OUT[name], slice(194, 254), slice(64)
+    x = make_inputs(case, dtype, seed=0)
+    d_out = torch.randn(x.q.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def both_passes() -> dict[str, torch.Tensor]:
+        forward = run_forward(x, case, backend, device)
+        grads = run_backward(forward, x, case, d_out, backend)
+        found = {"out": forward.out.cpu()[:, near]}
+        found |= {operand: grads[operand][:, near] for operand in ("q", "k", "v")}
+        met = x.k.shape[1] + torch.tensor([-200, 200])  # rows of r between which windows lie
+        return found | {"r": torch.cat([grads["r"][:, : met[0]], grads["r"][:, met[1] :]], 1)}
+
+    clean = both_passes()
+    for operand in (x.q, d_out) if case.mask else (x.q, d_out, x.k, x.v):
+        operand[:, far] = float("nan")
+    for name, part in both_passes().items():
+        assert torch.equal(part, clean[name]), name

@@ -76,6 +76,11 @@ PROFILES: dict[str, list[Profile]] = {
         profile("segments", 64),
         profile("segments padding see_self", 80),
         profile("segments padding", 128),
+        profile(f"{FULL} window"),
+        profile(f"{FULL} window chunks start apart"),
+        profile("padding window start causal see_self"),
+        profile("segments ranks window chunks start positions"),
+        profile("segments start"),
     ],
     "float32": [
         profile(FULL),
@@ -98,6 +103,7 @@ STREAM_PROFILES: dict[str, list[Profile]] = {
         profile("segments ranks dropout apart positions"),  # a pretraining step
         profile("segments bits"),
         profile("causal positions"),
+        profile("ranks window chunks start positions"),
     ],
     "float32": [profile("positions")],
     "float16": [profile(f"{FULL} positions")],
@@ -135,6 +141,9 @@ def profile_of(case: Case, positions: str | None = None) -> Profile:
         "dropout": case.dropout_p > 0.0,
         "positions": (case.positions or positions) is not None,
         "apart": case.apart and case.memory > 0,
+        "window": case.window not in (None, (None, None)),
+        "chunks": case.chunk > 1,
+        "start": case.r_start > 0,
     }
     features |= {name for name, is_there in present.items() if is_there}
     return Profile(frozenset(features), -(-case.head_dim // 16) * 16)

@@ -46,6 +46,8 @@ class Case:
     integers: torch.dtype = torch.int64
     nan_hidden: bool = False
     sweeps: bool = False  # as of a row too long for the registers
+    window: tuple[int | None, int | None] | None = None
+    chunk: int = 1
     spread: float = 3.0
 
     @property
@@ -112,6 +114,18 @@ CASES = {
     ),
     "hostile-large-scores": Case(rows=33, memory=3, spread=300.0, segments=True),
     "hostile-large-scores-sweeps": Case(rows=33, spread=300.0, sweeps=True),
+    "window-both": Case(rows=33, memory=7, window=(5, 3), chunk=2),
+    "window-left": Case(rows=17, memory=7, window=(5, None), chunk=3),
+    "window-right": Case(rows=33, window=(None, 2**31 - 1), chunk=10**6),
+    "window-nan-hidden": Case(rows=33, memory=70, window=(9, 2), chunk=8, nan_hidden=True),
+    "window-padding-self": Case(rows=33, memory=7, window=(9, 0), mask=("padding_all", "see_self")),
+    "window-every-sweeps": Case(
+        rows=65, memory=17, window=(20, 9), chunk=5, mask=EVERY_MASK, segments=True, sweeps=True,
+        dropout_p=0.3,
+    ),
+    "window-positions": Case(
+        memory=9, current=65, positions="absent", window=(7, 3), chunk=10, mask=("ranks",)
+    ),
 }  # fmt: skip
 MEMORY = {
     # layers, rows of hidden, rows of memory (None: no memory), mem_len, reuse_len
@@ -171,6 +185,8 @@ def _make_mask(case: Case, gen: torch.Generator) -> AttentionMask:
     parts: dict[str, Any] = {
         name: True for name in ("causal", "same_length", "see_self") if name in case.mask
     }
+    if case.window is not None:
+        parts |= {"window": case.window, "chunk": case.chunk}
     padding = torch.zeros(b, j, dtype=torch.bool)
     if "padding" in case.mask:
         padding[0, j - j // 3 :] = True

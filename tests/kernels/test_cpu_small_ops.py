@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cpu_kernels import DTYPES, ISAS, isa, needs_kernels
-from hf_oracle import F64, MASKS, dense_hidden, make_problem, positions_of
+from hf_oracle import F64, MASKS, WINDOWS, dense_hidden, make_problem, positions_of
 from torch import Tensor
 from yardstick import Graph, Yardstick
 
@@ -62,6 +62,13 @@ CASES: dict[str, dict[str, Any]] = {
             "segments": 2,
         }
         for keys in LENGTHS for mask in ("left", "all parts")
+    },
+    **{f"mask {mask}": {"mask": mask, "segments": 2, "queries": 29} for mask in WINDOWS},
+    **{
+        f"{mask}, positions, {dropout}": {
+            "mask": mask, "segments": 2, "targets": 9, "queries": 41, "dropout": dropout,
+        }
+        for mask in ("window right", "chunks right", "window uni") for dropout in (False, True)
     },
     "one query": {"queries": 1, "memory": 70, "mask": "left", "segments": 2},
 }  # fmt: skip
@@ -161,7 +168,11 @@ def test_a_set_that_only_helps_products_changes_nothing():
 @each_kernel
 @pytest.mark.parametrize(
     ("mask", "dropout"),
-    [*((mask, False) for mask in ("left", "query", "bits", "same_length")), ("all parts", True)],
+    [
+        *((mask, False) for mask in ("left", "query", "bits", "same_length", "chunks right")),
+        ("all parts", True),
+        ("window", True),
+    ],
 )
 def test_nan_in_hidden_scores_reaches_nothing(mask, dropout, isa, dtype):
     operands, options = problem_of(dtype, mask=mask, segments=2, dropout=dropout)
@@ -185,6 +196,19 @@ def test_nan_in_a_visible_score_fills_its_row(bad, isa, dtype):
         assert out[1, 2, 3].isnan().all(), key
         out[1, 2, 3] = 0
         assert out.isfinite().all(), key
+
+
+@each_kernel
+def test_nan_that_a_row_sees_in_its_window_fills_the_row(isa, dtype):
+    operands, options = problem_of(dtype, queries=65, mask="window")
+    operands["scores"][1, 2, 40, 46] = NAN
+    leaves = {name: x.requires_grad_() for name, x in operands.items()}
+    out = ops.masked_softmax(**leaves, **options, backend="cpu")
+    grad = torch.autograd.grad(out, leaves["scores"], grad_of(out))[0]
+    for x in (out.detach(), grad):
+        assert x[1, 2, 40].isnan().all()
+        x[1, 2, 40] = 0
+        assert x.isfinite().all()
 
 
 @each_kernel

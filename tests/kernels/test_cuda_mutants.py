@@ -18,7 +18,7 @@ from xlnet_fast.kernels.cuda import entries, rel_attention
 MODULE = [Path(__file__).with_name(name) for name in ("mutant.cpp", "mutant_kernel.cpp")]
 RUN = (
     "masks-none", "masks-all-self", "masks-padding-all-of-one", "shapes-uni-unmasked",
-    "shapes-positions", "shapes-positions-absent",
+    "shapes-positions", "shapes-positions-absent", "window-chunks-odd",
 )  # fmt: skip
 """Cases of head dim 32 that have rows in order and rows at positions, and many tiles of keys."""
 
@@ -66,8 +66,12 @@ FAULTS = {
         "    return true;", "outside of every",
     ),
     "whether there is such a row of r": Fault(
-        "attention.cuh", "p < static_cast<int>(all.table) && p < keys()", "p < keys()",
+        "attention.cuh", "row < static_cast<int>(all.table) && p < keys()", "p < keys()",
         "outside of every",
+    ),
+    "the chunk that a window is counted from": Fault(
+        "limits.cuh", "return position - (within < 0 ? within + chunk : within);",
+        "return position;", "error",
     ),
     "whether a strip has such a column": Fault(
         "window.cuh", "if (holds(column)) store_shared<float>", "store_shared<float>",

@@ -14,7 +14,9 @@ import torch
 import two_stream_cases as two_streams
 from attention_cases import CASES, Case, make_inputs
 from attention_runs import (
+    LEFT_OUT,
     SENTINEL,
+    check_left_out,
     check_output,
     check_passes,
     gradients,
@@ -78,7 +80,8 @@ ONE_OF_EACH = ("masks-all-self", "shapes-positions-absent", "apart-causal", "dro
 # The dtypes share all branches: float16 runs a case of each width, of each group, and large scores.
 IN_HALF = (
     *ONE_OF_EACH, "head-dim-8", "head-dim-64", "head-dim-128", "masks-padding-all-of-one",
-    "hostile-nan-padding-hidden-rows", "hostile-large-scores", "strided-d40",
+    "hostile-nan-padding-hidden-rows", "hostile-large-scores", "strided-d40", "window-self",
+    "window-chunks-strided",
 )  # fmt: skip
 RUNS = [(name, torch.bfloat16) for name in (*ALL, *OWN)]
 RUNS += [(name, torch.float16) for name in IN_HALF]
@@ -106,6 +109,11 @@ def test_one_row_and_one_key_have_no_gradient_through_their_score(dtype, device)
 @pytest.mark.parametrize(("name", "dtype"), STREAM_RUNS)
 def test_two_streams(name, dtype, device):
     check_streams(name, dtype, rel_attention, device, STREAMS[name])
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_a_window_hides_is_left_out(name, device):
+    check_left_out(name, torch.bfloat16, rel_attention, device)
 
 
 # --- the same bits --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import attention_checks as checks
 import pytest
 import torch
-from hf_oracle import F64, MASKS, Problem, assert_same, hf_attention, make_problem, run
+from hf_oracle import F64, MASKS, WINDOWS, Problem, assert_same, hf_attention, make_problem, run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from two_sources import apart, joined, kernel_operands
@@ -310,7 +310,7 @@ def run_softmax(
     return {"out": out.detach()} | {f"d {name}": leaf.grad for name, leaf in leaves.items()}
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", [*MASKS, *WINDOWS])
 @pytest.mark.parametrize("targets", [None, 4])
 @pytest.mark.parametrize("dropout", [{}, {"dropout_p": 0.3, "seed": torch.tensor(4)}])
 def test_masked_softmax_is_the_reference(mask, targets, dropout):

@@ -159,7 +159,8 @@ LIGHT = Case(rows=33, memory=5, apart=True, segments=True, mask=("padding", "cau
 HEAVY = two_streams.Streams(
     Case(
         rows=33, memory=5, apart=True, segments=True, dropout_p=0.5,
-        mask=("padding", "causal", "same_length", "ranks", "bits"),
+        mask=("padding", "causal", "same_length", "ranks", "bits"), window=(9, 3), chunk=4,
+        r_start=1,
     )
 )  # fmt: skip
 

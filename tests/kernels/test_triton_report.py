@@ -213,7 +213,7 @@ def softmax_inputs(keys):
     mask = AttentionMask(
         key_padding=torch.zeros(b, keys).bool(), rank_q=torch.zeros(b, i).long(),
         rank_k=torch.zeros(b, keys).long(), bits=torch.zeros(b, i, -(-keys // 8)).byte(),
-        causal=True, same_length=True, see_self=True,
+        causal=True, same_length=True, see_self=True, window=(9, 3), chunk=2,
     )  # fmt: skip
     return SoftmaxInputs(
         scores, position, *segments, mask, torch.zeros(b, i).long(), keys - 64, 0.5, 0.1,

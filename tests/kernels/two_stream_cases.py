@@ -45,6 +45,9 @@ CASES = {
     "streams-causal": Streams(Case(rows=33, memory=9, mask=("causal",), uni=True), 5, "any"),
     "streams-one-target": Streams(Case(rows=17, head_dim=20, mask=("ranks",)), 1),
     "streams-strided": Streams(Case(rows=33, memory=5, strided=True, mask=("padding",)), 6),
+    "streams-window": Streams(
+        Case(rows=65, memory=9, window=(9, 5), chunk=4, r_start=1, mask=("ranks",)), 17, "any"
+    ),
 }  # fmt: skip
 
 

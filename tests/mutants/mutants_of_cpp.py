@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutant_fault import faults_of
 
-ATTENTION = "kernels/test_cpu_rel_attention.py kernels/test_cpu_entries.py"
+ATTENTION = "kernels/test_cpu_rel_attention.py kernels/test_cpu_entries.py kernels/test_window.py"
 SCORES = "csrc/cpu/rel_attention_scores.h"
 BACKWARD = "csrc/cpu/rel_attention_backward.h"
 SOFTMAX = "csrc/cpu/masked_softmax_rows.h"
@@ -33,6 +33,11 @@ FAULTS = [
             "cpu: a padded row does not see itself",
             "if (!has_more && !(sees_self && head_.padding()[self] != 0)) {",
             "if (!has_more) {",
+        ),
+        (
+            "cpu: a window's tile begins at its last row's key",
+            "seen.begin = max_of(seen.begin, window(lowest).begin);",
+            "seen.begin = max_of(seen.begin, window(highest).begin);",
         ),
         (
             "cpu: a causal tile ends at its first row's key",
@@ -95,8 +100,18 @@ FAULTS = [
         "kernels/test_cpu_small_ops.py",
         (
             "cpu: columns of the table that no key meets keep what lay there",
-            "if (d_positions.data != nullptr) clear_outside(d_positions);",
+            "      clear_outside(d_positions);\n",
             "",
+        ),
+        (
+            "cpu: what lies beyond a window keeps what lay there",
+            "      clear_beyond(out);\n",
+            "",
+        ),
+        (
+            "cpu: a uniform row's gradient stays in its window",
+            "if (beyond != 0.0f) columns_ = {0, p_.keys};",
+            "(void)beyond;",
         ),
         select="baseline",
         objects=("masked_softmax_baseline",),

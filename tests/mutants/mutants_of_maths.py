@@ -29,6 +29,26 @@ FAULTS = [
             "parts.append(key <= position)",
         ),
         (
+            "masks: a window a key too wide to the left",
+            "[key < start - left]",
+            "[key < start - left - 1]",
+        ),
+        (
+            "masks: a window a key too wide to the right",
+            "[key >= start + (chunk + right)]",
+            "[key > start + (chunk + right)]",
+        ),
+        (
+            "masks: chunks counted from the memory's first key",
+            'position.div(chunk, rounding_mode="floor") * chunk',
+            "(position + memory_length) // chunk * chunk - memory_length",
+        ),
+        (
+            "masks: a window not asked whether a mask hides nothing",
+            "not self.causal and not self.has_window and all(",
+            "not self.causal and all(",
+        ),
+        (
             "masks: see_self forgets the memory",
             "hidden = hidden & (key != position + memory_length)",
             "hidden = hidden & (key != position)",
@@ -54,8 +74,8 @@ FAULTS = [
         "test_reference.py",
         (
             "reference: p one too large",
-            "index = key - rows.to(torch.int64)[:, :, None] + (keys - memory_length)",
-            "index = key - rows.to(torch.int64)[:, :, None] + (keys - memory_length) + 1",
+            "first = keys - memory_length - start",
+            "first = keys - memory_length - start + 1",
         ),
         (
             "reference: what lies outside of the table is read at its end",

@@ -14,8 +14,8 @@ FAULTS = [
         "kernels/test_sdpa.py",
         (
             "chunks: the window of r a row off",
-            "return self.current - chunk.i1 + 1, self.keys + chunk.i1 - chunk.i0 - 1",
-            "return self.current - chunk.i1, self.keys + chunk.i1 - chunk.i0 - 1",
+            "first = chunk.j0 - chunk.highest + self.current - self.r_start\n",
+            "first = chunk.j0 - chunk.highest + self.current - self.r_start - 1\n",
         ),
         (
             "chunks: all groups read the first table",
@@ -24,8 +24,8 @@ FAULTS = [
         ),
         (
             "chunks: dropout's mask of the first rows",
-            "            (chunk.i0, chunk.i1),\n            self.keys,",
-            "            (0, chunk.i1 - chunk.i0),\n            self.keys,",
+            "            (chunk.i0, chunk.i1),\n            chunk.j1,",
+            "            (0, chunk.i1 - chunk.i0),\n            chunk.j1,",
         ),
         (
             "chunks: dropout does not scale",
@@ -34,8 +34,8 @@ FAULTS = [
         ),
         (
             "chunks: dv from the probabilities before dropout",
-            "accumulate_bmm(totals.v[elements], dropped.to(dtype).transpose(1, 2), d_chunk)",
-            "accumulate_bmm(totals.v[elements], probabilities.to(dtype).transpose(1, 2), d_chunk)",
+            "accumulate_bmm(d_v, dropped.to(dtype).transpose(1, 2), d_chunk)",
+            "accumulate_bmm(d_v, probabilities.to(dtype).transpose(1, 2), d_chunk)",
         ),
         (
             "chunks: dS without dropout",
@@ -69,9 +69,8 @@ FAULTS = [
         ),
         (
             "chunks: dk of the second stream alone",
-            "            accumulate_bmm(totals.k[elements], d_scores.transpose(1, 2), q_w)",
-            "            totals.k[elements].zero_()\n"
-            "            accumulate_bmm(totals.k[elements], d_scores.transpose(1, 2), q_w)",
+            "accumulate_bmm(attention.of_keys(totals.k, chunk), d_scores",
+            "accumulate_bmm(attention.of_keys(totals.k, chunk).zero_(), d_scores",
         ),
         (
             "chunks: rows of r that nobody reads keep what lay there",
@@ -94,6 +93,36 @@ FAULTS = [
             "self.score_dtype = torch.float32 if q.dtype == torch.float16 else q.dtype",
             "self.score_dtype = q.dtype",
         ),
+    ),
+    *faults_of(
+        CHUNKS,
+        "kernels/test_window.py",
+        (
+            "chunks: a row that sees none of its window is uniform over it",
+            "(self.mask.may_hide_all and self._hides_all(chunk))",
+            "self._hides_all(chunk) and chunk.j0 == 0",
+        ),
+        (
+            "chunks: dropout's mask of the first keys",
+            ")[..., chunk.j0 :]",
+            ")[..., : chunk.width]",
+        ),
+        (
+            "chunks: a window computes all keys",
+            "span = self._span(lowest, highest)",
+            "span = range(self.keys)",
+        ),
+        select="sdpa",
+    ),
+    *faults_of(
+        BLOCKS,
+        "kernels/test_window.py",
+        (
+            "blocks: a window leaves out keys that uniform rows see",
+            "self.mask.has_window and not self.mask.may_hide_all",
+            "self.mask.has_window",
+        ),
+        select="sdpa",
     ),
     *faults_of(
         CHUNKS,
@@ -144,13 +173,13 @@ FAULTS = [
         "kernels/test_sdpa_few_launches.py",
         (
             "blocks: the skewed view forgets the block's rows",
-            "first = self.shared.current - block.i0 - part.a0 - part.start",
-            "first = self.shared.current - part.a0 - part.start",
+            "return block.j0 - block.i0 - row + self.shared.current - self.shared.r_start",
+            "return block.j0 - row + self.shared.current - self.shared.r_start",
         ),
         (
             "blocks: the diagonal of the first block in every block",
-            "hidden.diagonal(memory + block.i0, 1, 2).fill_(False)",
-            "hidden.diagonal(memory, 1, 2).fill_(False)",
+            "hidden.diagonal(memory + block.i0 - block.j0, 1, 2).fill_(False)",
+            "hidden.diagonal(memory - block.j0, 1, 2).fill_(False)",
         ),
         (
             "blocks: a padding that is one row for all lets all see one key",

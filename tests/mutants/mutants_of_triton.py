@@ -41,10 +41,40 @@ FAULTS = [
         ATTENTION,
         (
             "triton: rows of r beyond the table are read",
-            "mask=((o_p >= 0) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,",
-            "mask=(o_p >= 0)[None, :] & (o_d < D)[:, None], other=0.0,",
+            "mask=((o_p >= START) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,",
+            "mask=(o_p >= START)[None, :] & (o_d < D)[:, None], other=0.0,",
         ),
         select="interpreted and shapes-uni",
+    ),
+    *interpreted(
+        TILES,
+        ATTENTION,
+        (
+            "triton: a window ends a chunk early for the rows that keys look for",
+            "i_to = tl.cdiv(i_to, chunk) * chunk",
+            "i_to = i_to // chunk * chunk",
+        ),
+        select="gradients and window-chunks",
+    ),
+    *interpreted(
+        TILES,
+        ATTENTION,
+        (
+            "triton: all keys are gone over, whatever the window",
+            "i_hi = tl.minimum(i_hi, _window_start(i_top, i_top + memory, chunk) + ahead)",
+            "i_hi = i_hi",
+        ),
+        select="left_out and window-plain",
+    ),
+    *interpreted(
+        BACKWARD_KV,
+        ATTENTION,
+        (
+            "triton: rows that see no key give nothing to keys beyond their window",
+            "PARTS: tl.constexpr = 3 if WINDOWED and HIDES_ROWS else 1",
+            "PARTS: tl.constexpr = 1",
+        ),
+        select="gradients and window-padding",
     ),
     *interpreted(
         TILES,

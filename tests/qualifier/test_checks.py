@@ -29,6 +29,7 @@ SMALL = [
     PLAIN,
     MEMORY,
     Task("rel_attention", "dense", "bfloat16", 16),
+    Task("rel_attention", "speech", "float32", 16),
     Task("two_stream_attention", "permuted", "float32", 20),
     SOFTMAX,
 ]

@@ -54,7 +54,6 @@ class Capability:
     narrower: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)  # of single ops
     head_dims: tuple[int, int] = (1, 2**31)
     head_dim_step: int = 1
-    lacks: frozenset[str] = frozenset()  # features of ``qualification.record.CLASSES``
     aligned: bool = False  # whether operands of attention must have rows of whole 16 bytes
     needs: str | None = None  # an importable module
     gpu_kernel: bool = False
@@ -63,9 +62,6 @@ class Capability:
     unfit: Callable[[str | None, int | None, bool], str | None] | None = None
     plain: bool = False  # whether it is PyTorch's own code, which every transform knows
 
-
-_LACKED = frozenset({"window", "start"})
-"""What kernels do not compute yet."""
 
 # In the order in which ``auto`` prefers them.
 CAPABILITIES = (
@@ -77,7 +73,6 @@ CAPABILITIES = (
         narrower=dict.fromkeys(ATTENTION, _HALF),
         head_dims=(8, 128),
         head_dim_step=8,
-        lacks=_LACKED,
         aligned=True,
         gpu_kernel=True,
         obstacle=cuda_kernels.why_missing,
@@ -89,7 +84,6 @@ CAPABILITIES = (
         devices=("cuda",),
         dtypes=(*_HALF, torch.float32),
         head_dims=(16, 128),
-        lacks=_LACKED,
         needs="triton",
         gpu_kernel=True,
     ),
@@ -98,12 +92,9 @@ CAPABILITIES = (
         ops=dict.fromkeys(("rel_attention", "two_stream_attention", "masked_softmax"), True),
         devices=("cpu",),
         dtypes=(*_HALF, torch.float32),
-        lacks=_LACKED,
         obstacle=cpu_kernels.why_unavailable,
     ),
-    Capability(
-        "sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS, lacks=_LACKED
-    ),
+    Capability("sdpa", dict.fromkeys(OPS, True), devices=("cpu", "cuda"), dtypes=_FLOATS),
     Capability("reference", dict.fromkeys(OPS, True), devices=None, dtypes=_FLOATS, plain=True),
 )
 BACKENDS = tuple(capability.name for capability in CAPABILITIES)
@@ -277,8 +268,6 @@ def _why_elsewhere(capability: Capability, request: Request) -> str | None:
 def _why_unable(capability: Capability, request: Request) -> str | None:
     if request.transform and not capability.plain:
         return f"{request.transform} knows PyTorch's own code alone, which is backend='reference'"
-    if lacking := sorted(capability.lacks.intersection(request.features)):
-        return f"it does not compute: {', '.join(lacking)}"
     dtypes = capability.narrower.get(request.op, capability.dtypes)
     if request.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

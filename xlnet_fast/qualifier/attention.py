@@ -39,6 +39,7 @@ class Size:
         without: features of the class that this call does not have.
         strided: whether operands lie head by head with gaps. uni: the short table of "uni".
         far: whether queries, keys and values lie beyond 2^31 elements.
+        window, chunk: of the mask, where the class has one. one_table: whether all heads share r.
     """
 
     batch: int
@@ -52,23 +53,42 @@ class Size:
     same_length: bool = False
     uni: bool = False
     far: bool = False
+    window: tuple[int | None, int | None] = (None, None)
+    chunk: int = 1
+    one_table: bool = False
 
 
 _NO_DROPOUT, _BARE = frozenset({"dropout"}), frozenset({"padding", "segments"})
 HOSTILE = (
-    Size(3, 65, 37, 2, targets=17, strided=True),
-    Size(2, 130, 3, 1, targets=None, without=_NO_DROPOUT, see_self=True, same_length=True),
-    Size(16, 1, 70, 4, targets=1, without=_BARE, uni=True),
+    Size(3, 65, 37, 2, targets=17, strided=True, window=(20, 9)),
+    Size(
+        2,
+        130,
+        3,
+        1,
+        targets=None,
+        without=_NO_DROPOUT,
+        see_self=True,
+        same_length=True,
+        window=(30, 0),
+        chunk=15,
+    ),
+    Size(16, 1, 70, 4, targets=1, without=_BARE, uni=True, window=(33, None), one_table=True),
 )
 """Ragged sizes: a batch element whose keys are all padded, more than one tile, a single row.
 
 None has a tensor of few elements: the largest error of few is luck, eager's as well as ours.
 """
 MORE_HOSTILE = (
-    Size(4, 33, 200, 2, targets=33, without=_NO_DROPOUT, strided=True, uni=True),
-    Size(2, 257, 129, 1, targets=70, see_self=True, same_length=True, uni=True),
-)
-FAR = Size(2, 40, 9, 1, targets=11, far=True)
+    Size(
+        4, 33, 200, 2, targets=33, without=_NO_DROPOUT, strided=True, uni=True, window=(None, 5),
+    ),
+    Size(
+        2, 257, 129, 1, targets=70, see_self=True, same_length=True, uni=True, window=(70, 13),
+        chunk=14, one_table=True,
+    ),
+)  # fmt: skip
+FAR = Size(2, 40, 9, 1, targets=11, far=True, window=(11, 5))
 
 
 class AttentionProblem(Problem):
@@ -125,6 +145,7 @@ class AttentionProblem(Problem):
             memory_length=self.memory,
             scale=self.options["scale"],
             dropout_p=self.options["dropout_p"],
+            r_start=self.options.get("r_start", 0),
         )
 
     def streams(self) -> tuple[Queries, ...]:
@@ -180,6 +201,8 @@ def attention_problem(
     options["seed"] = torch.tensor(0x1234_5678_9ABC + seed) if drops else None
     if "memory" in has:
         options.pop("memory_length", None)
+    if "start" in has:
+        options["r_start"] = 1
     operands = _laid_out(tensors, size, has, device, hostile)
     return AttentionProblem(task.op, operands, _on(options, device), size.memory)
 
@@ -219,8 +242,8 @@ def _operands(
     groups = 1
     if "groups" in has:
         groups = 2 if size.batch % 2 == 0 else size.batch
-    short = size.uni and "causal" in has
-    tensors["r"] = draw(groups, keys + (1 if short else size.rows), heads, dim)
+    table = keys + (1 if size.uni and "causal" in has else size.rows) - ("start" in has)
+    tensors["r"] = draw(groups, table, heads, dim)
     tensors |= {name: draw(heads, dim) for name in ("r_w_bias", "r_r_bias")}
     if "segments" in has:
         tensors |= {"r_s_bias": draw(heads, dim), "seg_embed": draw(2, heads, dim)}
@@ -248,6 +271,8 @@ def _mask(
         parts["bits"] = pack_bits(hidden)
     if "causal" in has:
         parts |= {"causal": True, "same_length": size.same_length}
+    if "window" in has:
+        parts |= {"window": size.window, "chunk": size.chunk}
     return AttentionMask(**parts)
 
 
@@ -309,6 +334,8 @@ def _laid_out(
             placed[name] = within_nan(x.to(device), size.strided)
         else:  # a model's projections are (length, batch, heads, dim) in memory
             placed[name] = x.transpose(0, 1).contiguous().to(device).transpose(0, 1)
+    if size.one_table and "start" in has:
+        placed["r"] = placed["r"][:, :, :1].expand_as(placed["r"])
     if "memory" not in has:
         return placed
     for name in ("k", "v"):

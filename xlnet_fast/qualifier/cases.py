@@ -13,6 +13,8 @@ from xlnet_fast.qualifier.small_ops import linear_problem, memory_problem, softm
 from xlnet_fast.qualifier.tasks import ATTENTION, Task
 
 HEADS = 12
+WINDOW = (70, 13)
+"""Keys that a row sees to the left and to the right, as in a streaming speech encoder."""
 _SHAPES = {"cpu": ((2, 128), (1, 32)), "cuda": ((8, 512), (1, 128), (2, 2048))}
 _MORE_SHAPES = {"cpu": ((2, 512),), "cuda": ((32, 512), (4, 4096))}
 _LINEAR = {
@@ -73,7 +75,10 @@ def model_size(task: Task, batch: int, length: int) -> Size:
     """A call as a model makes it: half as much memory as text, a sixth of the text predicted."""
     memory = length // 2 if "memory" in task.features else 0
     targets = max(1, length // 6) if "positions" in task.features else None
-    size = Size(batch, length, memory, HEADS, targets=targets, see_self=task.op == "rel_attention")
+    size = Size(
+        batch, length, memory, HEADS, targets=targets, see_self=task.op == "rel_attention",
+        window=WINDOW,
+    )  # fmt: skip
     return replace(size, see_self=False) if targets is not None else size
 
 

@@ -44,7 +44,8 @@ def _attention(problem: AttentionProblem) -> Call:
     batch, dtype = leaves["k"].shape[0], leaves["k"].dtype
     # (length, batch, head, dim) is its layout, with one table per batch element.
     keys, values = (_native(_whole(leaves, name)) for name in ("k", "v"))
-    table = _native(leaves["r"].repeat_interleave(batch // leaves["r"].shape[0], 0))
+    r = F.pad(leaves["r"], (0, 0, 0, 0, options.get("r_start", 0), 0))  # its table has a row more
+    table = _native(r.repeat_interleave(batch // r.shape[0], 0))
     queries = [_native(leaves[name]) for name in problem.queries]
     segments = options.get("segments", options.get("segments_k"))
     module = SimpleNamespace(

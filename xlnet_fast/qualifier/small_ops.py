@@ -126,7 +126,7 @@ def _mask_parts(
     past = torch.full((batch, memory), -1)
     return parts | {
         "rank_q": order, "rank_k": torch.cat([past, order], 1),
-        "bits": pack_bits(hidden), "causal": True,
+        "bits": pack_bits(hidden), "causal": True, "window": (rows // 2 + 5, 3), "chunk": 4,
     }  # fmt: skip
 
 

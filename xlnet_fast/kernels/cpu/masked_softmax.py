@@ -71,6 +71,7 @@ def _arguments(memory: Addresses, inputs: SoftmaxInputs) -> dict[str, Any]:
     inputs.check()
     batch, heads, rows, keys = inputs.scores.shape
     mask, bits, dropout_p, seed = inputs.mask, inputs.mask.bits, inputs.dropout_p, inputs.seed
+    left, right, chunk = mask.limits
     return {
         "dtype": DTYPES[inputs.scores.dtype],
         "batch": batch, "heads": heads, "rows": rows, "keys": keys,
@@ -87,6 +88,7 @@ def _arguments(memory: Addresses, inputs: SoftmaxInputs) -> dict[str, Any]:
         "bits": memory.flat(bits),
         "bits_batch_stride": 0 if bits is None or bits.shape[0] == 1 else bits[0].numel(),
         "causal": mask.causal, "same_length": mask.same_length, "see_self": mask.see_self,
+        "window_left": left, "window_right": right, "chunk": chunk,
         "scale": inputs.scale,
         "keep_scale": 1.0 / (1.0 - dropout_p),
         "keep_from": keep_threshold(dropout_p),

@@ -99,7 +99,7 @@ class PreparedCall(Addresses):
             "dtype": DTYPES[q.dtype],
             "batch": batch, "heads": heads, "head_dim": dim,
             "keys": keys.count, "memory": keys.memory_length,
-            "groups": keys.r.shape[0], "table": keys.r.shape[1],
+            "groups": keys.r.shape[0], "table": keys.r.shape[1], "table_start": keys.r_start,
             "apart": 0 if keys.k_memory is None else keys.k_memory.shape[1],
             "segments": self.integers("segments", keys.segments),
             "key_padding": self.flat(mask.key_padding),
@@ -115,6 +115,7 @@ class PreparedCall(Addresses):
         mask, segmented = queries.mask, keys.seg_embed is not None and keys.segments is not None
         bits = mask.bits
         by_position = queries.by_position and queries.positions is not None
+        left, right, chunk = mask.limits
         return {
             "rows": queries.q.shape[1],
             "table": keys.current if by_position else queries.q.shape[1],
@@ -125,6 +126,7 @@ class PreparedCall(Addresses):
             "bits_batch_stride": 0 if bits is None or bits.shape[0] == 1 else bits[0].numel(),
             "by_position": by_position,
             "causal": mask.causal, "same_length": mask.same_length, "see_self": mask.see_self,
+            "window_left": left, "window_right": right, "chunk": chunk,
         }  # fmt: skip
 
     def arguments(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.cuda import entries, why_unavailable
-from xlnet_fast.kernels.cuda.memory import DTYPES, Memory
+from xlnet_fast.kernels.cuda.memory import DTYPES, Memory, window
 from xlnet_fast.operands import SoftmaxInputs, check_gradients, check_like, rows_in_order
 from xlnet_fast.philox import keep_threshold
 
@@ -93,6 +93,7 @@ def _arguments(memory: Memory, inputs: SoftmaxInputs) -> dict[str, Any]:
         "bits": memory.flat(bits),
         "bits_batch_stride": 0 if bits is None or bits.shape[0] == 1 else bits[0].numel(),
         "causal": mask.causal, "same_length": mask.same_length, "see_self": mask.see_self,
+        **window(mask, keys, inputs.current),
         "scale": inputs.scale,
         "keep_scale": 1.0 / (1.0 - dropout_p),
         "keep_from": keep_threshold(dropout_p),

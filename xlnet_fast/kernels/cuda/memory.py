@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from xlnet_fast.masks import AttentionMask
+
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Dtype of csrc/params.h
 
 ALIGNMENT = 16
@@ -46,10 +48,22 @@ def why_misaligned(x: Tensor) -> str | None:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """`x`, or a copy whose rows can be moved in whole pieces."""
+    """`x`, or a copy whose rows can be moved in whole pieces; heads that are one share one copy."""
     if why_unreadable(x) is None and x.data_ptr() % ALIGNMENT == 0:
         return x
+    if x.dim() == 4 and x.shape[2] > 1 and x.stride(2) == 0:
+        return aligned(x[:, :, :1]).expand_as(x)
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def window(mask: AttentionMask, keys: int, current: int) -> dict[str, int]:
+    """Fields of a mask's window in csrc/params.h: no number is larger than that of the keys."""
+    left, right, chunk = mask.limits
+    return {
+        "window_left": min(left, keys),
+        "window_right": min(right, keys),
+        "chunk": max(1, min(chunk, current)),
+    }
 
 
 class Memory:

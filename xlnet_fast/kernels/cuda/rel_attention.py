@@ -17,7 +17,14 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels.cuda import entries, why_unavailable
-from xlnet_fast.kernels.cuda.memory import ALIGNMENT, DTYPES, Memory, aligned, why_unreadable
+from xlnet_fast.kernels.cuda.memory import (
+    ALIGNMENT,
+    DTYPES,
+    Memory,
+    aligned,
+    why_unreadable,
+    window,
+)
 from xlnet_fast.operands import Keys, Queries, check_like
 from xlnet_fast.philox import keep_threshold
 
@@ -102,7 +109,7 @@ def rel_attention_backward(
         gradients["r_w_bias_parts"] = call.flat(w_parts, writable=True)
     if d_r is not None or d_r_bias is not None:
         groups, table = keys.r.shape[:2]
-        tiles = tiles_of_table(table, keys.current, dim)
+        tiles = tiles_of_table(table + keys.r_start, keys.current, dim)
         splits = max(1, min(batch // groups, BLOCKS_WANTED // (tiles * groups * heads)))
         r_parts = fp32((splits, groups, heads, table, dim))
         b_parts = fp32((splits, tiles, groups, heads, dim))
@@ -126,7 +133,10 @@ def owned(dim: int) -> int:
 
 
 def tiles_of_table(table: int, current: int, dim: int) -> int:
-    """Blocks' worth of rows of r, which begin at multiples of their size from row L on."""
+    """Blocks' worth of rows of r; these begin at multiples of their size from row L on.
+
+    `table` counts from the first that the positions have, whether r has it or not.
+    """
     before = -current % owned(dim)  # rows that the first tile has below row 0
     return -(-(table + before) // owned(dim))
 
@@ -180,7 +190,8 @@ class _Call(Memory):
             "dtype": DTYPES[q.dtype],
             "batch": batch, "heads": heads, "head_dim": dim,
             "keys": keys.count, "memory": keys.memory_length,
-            "groups": keys.r.shape[0], "table": keys.r.shape[1], "apart": apart,
+            "groups": keys.r.shape[0], "table": keys.r.shape[1], "table_start": keys.r_start,
+            "apart": apart,
             **tables,
             "r_w_bias": self.view(vectors[0]), "r_r_bias": self.view(vectors[1]),
             "r_s_bias": self.view(vectors[2]) if segmented else None,
@@ -226,6 +237,7 @@ class _Call(Memory):
             "by_position": by_position,
             "causal": mask.causal, "same_length": mask.same_length,
             "see_self": mask.see_self and not mask.hides_nothing,
+            **window(mask, keys.count, keys.current),
         }  # fmt: skip
 
 

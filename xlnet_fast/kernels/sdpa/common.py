@@ -19,14 +19,24 @@ class PackedKeys:
 
     def __init__(self, keys: Keys, key_padding: Tensor | None) -> None:
         self.count, self.current, self.memory_length = keys.count, keys.current, keys.memory_length
+        self.r_start = keys.r_start
         self.k = pack_sources(keys.k_memory, keys.k, key_padding)  # (B, N, J, D)
         self.v = pack_sources(keys.v_memory, keys.v, key_padding)  # (B, N, J, D)
-        self.r = self._pack_positions(keys.r)  # (G, N, L + J, D)
+        self.r = self._pack_positions(keys.r)  # (G, N, L + J - r_start, D)
 
     def _pack_positions(self, r: Tensor) -> Tensor:
-        """r with exactly L + J rows: "uni" lacks the rows of hidden keys, zeros stand for them."""
+        """Rows p = r_start to L + J - 1 of r, packed once where all heads share them.
+
+        "uni" lacks those of hidden keys, which are the last: zeros stand for them.
+        """
+        heads = r.shape[2]
+        if r.stride(2) == 0:
+            r = r[:, :, :1]
+        return self._of_each_head(r).expand(-1, heads, -1, -1)
+
+    def _of_each_head(self, r: Tensor) -> Tensor:
         groups, table, heads, dim = r.shape
-        needed = self.current + self.count
+        needed = self.current + self.count - self.r_start
         if table >= needed:
             return heads_first(r[:, :needed])
         packed = r.new_zeros(groups, heads, needed, dim)
@@ -67,12 +77,11 @@ def _clear_padded(x: Tensor, key_padding: Tensor | None) -> Tensor:
 
 
 def accumulate_bmm(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total (b, N, x, y) += a (b * N, x, z) @ b (b * N, z, y), total possibly wider than a."""
-    flat = total.flatten(0, 1)
+    """total += a @ b, all batches of matrices, total possibly wider than a."""
     if total.dtype == a.dtype:
-        flat.baddbmm_(a, b)
+        total.baddbmm_(a, b)
     else:
-        flat += torch.bmm(a, b)
+        total += torch.bmm(a, b)
 
 
 def skewed_view(table: Tensor, keys: int) -> Tensor:

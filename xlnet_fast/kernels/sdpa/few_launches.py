@@ -11,6 +11,9 @@ Nothing is packed: in XLNet's layout, (S, B, N, D) in memory, batch and heads ar
 batched GEMM as they lie, and so are rows and batch for r. The position scores of a block are made
 in ``PARTS`` parts, since those of so many rows are J + rows wide.
 
+Where a window surely leaves every row a key (without padding, ranks and bits, or where rows see
+themselves), blocks have so few rows that most keys are not among those that one of them sees.
+
 Every product is scaled by its GEMM. A hidden score is overwritten after the products, so that fp16
 needs no wider scores. Nothing here looks at a tensor's values: no synchronisation, and a CUDA graph
 can capture it.
@@ -22,14 +25,16 @@ r, P rows of r; b and rows are those of a block, a the rows of a part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from math import isqrt
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from xlnet_fast.kernels.sdpa import budget
+from xlnet_fast.kernels.sdpa.blocks import Block, Part
 from xlnet_fast.masks import HIDDEN_SCORE, take_rows
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.philox import keep_mask
@@ -47,37 +52,6 @@ def suits(x: Tensor) -> bool:
     return x.device.type != "cpu"
 
 
-@dataclass(frozen=True)
-class Block:
-    """Batch elements b0..b1, all of group g, and query rows i0..i1."""
-
-    group: int
-    b0: int
-    b1: int
-    i0: int
-    i1: int
-
-    @property
-    def elements(self) -> slice:
-        """Of the batch."""
-        return slice(self.b0, self.b1)
-
-    @property
-    def index(self) -> tuple[slice, slice]:
-        """Indexes (B, I, ...) tensors."""
-        return self.elements, slice(self.i0, self.i1)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows a0..a1 of a block, and the ``width`` rows of r from ``start`` on that they meet."""
-
-    a0: int
-    a1: int
-    start: int
-    width: int
-
-
 class Shared:
     """Keys, values and positions of a call, for all of its streams.
 
@@ -90,7 +64,9 @@ class Shared:
         self.count, self.current, self.memory = keys.count, keys.current, keys.memory_length
         self.scale, self.dropout_p, self.segments = keys.scale, keys.dropout_p, keys.segments
         self.factor = 1.0 / (1.0 - keys.dropout_p)
-        missing = self.current + self.count - keys.r.shape[1]
+        self.r_start = keys.r_start
+        self.table = self.current + self.count - self.r_start  # rows of r
+        missing = self.table - keys.r.shape[1]
         # "uni" lacks the rows of hidden keys.
         self.r = F.pad(keys.r, (0, 0, 0, 0, 0, missing)) if missing > 0 else keys.r  # (G, P, N, D)
         self.difference = None  # (N, D)
@@ -133,9 +109,14 @@ class Stream:
         groups = self.shared.r.shape[0]
         per_group = self.batch // groups
         scores = budget.scores(self.q.device, bytes_per_score)
-        columns = self.heads * self.shared.count
-        elements = min(per_group, max(1, scores // max(1, columns * self.queries)))
-        rows = self.queries
+        columns, rows = self.heads * self.shared.count, self.queries
+        is_narrow = self._skips_keys()
+        if is_narrow:
+            span = max(1, len(self._span(0, 0)))
+            few = isqrt(budget.FEWEST_SCORES // max(1, per_group * self.heads))
+            rows = min(rows, max(span, few))
+            columns = self.heads * min(self.shared.count, rows + span)
+        elements = min(per_group, max(1, scores // max(1, columns * rows)))
         if elements == 1:
             rows = min(rows, max(1, scores // max(1, columns)))
         for group in range(groups):
@@ -143,22 +124,38 @@ class Stream:
             for b0 in range(group * per_group, end, elements):
                 b1 = min(b0 + elements, end)
                 for i0 in range(0, self.queries, rows):
-                    yield Block(group, b0, b1, i0, min(i0 + rows, self.queries))
+                    i1 = min(i0 + rows, self.queries)
+                    keys = self._span(i0, i1 - 1) if is_narrow else range(self.shared.count)
+                    yield Block(group, b0, b1, i0, i1, keys.start, keys.stop)
+
+    def _skips_keys(self) -> bool:
+        """Whether keys beyond the window are left out: every row sees one that is not.
+
+        Where rows have positions of their own, only a tensor could tell which.
+        """
+        return self.positions is None and self.mask.has_window and not self.mask.may_hide_all
+
+    def _span(self, first: int, last: int) -> range:
+        return self.mask.window_span(first, last, self.shared.count, self.shared.memory)
 
     def parts(self, block: Block) -> Iterator[Part]:
         """The parts in which a block's position scores are made."""
-        rows, keys = block.i1 - block.i0, self.shared.count
+        rows, keys = block.i1 - block.i0, block.width
         scores = (block.b1 - block.b0) * self.heads * rows * keys
         step = rows if scores <= LAUNCH_BOUND else -(-rows // PARTS)
         for a0 in range(0, rows, step):
             a1 = min(a0 + step, rows)
             if self.positions is not None:
-                yield Part(a0, a1, 0, self.shared.current + keys)
+                yield Part(a0, a1, 0, self.shared.table)
                 continue
-            start, width = self.shared.current - block.i0 - a1 + 1, keys + a1 - a0 - 1
+            start, width = self._row_of_r(block, a1 - 1), keys + a1 - a0 - 1
             spare = -width % ALIGNMENT
             spare = spare if spare <= start else 0
             yield Part(a0, a1, start - spare, width + spare)
+
+    def _row_of_r(self, block: Block, row: int) -> int:
+        """The row of r that a block's row, running from 0, meets with the block's first key."""
+        return block.j0 - block.i0 - row + self.shared.current - self.shared.r_start
 
     def biased(self, block: Block, bias: Tensor) -> Tensor:
         """q + bias of a block's rows, (rows, b, N, D) contiguous: as XLNet's hidden states lie."""
@@ -166,10 +163,10 @@ class Stream:
         return torch.add(q, bias, out=q.new_empty(q.shape))
 
     def scores(self, block: Block, differ: Tensor | None) -> Tensor:
-        """Scaled, masked scores of a block, (b, N, rows, J) contiguous."""
+        """Scaled, masked scores of a block, (b, N, rows, w) contiguous."""
         shared, segment_score = self.shared, self._segment_score(block)
         q_r: Tensor | None = self.biased(block, self.r_r_bias)
-        shape = (block.b1 - block.b0, self.heads, block.i1 - block.i0, shared.count)
+        shape = (block.b1 - block.b0, self.heads, block.i1 - block.i0, block.width)
         scores = None
         for part in self.parts(block):
             assert q_r is not None
@@ -186,7 +183,7 @@ class Stream:
             del table, position
         assert scores is not None
         q_w = merge(self.biased(block, self.r_w_bias).transpose(0, 1))
-        k = merge(shared.k[block.elements])
+        k = of_keys(shared.k, block)
         scores.flatten(0, 1).baddbmm_(q_w, k.transpose(1, 2), alpha=shared.scale)
         hidden = self._hidden(block)
         if hidden is not None:
@@ -194,25 +191,25 @@ class Stream:
         return scores
 
     def probabilities(self, block: Block, differ: Tensor | None) -> Tensor:
-        """Before dropout, (b, N, rows, J)."""
+        """Before dropout, (b, N, rows, w)."""
         scores = self.scores(block, differ)
         return torch.softmax(scores, -1, out=scores)
 
     def keep(self, block: Block) -> Tensor | None:
-        """Dropout's mask of a block, (b, N, rows, J) bool, or None without dropout."""
+        """Dropout's mask of a block, (b, N, rows, w) bool, or None without dropout."""
         if self.shared.dropout_p == 0.0 or self.seed is None:
             return None
         return keep_mask(
             self.seed, self.shared.dropout_p, self.batch, self.heads, (block.i0, block.i1),
-            self.shared.count, device=self.q.device, batch_range=(block.b0, block.b1),
-        )  # fmt: skip
+            block.j1, device=self.q.device, batch_range=(block.b0, block.b1),
+        )[..., block.j0 :]  # fmt: skip
 
     def differ(self, block: Block) -> Tensor | None:
-        """Where the segments of row and key differ, (b, rows, J) bool; None without segments."""
+        """Where the segments of row and key differ, (b, rows, w) bool; None without segments."""
         if self.segments is None or self.shared.segments is None or self.shared.difference is None:
             return None
-        of_keys = self.shared.segments[block.elements]
-        differ: Tensor = self.segments[block.index][:, :, None] != of_keys[:, None, :]
+        segments_k = self.shared.segments[block.elements, block.columns]
+        differ: Tensor = self.segments[block.index][:, :, None] != segments_k[:, None, :]
         return differ
 
     def _segment_score(self, block: Block) -> Tensor | None:
@@ -227,22 +224,24 @@ class Stream:
         return score.view(self.heads, rows, b, 1).permute(2, 0, 1, 3)
 
     def _hidden(self, block: Block) -> Tensor | None:
-        """The block's hidden keys, (b or 1, 1 or rows, J) bool, or None."""
+        """The block's hidden keys, (b or 1, 1 or rows, w) bool, or None."""
         mask, keys, memory = self.mask, self.shared.count, self.shared.memory
         if mask.hides_nothing:
             return None
         mask = mask.narrow_batch(block.b0, block.b1 - block.b0)
-        rows = slice(block.i0, block.i1)
+        part = (slice(block.i0, block.i1), block.columns)
         if self.positions is not None:
             given = self.positions[block.elements].to(torch.int64)
-            return mask.hidden(given, keys, memory, rows)
-        running = torch.arange(self.queries, device=self.q.device)[None] if mask.causal else None
-        hidden = replace(mask, see_self=False).hidden(running, keys, memory, rows)
+            return mask.hidden(given, keys, memory, *part)
+        running = None
+        if mask.causal or mask.has_window:
+            running = torch.arange(self.queries, device=self.q.device)[None]
+        hidden = replace(mask, see_self=False).hidden(running, keys, memory, *part)
         if mask.see_self and hidden is not None:
             padding = mask.key_padding is not None and mask.rank_q is None and mask.bits is None
-            if padding and not mask.causal:  # a view of the padding, the same for all rows
+            if padding and running is None:  # a view of the padding, the same for all rows
                 hidden = hidden.repeat(1, block.i1 - block.i0, 1)
-            hidden.diagonal(memory + block.i0, 1, 2).fill_(False)
+            hidden.diagonal(memory + block.i0 - block.j0, 1, 2).fill_(False)
         return hidden
 
     def window(self, block: Block, part: Part) -> Tensor:
@@ -260,26 +259,28 @@ class Stream:
         return table.baddbmm_(self.of_part(q_r, part), window, beta=0, alpha=self.shared.scale)
 
     def _shifted(self, table: Tensor, block: Block, part: Part) -> Tensor:
-        """A table read at p, (b, N, a, J): a view for running positions, else a tensor."""
+        """A table read at p, (b, N, a, w): a view for running positions, else a tensor."""
         if self.positions is None:
             return self.skewed(table, block, part)
         return by_row(table, part).gather(-1, self.shift_index(block, part))
 
     def skewed(self, table: Tensor, block: Block, part: Part) -> Tensor:
-        """View (b, N, a, J) of a table (N, a * b, width), read at p = j - i + L."""
+        """View (b, N, a, w) of a table (N, a * b, width), read at p = j - i + L."""
         b, rows, width = block.b1 - block.b0, part.a1 - part.a0, part.width
         strides = (width, rows * b * width, b * width - 1, 1)
-        first = self.shared.current - block.i0 - part.a0 - part.start
-        return table.as_strided((b, self.heads, rows, self.shared.count), strides, first)
+        first = self._row_of_r(block, part.a0) - part.start
+        return table.as_strided((b, self.heads, rows, block.width), strides, first)
 
     def shift_index(self, block: Block, part: Part) -> Tensor:
-        """p of arbitrary positions, (b, N, a, J) int64; absent rows read row 0's."""
+        """Rows of r for arbitrary positions, (b, N, a, J) int64; absent rows read row 0's."""
         assert self.positions is not None
         rows = slice(block.i0 + part.a0, block.i0 + part.a1)
         positions = self.positions[block.elements, rows].to(torch.int64)
         last = max(0, self.shared.current - 1)  # without current keys every row is absent
         key = torch.arange(self.shared.count, device=positions.device)
         index = key - positions.clamp(0, last)[:, :, None] + self.shared.current
+        if self.shared.r_start > 0:
+            index = (index - self.shared.r_start).clamp_(min=0)
         return index[:, None].expand(-1, self.heads, -1, -1)
 
 
@@ -301,7 +302,7 @@ def rel_attention_forward(
             if keep is not None:
                 probabilities *= keep
             del keep
-            v = merge(shared.v[block.elements])
+            v = of_keys(shared.v, block)
             add_product(out[block.index], probabilities.flatten(0, 1), v, shared.factor)
         if queries.positions is not None:
             out.masked_fill_((queries.positions < 0)[:, :, None, None], 0)
@@ -336,6 +337,11 @@ def mergeable(x: Tensor) -> Tensor:
 def merge(x: Tensor) -> Tensor:
     """(B, S, N, D) to (B * N, S, D), a view where :func:`is_mergeable`."""
     return x.transpose(1, 2).flatten(0, 1)
+
+
+def of_keys(x: Tensor, block: Block) -> Tensor:
+    """Of keys, values or their gradients (B, J, N, D), mergeable, a block's: (b * N, w, D)."""
+    return merge(x[block.elements, block.columns])
 
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, alpha: float) -> None:

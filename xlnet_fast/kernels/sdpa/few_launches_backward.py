@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.kernels.sdpa import budget
+from xlnet_fast.kernels.sdpa.blocks import Block
 from xlnet_fast.kernels.sdpa.common import softmax_backward_, wide_dtype
 from xlnet_fast.kernels.sdpa.few_launches import (
-    Block,
     Shared,
     Stream,
     add_product,
     by_row,
     is_mergeable,
     merge,
+    of_keys,
 )
 from xlnet_fast.operands import Keys, Queries
 
@@ -43,10 +44,10 @@ class _KeySum:
             self.total = like.new_zeros(shape, dtype=dtype).transpose(0, 1)
 
     def add(self, block: Block, a: Tensor, b: Tensor, alpha: float) -> None:
-        """Add alpha a (b * N, J, rows) @ b (b * N, rows, D) to a block's elements."""
+        """Add alpha a (b * N, w, rows) @ b (b * N, rows, D) to a block's elements."""
         if self.total is None:
             return
-        flat = merge(self.total[block.elements])
+        flat = of_keys(self.total, block)
         if self.once:
             flat.baddbmm_(a, b, beta=0, alpha=alpha)
         else:
@@ -83,10 +84,10 @@ class _Totals:
 
     @property
     def r(self) -> Tensor:
-        """(G, N, L + J, D), made when first needed: after the peak of memory of a pass."""
+        """(G, N, rows of r, D), made when first needed: after the peak of memory of a pass."""
         if self._r is None:
             groups, _, heads, dim = self._shared.r.shape
-            rows = self._shared.current + self._shared.count
+            rows = self._shared.table
             self._r = self._shared.r.new_zeros(groups, heads, rows, dim, dtype=self._r_dtype)
         return self._r
 
@@ -109,7 +110,9 @@ def rel_attention_backward(
         size = budget.BACKWARD_TENSORS * queries.q.element_size()
         work.append((stream, list(stream.blocks(size))))
     stream, blocks = work[0]
-    once = len(work) == 1 and all(block.i1 - block.i0 == stream.queries for block in blocks)
+    once = len(work) == 1 and all(
+        block.i1 - block.i0 == stream.queries and block.width == shared.count for block in blocks
+    )
     r_once = once and len(blocks) == shared.r.shape[0]
     r_once = r_once and all(len(list(stream.parts(block))) == 1 for block in blocks)
     totals = _Totals(shared, shared_grads, once, r_once)
@@ -137,7 +140,7 @@ def _block_backward(
         totals.v.add(block, dropped.transpose(1, 2), d_out, shared.factor)
         del dropped
     d_scores = torch.empty_like(probabilities)
-    v = merge(shared.v[block.elements])
+    v = of_keys(shared.v, block)
     d_scores.baddbmm_(d_out, v.transpose(1, 2), beta=0, alpha=shared.factor)
     if keep is not None:
         d_scores *= keep
@@ -152,7 +155,7 @@ def _block_backward(
     del probabilities
     rows, b = block.i1 - block.i0, block.b1 - block.b0
     dq = d_scores.new_empty(2, rows, b, stream.heads, stream.dim)  # of q_w and of q_r
-    k = merge(shared.k[block.elements])
+    k = of_keys(shared.k, block)
     add_product(dq[0].transpose(0, 1), d_scores, k, shared.scale)
     if totals.k.wanted:
         q_w = merge(stream.biased(block, stream.r_w_bias).transpose(0, 1))
@@ -167,7 +170,7 @@ def _position_grads(
 ) -> None:
     """A block's gradient of the position scores to dq_r (rows, b, N, D) and to that of r."""
     shared, b = stream.shared, block.b1 - block.b0
-    d_scores = d_scores.view(b, stream.heads, -1, shared.count)
+    d_scores = d_scores.view(b, stream.heads, -1, block.width)
     q_r = stream.biased(block, stream.r_r_bias) if totals.wants_r else None
     for part in stream.parts(block):
         d_table = d_scores.new_zeros(stream.heads, (part.a1 - part.a0) * b, part.width)

@@ -2,6 +2,9 @@
 
 On a GPU :mod:`xlnet_fast.kernels.sdpa.few_launches` does the work; what follows is for a CPU.
 
+A window limits the keys of a chunk to those that one of its rows may see, unless one sees none at
+all: such a row is uniform over all keys.
+
 For a chunk of query rows i0..i1 only the rows r_p with p = j - i + L of its window are needed: one
 batched GEMM gives the (rows, window) position scores, and the shift is a strided view of them, row
 stride W - 1. Everything else is added to that chunk in place,
@@ -22,12 +25,13 @@ G groups of r.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from xlnet_fast.kernels.sdpa import few_launches, few_launches_backward
+from xlnet_fast.kernels.sdpa.blocks import Chunk
 from xlnet_fast.kernels.sdpa.common import (
     PackedKeys,
     accumulate_bmm,
@@ -46,22 +50,6 @@ enough that the passes over a chunk hit the cache."""
 CHUNK_ROWS = 128
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Batch elements b0..b1 (all of group g) and query rows i0..i1."""
-
-    group: int
-    b0: int
-    b1: int
-    i0: int
-    i1: int
-
-    @property
-    def index(self) -> tuple[slice, slice, slice]:
-        """Indexes (B, N, I, ...) tensors."""
-        return slice(self.b0, self.b1), slice(None), slice(self.i0, self.i1)
-
-
 class _Attention:
     """One stream's queries, packed for batched GEMMs, and the passes over one chunk."""
 
@@ -69,7 +57,7 @@ class _Attention:
         q = queries.q
         self.batch, self.queries, self.heads, self.dim = q.shape
         self.keys, self.current = packed.count, packed.current
-        self.memory_length = packed.memory_length
+        self.memory_length, self.r_start = packed.memory_length, packed.r_start
         self.k, self.v, self.r = packed.k, packed.v, packed.r
         self.positions = queries.positions
         self.rows = row_positions(self.positions, self.queries, q.device)
@@ -92,29 +80,63 @@ class _Attention:
             self.segment_score = score.to(self.score_dtype).transpose(1, 2)[..., None]
         self.segments_q, self.segments_k = segments_q, keys.segments
 
-    def chunks(self) -> Iterator[_Chunk]:
+    def chunks(self) -> Iterator[Chunk]:
         """All chunks, each within one group of r and within CHUNK_ELEMENTS scores."""
         groups = self.r.shape[0]
         per_group = self.batch // groups
+        rows, is_narrow = min(self.queries, CHUNK_ROWS), self.mask.has_window
         columns = self.heads * self.keys
-        rows = min(self.queries, CHUNK_ROWS)
+        if is_narrow:
+            columns = self.heads * max(1, len(self._span(0, rows - 1)))
         elements = min(per_group, max(1, CHUNK_ELEMENTS // (columns * rows)))
-        if elements == 1:
+        if is_narrow and self.mask.may_hide_all:
+            elements = 1  # where a row sees none, no other element is to meet all keys
+        elif elements == 1 and not is_narrow:
             rows = min(self.queries, max(1, CHUNK_ELEMENTS // columns))
         for group in range(groups):
             end = (group + 1) * per_group
             for b0 in range(group * per_group, end, elements):
                 for i0 in range(0, self.queries, rows):
-                    yield _Chunk(
-                        group, b0, min(b0 + elements, end), i0, min(i0 + rows, self.queries)
-                    )
+                    i1 = min(i0 + rows, self.queries)
+                    yield self._chunk(group, slice(b0, min(b0 + elements, end)), slice(i0, i1))
 
-    def scores(self, chunk: _Chunk) -> Tensor:
-        """Scaled, masked scores of one chunk, (b, N, rows, J) contiguous in ``score_dtype``."""
-        position = self._position_scores(chunk)
-        hidden = self.mask.narrow_batch(chunk.b0, chunk.b1 - chunk.b0).hidden(
-            self._chunk_rows(chunk), self.keys, self.memory_length, slice(chunk.i0, chunk.i1)
-        )
+    def _chunk(self, group: int, elements: slice, rows: slice) -> Chunk:
+        """The chunk of these rows, with the keys that it has to meet."""
+        place = (group, elements.start, elements.stop, rows.start, rows.stop)
+        last = max(0, self.current - 1)  # without current keys every row is absent
+        lowest, highest = rows.start, rows.stop - 1
+        if self.positions is not None:
+            lowest, highest = 0, last
+            if self.mask.has_window:
+                present = self.positions[elements, rows].clamp(0, last)
+                lowest, highest = int(present.min()), int(present.max())
+        everything = Chunk(*place, 0, self.keys, lowest, highest)
+        if not self.mask.has_window:
+            return everything
+        span = self._span(lowest, highest)
+        chunk = Chunk(*place, span.start, span.stop, lowest, highest)
+        if chunk.width == 0 or (self.mask.may_hide_all and self._hides_all(chunk)):
+            return everything
+        return chunk
+
+    def _span(self, lowest: int, highest: int) -> range:
+        return self.mask.window_span(lowest, highest, self.keys, self.memory_length)
+
+    def _hides_all(self, chunk: Chunk) -> bool:
+        """Whether a row of the chunk sees none of its keys."""
+        hidden = self._hidden(chunk)
+        return hidden is not None and bool(hidden.all(-1).any())
+
+    def _hidden(self, chunk: Chunk) -> Tensor | None:
+        """(b or 1, rows or 1, keys of the chunk) bool, or None."""
+        mask = self.mask.narrow_batch(chunk.b0, chunk.b1 - chunk.b0)
+        rows = self.rows if self.positions is None else self.rows[chunk.elements]
+        sizes = (self.keys, self.memory_length)
+        return mask.hidden(rows, *sizes, slice(chunk.i0, chunk.i1), chunk.columns)
+
+    def scores(self, chunk: Chunk) -> Tensor:
+        """Scaled, masked scores of one chunk, (b, N, rows, w) contiguous in ``score_dtype``."""
+        position, hidden = self._position_scores(chunk), self._hidden(chunk)
         scores = torch.empty(position.shape, dtype=self.score_dtype, device=position.device)
         if hidden is None:
             scores.copy_(position)
@@ -124,21 +146,25 @@ class _Attention:
         if self.segment_score is not None:
             scores.addcmul_(
                 self.segments_differ(chunk).to(self.score_dtype),
-                self.segment_score[chunk.index],
+                self.segment_score[chunk.index_of_heads],
             )
         flat = scores.view(-1, *scores.shape[2:])
-        q_w, k = self.q_w[chunk.index].flatten(0, 1), self.k[chunk.b0 : chunk.b1].flatten(0, 1)
+        q_w, k = self.q_w[chunk.index_of_heads].flatten(0, 1), self.of_keys(self.k, chunk)
         if q_w.dtype == self.score_dtype:
             flat.baddbmm_(q_w, k.transpose(1, 2))
         else:
             flat += torch.bmm(q_w, k.transpose(1, 2))
         return scores
 
+    def of_keys(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """Of keys, values or their gradients (B, N, J, D) the chunk's, (b * N, w, D), a view."""
+        return x[chunk.elements, :, chunk.columns].flatten(0, 1)
+
     def softmax_(self, scores: Tensor) -> Tensor:
         """Softmax over the keys, in place."""
         return torch.softmax(scores, -1, out=scores)
 
-    def dropout_factor(self, chunk: _Chunk) -> Tensor | None:
+    def dropout_factor(self, chunk: Chunk) -> Tensor | None:
         """0 or 1 / (1 - p) for every probability of the chunk, None without dropout."""
         if self.dropout_p == 0.0 or self.seed is None:
             return None
@@ -148,56 +174,57 @@ class _Attention:
             self.batch,
             self.heads,
             (chunk.i0, chunk.i1),
-            self.keys,
+            chunk.j1,
             device=self.q_w.device,
             batch_range=(chunk.b0, chunk.b1),
-        )
+        )[..., chunk.j0 :]
         return keep.to(self.score_dtype).mul_(1.0 / (1.0 - self.dropout_p))
 
-    def _chunk_rows(self, chunk: _Chunk) -> Tensor:
-        """Positions of all query rows of the chunk's batch elements, (b or 1, I)."""
-        return self.rows if self.positions is None else self.rows[chunk.b0 : chunk.b1]
-
-    def segments_differ(self, chunk: _Chunk) -> Tensor:
-        """(b, 1, rows, J) bool."""
+    def segments_differ(self, chunk: Chunk) -> Tensor:
+        """(b, 1, rows, w) bool."""
         assert self.segments_q is not None
         assert self.segments_k is not None
-        segments_q = self.segments_q[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1]
-        return segments_q[:, None, :, None] != self.segments_k[chunk.b0 : chunk.b1, None, None, :]
+        segments_q = self.segments_q[chunk.index]
+        segments_k = self.segments_k[chunk.elements, chunk.columns]
+        return segments_q[:, None, :, None] != segments_k[:, None, None, :]
 
-    def window(self, chunk: _Chunk) -> tuple[int, int]:
-        """First row and number of rows of r that a chunk of running positions touches."""
-        return self.current - chunk.i1 + 1, self.keys + chunk.i1 - chunk.i0 - 1
-
-    def _position_scores(self, chunk: _Chunk) -> Tensor:
-        """(b, N, rows, J) view (running positions) or tensor (arbitrary ones)."""
+    def _position_scores(self, chunk: Chunk) -> Tensor:
+        """(b, N, rows, w) view (running positions) or tensor (arbitrary ones)."""
         start, length = self.table_rows(chunk)
         r = self.r[chunk.group].narrow(1, start, length)  # (N, W, D)
         table = torch.bmm(self.grouped(self.q_r, chunk), r.transpose(1, 2))
         return self.shift(table, chunk)
 
-    def table_rows(self, chunk: _Chunk) -> tuple[int, int]:
-        return self.window(chunk) if self.positions is None else (0, self.r.shape[2])
+    def table_rows(self, chunk: Chunk) -> tuple[int, int]:
+        """First row and number of rows of the packed r that the rows of a chunk touch."""
+        first = chunk.j0 - chunk.highest + self.current - self.r_start
+        end = chunk.j1 - chunk.lowest + self.current - self.r_start
+        first = max(0, first)  # only absent rows, without current keys, are before r
+        return first, end - first
 
-    def grouped(self, x: Tensor, chunk: _Chunk) -> Tensor:
+    def grouped(self, x: Tensor, chunk: Chunk) -> Tensor:
         """(N, b * rows, D): all rows that multiply the same r."""
-        return x[chunk.index].transpose(0, 1).flatten(1, 2)
+        return x[chunk.index_of_heads].transpose(0, 1).flatten(1, 2)
 
-    def shift(self, table: Tensor, chunk: _Chunk) -> Tensor:
-        """Position scores (N, b * rows, W) read at p = j - pos_i + L, (b, N, rows, J)."""
+    def shift(self, table: Tensor, chunk: Chunk) -> Tensor:
+        """Position scores (N, b * rows, W) read at p = j - pos_i + L, (b, N, rows, w)."""
         rows = chunk.i1 - chunk.i0
         table = table.view(self.heads, chunk.b1 - chunk.b0, rows, -1).transpose(0, 1)
         if self.positions is None:
-            return skewed_view(table, self.keys)
+            return skewed_view(table, chunk.width)
         return table.gather(-1, self.shift_index(chunk))
 
-    def shift_index(self, chunk: _Chunk) -> Tensor:
-        """p of arbitrary positions, (b, N, rows, J) int64; absent rows read row 0's."""
-        last = max(0, self.current - 1)  # without current keys every row is absent
-        rows = self.rows[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1].clamp(0, last)
-        key = torch.arange(self.keys, device=rows.device)
-        index = key - rows[:, :, None] + self.current
-        return index[:, None].expand(-1, self.heads, -1, -1)
+    def shift_index(self, chunk: Chunk) -> Tensor:
+        """Where rows at arbitrary positions find their scores in the chunk's table.
+
+        (b, N, rows, w) int64; absent rows read row 0's.
+        """
+        rows = self.rows[chunk.index]
+        rows = rows.clamp(chunk.lowest, chunk.highest)
+        key = torch.arange(chunk.j0, chunk.j1, device=rows.device)
+        first = self.table_rows(chunk)[0]
+        index = key - rows[:, :, None] + (self.current - self.r_start - first)
+        return index.clamp_(min=0)[:, None].expand(-1, self.heads, -1, -1)
 
 
 def rel_attention_forward(
@@ -220,8 +247,8 @@ def rel_attention_forward(
             if factor is not None:
                 probabilities *= factor
             flat = probabilities.flatten(0, 1).to(out.dtype)
-            values = torch.bmm(flat, attention.v[chunk.b0 : chunk.b1].flatten(0, 1))
-            out_heads[chunk.index] = values.view(-1, attention.heads, *values.shape[1:])
+            values = torch.bmm(flat, attention.of_keys(attention.v, chunk))
+            out_heads[chunk.index_of_heads] = values.view(-1, attention.heads, *values.shape[1:])
         if queries.positions is not None:
             out.masked_fill_((queries.positions < 0)[:, :, None, None], 0)
 
@@ -240,7 +267,7 @@ class _Totals:
 
         self.k = zeros(packed.k, k, k_memory)  # (B, N, J, D)
         self.v = zeros(packed.v, v, v_memory)  # (B, N, J, D)
-        self.r = zeros(packed.r, r)  # (G, N, L + J, D)
+        self.r = zeros(packed.r, r)  # as packed.r
         # r_w_bias, r_r_bias, r_s_bias, seg_embed[1] - seg_embed[0]: (4, N, D)
         self.vectors = packed.k.new_zeros(4, heads, dim, dtype=wide_dtype(packed.k))
 
@@ -290,50 +317,52 @@ def _stream_backward(
     if attention.segment_score is not None:
         dc = d_out.new_empty((*d_out.shape[:3], 1), dtype=wide)
     for chunk in attention.chunks():
-        elements = slice(chunk.b0, chunk.b1)
         probabilities = attention.softmax_(attention.scores(chunk)).flatten(0, 1)
         factor = attention.dropout_factor(chunk)
-        d_chunk = d_out[chunk.index].flatten(0, 1)
-        d_scores = torch.bmm(d_chunk, attention.v[elements].flatten(0, 1).transpose(1, 2))
+        d_chunk = d_out[chunk.index_of_heads].flatten(0, 1)
+        d_scores = torch.bmm(d_chunk, attention.of_keys(attention.v, chunk).transpose(1, 2))
         d_scores = d_scores.to(attention.score_dtype)
         dropped = probabilities
         if factor is not None:
             dropped = probabilities * factor.flatten(0, 1)
             d_scores *= factor.flatten(0, 1)
         if totals.v is not None:
-            accumulate_bmm(totals.v[elements], dropped.to(dtype).transpose(1, 2), d_chunk)
+            d_v = attention.of_keys(totals.v, chunk)
+            accumulate_bmm(d_v, dropped.to(dtype).transpose(1, 2), d_chunk)
         softmax_backward_(d_scores, probabilities)  # the scale is folded into the queries
         if dc is not None:
             view = d_scores.view(-1, attention.heads, *d_scores.shape[1:])
-            dc[chunk.index] = (view * attention.segments_differ(chunk)).sum(
+            dc[chunk.index_of_heads] = (view * attention.segments_differ(chunk)).sum(
                 -1, keepdim=True, dtype=wide
             )
         d_scores = d_scores.to(dtype)
-        k_chunk = attention.k[elements].flatten(0, 1)
-        dq_w[chunk.index] = torch.bmm(d_scores, k_chunk).view_as(dq_w[chunk.index])
+        k_chunk = attention.of_keys(attention.k, chunk)
+        dq_w[chunk.index_of_heads] = torch.bmm(d_scores, k_chunk).view_as(
+            dq_w[chunk.index_of_heads]
+        )
         if totals.k is not None:
-            q_w = attention.q_w[chunk.index].flatten(0, 1)
-            accumulate_bmm(totals.k[elements], d_scores.transpose(1, 2), q_w)
+            q_w = attention.q_w[chunk.index_of_heads].flatten(0, 1)
+            accumulate_bmm(attention.of_keys(totals.k, chunk), d_scores.transpose(1, 2), q_w)
         _position_grads(attention, chunk, d_scores, dq_r, totals.r)
     return dq_w, dq_r, dc
 
 
 def _position_grads(
-    attention: _Attention, chunk: _Chunk, d_scores: Tensor, dq_r: Tensor, dr: Tensor | None
+    attention: _Attention, chunk: Chunk, d_scores: Tensor, dq_r: Tensor, dr: Tensor | None
 ) -> None:
     """Add one chunk's gradient of the position scores to dq_r (B, N, I, D) and dr (G, N, R, D)."""
     start, length = attention.table_rows(chunk)
     heads, elements, rows = attention.heads, chunk.b1 - chunk.b0, chunk.i1 - chunk.i0
     d_table = d_scores.new_zeros(heads, elements * rows, length)
     view = d_table.view(heads, elements, rows, length).transpose(0, 1)
-    d_scores = d_scores.view(elements, heads, rows, attention.keys)
+    d_scores = d_scores.view(elements, heads, rows, chunk.width)
     if attention.positions is None:
-        skewed_view(view, attention.keys).copy_(d_scores)
+        skewed_view(view, chunk.width).copy_(d_scores)
     else:
         view.scatter_(-1, attention.shift_index(chunk), d_scores)
     r = attention.r[chunk.group].narrow(1, start, length)  # (N, W, D)
     d_rows = torch.bmm(d_table, r).view(heads, elements, rows, attention.dim)
-    dq_r[chunk.index] = d_rows.transpose(0, 1)
+    dq_r[chunk.index_of_heads] = d_rows.transpose(0, 1)
     if dr is not None:
         q_r = attention.grouped(attention.q_r, chunk)
         dr[chunk.group].narrow(1, start, length).add_(torch.bmm(d_table.transpose(1, 2), q_r))

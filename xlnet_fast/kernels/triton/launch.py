@@ -24,6 +24,7 @@ from xlnet_fast.kernels.triton.tiles import (
     choose_config,
     shape_class,
 )
+from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.philox import keep_threshold
 
@@ -71,14 +72,16 @@ class Call:
             _bytes(mask.key_padding), _contiguous(mask.rank_k),
         )  # fmt: skip
         self.sizes = (
-            self.batch, self.heads, keys.count, keys.memory_length, keys.r.shape[1],
-            max(1, self.batch // keys.r.shape[0]),
+            self.batch, self.heads, keys.count, keys.memory_length,
+            *window(mask, keys.count, keys.current),
+            keys.r.shape[1], max(1, self.batch // keys.r.shape[0]),
         )  # fmt: skip
         self.flags = {
             "CAUSAL": mask.causal,
             "SAME_LENGTH": mask.same_length,
             "SELF": _pair([s.mask.see_self and not s.mask.hides_nothing for s in streams]),
             "BY_POSITION": _pair([s.by_position and s.positions is not None for s in streams]),
+            "START": keys.r_start,
         }
 
     @property
@@ -93,6 +96,7 @@ class Call:
             mask = stream.mask
             heavy = heavy or mask.rank_q is not None or mask.bits is not None
             heavy = heavy or (mask.key_padding is not None and not mask.see_self)
+            heavy = heavy or mask.has_window
         return choose_config(
             kernel, first.q.dtype, self.head_dim, heavy, arch(self.device),
             shape_class(max(self.rows), self.keys.count), gpu_name(self.device),
@@ -214,6 +218,22 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def window(
+    mask: AttentionMask, keys: int, current: int
+) -> tuple[int | None, int | None, int | None]:
+    """(left, ahead, chunk) of a mask's window: keys start - left .. start + ahead - 1 are in sight.
+
+    The start is a row's own key, or the first of its chunk where a chunk has more than one; else
+    `chunk` is None. A side without a limit reaches beyond all keys. All are None without a window.
+    """
+    if not mask.has_window:
+        return None, None, None
+    left, right, chunk = mask.limits
+    left, right = (keys if side < 0 else min(side, keys) for side in (left, right))
+    chunk = max(1, min(chunk, current))
+    return left, chunk + right, chunk if chunk > 1 else None
+
+
 def _pair(values: list[bool]) -> tuple[bool, bool]:
     return values[0], values[-1]
 
@@ -234,6 +254,8 @@ def _as_tiles(x: Tensor, width: int, copy: bool = True) -> Tensor:
     fits = x.shape[-1] == width and x.stride(-1) == 1 and x.data_ptr() % 16 == 0
     if fits and all(stride % 16 == 0 for stride in _strides(x)):
         return x
+    if copy and x.shape[2] > 1 and x.stride(2) == 0:  # one head's rows for all: one copy for all
+        return _as_tiles(x[:, :, :1], width).expand(-1, -1, x.shape[2], -1)
     if not copy:
         return torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
     buffer = torch.zeros((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
@@ -279,7 +301,8 @@ def _check(keys: Keys, streams: Sequence[Queries]) -> None:
             )
     if keys.dropout_p > 0.0 and any(stream.seed is None for stream in streams):
         raise ArgumentError(f"dropout_p {keys.dropout_p} needs the seed of every stream")
-    if keys.r.shape[1] < keys.count + 1:
+    least = keys.count + 1 - keys.r_start
+    if keys.r.shape[1] < least:
         raise ShapeError(
-            f"r has {keys.r.shape[1]} rows, expected at least J + 1 = {keys.count + 1}"
+            f"r has {keys.r.shape[1]} rows, expected at least J + 1 - r_start = {least}"
         )

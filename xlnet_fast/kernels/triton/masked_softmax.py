@@ -60,7 +60,7 @@ def _store_probabilities(
 
 # Sizes are not specialised: a new length must not mean a new compilation. But for the number of
 # keys: only where it is known to be a multiple of 16 does a thread move 16 bytes at once.
-_SIZES = ("rows", "length", "width", "heads")
+_SIZES = ("rows", "left", "ahead", "chunk", "length", "width", "heads")
 
 
 @jit(do_not_specialize=[*_SIZES, "keep_from"])
@@ -73,7 +73,7 @@ def _forward_kernel(
     out,  # (B, N, I, J)
     strides,  # of scores, position_scores: (b, n, row); of bits: b
     s_out,  # (b, n, row)
-    rows, keys, length, width, heads,  # I, J, L, P, N
+    rows, keys, left, ahead, chunk, length, width, heads,  # I, J, `launch.window`, L, P, N
     scale, keep_from, keep_scale,  # of the scores; dropout threshold; 1 / (1 - dropout_p)
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
@@ -81,7 +81,7 @@ def _forward_kernel(
     own = _own_rows(positions, rows, heads, BM)
     i_bn, i_b, i_n, o_i, _ = own
     operands = (scores, position_scores, segment_scores, segments, mask, strides)
-    sizes = (rows, keys, length, width, heads, scale)
+    sizes = (rows, keys, (left, ahead, chunk), length, width, heads, scale)
     dropout = (seed, keep_from, keep_scale)
     p_out = out + i_b * s_out[0] + i_n * s_out[1] + o_i.to(tl.int64) * s_out[2]
 
@@ -126,7 +126,7 @@ def _store_gradients(
 ):
     """Write a tile of dS (BM, BN) to both tables; return its part of dc, [BM]."""
     segments_q, segments_k = segments
-    rows, keys, length, width, _, _ = sizes
+    rows, keys, _, length, width, _, _ = sizes
     i_bn, i_b, _, o_i, b_pos = own
     o_j = j0 + tl.arange(0, BN)
     m_i = o_i < rows
@@ -169,14 +169,14 @@ def _backward_kernel(
     grad_out,  # (B, N, I, J)
     d_scores, d_position, d_segment,  # contiguous, like the first three; None without
     strides, s_grad,  # as _forward_kernel; of grad_out: (b, n, row)
-    rows, keys, length, width, heads, scale, keep_from, keep_scale,
+    rows, keys, left, ahead, chunk, length, width, heads, scale, keep_from, keep_scale,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     own = _own_rows(positions, rows, heads, BM)
     i_bn, i_b, i_n, o_i, b_pos = own
     operands = (scores, position_scores, segment_scores, segments, mask, strides)
-    sizes = (rows, keys, length, width, heads, scale)
+    sizes = (rows, keys, (left, ahead, chunk), length, width, heads, scale)
     dropout = (seed, keep_from, keep_scale)
     p_grad = grad_out + i_b * s_grad[0] + i_n * s_grad[1] + o_i.to(tl.int64) * s_grad[2]
 

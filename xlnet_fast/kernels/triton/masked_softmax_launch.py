@@ -11,6 +11,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.triton import why_unavailable
+from xlnet_fast.kernels.triton.launch import window
 from xlnet_fast.operands import SoftmaxInputs, rows_in_order
 from xlnet_fast.philox import keep_threshold
 
@@ -66,7 +67,7 @@ def launch_arguments(
         (*operands, tuple(vectors[:2]), tuple(parts), vectors[2], dropping),
         strides,
         (
-            rows, keys, inputs.current, inputs.table, heads,
+            rows, keys, *window(mask, keys, inputs.current), inputs.current, inputs.table, heads,
             float(inputs.scale), keep_threshold(dropout_p) - 2**31, 1.0 / (1.0 - dropout_p),
         ),
     )  # fmt: skip

@@ -32,7 +32,7 @@ def _score_tile(
 ):  # fmt: skip
     """Scores [BM, BN] in fp32: -1e30 for hidden keys, -inf beyond the last."""
     scores, position_scores, segment_scores, segments, mask, strides = operands
-    rows, keys, length, width, heads, scale = sizes
+    rows, keys, window, length, width, heads, scale = sizes
     _, i_b, i_n, o_i, b_pos = own
     key_padding, rank_q, rank_k, bits = mask
     segments_q, segments_k = segments
@@ -51,6 +51,17 @@ def _score_tile(
         m_seen = m_seen & (o_j[None, :] <= b_pos[:, None] + memory)
     if SAME_LENGTH:
         m_seen = m_seen & (o_j[None, :] >= b_pos[:, None])
+    left, ahead, chunk = window
+    if left is not None:
+        # [BM]
+        b_start = b_pos + memory
+        if chunk is not None:
+            b_within = b_pos % chunk
+            b_start -= tl.where(b_within < 0, b_within + chunk, b_within)
+        b_start -= left
+        # One difference, as the sum of both sides with a large position may not fit 32 bits.
+        o_seen = o_j[None, :] - b_start[:, None]
+        m_seen = m_seen & (o_seen >= 0) & (o_seen < left + ahead)
     if rank_q is not None:
         # [BM], [BN]
         b_rank_q = tl.load(rank_q + i_b * rows + o_i, mask=m_i, other=0)

@@ -15,10 +15,12 @@ from xlnet_fast.kernels.triton.tile_ops import (
     _keep_tile,
     _load_rows,
     _load_vector,
+    _positions_in_window,
     _row_tile,
     _source,
     _stretch,
     _stretches,
+    _uniform_range,
     _visible,
     _write_strip,
 )
@@ -32,12 +34,12 @@ def _backward_kv_rows(
     r, s_r, tables, key_vectors, strip, i_bn, sizes, keep_from,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, HEIGHT: tl.constexpr,
+    BN: tl.constexpr, HEIGHT: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
     """Add what one stream's rows give to dk (not yet scaled) and dv of BN keys, [BN, BD] each."""
     q, d_out, stats, delta, c, norm, positions, segments_q, rank_q, bits, seed = stream
     s_q, s_do, s_bits = strides
-    heads, keys, memory, table, log2_scale, keep_scale = sizes
+    heads, keys, memory, window, table, log2_scale, keep_scale = sizes
     r_w_bias, r_r_bias, _, _ = tables
     _, _, key_padding, rank_k = key_vectors
     SEGMENTS: tl.constexpr = segments_q is not None
@@ -66,81 +68,104 @@ def _backward_kv_rows(
     if key_padding is not None:
         m_j = m_j & (tl.load(key_padding + i_b * keys + o_j, mask=m_in, other=1) == 0)
     o_tile = tl.arange(0, BM)[:, None] * STRIDE + tl.arange(0, BN)[None, :]
-    # Rows that can see any of these keys.
+    # Rows that can see any of these keys. Those that see no key are uniform over all: where there
+    # may be any, they are looked for only beside a window, which leaves few others.
+    WINDOWED: tl.constexpr = IN_ORDER and window[0] is not None
+    PARTS: tl.constexpr = 3 if WINDOWED and HIDES_ROWS else 1
     i_lo = keys * 0
     i_hi = keys * 0 + rows
-    if IN_ORDER and not HIDES_ROWS:
+    if IN_ORDER and (WINDOWED or not HIDES_ROWS):
         if CAUSAL:
             i_lo = tl.maximum(j0 - memory, 0)
         if SAME_LENGTH:
             i_hi = tl.minimum(i_hi, j_stop)
+        if WINDOWED:
+            i_lo, i_hi = _positions_in_window(i_lo, i_hi, j0, j_stop, memory, window)
         if key_padding is not None:
             i_any = tl.max(m_j.to(tl.int32), axis=0)
-            # All padded: only the queries of these very keys see them.
-            i_lo = tl.where(i_any > 0, i_lo, tl.maximum(j0 - memory, 0))
-            i_hi = tl.where(i_any > 0, i_hi, tl.minimum(i_hi, tl.maximum(j_stop - memory, 0)))
-    for i_base in tl.range(i_lo // BM * BM, i_hi, HEIGHT, disable_licm=True):
-        i_stop = tl.minimum(i_hi, i_base + HEIGHT)
-        for i0 in tl.range(i_base, i_stop, BM, disable_licm=True):
-            o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i0, rows, length, BM)
-            # [BM, BD]
-            p_q = q + i_b * s_q[0] + i_n * s_q[2] + tl.cast(i0, tl.int64) * s_q[1]
-            b_qr = _load_rows(p_q, s_q[1], m_row, BM, D, BD)
-            b_qr = b_qr.to(tl.float32) + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]
-            _write_strip(
-                b_qr.to(b_k.dtype), r, s_r, strip + (i0 - i_base) * STRIDE + MARGIN,
-                b_pos, m_row, i_low, i_top, j0, BN, length, table, log2_scale,
-                IN_ORDER, D, BD, BM, BW, BN, STRIDE,
-            )  # fmt: skip
-        tl.debug_barrier()
-        for i0 in tl.range(i_base, i_stop, BM, disable_licm=True):
-            o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i0, rows, length, BM)
-            b_self = b_pos + memory
-            o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
-            i_row = tl.cast(i0, tl.int64)
-            # [BM, BD]
-            p_q = q + i_b * s_q[0] + i_n * s_q[2] + i_row * s_q[1]
-            b_q = _load_rows(p_q, s_q[1], m_row, BM, D, BD)
-            p_do = d_out + i_b * s_do[0] + i_n * s_do[2] + i_row * s_do[1]
-            b_do = _load_rows(p_do, s_do[1], m_row, BM, D, BD)
-            # [BM]
-            o_stat = i_bn.to(tl.int64) * rows
-            b_lse = tl.load(stats + o_stat + o_i, mask=m_row, other=float("inf"))
-            b_d = tl.load(delta + o_stat + o_i, mask=m_row, other=0.0)
-            b_norm = tl.load(norm + o_stat + o_i, mask=m_row, other=0.0)
-            # [BM, BN]
-            b_bd = tl.load(strip + ((i0 - i_base) * STRIDE + MARGIN) + o_tile)
-            b_qw = b_q.to(tl.float32) + _load_vector(r_w_bias + i_n * D, D, BD)[None, :]
-            b_qw = b_qw.to(b_k.dtype)
-            b_s = tl.dot(b_qw, tl.trans(b_k), input_precision="ieee") * log2_scale + b_bd
-            if SEGMENTS:
-                b_c = tl.load(c + o_stat + o_i, mask=m_row, other=0.0)
-                b_seg = tl.load(segments_q + i_b * table_rows + o_row).to(tl.int32)
-                b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
-            m_seen = _visible(
-                m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits, j0, keys,
-                CAUSAL, SAME_LENGTH, BM, BN,
-            )  # fmt: skip
-            if SEE_SELF:
-                m_seen = m_seen | ((o_j[None, :] == b_self[:, None]) & m_in[None, :])
-            m_seen = m_seen & m_row[:, None]
-            b_p = tl.exp2(b_s - b_lse[:, None]) * b_norm[:, None]
-            b_p = tl.where(m_seen, b_p, 0.0)
             if HIDES_ROWS:
-                m_none = m_row & (b_lse == float("inf"))
-                m_even = m_none[:, None] & m_in[None, :]
-                b_p = tl.where(m_even, 1.0 / keys, b_p)
-                m_seen = m_seen | m_even
-            b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
-            b_kept = b_p
-            if seed is not None:
-                m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
-                b_dp = tl.where(m_keep, b_dp * keep_scale, 0.0)
-                b_kept = tl.where(m_keep, b_p * keep_scale, 0.0)
-            b_dv = tl.dot(tl.trans(b_kept.to(b_k.dtype)), b_do, b_dv, input_precision="ieee")
-            b_ds = tl.where(m_seen, b_p * (b_dp - b_d[:, None]), 0.0)
-            b_dk = tl.dot(tl.trans(b_ds.to(b_k.dtype)), b_qw, b_dk, input_precision="ieee")
-        tl.debug_barrier()  # the strip is free again
+                i_hi = tl.where(i_any > 0, i_hi, i_lo)
+            else:
+                # All padded: only the queries of these very keys see them.
+                i_lo = tl.where(i_any > 0, i_lo, tl.maximum(j0 - memory, 0))
+                i_hi = tl.where(i_any > 0, i_hi, tl.minimum(i_hi, tl.maximum(j_stop - memory, 0)))
+    i_lo = i_lo // BM * BM
+    if PARTS == 3:
+        i_behind = tl.cdiv(tl.maximum(i_lo, i_hi), BM) * BM
+        i_even, i_even_stop = _uniform_range(stats + i_bn.to(tl.int64) * rows, rows, 1024)
+        i_even = i_even // BM * BM
+    for i_part in tl.range(0, PARTS, disable_licm=True):
+        i_first = i_lo
+        i_end = i_hi
+        if PARTS == 3:  # those in the window, then uniform ones before and behind it
+            if i_part == 1:
+                i_first = i_even
+                i_end = tl.minimum(i_even_stop, i_lo)
+            if i_part == 2:
+                i_first = tl.maximum(i_even, i_behind)
+                i_end = i_even_stop
+        for i_base in tl.range(i_first, i_end, HEIGHT, disable_licm=True):
+            i_stop = tl.minimum(i_end, i_base + HEIGHT)
+            for i0 in tl.range(i_base, i_stop, BM, disable_licm=True):
+                o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i0, rows, length, BM)
+                # [BM, BD]
+                p_q = q + i_b * s_q[0] + i_n * s_q[2] + tl.cast(i0, tl.int64) * s_q[1]
+                b_qr = _load_rows(p_q, s_q[1], m_row, BM, D, BD)
+                b_qr = b_qr.to(tl.float32) + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]
+                _write_strip(
+                    b_qr.to(b_k.dtype), r, s_r, strip + (i0 - i_base) * STRIDE + MARGIN,
+                    b_pos, m_row, i_low, i_top, j0, BN, length, table + START, log2_scale,
+                    IN_ORDER, D, BD, BM, BW, BN, STRIDE, START,
+                )  # fmt: skip
+            tl.debug_barrier()
+            for i0 in tl.range(i_base, i_stop, BM, disable_licm=True):
+                o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i0, rows, length, BM)
+                b_self = b_pos + memory
+                o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
+                i_row = tl.cast(i0, tl.int64)
+                # [BM, BD]
+                p_q = q + i_b * s_q[0] + i_n * s_q[2] + i_row * s_q[1]
+                b_q = _load_rows(p_q, s_q[1], m_row, BM, D, BD)
+                p_do = d_out + i_b * s_do[0] + i_n * s_do[2] + i_row * s_do[1]
+                b_do = _load_rows(p_do, s_do[1], m_row, BM, D, BD)
+                # [BM]
+                o_stat = i_bn.to(tl.int64) * rows
+                b_lse = tl.load(stats + o_stat + o_i, mask=m_row, other=float("inf"))
+                b_d = tl.load(delta + o_stat + o_i, mask=m_row, other=0.0)
+                b_norm = tl.load(norm + o_stat + o_i, mask=m_row, other=0.0)
+                # [BM, BN]
+                b_bd = tl.load(strip + ((i0 - i_base) * STRIDE + MARGIN) + o_tile)
+                b_qw = b_q.to(tl.float32) + _load_vector(r_w_bias + i_n * D, D, BD)[None, :]
+                b_qw = b_qw.to(b_k.dtype)
+                b_s = tl.dot(b_qw, tl.trans(b_k), input_precision="ieee") * log2_scale + b_bd
+                if SEGMENTS:
+                    b_c = tl.load(c + o_stat + o_i, mask=m_row, other=0.0)
+                    b_seg = tl.load(segments_q + i_b * table_rows + o_row).to(tl.int32)
+                    b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
+                m_seen = _visible(
+                    m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits, j0, keys,
+                    window, CAUSAL, SAME_LENGTH, BM, BN,
+                )  # fmt: skip
+                if SEE_SELF:
+                    m_seen = m_seen | ((o_j[None, :] == b_self[:, None]) & m_in[None, :])
+                m_seen = m_seen & m_row[:, None]
+                b_p = tl.exp2(b_s - b_lse[:, None]) * b_norm[:, None]
+                b_p = tl.where(m_seen, b_p, 0.0)
+                if HIDES_ROWS:
+                    m_none = m_row & (b_lse == float("inf"))
+                    m_even = m_none[:, None] & m_in[None, :]
+                    b_p = tl.where(m_even, 1.0 / keys, b_p)
+                    m_seen = m_seen | m_even
+                b_dp = tl.dot(b_do, tl.trans(b_v), input_precision="ieee")
+                b_kept = b_p
+                if seed is not None:
+                    m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
+                    b_dp = tl.where(m_keep, b_dp * keep_scale, 0.0)
+                    b_kept = tl.where(m_keep, b_p * keep_scale, 0.0)
+                b_dv = tl.dot(tl.trans(b_kept.to(b_k.dtype)), b_do, b_dv, input_precision="ieee")
+                b_ds = tl.where(m_seen, b_p * (b_dp - b_d[:, None]), 0.0)
+                b_dk = tl.dot(tl.trans(b_ds.to(b_k.dtype)), b_qw, b_dk, input_precision="ieee")
+            tl.debug_barrier()  # the strip is free again
     return b_dk, b_dv
 
 
@@ -153,11 +178,13 @@ def _backward_kv_kernel(
     grads,  # dk, dv, dk_memory, dv_memory like k, v, k_memory, v_memory; the last two may be None
     grad_strides,  # of each of them: (b, row, n)
     strips,  # scratch (programs, strip)
-    batch, heads, keys, memory, table, group_size,  # B, N, J, M, P, B / G
+    batch, heads, keys, memory,  # B, N, J, M
+    left, ahead, chunk,  # `launch.window`
+    table, group_size,  # P, B / G
     scale, log2_scale, keep_from, keep_scale,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
-    HEIGHT: tl.constexpr,
+    HEIGHT: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
     k, v, k_memory, v_memory, r = sources
     s_k, s_v, s_km, s_vm, s_r = key_strides
@@ -167,7 +194,7 @@ def _backward_kv_kernel(
     APART: tl.constexpr = k_memory is not None
     o_d = tl.arange(0, BD)
     n_memory, tiles = _stretches(keys * 0, keys, memory, APART, BN, BN)
-    sizes = (heads, keys, memory, table, log2_scale, keep_scale)
+    sizes = (heads, keys, memory, (left, ahead, chunk), table, log2_scale, keep_scale)
     strip = strips + tl.program_id(0).to(tl.int64) * (HEIGHT * (BN + 2 * BM) + BM)
     for i_work in tl.range(
         tl.program_id(0), batch * heads * tiles, tl.num_programs(0), disable_licm=True
@@ -204,16 +231,18 @@ def _backward_kv_kernel(
         b_dk = tl.zeros((BN, BD), tl.float32)
         b_dv = tl.zeros((BN, BD), tl.float32)
         p_r = r + i_b // group_size * s_r[0] + i_n * s_r[2]
+        if START > 0:
+            p_r -= START * s_r[1]
         b_dk, b_dv = _backward_kv_rows(
             content, strides_h, rows_h, b_k, b_v, b_dk, b_dv, b_code, j0, j_first, j_stop,
             p_r, s_r[1], tables, key_vectors, strip, i_bn, sizes, keep_from,
-            CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, HEIGHT,
+            CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, HEIGHT, START,
         )  # fmt: skip
         if query is not None:
             b_dk, b_dv = _backward_kv_rows(
                 query, strides_g, rows_g, b_k, b_v, b_dk, b_dv, b_code, j0, j_first, j_stop,
                 p_r, s_r[1], tables, key_vectors, strip, i_bn, sizes, keep_from,
-                CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, HEIGHT,
+                CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, HEIGHT, START,
             )  # fmt: skip
         p_dk, s_dkj = _source(
             dk + i_b * s_dk[0] + i_n * s_dk[2], s_dk[1],

@@ -25,6 +25,7 @@ from xlnet_fast.kernels.triton.tile_ops import (
     _finite_or_zero,
     _keep_one,
     _keep_tile,
+    _keys_in_window,
     _load_rows,
     _load_vector,
     _row_tile,
@@ -41,10 +42,13 @@ GEMM_UNITS = 6.0
 
 
 @jit()
-def _add_rows(p_rows, b_x, o_p, table, D: tl.constexpr, BD: tl.constexpr, ATOMIC: tl.constexpr):
-    """Add b_x [BW, BD] to the rows of fp32 that exist: nobody else's if not ATOMIC."""
+def _add_rows(
+    p_rows, b_x, o_p, table, START: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+    ATOMIC: tl.constexpr,
+):  # fmt: skip
+    """Add b_x [BW, BD] to rows START .. table - 1 of fp32, nobody else's if not ATOMIC."""
     o_d = tl.arange(0, BD)
-    m_x = ((o_p >= 0) & (o_p < table))[:, None] & (o_d < D)[None, :]
+    m_x = ((o_p >= START) & (o_p < table))[:, None] & (o_d < D)[None, :]
     if ATOMIC:
         tl.atomic_add(p_rows, b_x, mask=m_x, sem="relaxed")
     else:
@@ -58,13 +62,13 @@ def _backward_q_tile(
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WIDTH: tl.constexpr, STRIP: tl.constexpr, D_STRIP: tl.constexpr,
-    ATOMIC: tl.constexpr,
+    START: tl.constexpr, ATOMIC: tl.constexpr,
 ):  # fmt: skip
     """dq of BM rows, and their part of dr and of the sums that the biases need."""
     q, out, d_out, dq, stats, delta, c, norm, positions, segments_q, rank_q, bits, seed = stream
     s_q, s_out, s_do, s_dq, s_bits = strides
     sources, key_strides, tables, key_vectors = shared
-    heads, keys, memory, table, group_size, scale, log2_scale, keep_scale = sizes
+    heads, keys, memory, window, rows_of_r, group_size, scale, log2_scale, keep_scale = sizes
     k, v, k_memory, v_memory, r = sources
     s_k, s_v, s_km, s_vm, s_r = key_strides
     r_w_bias, r_r_bias, r_s_bias, seg_embed = tables
@@ -91,6 +95,9 @@ def _backward_q_tile(
     k += i_b * s_k[0] + i_n * s_k[2]
     v += i_b * s_v[0] + i_n * s_v[2]
     r += i_b // group_size * s_r[0] + i_n * s_r[2]
+    if START > 0:
+        r -= START * s_r[1]
+    table = rows_of_r + START
     if k_memory is not None:
         k_memory += i_b * s_km[0] + i_n * s_km[2]
         v_memory += i_b * s_vm[0] + i_n * s_vm[2]
@@ -149,6 +156,8 @@ def _backward_q_tile(
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
         i_lo = tl.maximum(i_lo, i_low)
+    if window[0] is not None:
+        i_lo, i_hi = _keys_in_window(i_lo, i_hi, i_low, i_top, memory, window)
     if HIDES_ROWS:
         i_any = tl.max(m_none.to(tl.int32), axis=0)
         i_lo = tl.where(i_any > 0, 0, i_lo)
@@ -182,8 +191,9 @@ def _backward_q_tile(
         # [1, BD]: a query and its own key meet at row J of r
         b_dr1 = tl.sum(b_ds1[:, None] * b_qr.to(tl.float32), axis=0)[None, :] * scale
         o_1 = tl.full((1,), 0, tl.int32) + keys
-        p_dr = dr + tl.cast(i_unit // (splits if ATOMIC else 1), tl.int64) * table * D
-        _add_rows(p_dr + (o_1[:, None] * D + o_d[None, :]), b_dr1, o_1, table, D, BD, ATOMIC)
+        p_dr = tl.cast(i_unit // (splits if ATOMIC else 1), tl.int64) * rows_of_r - START
+        p_dr = dr + p_dr * D
+        _add_rows(p_dr + (o_1[:, None] * D + o_d[None, :]), b_dr1, o_1, table, START, D, BD, ATOMIC)
 
     n_memory, n_stretches = _stretches(i_lo, i_hi, memory, APART, BN, WIDTH)
     for i_stretch in tl.range(0, n_stretches, disable_licm=True):
@@ -195,7 +205,7 @@ def _backward_q_tile(
         b_qr = (b_qr + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
         _write_strip(
             b_qr, r, s_r[1], strip + MARGIN, b_pos, m_row, i_low, i_top, j_base, j_stop - j_base,
-            length, table, log2_scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE,
+            length, table, log2_scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE, START,
         )  # fmt: skip
         p_k, s_kj = _source(k, s_k[1], k_memory, s_km[1], i_stretch < n_memory, memory)
         p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
@@ -229,7 +239,7 @@ def _backward_q_tile(
                 b_s += tl.where(m_differ, b_c[:, None], 0.0)
             m_seen = _visible(
                 m_j[None, :] & m_row[:, None], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits,
-                j0, keys, CAUSAL, SAME_LENGTH, BM, BN,
+                j0, keys, window, CAUSAL, SAME_LENGTH, BM, BN,
             )  # fmt: skip
             if SEE_SELF:
                 m_seen = m_seen & (o_j[None, :] != b_self[:, None])
@@ -253,7 +263,8 @@ def _backward_q_tile(
             tl.store(d_strip + (j0 - j_base) + o_dtile, b_half)
             b_dqw = tl.dot(b_half, b_k, b_dqw, input_precision="ieee")
         tl.debug_barrier()
-        p_dr = dr + tl.cast(i_unit // (splits if ATOMIC else 1), tl.int64) * table * D
+        p_dr = tl.cast(i_unit // (splits if ATOMIC else 1), tl.int64) * rows_of_r - START
+        p_dr = dr + p_dr * D
         b_shift = tl.where(m_row, i_top - b_pos, 1 << 30)
         o_w = tl.arange(0, BN)
         i_p = j_base + length - i_top
@@ -265,14 +276,14 @@ def _backward_q_tile(
                 mask=(o_j >= 0) & (o_j < j_stop - j_base), other=0.0,
             )  # fmt: skip
             o_p = i_p + w0 + o_w
-            m_p = (o_p >= 0) & (o_p < table)
+            m_p = (o_p >= START) & (o_p < table)
             # [BN, BD]
             b_r = _load_rows(r + tl.cast(i_p + w0, tl.int64) * s_r[1], s_r[1], m_p, BN, D, BD)
             b_dqr = tl.dot(b_ds, b_r, b_dqr, input_precision="ieee")
             b_dr = tl.dot(tl.trans(b_ds), b_qr, input_precision="ieee") * scale
             _add_rows(
                 p_dr + tl.cast(i_p + w0, tl.int64) * D + (o_w[:, None] * D + o_d[None, :]),
-                b_dr, o_p, table, D, BD, ATOMIC,
+                b_dr, o_p, table, START, D, BD, ATOMIC,
             )  # fmt: skip
         tl.debug_barrier()  # the strips are free again
 
@@ -298,13 +309,13 @@ def _backward_q_tile(
     # What the biases need, summed in the program's own memory. [1, BD] each
     o_s = tl.arange(0, 1)
     p_sums = sums + tl.cast(i_unit, tl.int64) * 4 * D + (o_s[:, None] * D + o_d[None, :])
-    _add_rows(p_sums, tl.sum(b_dqw, axis=0)[None, :] * scale, o_s, 1, D, BD, False)
-    _add_rows(p_sums + D, tl.sum(b_dqr, axis=0)[None, :] * scale, o_s, 1, D, BD, False)
+    _add_rows(p_sums, tl.sum(b_dqw, axis=0)[None, :] * scale, o_s, 1, 0, D, BD, False)
+    _add_rows(p_sums + D, tl.sum(b_dqr, axis=0)[None, :] * scale, o_s, 1, 0, D, BD, False)
     if SEGMENTS:
         b_sum = tl.sum(b_dc[:, None] * b_q, axis=0)[None, :]
-        _add_rows(p_sums + 2 * D, b_sum, o_s, 1, D, BD, False)
+        _add_rows(p_sums + 2 * D, b_sum, o_s, 1, 0, D, BD, False)
         b_sum = tl.sum(b_dc, axis=0) + tl.zeros((1, BD), tl.float32)
-        _add_rows(p_sums + 3 * D, b_sum, o_s, 1, D, BD, False)
+        _add_rows(p_sums + 3 * D, b_sum, o_s, 1, 0, D, BD, False)
     tl.debug_barrier()
 
 
@@ -318,19 +329,32 @@ def _backward_q_kernel(
     dr,  # fp32 (N, G, splits or 1 if ATOMIC, P, D)
     sums,  # fp32 (units, 4, D): of dq by content, of dq by position, of dc q, of dc
     strips, d_strips,  # scratch (programs, STRIP) of scores, (programs, D_STRIP) of dS
-    heads, keys, memory, table, group_size,  # N, J, M, P, B / G
+    heads, keys, memory,  # N, J, M
+    left, ahead, chunk,  # `launch.window`
+    table, group_size,  # P, B / G
     groups, splits,  # a unit is a head, a group of r and one of `splits` parts of their tiles
     scale, log2_scale, keep_from, keep_scale,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
-    WIDTH: tl.constexpr, STRIP: tl.constexpr, D_STRIP: tl.constexpr, ATOMIC: tl.constexpr,
+    WIDTH: tl.constexpr, STRIP: tl.constexpr, D_STRIP: tl.constexpr, START: tl.constexpr,
+    ATOMIC: tl.constexpr,
 ):  # fmt: skip
     tiles_h = tl.cdiv(rows_h, BM)
     tiles = tiles_h
     if query is not None:
         tiles += tl.cdiv(rows_g, BM_G)
     shared = (sources, key_strides, tables, key_vectors)
-    sizes = (heads, keys, memory, table, group_size, scale, log2_scale, keep_scale)
+    sizes = (
+        heads,
+        keys,
+        memory,
+        (left, ahead, chunk),
+        table,
+        group_size,
+        scale,
+        log2_scale,
+        keep_scale,
+    )
     work = group_size * tiles
     for i_unit in tl.range(
         tl.program_id(0), heads * groups * splits, tl.num_programs(0), disable_licm=True
@@ -348,19 +372,19 @@ def _backward_q_kernel(
                 _backward_q_tile(
                     content, strides_h, rows_h, i_tile, i_bn, i_unit, dr, sums, strips, d_strips,
                     splits, shared, sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0],
-                    D, BD, BM, BN, WIDTH, STRIP, D_STRIP, ATOMIC,
+                    D, BD, BM, BN, WIDTH, STRIP, D_STRIP, START, ATOMIC,
                 )  # fmt: skip
             else:
                 if i_tile < tiles_h:
                     _backward_q_tile(
                         content, strides_h, rows_h, i_tile, i_bn, i_unit, dr, sums, strips,
                         d_strips, splits, shared, sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[0],
-                        BY_POSITION[0], D, BD, BM, BN, WIDTH, STRIP, D_STRIP, ATOMIC,
+                        BY_POSITION[0], D, BD, BM, BN, WIDTH, STRIP, D_STRIP, START, ATOMIC,
                     )  # fmt: skip
                 else:
                     i_tile -= tiles_h
                     _backward_q_tile(
                         query, strides_g, rows_g, i_tile, i_bn, i_unit, dr, sums, strips,
                         d_strips, splits, shared, sizes, keep_from, CAUSAL, SAME_LENGTH, SELF[1],
-                        BY_POSITION[1], D, BD, BM_G, BN, WIDTH, STRIP, D_STRIP, ATOMIC,
+                        BY_POSITION[1], D, BD, BM_G, BN, WIDTH, STRIP, D_STRIP, START, ATOMIC,
                     )  # fmt: skip

@@ -55,6 +55,7 @@ def compilation(
     function, units = _KERNELS[kernel]
     constants: dict[str, Any] = {
         "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (True, False), "BY_POSITION": (False, True),
+        "START": int(heavy),
         "D": head_dim, "BD": block_d(head_dim), "BM": config.block_m,
         "BM_G": min(QUERY_ROWS, config.block_m), "BN": config.block_n,
     }  # fmt: skip
@@ -102,6 +103,7 @@ def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
         "key_strides": (_ROW,) * 5,
         "tables": (scalar,) * 4,
         "key_vectors": ("*i32", "*i64", "*u8", "*i32" if heavy else None),
+        **dict.fromkeys(("left", "ahead", "chunk"), "i32" if heavy else None),
         "strips": scalar,
         "scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
     }  # fmt: skip

@@ -44,6 +44,7 @@ from xlnet_fast.kernels.triton.tile_ops import (
     _finite_or_zero,
     _keep_one,
     _keep_tile,
+    _keys_in_window,
     _load_rows,
     _load_vector,
     _row_tile,
@@ -67,13 +68,13 @@ def _forward_tile(
     stream, strides, rows, i_tile, i_bn, strip, shared, sizes, keep_from,  # of `_forward_kernel`
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, WIDTH: tl.constexpr,
+    BN: tl.constexpr, WIDTH: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
     """Attention of BM query rows of one stream; the algorithm is in the module's docstring."""
     q, out, stats, positions, segments_q, rank_q, bits, seed = stream
     s_q, s_out, s_bits = strides
     sources, key_strides, tables, key_vectors = shared
-    heads, keys, memory, table, group_size, scale, keep_scale = sizes
+    heads, keys, memory, window, table, group_size, scale, keep_scale = sizes
     k, v, k_memory, v_memory, r = sources
     s_k, s_v, s_km, s_vm, s_r = key_strides
     r_w_bias, r_r_bias, r_s_bias, seg_embed = tables
@@ -94,6 +95,8 @@ def _forward_tile(
     k += i_b * s_k[0] + i_n * s_k[2]
     v += i_b * s_v[0] + i_n * s_v[2]
     r += i_b // group_size * s_r[0] + i_n * s_r[2]
+    if START > 0:
+        r -= START * s_r[1]
     if k_memory is not None:
         k_memory += i_b * s_km[0] + i_n * s_km[2]
         v_memory += i_b * s_vm[0] + i_n * s_vm[2]
@@ -139,6 +142,8 @@ def _forward_tile(
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
         i_lo = tl.maximum(i_lo, i_low)
+    if window[0] is not None:
+        i_lo, i_hi = _keys_in_window(i_lo, i_hi, i_low, i_top, memory, window)
 
     b_max = tl.full((BM,), -1e30, tl.float32)
     b_sum = tl.zeros((BM,), tl.float32)
@@ -170,7 +175,7 @@ def _forward_tile(
         b_qr = (b_qr + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
         _write_strip(
             b_qr, r, s_r[1], strip + MARGIN, b_pos, m_row, i_low, i_top, j_base, j_stop - j_base,
-            length, table, scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE,
+            length, table + START, scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE, START,
         )  # fmt: skip
         p_k, s_kj = _source(k, s_k[1], k_memory, s_km[1], i_stretch < n_memory, memory)
         p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
@@ -195,7 +200,7 @@ def _forward_tile(
                 b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
             m_seen = _visible(
                 m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits, j0, keys,
-                CAUSAL, SAME_LENGTH, BM, BN,
+                window, CAUSAL, SAME_LENGTH, BM, BN,
             )  # fmt: skip
             if SEE_SELF:
                 m_seen = m_seen & (o_j[None, :] != b_self[:, None])
@@ -262,17 +267,19 @@ def _forward_kernel(
     tables,  # r_w_bias, r_r_bias, r_s_bias (N, D), seg_embed (2, N, D); the last two may be None
     key_vectors,  # key_code (segment or PADDED), segments_k, key_padding, rank_k (B, J); or None
     strips,  # scratch (programs, max(BM, BM_G), WIDTH)
-    batch, heads, keys, memory, table, group_size,  # B, N, J, M, P, B / G
+    batch, heads, keys, memory,  # B, N, J, M
+    left, ahead, chunk,  # `launch.window`
+    table, group_size,  # P, B / G
     scale, keep_from, keep_scale,  # softmax scale * log2(e); dropout threshold; 1 / (1 - dropout_p)
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
     tiles_h = tl.cdiv(rows_h, BM)
     tiles = tiles_h
     strip = strips + tl.program_id(0).to(tl.int64) * (BM * (WIDTH + BM + BN + 1))
     shared = (sources, key_strides, tables, key_vectors)
-    sizes = (heads, keys, memory, table, group_size, scale, keep_scale)
+    sizes = (heads, keys, memory, (left, ahead, chunk), table, group_size, scale, keep_scale)
     if query is not None:
         tiles += tl.cdiv(rows_g, BM_G)
     for i_work in tl.range(
@@ -283,19 +290,19 @@ def _forward_kernel(
         if query is None:
             _forward_tile(
                 content, strides_h, rows_h, i_tile, i_bn, strip, shared, sizes, keep_from,
-                CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH,
+                CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH, START,
             )  # fmt: skip
         else:
             if i_tile < tiles_h:
                 _forward_tile(
                     content, strides_h, rows_h, i_tile, i_bn, strip, shared, sizes, keep_from,
-                    CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH,
+                    CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH, START,
                 )  # fmt: skip
             else:
                 i_tile -= tiles_h
                 _forward_tile(
                     query, strides_g, rows_g, i_tile, i_bn, strip, shared, sizes, keep_from,
-                    CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, WIDTH,
+                    CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, WIDTH, START,
                 )  # fmt: skip
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from xlnet_fast.kernels.triton import jit, tl
 
-SIZES = ("rows_h", "rows_g", "heads", "keys", "memory", "table", "group_size", "keep_from")
+SIZES = (
+    "rows_h", "rows_g", "heads", "keys", "memory", "left", "ahead", "chunk", "table", "group_size",
+    "keep_from",
+)  # fmt: skip
 """Arguments of a kernel of relative attention that are not specialised: a new length must not mean
 a new compilation."""
 
@@ -81,17 +84,65 @@ def _unpadded_range(p_padding, keys, BLOCK: tl.constexpr):
 
 
 @jit()
+def _window_start(i_pos, i_self, chunk):
+    """From where the window of a position is counted: its own key, or the first of its chunk."""
+    if chunk is not None:
+        i_self -= i_pos % chunk
+    return i_self
+
+
+@jit()
+def _keys_in_window(i_lo, i_hi, i_low, i_top, memory, window):
+    """Of the keys i_lo .. i_hi - 1 those in the window of any position in i_low .. i_top."""
+    left, ahead, chunk = window
+    i_lo = tl.maximum(i_lo, _window_start(i_low, i_low + memory, chunk) - left)
+    i_hi = tl.minimum(i_hi, _window_start(i_top, i_top + memory, chunk) + ahead)
+    return i_lo, i_hi
+
+
+@jit()
+def _positions_in_window(i_lo, i_hi, j0, j_stop, memory, window):
+    """Of the positions i_lo .. i_hi - 1 those whose window has any of the keys j0 .. j_stop - 1."""
+    left, ahead, chunk = window
+    i_from = tl.maximum(j0 - memory - ahead + 1, 0)
+    i_to = tl.maximum(j_stop - memory + left, 0)
+    if chunk is not None:  # whole chunks
+        i_from = tl.cdiv(i_from, chunk) * chunk
+        i_to = tl.cdiv(i_to, chunk) * chunk
+    return tl.maximum(i_lo, i_from), tl.minimum(i_hi, i_to)
+
+
+@jit()
+def _uniform_range(p_stats, rows, BLOCK: tl.constexpr):
+    """First row that sees no key and one past the last, of rows in order; (rows, 0) without any."""
+    i_first = rows
+    i_stop = rows * 0
+    for i0 in range(0, rows, BLOCK):
+        o_i = i0 + tl.arange(0, BLOCK)
+        m_none = tl.load(p_stats + o_i, mask=o_i < rows, other=0.0) == float("inf")
+        i_first = tl.minimum(i_first, tl.min(tl.where(m_none, o_i, rows), axis=0))
+        i_stop = tl.maximum(i_stop, tl.max(tl.where(m_none, o_i + 1, 0), axis=0))
+    return i_first, i_stop
+
+
+@jit()
 def _visible(
     m_seen, o_j, b_pos, b_self,  # [1, BN] or [BM, BN] so far; [BN]; [BM]; [BM]
     rank_q, o_row, rank_k, p_bits,  # bases of this batch element, or None; o_row [BM]
-    j0, keys,
+    j0, keys, window,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Hide what causality, ranks and bits hide, bool (BM, BN) or (1, BN)."""
+    """Hide what causality, the window, ranks and bits hide, bool (BM, BN) or (1, BN)."""
     if CAUSAL:
         m_seen = m_seen & (o_j[None, :] <= b_self[:, None])
     if SAME_LENGTH:
         m_seen = m_seen & (o_j[None, :] >= b_pos[:, None])
+    if window[0] is not None:
+        left, ahead, chunk = window
+        # [BM]
+        b_start = _window_start(b_pos, b_self, chunk)
+        m_seen = m_seen & (o_j[None, :] >= (b_start - left)[:, None])
+        m_seen = m_seen & (o_j[None, :] < (b_start + ahead)[:, None])
     if rank_q is not None:
         b_rank = tl.load(rank_q + o_row).to(tl.int32)
         b_rankk = tl.load(rank_k + o_j, mask=o_j < keys, other=0).to(tl.int32)
@@ -228,9 +279,9 @@ def _write_strip(
     b_q, r, s_r, strip,  # q + r_r_bias [BM, BD]; r of this group and head; BM rows of STRIDE
     b_pos, m_row, i_low, i_top,  # of `_row_tile`
     j_base, n_keys,  # the keys j_base .. j_base + n_keys - 1, n_keys <= WIDTH
-    length, table, scale,  # L, rows of r
+    length, table, scale,  # L, one past the last row of r
     IN_ORDER: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr,
-    WIDTH: tl.constexpr, STRIDE: tl.constexpr,
+    WIDTH: tl.constexpr, STRIDE: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
     """strip[a, j - j_base] = scale * (q_a + r_r_bias) . r_p, p = j - pos_a + L.
 
@@ -252,7 +303,7 @@ def _write_strip(
         # [BD, BW]
         b_r = tl.load(
             r + tl.cast(i_p + w0, tl.int64) * s_r + (o_w[None, :] * s_r + o_d[:, None]),
-            mask=((o_p >= 0) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,
+            mask=((o_p >= START) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,
         )  # fmt: skip
         b_w = tl.dot(b_q, b_r, input_precision="ieee") * scale
         o_w2 = o_strip[:, None] + (w0 + o_w)[None, :]
