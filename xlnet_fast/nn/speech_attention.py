@@ -29,8 +29,8 @@ def attend_frames(
     Args:
         q: (B, I, N * D). k, v: (B, J, N * D), those of a cache before those of the I frames.
         table: (1 or B, 2J - 1, N, D), rows of the distances J - 1 .. 1 - J (HF's Conformers), or
-            its first I + J - 1 rows, cast to the dtype of q, as are the biases; with one head, N = 1,
-            its rows are those of all.
+            its first I + J - 1 rows; with one head, N = 1, its rows are those of all. It is cast to
+            the dtype of q, and so are the biases.
         bias_u, bias_v: (N, D), the content and the position bias.
         mask, scale, backend: as in :func:`ops.rel_attention`.
         dropout_p: of the probabilities; its seed is drawn here.
