@@ -120,6 +120,20 @@ def test_every_mask_of_windows_chunks_and_padding_is_recognized(rows, memory):
     assert count >= 30
 
 
+def test_as_many_frames_as_the_config_has():
+    inputs = sounds(FRAMES, padded=False)
+    frames = nemotron()(**inputs).last_hidden_state.shape[1]  # one more: it pads in front
+    model = nemotron(max_position_embeddings=frames)
+    fast = accelerated(model)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fast(**inputs).last_hidden_state, model(**inputs).last_hidden_state,
+            rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="less or equal than"):
+            fast(**sounds(FRAMES + 1))
+
+
 def test_restore():
     model, inputs = nemotron(), sounds(FRAMES)
     with torch.no_grad():
