@@ -233,7 +233,8 @@ class Tile {
         hidden == nullptr ? powers<false>(i, hidden, most, out)
                           : powers<true>(i, hidden, most, out);
       }
-      all_see = all_see && !(most <= kSeesNone);  // one that sees NaN sees
+      const bool sees_nan = inverse_sum[i] != inverse_sum[i];
+      all_see = all_see && (most > kSeesNone || sees_nan);
     }
     return all_see;
   }

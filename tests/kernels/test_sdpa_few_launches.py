@@ -19,6 +19,7 @@ from xlnet_fast import ops, reference
 from xlnet_fast.kernels.sdpa import budget, few_launches
 from xlnet_fast.kernels.sdpa import masked_softmax as sdpa_softmax
 from xlnet_fast.kernels.sdpa import rel_attention as sdpa
+from xlnet_fast.kernels.sdpa.blocks import Block
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.tolerance import assert_within
 
@@ -48,7 +49,7 @@ def set_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return apply
 
 
-def blocks_of(problem: Problem) -> list[few_launches.Block]:
+def blocks_of(problem: Problem) -> list[Block]:
     keys, queries = kernel_operands(problem)
     shared = few_launches.Shared(keys, queries.mask.key_padding)
     return list(few_launches.Stream(keys, shared, queries).blocks(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +118,32 @@ def test_one_graph_of_the_cpu_kernels(backend):
         assert_same(outputs_and_grads(compiled, tensors), expected, 0.0)
         assert counters["stats"]["unique_graphs"] == 1, f"it recompiled for {sizes}"
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("sdpa", torch.float64), pytest.param("cpu", torch.float32, marks=needs_kernels)],
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_one_graph_with_a_window_and_one_table_for_all_heads(backend, dtype):
+    """Nor do other numbers of a window break the graph."""
+
+    def call(padding: Tensor, window: tuple[int, int], chunk: int, *tensors: Tensor) -> Tensor:
+        mask = AttentionMask(key_padding=padding, window=window, chunk=chunk)
+        return ops.rel_attention(*tensors, mask=mask, r_start=1, backend=backend)
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, queries in [(3, 5), (4, 7)]:
+        for window, chunk in [((3, 1), 1), ((4, 0), 3)]:
+            problem = make_problem(
+                batch=batch, queries=queries, memory=0, mask="right", start=1, one_table=True
+            ).to(dtype)
+            tensors = list(problem.operands.values())
+            numbers = (problem.options["mask"].key_padding, window, chunk)
+            ours, plain = (functools.partial(f, *numbers) for f in (compiled, call))
+            assert_same(outputs_and_grads(ours, tensors), outputs_and_grads(plain, tensors), 1e-6)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 2
 
 
 @pytest.mark.usefixtures("fresh_compiler")

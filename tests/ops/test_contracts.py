@@ -28,6 +28,7 @@ CASES = {
     "segments, ranks": {"segments": 2, "mask": "content"},
     "targets": {"segments": 2, "mask": "query", "targets": 3},
     "uni, groups": {"mask": "uni right", "groups": 2},
+    "chunks": {"mask": "chunks right", "start": 1},
 }
 
 
@@ -39,6 +40,7 @@ CASES = {
         ("sdpa", F64, "segments, ranks", 0.3, True),
         ("sdpa", F64, "targets", 0.0, True),
         ("sdpa", F64, "uni, groups", 0.3, False),
+        ("sdpa", F64, "chunks", 0.3, True),
         pytest.param("cpu", torch.float32, "segments, ranks", 0.3, True, marks=needs_kernels),
     ],
 )
@@ -60,6 +62,7 @@ def test_opcheck_rel_attention(case, dropout_p, memory_apart, backend, dtype):
     [
         ("sdpa", F64, "plain", False),
         ("sdpa", F64, "targets", True),
+        ("sdpa", F64, "chunks", False),
         pytest.param("cpu", torch.float32, "targets", True, marks=needs_kernels),
     ],
 )
@@ -89,6 +92,7 @@ def test_opcheck_masked_softmax(terms):
             torch.randint(0, 2, (2, 3)), torch.randint(0, 2, (2, 5)),
         )  # fmt: skip
     mask = MASKS["content"](2, 3, 5, torch.Generator().manual_seed(0))
+    mask = replace(mask, window=(2, 1), chunk=2) if terms else mask
     rest = (*mask.tensors, None, SEED, *mask.flags, 2, 0.5, 0.25, "sdpa")
     torch.library.opcheck(OPS.masked_softmax.default, with_grad((scores, *extra, *rest)))
     out = OPS.masked_softmax(scores, *extra, *rest)

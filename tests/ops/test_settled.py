@@ -28,6 +28,7 @@ KINDS = {
     "bits": {"mask": "bits", "segments": 2},
     "causal": {"mask": "uni"},
     "positions": {"mask": "query", "targets": 3},
+    "window": {"mask": "window right", "start": 1, "one_table": True},
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import rel_attention
@@ -30,7 +29,7 @@ def attend_frames(
     Args:
         q: (B, I, N * D). k, v: (B, J, N * D), those of a cache before those of the I frames.
         table: (1 or B, 2J - 1, N, D), rows of the distances J - 1 .. 1 - J (HF's Conformers), or
-            its first I + J - 1 rows.
+            its first I + J - 1 rows; with one head, N = 1, its rows are those of all.
         bias_u, bias_v: (N, D), the content and the position bias.
         mask, scale, backend: as in :func:`ops.rel_attention`.
         dropout_p: of the probabilities; its seed is drawn here.
@@ -42,7 +41,7 @@ def attend_frames(
     q, k, v = (x.unflatten(-1, (heads, dim)) for x in (q, k, v))
     seed = torch.randint(0, 2**62, (1,), device=q.device) if dropout_p else None
     attended = rel_attention(
-        q, k, v, F.pad(table, (0, 0, 0, 0, 1, 0)), bias_u.to(q.dtype), bias_v.to(q.dtype),
+        q, k, v, table.to(q.dtype), bias_u.to(q.dtype), bias_v.to(q.dtype), r_start=1,
         mask=mask, scale=scale, dropout_p=dropout_p, seed=seed, backend=backend,
     )  # fmt: skip
     return attended.flatten(2)

@@ -25,7 +25,7 @@ r, P rows of r; b and rows are those of a block, a the rows of a part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from math import isqrt
 
@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xlnet_fast.kernels.sdpa import budget
+from xlnet_fast.kernels.sdpa.blocks import Block, Part
 from xlnet_fast.masks import HIDDEN_SCORE, take_rows
 from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.philox import keep_mask
@@ -49,49 +50,6 @@ precision, without which a GEMM stores element by element."""
 def suits(x: Tensor) -> bool:
     """Whether attention over operands like x is made here and not in chunks for a CPU's caches."""
     return x.device.type != "cpu"
-
-
-@dataclass(frozen=True)
-class Block:
-    """Batch elements b0..b1, all of group g, query rows i0..i1 and keys j0..j1."""
-
-    group: int
-    b0: int
-    b1: int
-    i0: int
-    i1: int
-    j0: int
-    j1: int
-
-    @property
-    def columns(self) -> slice:
-        """Of the keys."""
-        return slice(self.j0, self.j1)
-
-    @property
-    def width(self) -> int:
-        """The number of keys."""
-        return self.j1 - self.j0
-
-    @property
-    def elements(self) -> slice:
-        """Of the batch."""
-        return slice(self.b0, self.b1)
-
-    @property
-    def index(self) -> tuple[slice, slice]:
-        """Indexes (B, I, ...) tensors."""
-        return self.elements, slice(self.i0, self.i1)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows a0..a1 of a block, and the ``width`` rows of r from ``start`` on that they meet."""
-
-    a0: int
-    a1: int
-    start: int
-    width: int
 
 
 class Shared:

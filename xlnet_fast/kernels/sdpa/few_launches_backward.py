@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from xlnet_fast.kernels.sdpa import budget
+from xlnet_fast.kernels.sdpa.blocks import Block
 from xlnet_fast.kernels.sdpa.common import softmax_backward_, wide_dtype
 from xlnet_fast.kernels.sdpa.few_launches import (
-    Block,
     Shared,
     Stream,
     add_product,

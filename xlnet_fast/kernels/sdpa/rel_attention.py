@@ -25,12 +25,13 @@ G groups of r.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from xlnet_fast.kernels.sdpa import few_launches, few_launches_backward
+from xlnet_fast.kernels.sdpa.blocks import Chunk
 from xlnet_fast.kernels.sdpa.common import (
     PackedKeys,
     accumulate_bmm,
@@ -47,39 +48,6 @@ CHUNK_ELEMENTS = 2**21
 """Scores held at once. Chosen on CPU (docs/measured.md): large enough for full-speed GEMMs, small
 enough that the passes over a chunk hit the cache."""
 CHUNK_ROWS = 128
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Batch elements b0..b1 (all of group g), query rows i0..i1 and keys j0..j1.
-
-    The positions of the rows lie in ``lowest`` .. ``highest``.
-    """
-
-    group: int
-    b0: int
-    b1: int
-    i0: int
-    i1: int
-    j0: int
-    j1: int
-    lowest: int
-    highest: int
-
-    @property
-    def columns(self) -> slice:
-        """Of the keys."""
-        return slice(self.j0, self.j1)
-
-    @property
-    def width(self) -> int:
-        """The number of keys."""
-        return self.j1 - self.j0
-
-    @property
-    def index(self) -> tuple[slice, slice, slice]:
-        """Indexes (B, N, I, ...) tensors."""
-        return slice(self.b0, self.b1), slice(None), slice(self.i0, self.i1)
 
 
 class _Attention:
@@ -112,7 +80,7 @@ class _Attention:
             self.segment_score = score.to(self.score_dtype).transpose(1, 2)[..., None]
         self.segments_q, self.segments_k = segments_q, keys.segments
 
-    def chunks(self) -> Iterator[_Chunk]:
+    def chunks(self) -> Iterator[Chunk]:
         """All chunks, each within one group of r and within CHUNK_ELEMENTS scores."""
         groups = self.r.shape[0]
         per_group = self.batch // groups
@@ -132,7 +100,7 @@ class _Attention:
                     i1 = min(i0 + rows, self.queries)
                     yield self._chunk(group, slice(b0, min(b0 + elements, end)), slice(i0, i1))
 
-    def _chunk(self, group: int, elements: slice, rows: slice) -> _Chunk:
+    def _chunk(self, group: int, elements: slice, rows: slice) -> Chunk:
         """The chunk of these rows, with the keys that it has to meet."""
         place = (group, elements.start, elements.stop, rows.start, rows.stop)
         last = max(0, self.current - 1)  # without current keys every row is absent
@@ -142,11 +110,11 @@ class _Attention:
             if self.mask.has_window:
                 present = self.positions[elements, rows].clamp(0, last)
                 lowest, highest = int(present.min()), int(present.max())
-        everything = _Chunk(*place, 0, self.keys, lowest, highest)
+        everything = Chunk(*place, 0, self.keys, lowest, highest)
         if not self.mask.has_window:
             return everything
         span = self._span(lowest, highest)
-        chunk = _Chunk(*place, span.start, span.stop, lowest, highest)
+        chunk = Chunk(*place, span.start, span.stop, lowest, highest)
         if chunk.width == 0 or (self.mask.may_hide_all and self._hides_all(chunk)):
             return everything
         return chunk
@@ -154,19 +122,19 @@ class _Attention:
     def _span(self, lowest: int, highest: int) -> range:
         return self.mask.window_span(lowest, highest, self.keys, self.memory_length)
 
-    def _hides_all(self, chunk: _Chunk) -> bool:
+    def _hides_all(self, chunk: Chunk) -> bool:
         """Whether a row of the chunk sees none of its keys."""
         hidden = self._hidden(chunk)
         return hidden is not None and bool(hidden.all(-1).any())
 
-    def _hidden(self, chunk: _Chunk) -> Tensor | None:
+    def _hidden(self, chunk: Chunk) -> Tensor | None:
         """(b or 1, rows or 1, keys of the chunk) bool, or None."""
         mask = self.mask.narrow_batch(chunk.b0, chunk.b1 - chunk.b0)
-        rows = self.rows if self.positions is None else self.rows[chunk.b0 : chunk.b1]
+        rows = self.rows if self.positions is None else self.rows[chunk.elements]
         sizes = (self.keys, self.memory_length)
         return mask.hidden(rows, *sizes, slice(chunk.i0, chunk.i1), chunk.columns)
 
-    def scores(self, chunk: _Chunk) -> Tensor:
+    def scores(self, chunk: Chunk) -> Tensor:
         """Scaled, masked scores of one chunk, (b, N, rows, w) contiguous in ``score_dtype``."""
         position, hidden = self._position_scores(chunk), self._hidden(chunk)
         scores = torch.empty(position.shape, dtype=self.score_dtype, device=position.device)
@@ -178,25 +146,25 @@ class _Attention:
         if self.segment_score is not None:
             scores.addcmul_(
                 self.segments_differ(chunk).to(self.score_dtype),
-                self.segment_score[chunk.index],
+                self.segment_score[chunk.index_of_heads],
             )
         flat = scores.view(-1, *scores.shape[2:])
-        q_w, k = self.q_w[chunk.index].flatten(0, 1), self.of_keys(self.k, chunk)
+        q_w, k = self.q_w[chunk.index_of_heads].flatten(0, 1), self.of_keys(self.k, chunk)
         if q_w.dtype == self.score_dtype:
             flat.baddbmm_(q_w, k.transpose(1, 2))
         else:
             flat += torch.bmm(q_w, k.transpose(1, 2))
         return scores
 
-    def of_keys(self, x: Tensor, chunk: _Chunk) -> Tensor:
+    def of_keys(self, x: Tensor, chunk: Chunk) -> Tensor:
         """Of keys, values or their gradients (B, N, J, D) the chunk's, (b * N, w, D), a view."""
-        return x[chunk.b0 : chunk.b1, :, chunk.columns].flatten(0, 1)
+        return x[chunk.elements, :, chunk.columns].flatten(0, 1)
 
     def softmax_(self, scores: Tensor) -> Tensor:
         """Softmax over the keys, in place."""
         return torch.softmax(scores, -1, out=scores)
 
-    def dropout_factor(self, chunk: _Chunk) -> Tensor | None:
+    def dropout_factor(self, chunk: Chunk) -> Tensor | None:
         """0 or 1 / (1 - p) for every probability of the chunk, None without dropout."""
         if self.dropout_p == 0.0 or self.seed is None:
             return None
@@ -212,33 +180,33 @@ class _Attention:
         )[..., chunk.j0 :]
         return keep.to(self.score_dtype).mul_(1.0 / (1.0 - self.dropout_p))
 
-    def segments_differ(self, chunk: _Chunk) -> Tensor:
+    def segments_differ(self, chunk: Chunk) -> Tensor:
         """(b, 1, rows, w) bool."""
         assert self.segments_q is not None
         assert self.segments_k is not None
-        segments_q = self.segments_q[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1]
-        segments_k = self.segments_k[chunk.b0 : chunk.b1, chunk.columns]
+        segments_q = self.segments_q[chunk.index]
+        segments_k = self.segments_k[chunk.elements, chunk.columns]
         return segments_q[:, None, :, None] != segments_k[:, None, None, :]
 
-    def _position_scores(self, chunk: _Chunk) -> Tensor:
+    def _position_scores(self, chunk: Chunk) -> Tensor:
         """(b, N, rows, w) view (running positions) or tensor (arbitrary ones)."""
         start, length = self.table_rows(chunk)
         r = self.r[chunk.group].narrow(1, start, length)  # (N, W, D)
         table = torch.bmm(self.grouped(self.q_r, chunk), r.transpose(1, 2))
         return self.shift(table, chunk)
 
-    def table_rows(self, chunk: _Chunk) -> tuple[int, int]:
+    def table_rows(self, chunk: Chunk) -> tuple[int, int]:
         """First row and number of rows of the packed r that the rows of a chunk touch."""
         first = chunk.j0 - chunk.highest + self.current - self.r_start
         end = chunk.j1 - chunk.lowest + self.current - self.r_start
         first = max(0, first)  # only absent rows, without current keys, are before r
         return first, end - first
 
-    def grouped(self, x: Tensor, chunk: _Chunk) -> Tensor:
+    def grouped(self, x: Tensor, chunk: Chunk) -> Tensor:
         """(N, b * rows, D): all rows that multiply the same r."""
-        return x[chunk.index].transpose(0, 1).flatten(1, 2)
+        return x[chunk.index_of_heads].transpose(0, 1).flatten(1, 2)
 
-    def shift(self, table: Tensor, chunk: _Chunk) -> Tensor:
+    def shift(self, table: Tensor, chunk: Chunk) -> Tensor:
         """Position scores (N, b * rows, W) read at p = j - pos_i + L, (b, N, rows, w)."""
         rows = chunk.i1 - chunk.i0
         table = table.view(self.heads, chunk.b1 - chunk.b0, rows, -1).transpose(0, 1)
@@ -246,12 +214,12 @@ class _Attention:
             return skewed_view(table, chunk.width)
         return table.gather(-1, self.shift_index(chunk))
 
-    def shift_index(self, chunk: _Chunk) -> Tensor:
+    def shift_index(self, chunk: Chunk) -> Tensor:
         """Where rows at arbitrary positions find their scores in the chunk's table.
 
         (b, N, rows, w) int64; absent rows read row 0's.
         """
-        rows = self.rows[chunk.b0 : chunk.b1, chunk.i0 : chunk.i1]
+        rows = self.rows[chunk.index]
         rows = rows.clamp(chunk.lowest, chunk.highest)
         key = torch.arange(chunk.j0, chunk.j1, device=rows.device)
         first = self.table_rows(chunk)[0]
@@ -280,7 +248,7 @@ def rel_attention_forward(
                 probabilities *= factor
             flat = probabilities.flatten(0, 1).to(out.dtype)
             values = torch.bmm(flat, attention.of_keys(attention.v, chunk))
-            out_heads[chunk.index] = values.view(-1, attention.heads, *values.shape[1:])
+            out_heads[chunk.index_of_heads] = values.view(-1, attention.heads, *values.shape[1:])
         if queries.positions is not None:
             out.masked_fill_((queries.positions < 0)[:, :, None, None], 0)
 
@@ -351,7 +319,7 @@ def _stream_backward(
     for chunk in attention.chunks():
         probabilities = attention.softmax_(attention.scores(chunk)).flatten(0, 1)
         factor = attention.dropout_factor(chunk)
-        d_chunk = d_out[chunk.index].flatten(0, 1)
+        d_chunk = d_out[chunk.index_of_heads].flatten(0, 1)
         d_scores = torch.bmm(d_chunk, attention.of_keys(attention.v, chunk).transpose(1, 2))
         d_scores = d_scores.to(attention.score_dtype)
         dropped = probabilities
@@ -364,21 +332,23 @@ def _stream_backward(
         softmax_backward_(d_scores, probabilities)  # the scale is folded into the queries
         if dc is not None:
             view = d_scores.view(-1, attention.heads, *d_scores.shape[1:])
-            dc[chunk.index] = (view * attention.segments_differ(chunk)).sum(
+            dc[chunk.index_of_heads] = (view * attention.segments_differ(chunk)).sum(
                 -1, keepdim=True, dtype=wide
             )
         d_scores = d_scores.to(dtype)
         k_chunk = attention.of_keys(attention.k, chunk)
-        dq_w[chunk.index] = torch.bmm(d_scores, k_chunk).view_as(dq_w[chunk.index])
+        dq_w[chunk.index_of_heads] = torch.bmm(d_scores, k_chunk).view_as(
+            dq_w[chunk.index_of_heads]
+        )
         if totals.k is not None:
-            q_w = attention.q_w[chunk.index].flatten(0, 1)
+            q_w = attention.q_w[chunk.index_of_heads].flatten(0, 1)
             accumulate_bmm(attention.of_keys(totals.k, chunk), d_scores.transpose(1, 2), q_w)
         _position_grads(attention, chunk, d_scores, dq_r, totals.r)
     return dq_w, dq_r, dc
 
 
 def _position_grads(
-    attention: _Attention, chunk: _Chunk, d_scores: Tensor, dq_r: Tensor, dr: Tensor | None
+    attention: _Attention, chunk: Chunk, d_scores: Tensor, dq_r: Tensor, dr: Tensor | None
 ) -> None:
     """Add one chunk's gradient of the position scores to dq_r (B, N, I, D) and dr (G, N, R, D)."""
     start, length = attention.table_rows(chunk)
@@ -392,7 +362,7 @@ def _position_grads(
         view.scatter_(-1, attention.shift_index(chunk), d_scores)
     r = attention.r[chunk.group].narrow(1, start, length)  # (N, W, D)
     d_rows = torch.bmm(d_table, r).view(heads, elements, rows, attention.dim)
-    dq_r[chunk.index] = d_rows.transpose(0, 1)
+    dq_r[chunk.index_of_heads] = d_rows.transpose(0, 1)
     if dr is not None:
         q_r = attention.grouped(attention.q_r, chunk)
         dr[chunk.group].narrow(1, start, length).add_(torch.bmm(d_table.transpose(1, 2), q_r))
