@@ -120,7 +120,7 @@ $(VENV)/.examples: $(VENV)/.installed
 	@touch $@
 
 examples: $(VENV)/.examples ## run what is in examples/, on models made on the spot
-	@for example in trainer peft_lora sentence_embeddings pipeline; do \
+	@for example in trainer peft_lora sentence_embeddings pipeline speech; do \
 		echo "== $$example"; \
 		$(TEST_ENV) timeout $(EXAMPLES_TIMEOUT) $(BIN)/python examples/$$example.py || exit 1; \
 	done

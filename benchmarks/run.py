@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from . import (
     bench_model,
     bench_pretraining,
     bench_rel_attention,
+    bench_speech,
     bench_two_stream,
 )
 from .cases.corpus import load_corpus
@@ -65,6 +67,8 @@ _SMALL: dict[str, Any] = {
 KERNELS = (
     "ceiling", "rel_attention", *_SMALL, "model", bench_pretraining.KERNEL, bench_generate.KERNEL,
 )  # fmt: skip
+# Other models than XLNet, which run only where they are asked for.
+OTHERS = (bench_speech.KERNEL,)
 INTERRUPTED = 130
 
 
@@ -80,6 +84,7 @@ def run_bench(
     minutes: float | None = None,
     append: bool = False,
     pages: bool = True,
+    compiled: bool = True,
     display: Display | None = None,
 ) -> int:
     """Benchmark and leave results.csv, environment.json, PNG plots and index.html in `out`.
@@ -89,7 +94,8 @@ def run_bench(
     device: "cpu", "cuda", "cuda:1"; by default the GPU if there is one. dtype: "fp32", "bf16" or
     "fp16" alone; by default all of the preset.
     only: which benchmarks to run. minutes: begin no case after that. append: add to the CSV in
-    `out`. pages: also write plots and the HTML page, and print the tables.
+    `out`. pages: also write plots and the HTML page, and print the tables. compiled: also time what
+    `torch.compile` makes.
 
     Returns 0; 1 when a check of ours was red, ours raised or nothing was timed; 130 when
     interrupted, with the results so far in place.
@@ -97,11 +103,15 @@ def run_bench(
     """
     where = _device(device)
     chosen = _preset(preset, where, dtype)
-    unknown = sorted(set(only) - set(KERNELS))
-    if unknown or not only:
-        raise ArgumentError(f"benchmarks are {', '.join(KERNELS)}; got {', '.join(only) or 'none'}")
+    known = (*KERNELS, *OTHERS)
+    if not only or set(only) - set(known):
+        raise ArgumentError(f"benchmarks are {', '.join(known)}; got {', '.join(only) or 'none'}")
     if minutes is not None and minutes <= 0:
         raise ArgumentError(f"minutes must be positive, got {minutes}")
+    if set(only) <= set(OTHERS) and (model is not None or text is not None):
+        raise ArgumentError("speech encoders have random weights, and read no model and no text")
+    if not compiled:
+        chosen = replace(chosen, compile_budget_s=0.0)
     folder = _folder(out)
     file = None if text is None else str(text)
     display = display or Display()
@@ -119,6 +129,8 @@ def run_bench(
             "text": source.corpus.description,
             "model": _model_text(chosen, model, source, only),
         }
+    elif bench_speech.KERNEL in only:
+        extra["model"] = f"speech encoders, {bench_speech.LAYERS} layers, random weights"
     info = environment(where, extra)
     record = info
     if append:
@@ -199,7 +211,7 @@ def _chosen(preset: Preset, only: Collection[str]) -> tuple[str, ...]:
         optional |= {*_SMALL, bench_pretraining.KERNEL, bench_generate.KERNEL}
     if preset.model_alone and "model" in only:
         optional |= {"ceiling", "rel_attention"}
-    return tuple(name for name in KERNELS if name in only and name not in optional)
+    return tuple(n for n in (*KERNELS, *OTHERS) if n in only and n not in optional)
 
 
 def _run_all(
@@ -230,6 +242,8 @@ def _run_all(
     if bench_generate.KERNEL in only:
         count = bench_generate.steps(session, model)
         parts.append((count, lambda s: bench_generate.run(s, model, text, source)))
+    if bench_speech.KERNEL in only:
+        parts.append((bench_speech.steps(session), bench_speech.run))
     display.set_total(sum(count for count, _ in parts))
     try:
         for _, part in parts:
@@ -355,15 +369,16 @@ def main(arguments: Sequence[str] | None = None, only: Collection[str] = KERNELS
     parser.add_argument("--dtype", help="fp32, bf16 or fp16 alone")
     parser.add_argument("--out", type=Path, default=Path("bench_out"))
     parser.add_argument("--minutes", type=float, help="begin no case after that")
-    parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(only))
+    parser.add_argument("--only", nargs="+", choices=(*KERNELS, *OTHERS), default=list(only))
     parser.add_argument("--append", action="store_true", help="add to the CSV in --out")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-pages", action="store_true", help="write no plots and no page")
     options = parser.parse_args(arguments)
     try:
         return run_bench(
             options.preset, options.model, options.text, options.device, options.dtype,
             options.out, only=options.only, minutes=options.minutes, append=options.append,
-            pages=not options.no_pages,
+            pages=not options.no_pages, compiled=not options.no_compile,
         )  # fmt: skip
     except XLNetFastError as error:
         print(f"error: {error}", file=sys.stderr)

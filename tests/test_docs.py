@@ -16,6 +16,7 @@ from benchmarks.__main__ import commands
 from benchmarks.harness.record import read_results
 from benchmarks.pages import readme_picture, readme_table
 from xlnet_fast.cli import app
+from xlnet_fast.hf.families import ENTRIES
 from xlnet_fast.ops._dispatch import BACKENDS, CAPABILITIES
 from xlnet_fast.ops.qualification import files
 from xlnet_fast.text import builtin_text, train_tokenizer
@@ -85,6 +86,24 @@ def test_the_training_example_makes_both_forms(checkpoint_folder, monkeypatch):
     assert names["batch"]["input_ids"].shape == (1, 5)
 
 
+def test_the_speech_examples_transcribe_and_stream(checkpoint_folder, monkeypatch, capsys):
+    transcript, stream = python_blocks("docs/speech.md")
+    assert transcript.count("\n") <= 14
+    names = run_block(transcript, "speech.md", checkpoint_folder, monkeypatch)
+    assert capsys.readouterr().out.startswith("tensor([")
+    assert names["ids"].dim() == 1
+    assert xlnet_fast.is_accelerated(names["model"])
+    names = run_block(stream, "speech.md", checkpoint_folder, monkeypatch)
+    assert xlnet_fast.is_accelerated(names["model"])
+    assert capsys.readouterr().out == "torch.Size([1, 14, 64])\n" * 3
+
+
+def test_every_speech_family_is_told():
+    for entry in ENTRIES:
+        if entry.name not in ("xlnet", "xlm", "flaubert"):
+            assert entry.takes.split(" (")[0] in PAGES["docs/speech.md"], entry.name
+
+
 def test_the_readme_is_for_ten_minutes():
     assert README.count("\n") < 150
     first = README.split("\n## ")[0]
@@ -93,8 +112,8 @@ def test_the_readme_is_for_ten_minutes():
 
 def test_the_tables_and_the_picture_are_the_generators():
     results = sorted(readme_table.RESULTS.glob("*.csv"))
-    page = PAGES["docs/benchmarks.md"]
-    assert readme_table.replace_between_markers(page, readme_table.markdown(results)) == page
+    wanted = {str(p.relative_to(ROOT)): text for p, text in readme_table.pages(results).items()}
+    assert wanted == {name: PAGES[name] for name in ("README.md", "docs/benchmarks.md")}
     shown = readme_picture.shown(read_results(results[0]))
     assert readme_picture.numbers_in(ROOT / "docs" / "speed.png") == shown
 

@@ -76,6 +76,22 @@ class GenerationShape:
 
 
 @dataclass(frozen=True)
+class SpeechShape:
+    """A batch of audio for a speech encoder, by its name in `cases/speech.py`.
+
+    attention: the attention of one layer alone. compiled: also compile both encoders, which takes a
+    minute. memory: also measure the peak memory.
+    """
+
+    model: str
+    seconds: float
+    batch: int = 1
+    attention: bool = False
+    compiled: bool = False
+    memory: bool = False
+
+
+@dataclass(frozen=True)
 class AttentionShape:
     """Sizes and features of an attention case, and the passes to time on it."""
 

@@ -70,6 +70,17 @@ def _status_kib(name: str) -> int:
     raise OSError(f"{_STATUS} has no {name}")
 
 
+def free_bytes(device: torch.device) -> float | None:
+    """Return the memory that a device has to give now; None where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    return None
+
+
 class MemoryWorker:
     """A child process that measures the peak memory of one provider after the other."""
 

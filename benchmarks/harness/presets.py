@@ -19,11 +19,14 @@ from ..cases.shapes import (
     Geometry,
     ModelShape,
     PretrainingShape,
+    SpeechShape,
 )
+from ..cases.speech import MODELS
 from .timing import Plan
 
 # A round has hundreds of steps, each a sample of the time by context.
 _GENERATION_PLAN = Plan(min_rounds=2, max_rounds=9, budget_s=6.0)
+_SPEECH_PLAN = Plan(min_rounds=5, max_rounds=31, budget_s=8.0)
 
 PRESETS = ("quick", "full", "headline", "targets")
 
@@ -68,6 +71,8 @@ class Preset:
     large_ops: bool = False
     generation_shapes: tuple[GenerationShape, ...] = ()
     generation_plan: Plan = _GENERATION_PLAN
+    speech_shapes: tuple[SpeechShape, ...] = ()
+    speech_plan: Plan = _SPEECH_PLAN
 
 
 _Shape = TypeVar("_Shape", ModelShape, AttentionShape)
@@ -101,6 +106,24 @@ _CPU_QUICK_GENERATION = (
     GenerationShape(TINY, 8, 300, 20),
     GenerationShape(BASE_4, 1, 300, 20),
 )
+# Time may run out, and Hugging Face takes seconds for long audio: those that tell the most first.
+_QUICK_SPEECH = (
+    *(SpeechShape("Parakeet", seconds) for seconds in (10, 60, 240)),
+    SpeechShape("Parakeet", 240, attention=True, memory=True),
+    SpeechShape("Wav2Vec2-BERT", 60),
+    *(SpeechShape(name, 10) for name in MODELS if name != "Parakeet"),
+    *(SpeechShape(name, 60) for name in MODELS if name not in ("Parakeet", "Wav2Vec2-BERT")),
+)
+_FULL_SPEECH = (
+    *(
+        SpeechShape(name, seconds, batch, compiled=(seconds, batch) == (60, 1), memory=True)
+        for seconds in (10, 60, 240) for batch in (1, 4) for name in MODELS
+    ),
+    *(
+        SpeechShape(name, seconds, attention=True, memory=True)
+        for seconds in (60, 240) for name in MODELS
+    ),
+)  # fmt: skip
 _CUDA_GENERATION = tuple(
     GenerationShape(BASE, batch, prompt, new, without_memory=new == 50, memory=new == 50)
     for new in (50, 300) for batch in (1, 8) for prompt in (20, 300)
@@ -129,6 +152,8 @@ _CPU_QUICK = Preset(
     limit_s=135.0,
     small_ops=False,
     generation_shapes=_CPU_QUICK_GENERATION,
+    speech_shapes=_QUICK_SPEECH,
+    speech_plan=Plan(min_rounds=3, max_rounds=9, budget_s=2.0),
 )
 _CPU_FULL = Preset(
     name="full",
@@ -154,6 +179,7 @@ _CPU_FULL = Preset(
     ),
     pretraining_shapes=_CPU_PRETRAINING,
     generation_shapes=_CPU_GENERATION,
+    speech_shapes=_FULL_SPEECH,
 )
 
 
@@ -211,6 +237,7 @@ _CUDA_FULL = Preset(
     pretraining_shapes=_CUDA_PRETRAINING,
     large_ops=True,
     generation_shapes=_CUDA_GENERATION,
+    speech_shapes=_FULL_SPEECH,
 )
 _CUDA_QUICK = replace(
     _CUDA_FULL,

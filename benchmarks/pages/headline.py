@@ -8,6 +8,10 @@ from typing import Any
 from ..harness.record import Row
 from .table import KERNEL_TITLES, PASS_TITLES, provider_label, shape_label, speedup_text, time_text
 
+# What counts, the first that a run has: a kernel, and its passes (None: all).
+_HEADLINES = (
+    ("model", ("forward",)), ("model", None), ("rel_attention", None), ("speech", None),
+)  # fmt: skip
 TITLE = "xlnet_fast against Hugging Face"
 # What to type or write, and what that does.
 NEXT = (
@@ -45,7 +49,7 @@ def headline(rows: Sequence[Row], environment: Mapping[str, Any]) -> str:
 
 def _gains(rows: Sequence[Row]) -> list[Row]:
     ours = [row for row in rows if row.provider == "ours" and row.speedup_over_hf_eager]
-    for kernel, passes in (("model", ("forward",)), ("model", None), ("rel_attention", None)):
+    for kernel, passes in _HEADLINES:
         found = [
             row
             for row in ours
@@ -68,6 +72,8 @@ def case_line(rows: Sequence[Row]) -> str:
     """Return one line for a case that is done: times, and speed-ups over Hugging Face eager."""
     first = rows[0]
     label = f"{first.kernel} {shape_label(first)} {first.dtype} {PASS_TITLES[first.pass_name]}"
+    if first.kernel.startswith("speech"):
+        label += f" ({first.features})"
     parts = []
     for row in rows:
         if row.p50_us is None:

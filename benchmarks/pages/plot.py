@@ -16,7 +16,7 @@ from xlnet_fast.files import write_whole
 
 from ..cases.shapes import BASE, BASE_4, TINY
 from ..harness.record import CSV_FILE, Row, cases, read_results
-from . import generate_plot
+from . import generate_plot, speech_plot
 from .table import KERNEL_TITLES, PASS_TITLES, provider_label, provider_order, shape_label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -35,21 +35,25 @@ COLOURS = {
 _FLOORS = ("gemm_floor", "sdpa_flash")
 
 
-FILE_NAMES = frozenset(
-    f"{stem}_{name}.png"
-    for stem in (
-        "model",
-        "model_training_step",
-        "rel_attention",
-        "rel_attention_backward",
-        "rel_attention_forward_backward",
+FILE_NAMES = (
+    {f"{speech_plot.STEM}.png"}
+    | frozenset(
+        f"{stem}_{name}.png"
+        for stem in (
+            "model",
+            "model_training_step",
+            "rel_attention",
+            "rel_attention_backward",
+            "rel_attention_forward_backward",
+        )
+        for name in ("speedup", "time", "memory")
     )
-    for name in ("speedup", "time", "memory")
-) | {
-    f"{generate_plot.stem_of(size.n_layer, size.d_model, batch)}.png"
-    for size in (TINY, BASE_4, BASE)
-    for batch in (1, 8)
-}
+    | {
+        f"{generate_plot.stem_of(size.n_layer, size.d_model, batch)}.png"
+        for size in (TINY, BASE_4, BASE)
+        for batch in (1, 8)
+    }
+)
 
 
 def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
@@ -76,6 +80,15 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
         told = replace(row, features=f"width {row.heads * row.head_dim}")  # not one text's prompt
         what = f"batch {row.batch}, by the tokens so far"
         written.append(_save(_finish(figure, axes, [told], what), out / f"{stem}.png"))
+    speech = [row for row in timed if row.kernel == speech_plot.KERNEL]
+    if speech:
+        figure, axes = _new_figure(11, 4.6, panels=2)
+        speech_plot.draw(axes, timed, COLOURS, provider_label)
+        told = replace(speech[0], features="random weights")  # not one encoder's name
+        what = "speed-up by length, and memory of attention"
+        written.append(
+            _save(_finish(figure, axes[0], [told], what), out / f"{speech_plot.STEM}.png")
+        )
     return written
 
 
@@ -93,14 +106,14 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return sorted(seen, key=lambda key: (key[0] != "model", key[1] != "forward", key))
 
 
-def _new_figure(width: float, height: float) -> tuple[Any, Any]:
+def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
     # The object interface needs no display and leaves the caller's pyplot state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.add_subplot() if panels == 1 else figure.subplots(1, panels)
 
 
 def _finish(figure: Any, axes: Any, rows: Sequence[Row], what: str) -> Any:

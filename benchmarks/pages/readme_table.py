@@ -1,7 +1,7 @@
-"""The tables of docs/benchmarks.md, generated from a results CSV and never typed.
+"""The tables of docs/benchmarks.md and of the README, generated from results and never typed.
 
-python -m benchmarks readme_table           # rewrites the page from benchmarks/results/*.csv
-python -m benchmarks readme_table --check   # exits 1 when the page does not match
+python -m benchmarks readme_table           # rewrites both pages from benchmarks/results/*.csv
+python -m benchmarks readme_table --check   # exits 1 when a page does not match
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from pathlib import Path
 from xlnet_fast.files import write_whole
 
 from ..harness.record import Row, cases, read_results
-from .table import best_ours, shape_label, speedup_text, time_text, tokens_text
+from . import speech_table
+from .cells import error_cell, joined, memory_cell, time_cell
+from .table import best_ours, shape_label, speedup_text, tokens_text
 
 START = "<!-- benchmark:start -->"
 END = "<!-- benchmark:end -->"
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-PAGE = RESULTS.parents[1] / "docs" / "benchmarks.md"
+ROOT = RESULTS.parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 def markdown(files: Sequence[Path]) -> str:
     """Return the tables of the model benchmarks of each CSV, one heading per device.
 
-    A table of pretraining steps follows where the CSV has any, and one of generated texts, which
-    may be all that a CSV has.
+    A table of pretraining steps follows where the CSV has any, one of generated texts and those of
+    speech encoders, either of which may be all that a CSV has.
 
     Raises ValueError when a file has no timed rows of these, or when there is no file.
     """
@@ -39,8 +42,10 @@ def _file_markdown(path: Path) -> str:
     timed = [case for case in cases(read_results(path)) if any(row.p50_us for row in case)]
     groups = [case for case in timed if case[0].kernel == "model"]
     texts = [case for case in timed if (case[0].kernel, case[0].pass_name) == ("generate", "text")]
-    if texts and not groups:
-        return "\n".join(_generation(texts, path))
+    speech = speech_table.long_tables(timed, path)
+    others = [lines for lines in (_generation(texts, path) if texts else [], speech) if lines]
+    if others and not groups:
+        return "\n\n".join(map("\n".join, others))
     if not groups:
         raise ValueError(f"{path.name} holds no timed rows of the model benchmark")
     first = groups[0][0]
@@ -58,7 +63,7 @@ def _file_markdown(path: Path) -> str:
     lines += [_line({row.provider: row for row in case}) for case in groups]
     steps = [case for case in timed if case[0].kernel == "pretraining"]
     lines += _pretraining(steps) if steps else []
-    return "\n".join(lines + (["", *_generation(texts, path)] if texts else []))
+    return "\n\n".join(map("\n".join, [lines, *others]))
 
 
 def _pretraining(groups: Sequence[list[Row]]) -> list[str]:
@@ -96,25 +101,15 @@ def _text_line(by_name: dict[str, Row]) -> str:
     any_row = next(iter(by_name.values()))
     names = ("hf_eager", "ours", "hf_no_memory", "ours_no_memory")
     ours, eager = by_name.get("ours"), by_name.get("hf_eager")
-    return _joined([
+    return joined([
         f"{any_row.batch}x{any_row.length}",
         any_row.features,
         any_row.dtype,
-        *(_time(by_name.get(name)) for name in names),
+        *(time_cell(by_name.get(name)) for name in names),
         speedup_text(ours.speedup_over_hf_eager) if ours else "",
         f"{tokens_text(ours) or '-'} ({tokens_text(eager) or '-'})",
-        f"{_memory(ours)} ({_memory(eager)})",
+        f"{memory_cell(ours)} ({memory_cell(eager)})",
     ])  # fmt: skip
-
-
-def _time(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    return time_text(row.p50_us) if row.status == "ok" else row.status.replace("_", " ")
-
-
-def _memory(row: Row | None) -> str:
-    return f"{row.peak_memory_mib:,.0f}" if row and row.peak_memory_mib is not None else "-"
 
 
 def _line(by_name: dict[str, Row]) -> str:
@@ -124,9 +119,9 @@ def _line(by_name: dict[str, Row]) -> str:
         any_row.dtype,
         any_row.pass_name.replace("_", " ").replace("forward", "inference"),
         *_times_and_speedups(by_name),
-        _errors(by_name.get("ours"), by_name.get("hf_eager")),
+        error_cell(by_name.get("ours"), by_name.get("hf_eager")),
     ]
-    return _joined(cells)
+    return joined(cells)
 
 
 def _step_line(by_name: dict[str, Row]) -> str:
@@ -138,28 +133,21 @@ def _step_line(by_name: dict[str, Row]) -> str:
         any_row.dtype,
         *_times_and_speedups(by_name),
         f"{tokens_text(best_ours(by_name)) or '-'} ({tokens_text(eager) or '-'})",
-        f"{_memory(ours)} ({_memory(eager)})",
+        f"{memory_cell(ours)} ({memory_cell(eager)})",
     ]
-    return _joined(cells)
-
-
-def _joined(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell or "-" for cell in cells) + " |"
+    return joined(cells)
 
 
 def _times_and_speedups(by_name: dict[str, Row]) -> list[str]:
     ours, best = by_name.get("ours"), best_ours(by_name)
     return [
-        *(_time(by_name.get(name)) for name in ("hf_eager", "hf_compile", "ours", "ours_compile")),
+        *(
+            time_cell(by_name.get(name))
+            for name in ("hf_eager", "hf_compile", "ours", "ours_compile")
+        ),
         speedup_text(ours.speedup_over_hf_eager) if ours else "",
         speedup_text(best.speedup_over_hf_compile) if best else "",
     ]
-
-
-def _errors(ours: Row | None, eager: Row | None) -> str:
-    if ours is None or ours.error is None or eager is None or eager.error is None:
-        return ""
-    return f"{ours.error:.1e} ({eager.error:.1e})"
 
 
 def replace_between_markers(page: str, table: str) -> str:
@@ -174,27 +162,42 @@ def replace_between_markers(page: str, table: str) -> str:
     return f"{before}{START}\n{table}\n{END}{after}"
 
 
+def pages(files: Sequence[Path]) -> dict[Path, str]:
+    """Return each page as it should be: that of the docs, and the README with its short table."""
+    tables = {PAGE: markdown(files), ROOT / "README.md": speech_table.short_table(files)}
+    return {
+        page: replace_between_markers(page.read_text(encoding="utf-8"), table)
+        for page, table in tables.items()
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite the page's tables, or check them."""
+    """Rewrite the pages' tables, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="only say whether it matches")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true", help="only say whether they match")
+    parser.add_argument("--page", type=Path, help="one page, with the tables of the docs")
     parser.add_argument("csv", type=Path, nargs="*", help="default: benchmarks/results/*.csv")
     options = parser.parse_args(arguments)
+    files = options.csv or sorted(RESULTS.glob("*.csv"))
     try:
-        old = options.page.read_text(encoding="utf-8")
-        new = replace_between_markers(old, markdown(options.csv or sorted(RESULTS.glob("*.csv"))))
+        if options.page is None:
+            wanted = pages(files)
+        else:
+            old = options.page.read_text(encoding="utf-8")
+            wanted = {options.page: replace_between_markers(old, markdown(files))}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if old == new:
+    stale = [page for page, new in wanted.items() if page.read_text(encoding="utf-8") != new]
+    if not stale:
         print("the benchmark tables match the results")
         return 0
     if options.check:
         print("the benchmark tables are stale: run python -m benchmarks readme_table")
         return 1
-    write_whole(options.page, new)
-    print(f"rewrote the benchmark tables of {options.page.name}")
+    for page in stale:
+        write_whole(page, wanted[page])
+        print(f"rewrote the benchmark tables of {page.name}")
     return 0
 
 

@@ -32,6 +32,8 @@ KERNEL_TITLES = {
     "masked_softmax": "Masked softmax",
     "concat_memory": "Memory update of all layers",
     "generate": "Generation after a prompt",
+    "speech": "Speech encoder",
+    "speech_attention": "Attention of a speech encoder, one layer",
 }
 PASS_TITLES = {
     "forward": "inference",

@@ -29,7 +29,7 @@ def test_the_mask_becomes_a_window_of_chunks():
     fast, inputs = accelerated(nemotron()), sounds(FRAMES)
     with torch.no_grad():
         fast(**inputs, num_lookahead_tokens=CHUNK - 1)
-    _, _, mask = frames._LAST[frames._made]
+    _, _, mask = frames._MASKS._last[0]
     assert (mask.window, mask.chunk) == ((8, 0), CHUNK)
     assert mask.bits is None
     assert mask.key_padding.any(1).tolist() == [False, True]
@@ -118,6 +118,20 @@ def test_every_mask_of_windows_chunks_and_padding_is_recognized(rows, memory):
             assert recognized(shown) is not None, (window, chunk)
             count += 1
     assert count >= 30
+
+
+def test_as_many_frames_as_the_config_has():
+    inputs = sounds(FRAMES, padded=False)
+    frames = nemotron()(**inputs).last_hidden_state.shape[1]  # one more: it pads in front
+    model = nemotron(max_position_embeddings=frames)
+    fast = accelerated(model)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fast(**inputs).last_hidden_state, model(**inputs).last_hidden_state,
+            rtol=1e-4, atol=1e-5,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="less or equal than"):
+            fast(**sounds(FRAMES + 1))
 
 
 def test_restore():

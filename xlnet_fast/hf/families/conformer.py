@@ -128,7 +128,9 @@ def _kept_table(
         and torch.equal(kept[0], module.inv_freq)
     )
     if not fits:
-        longest, width = -(-length // _STEP) * _STEP, hidden_states.shape[2]
+        # Nemotron's raises for more frames than its config has.
+        most = max(length, module.max_position_embeddings)
+        longest, width = min(-(-length // _STEP) * _STEP, most), hidden_states.shape[2]
         if (2 * longest - 1) * width * hidden_states.element_size() > MOST_KEPT_BYTES:
             return None
         with torch.inference_mode(False), torch.no_grad():
