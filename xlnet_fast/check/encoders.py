@@ -15,12 +15,14 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf.families import families_in
 from xlnet_fast.hf.families.family import FamilyOfParts
 
-BATCH, FRAMES, SAMPLES, TOKENS = 2, 160, 6400, 24
-_WIDTHS = ("num_mel_bins", "feature_projection_input_dim", "input_dim")
-"""Attributes of a config that tell the width of ``input_features``."""
+BATCH = 2
+LENGTHS = {"input_features": 160, "hidden_states": 40, "input_values": 6400, "input_ids": 24}
+"""Frames, samples or tokens, by the name of an argument."""
+_WIDTHS = ("num_mel_bins", "feature_projection_input_dim")
+"""Attributes of a config that tell the width of features."""
 _IGNORED = (".k_proj.bias", ".k_lin.bias", ".linear_k.bias")
 """Biases of keys, which a softmax ignores: their gradients are noise."""
-_VOCABULARIES = ("vocab_size", "n_words", "emb_dim")
+_VOCABULARIES = ("vocab_size", "n_words")
 
 
 class EncoderSubject:
@@ -83,20 +85,21 @@ class EncoderSubject:
         return results
 
     def _inputs_of(self, encoder: Any, padded: bool, seed: int) -> dict[str, Tensor]:
-        """What an encoder is called with, by the name of its main input."""
-        config, name, generator = encoder.config, encoder.main_input_name, random(seed)
-        lengths = {"input_features": FRAMES, "input_values": SAMPLES, "input_ids": TOKENS}
-        if name not in lengths:
+        """What an encoder is called with, by the name of the first argument of its forward."""
+        arguments, generator = inspect.signature(encoder.forward).parameters, random(seed)
+        name = next(iter(arguments))
+        if name not in LENGTHS:
             raise ArgumentError(f"check knows no inputs for {type(encoder).__name__}: {name}")
-        shape: tuple[int, ...] = (BATCH, lengths[name])
-        if name == "input_features":
-            shape = (*shape, _first_of(config, _WIDTHS))
+        shape: tuple[int, ...] = (BATCH, LENGTHS[name])
         if name == "input_ids":
-            x = torch.randint(4, _first_of(config, _VOCABULARIES), shape, generator=generator)
+            words = _first_of(encoder.config, _VOCABULARIES)
+            x = torch.randint(4, words, shape, generator=generator)
         else:
-            x = torch.randn(shape, generator=generator)
-        given = {name: x.to(encoder.device, None if name == "input_ids" else encoder.dtype)}
-        if padded and "attention_mask" in inspect.signature(encoder.forward).parameters:
+            if name != "input_values":
+                shape = (*shape, _width_of(encoder, name))
+            x = torch.randn(shape, generator=generator).to(encoder.dtype)
+        given = {name: x.to(encoder.device)}
+        if padded and "attention_mask" in arguments:
             mask = torch.ones(shape[:2], dtype=torch.int64, device=encoder.device)
             mask[1, 3 * shape[1] // 4 :] = 0
             given["attention_mask"] = mask
@@ -109,7 +112,9 @@ def _attentions_of(model: nn.Module) -> list[nn.Module]:
         module
         for module in model.modules()
         for family in families
-        if (part := family.part_of(module)) is not None and part.kind == "attention"
+        if (part := family.part_of(module)) is not None
+        and part.kind == "attention"
+        and part.why_not(module) is None
     ]
     if not found:
         raise ArgumentError(f"{type(model).__name__} has no attention that is accelerated")
@@ -127,6 +132,14 @@ def _encoder_of(model: nn.Module, attentions: list[nn.Module]) -> tuple[str, Any
     if not found:
         raise ArgumentError(f"{type(model).__name__} is no model of transformers")
     return found[-1]
+
+
+def _width_of(encoder: Any, name: str) -> int:
+    """Of a frame's features, or hidden states."""
+    first = getattr(encoder, "input_linear", None)
+    if isinstance(first, nn.Linear):
+        return first.in_features
+    return _first_of(encoder.config, ("hidden_size",) if name == "hidden_states" else _WIDTHS)
 
 
 def _first_of(config: Any, names: tuple[str, ...]) -> int:

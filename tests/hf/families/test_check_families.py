@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tiny_speech import CASES
 from torch import nn
 from transducers import ctc, nemotron, parakeet
 from transformers import BertConfig, BertModel
@@ -56,6 +57,19 @@ def test_a_checkpoint_of_a_family_and_of_none(tmp_path):
     BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(ArgumentError, match="is a bert model: nothing in it is accelerated"):
         load_any_model(str(tmp_path / "bert"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_can_be_called(name):
+    case = CASES[name]
+    model = case.model(case.implementations[0])
+    if name == "fastspeech2":  # its encoder is a module of its own, and its model rounds durations
+        with pytest.raises(ArgumentError, match="is no model of transformers"):
+            EncoderSubject(model)
+        return
+    subject = EncoderSubject(model)
+    results = subject.computations["a padded batch"](model, 0)
+    assert all(x.isfinite().all() for x in results.values())
 
 
 def test_what_cannot_be_called_is_told():
