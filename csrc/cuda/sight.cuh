@@ -198,16 +198,17 @@ XLNET_FAST_DEVICE Sight<Tiles> moved_sight_of(const TheRows& rows, const Head& h
   }
   if (Limits::any(stream)) {
     const Limits limits = Limits::of(stream, head.keys());
-    int begin[2], end[2];
 #pragma unroll
-    for (int upper = 0; upper < 2; ++upper) {
-      begin[upper] = limits.begin(rows.position(upper), head.memory());
-      end[upper] = limits.end(rows.position(upper), head.memory());
+    for (int upper = 0; upper < 2; ++upper) {  // what hides by distance, hides columns
+      const int position = rows.position(upper), first_column = j0 + position;
+      const int begin = limits.begin(position, head.memory()) - first_column;
+      const int end = limits.end(position, head.memory()) - first_column;
+#pragma unroll
+      for (int w = 0; w < Columns<Tiles>::kWords; ++w) {
+        const uint32_t inside = columns_below(end, w) & ~columns_below(begin, w);
+        sight.visible[upper].word[w] &= inside >> (2 * at.t);
+      }
     }
-    for_each_score<Tiles>([&](int n, int e) {
-      const int j = key(n, e);
-      if (j < begin[e / 2] || j >= end[e / 2]) sight.visible[e / 2].remove(n, e);
-    });
   }
   if (stream.bits != nullptr) {
     const int64_t row_bytes = (head.all.keys + 7) / 8;

@@ -18,6 +18,8 @@ from xlnet_fast.hf.families.family import FamilyOfParts
 BATCH, FRAMES, SAMPLES, TOKENS = 2, 160, 6400, 24
 _WIDTHS = ("num_mel_bins", "feature_projection_input_dim", "input_dim")
 """Attributes of a config that tell the width of ``input_features``."""
+_IGNORED = (".k_proj.bias", ".k_lin.bias", ".linear_k.bias")
+"""Biases of keys, which a softmax ignores: their gradients are noise."""
 _VOCABULARIES = ("vocab_size", "n_words", "emb_dim")
 
 
@@ -75,8 +77,8 @@ class EncoderSubject:
             (state * direction.to(state)).mean().backward()
         results = {name: x.detach() for name, x in results.items()}
         for name, parameter in encoder.named_parameters():
-            if parameter.grad is not None and not name.endswith((".k_proj.bias", ".linear_k.bias")):
-                results[f"d {name}"] = parameter.grad  # softmax ignores the bias of keys
+            if parameter.grad is not None and not name.endswith(_IGNORED):
+                results[f"d {name}"] = parameter.grad
         model.zero_grad(set_to_none=True)
         return results
 

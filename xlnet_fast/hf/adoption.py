@@ -104,13 +104,31 @@ def accelerated_class(original: type, fast: type) -> type:
     return type(original.__name__, bases, namespace)
 
 
+def laid_over(mixin: type, base: type) -> type[nn.Module]:
+    """A fast class of code that several classes share, or of one that is found at run time.
+
+    Args:
+        mixin: our methods. base: the class whose methods they replace.
+    """
+    return _laid_over(mixin, base)
+
+
+@cache
+def _laid_over(mixin: type, base: type) -> type[nn.Module]:
+    namespace = {"__module__": mixin.__module__, "_xlnet_fast_base": base}
+    return type(mixin.__name__, (mixin, base), {**namespace, "_xlnet_fast_mixin": mixin})
+
+
 def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
     """Pickle and copy by the original class: the accelerated one is made again on loading."""
     rest = object.__reduce_ex__(module, protocol)[2:]
     cls = type(module)
-    return (_rebuild, (cls._xlnet_fast_original, cls._xlnet_fast_class), *rest)
+    fast = cls._xlnet_fast_class
+    made_of = vars(fast).get("_xlnet_fast_mixin")
+    how = (fast,) if made_of is None else (made_of, fast._xlnet_fast_base)
+    return (_rebuild, (cls._xlnet_fast_original, *how), *rest)
 
 
-def _rebuild(original: type, fast: type) -> Any:
-    cls: Any = accelerated_class(original, fast)
+def _rebuild(original: type, fast: type, base: type | None = None) -> Any:
+    cls: Any = accelerated_class(original, fast if base is None else laid_over(fast, base))
     return cls.__new__(cls)

@@ -51,15 +51,20 @@ def _undecorated(method: Any) -> Any:
     return method
 
 
-def unless_patched(base: type) -> Callable[[_Forward], _Forward]:
-    """A forward of ours that gives way to the one that a class of HF's has by now, if patched."""
+def unless_patched(base: type | None = None) -> Callable[[_Forward], _Forward]:
+    """A method of ours that gives way to the one that a class of HF's has by now, if patched.
 
-    def decorate(forward: _Forward) -> _Forward:
-        @wraps(forward)
+    Args:
+        base: that class; None in a mixin, which ``adoption.laid_over`` has put over one.
+    """
+
+    def decorate(ours: _Forward) -> _Forward:
+        @wraps(ours)
         def ours_or_theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if patched(base, "forward"):
-                return base.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
-            return forward(self, *args, **kwargs)
+            theirs = self._xlnet_fast_base if base is None else base
+            if patched(theirs, ours.__name__):
+                return getattr(theirs, ours.__name__)(self, *args, **kwargs)
+            return ours(self, *args, **kwargs)
 
         return ours_or_theirs  # type: ignore[return-value]
 

@@ -46,13 +46,14 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
     """In the module's dtype: HF's ``from_pretrained(dtype=bf16)`` leaves these weights in fp32."""
     weight = getattr(module, "weight", None)
     own = weight.dtype if isinstance(weight, Tensor) else x.dtype
-    if own == x.dtype or own not in _COMPUTED_IN or _casts_by_itself(x):
+    if own == x.dtype or own not in _COMPUTED_IN or casts_by_itself(x):
         output: Tensor = module(x)
         return output
     output = module(x.to(own))
     return output.to(x.dtype)
 
 
-def _casts_by_itself(x: Tensor) -> bool:
+def casts_by_itself(x: Tensor) -> bool:
+    """Whether autocast is on where x is: operands of a product need not share a dtype then."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -27,10 +27,11 @@ def attend_frames(
     """softmax(scale * ((q + u) k + (q + v) r)) v over all frames.
 
     Args:
-        q: (B, I, N * D). k, v: (B, J, N * D), those of a cache before those of the I frames.
+        q: (B, I, N * D) or (B, I, N, D). k, v: the same with J for I, those of a cache before those
+            of the I frames. Any strides.
         table: (1 or B, 2J - 1, N, D), rows of the distances J - 1 .. 1 - J (HF's Conformers), or
             its first I + J - 1 rows; with one head, N = 1, its rows are those of all. It is cast to
-            the dtype of q, and so are the biases.
+            the dtype of q, as the biases are.
         bias_u, bias_v: (N, D), the content and the position bias.
         mask, scale, backend: as in :func:`ops.rel_attention`.
         dropout_p: of the probabilities; its seed is drawn here.
@@ -39,7 +40,7 @@ def attend_frames(
         (B, I, N * D).
     """
     heads, dim = bias_u.shape
-    q, k, v = (x.unflatten(-1, (heads, dim)) for x in (q, k, v))
+    q, k, v = (x if x.dim() == 4 else x.unflatten(-1, (heads, dim)) for x in (q, k, v))
     seed = torch.randint(0, 2**62, (1,), device=q.device) if dropout_p else None
     attended = rel_attention(
         q, k, v, table.to(q.dtype), bias_u.to(q.dtype), bias_v.to(q.dtype), r_start=1,

@@ -124,7 +124,7 @@ def _why_plain(obstacle: PassedOver, device: str, found: Found, in_part: bool) -
 
 def _what_runs(device: str, attention: Sequence[Choice]) -> str:
     backends = list(dict.fromkeys(choice.backend for choice in attention))
-    if all(choice.why == BY_NAME for choice in attention):
+    if attention and all(choice.why == BY_NAME for choice in attention):
         return f"backend {backends[0]!r}, asked for by name"
     kernels = [backend for backend in backends if backend in _KERNELS]
     if device == "cuda":

@@ -29,7 +29,7 @@ def test_the_mask_becomes_a_window_of_chunks():
     fast, inputs = accelerated(nemotron()), sounds(FRAMES)
     with torch.no_grad():
         fast(**inputs, num_lookahead_tokens=CHUNK - 1)
-    _, _, mask = frames._LAST[frames._made]
+    _, _, mask = frames._MASKS._last[0]
     assert (mask.window, mask.chunk) == ((8, 0), CHUNK)
     assert mask.bits is None
     assert mask.key_padding.any(1).tolist() == [False, True]

@@ -69,6 +69,23 @@ ENTRIES = (
     Entry("granite_speech", "Granite speech (its encoder)", _modeling("granite_speech")),
     Entry("granite_speech_plus", "Granite speech plus", _modeling("granite_speech_plus")),
     Entry("granite_speech5", "Granite speech 5", _modeling("granite_speech5")),
+    Entry("xlm", "XLM (XLMModel, XLMWithLMHeadModel, XLMFor...)", _modeling("xlm")),
+    Entry(
+        "flaubert",
+        "Flaubert (FlaubertModel, FlaubertWithLMHeadModel, FlaubertFor...)",
+        _modeling("flaubert"),
+    ),
+    Entry(
+        "toolkits.nemo",
+        "NeMo's RelPositionMultiHeadAttention",
+        classes=("RelPositionMultiHeadAttention",),
+    ),
+    Entry(
+        "toolkits.espnet",
+        "ESPnet's RelPositionMultiHeadedAttention",
+        classes=("RelPositionMultiHeadedAttention",),
+    ),
+    Entry("toolkits.speechbrain", "SpeechBrain's RelPosMHAXL", classes=("RelPosMHAXL",)),
 )
 
 

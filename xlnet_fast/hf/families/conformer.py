@@ -179,14 +179,14 @@ def bare_convolution(module: Any, hidden_states: Tensor, attention_mask: Tensor 
 # ---- keys for distances, of Shaw et al. ----
 
 
-def table_of_keys(embedding: nn.Module, rows: Tensor, heads: int) -> Tensor:
+def table_of_keys(embedding: nn.Module, rows: Tensor) -> Tensor:
     """Rows of an embedding of distances, the same for all heads.
 
     Args:
         rows: (P,) integers, of the distances that the table of :func:`attend_frames` has.
 
     Returns:
-        (1, P, N, D), one head's memory.
+        (1, P, 1, D).
     """
     table: Tensor = embedding(rows)
-    return table[None, :, None, :].expand(-1, -1, heads, -1)
+    return table[None, :, None, :]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from xlnet_fast.hf.adoption import adopt, original_class, why_kept
+from xlnet_fast.hf.adoption import adopt, laid_over, original_class, why_kept
 from xlnet_fast.hf.options import Options
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.ops._dispatch import usual_features
@@ -86,6 +87,35 @@ class Part:
     methods: tuple[str, ...] = ("forward",)
     why_not: Callable[[Any], str | None] = lambda module: None
 
+    def of(self, module: nn.Module) -> Part | None:
+        """This part, if a module is of its class."""
+        return self if isinstance(module, self.base) else None
+
+
+@dataclass(frozen=True)
+class NamedPart:
+    """A part of a package that need not be installed: its class is known by name.
+
+    Attributes:
+        name: of the class, in whatever module.
+        mixin: our methods, which are laid over a class of that name when one is met.
+        why_not: why a class or a module of that name is none of ours, or keeps its code.
+    """
+
+    name: str
+    mixin: type[nn.Module]
+    why_not: Callable[[type, Any], str | None]
+    kind: str = "attention"
+    methods: tuple[str, ...] = ("forward",)
+
+    def of(self, module: nn.Module) -> Part | None:
+        """The part that a module is of, if a class of this name is among its classes."""
+        for cls in (original_class(module) or type(module)).__mro__:
+            if cls.__name__ == self.name and not cls.__module__.startswith("transformers."):
+                fast = laid_over(self.mixin, cls)
+                return Part(cls, fast, self.kind, self.methods, partial(self.why_not, cls))
+        return None
+
 
 class FamilyOfParts(Family):
     """A family of which single modules are replaced, each by itself; all else is Hugging Face's.
@@ -93,7 +123,8 @@ class FamilyOfParts(Family):
     Args:
         parts: the attention first. A module is that of the first part whose base it is of.
         head_dim_of: the head dim of an attention module.
-        ops: that the parts call.
+        ops: that the parts call. auto_ops: those of backend "auto", where they differ.
+        features: as in :class:`Description`. notes: what a user should know of every model.
         dropout: the name of an attention's module that Hugging Face's code calls on probabilities,
             "" where there is none.
     """
@@ -101,19 +132,23 @@ class FamilyOfParts(Family):
     def __init__(
         self,
         title: str,
-        parts: tuple[Part, ...],
+        parts: tuple[Part | NamedPart, ...],
         head_dim_of: Callable[[Any], int],
         ops: tuple[str, ...] = ("rel_attention",),
+        auto_ops: tuple[str, ...] | None = None,
         features: Callable[[str, bool], Iterable[str]] | None = None,
         dropout: str = "dropout",
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.title, self.parts = title, parts
-        self._head_dim_of, self._ops, self._dropout = head_dim_of, ops, dropout
+        self._head_dim_of, self._ops, self._notes = head_dim_of, ops, notes
+        self._auto_ops, self._dropout = ops if auto_ops is None else auto_ops, dropout
         self._features = features or _features_of_speech
 
     def part_of(self, module: nn.Module) -> Part | None:
         """The part that a module is, None where it is none."""
-        return next((part for part in self.parts if isinstance(module, part.base)), None)
+        found = (part.of(module) for part in self.parts)
+        return next((part for part in found if part is not None), None)
 
     def is_in(self, model: nn.Module) -> bool:
         """Whether a module is one of the parts."""
@@ -143,7 +178,7 @@ class FamilyOfParts(Family):
             if why is not None:
                 reasons[part.kind, why] = reasons.get((part.kind, why), 0) + 1
         attentions = [module for part, module in parts if part.kind == "attention"]
-        notes = tuple(_dropouts(attentions, self._dropout))
+        notes = (*self._notes, *_dropouts(attentions, self._dropout)) if adopted else ()
         example = (attentions or [module for _, module in parts])[0]
         options = vars((adopted or [example])[0]).get("_xlnet_fast_options", Options())
         own_code = tuple(
@@ -151,7 +186,8 @@ class FamilyOfParts(Family):
             for (kind, why), count in reasons.items()
         )
         return Description(
-            accelerated=bool(adopted), example=example, backend=options.backend, ops=self._ops,
+            accelerated=bool(adopted), example=example, backend=options.backend,
+            ops=self._auto_ops if options.backend == "auto" else self._ops,
             head_dim=self._head_dim_of(attentions[0]) if attentions else 64,
             features=self._features, own_code=own_code,
             in_part=own_code[0] if own_code else "", notes=notes,
@@ -177,13 +213,13 @@ def _dropouts(attentions: list[nn.Module], name: str) -> Iterable[str]:
 
 
 def _features_of_speech(op: str, training: bool) -> Iterable[str]:
-    """Of encoders without segments: padding, and dropout in training."""
-    return ("padding", "dropout") if training else ("padding",)
+    """Of encoders without segments, whose table has no row for the distance J."""
+    return ("padding", "start", "dropout") if training else ("padding", "start")
 
 
 def place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where and in what dtype a module computes."""
-    parameter = next(module.parameters())
+    """Where and in what dtype a module computes; one without parameters, by PyTorch's defaults."""
+    parameter = next(module.parameters(), torch.empty(0))
     kind = parameter.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return parameter.device, torch.get_autocast_dtype(kind)

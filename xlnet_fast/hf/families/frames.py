@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-from weakref import ref
-
 import torch
 from torch import Tensor
 
 from xlnet_fast.hf.families.windows import recognized
+from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.masks import AttentionMask, pack_bits
-from xlnet_fast.transforms import can_look, nobody_looks_on
-
-_Fact = TypeVar("_Fact")
-_LAST: dict[Callable[[Tensor], Any], tuple[Any, int, Any]] = {}
-"""The last mask, its state and what each function found: all layers of a pass get the same mask."""
+from xlnet_fast.transforms import can_look
 
 
 def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
@@ -28,7 +21,7 @@ def mask_of_frames(visible: Tensor | None) -> AttentionMask | None:
         visible: (B, 1, I, J) bool, True for keys that a query sees; or floating, 0 for those and
             anything else for others (:func:`is_readable`); or None.
     """
-    return None if visible is None else _once(visible, _made)
+    return None if visible is None else _MASKS.of(visible)
 
 
 def is_readable(mask: Tensor | None, implementation: str | None) -> bool:
@@ -47,26 +40,11 @@ def is_readable(mask: Tensor | None, implementation: str | None) -> bool:
         return False
     if mask.dtype == torch.bool:
         return implementation == "sdpa"
-    return mask.is_floating_point() and can_look(mask) and _once(mask, _is_all_or_none)
+    return mask.is_floating_point() and can_look(mask) and _ALL_OR_NONE.of(mask)
 
 
 def _is_all_or_none(mask: Tensor) -> bool:
     return bool(((mask == 0) | (mask == torch.finfo(mask.dtype).min)).all())
-
-
-def _once(mask: Tensor, find: Callable[[Tensor], _Fact]) -> _Fact:
-    """``find(mask)``, remembered while the mask stays what it was."""
-    if not nobody_looks_on():
-        return find(mask)
-    # Inference tensors have no version: how many of its numbers are zero stands for it.
-    state = int(mask.count_nonzero()) if mask.is_inference() else mask._version
-    last = _LAST.get(find)
-    if last is not None and last[0]() is mask and last[1] == state:
-        known: _Fact = last[2]
-        return known
-    found = find(mask)
-    _LAST[find] = ref(mask), state, found
-    return found
 
 
 def _made(visible: Tensor) -> AttentionMask:
@@ -75,3 +53,7 @@ def _made(visible: Tensor) -> AttentionMask:
         shown = shown == 0
     mask = recognized(shown) if can_look(shown) else None
     return AttentionMask(bits=pack_bits(~shown)) if mask is None else mask
+
+
+_MASKS = LastMade(_made)
+_ALL_OR_NONE = LastMade(_is_all_or_none)

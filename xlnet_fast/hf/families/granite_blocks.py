@@ -68,7 +68,7 @@ def attend_in_blocks(
     """
     zero = q.new_zeros(heads, q.shape[2] // heads)
     return attend_frames(
-        q, k, v, table_of_keys(module.rel_pos_emb, distances_of(pairs), heads), zero, zero,
+        q, k, v, table_of_keys(module.rel_pos_emb, distances_of(pairs)), zero, zero,
         mask=mask, scale=scale, dropout_p=dropout_p, backend=module._xlnet_fast_options.backend,
     )  # fmt: skip
 

@@ -102,7 +102,7 @@ class FastAttention(SpeechT5Attention):
             project(self.q_proj, hidden_states),
             project(self.k_proj, hidden_states),
             project(self.v_proj, hidden_states),
-            table[None].expand(-1, -1, self.num_heads, -1),
+            table[None],
             zero,
             zero,
             mask=None if mask is None else AttentionMask(key_padding=mask[:, 0, 0] != 0),

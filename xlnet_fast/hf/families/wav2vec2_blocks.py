@@ -69,7 +69,6 @@ def relative_attention(
         table = table_of_keys(
             module.distance_embedding,
             _clamped_distances(module, hidden_states.shape[1], hidden_states.device),
-            heads,
         )
         bias_u = bias_v = hidden_states.new_zeros(heads, dim)
     attended = attend_frames(

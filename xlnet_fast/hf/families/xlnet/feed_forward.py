@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.activations import GELUActivation
 from transformers.models.xlnet.modeling_xlnet import XLNetFeedForward
 
+from xlnet_fast.hf.activations import is_exact_gelu
 from xlnet_fast.hf.adoption import original_class
 from xlnet_fast.hf.patches import patched
-from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.linear import is_plain_linear, linear_residual
 from xlnet_fast.ops.linear import linear
@@ -39,21 +37,12 @@ class FastFeedForward(XLNetFeedForward):
         first, activation = self.layer_1, self.activation_function
         if not is_plain_linear(first):
             output = activation(first(inp))
-        elif _is_exact_gelu(activation):
+        elif is_exact_gelu(activation):
             output = linear(inp, first.weight, first.bias, activation="gelu")
         else:
             output = activation(linear(inp, first.weight, first.bias))
         inner: Tensor = output
         return inner
-
-
-def _is_exact_gelu(activation: Any) -> bool:
-    """``F.gelu``, by itself or in a module of HF's or PyTorch's that is bare."""
-    if not isinstance(activation, nn.Module):
-        return activation is F.gelu
-    exact = type(activation) is GELUActivation and activation.act is F.gelu
-    exact = exact or (type(activation) is nn.GELU and activation.approximate == "none")
-    return exact and is_bare(activation)
 
 
 def why_own_code(module: nn.Module) -> str | None:
