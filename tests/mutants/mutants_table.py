@@ -9,6 +9,7 @@ import mutants_of_maths
 import mutants_of_models
 import mutants_of_ops
 import mutants_of_sdpa
+import mutants_of_speech
 import mutants_of_tools
 import mutants_of_training
 import mutants_of_triton
@@ -18,6 +19,7 @@ FAULTS = [
     *mutants_of_ops.FAULTS,
     *mutants_of_sdpa.FAULTS,
     *mutants_of_models.FAULTS,
+    *mutants_of_speech.FAULTS,
     *mutants_of_generation.FAULTS,
     *mutants_of_triton.FAULTS,
     *mutants_of_cpp.FAULTS,

@@ -31,17 +31,20 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["bert relative", "speecht5", "granite 5"])
-def test_one_graph(name):
+@pytest.mark.parametrize(
+    ("name", "implementation"), [("bert relative", "eager"), ("speecht5", "eager")]
+)
+def test_one_graph(name, implementation):
+    """With an additive mask, which must not be looked at: SpeechT5's is known to be padding."""
     case = CASES[name]
-    model = accelerated(case.model(**FEW[name]).double())
+    model = accelerated(case.model(implementation, **FEW[name]).double())
     compiled = torch.compile(model, fullgraph=True, backend=TRACED)
     inputs = cast(case.inputs(2, LENGTH, True, 0), F64)
     with torch.no_grad():
         assert_tight(outputs_of(compiled, inputs), outputs_of(model, inputs))
 
 
-@pytest.mark.parametrize("name", ["seamless v2", "fastspeech2", "granite"])
+@pytest.mark.parametrize("name", ["seamless v2", "fastspeech2", "granite", "granite 5"])
 def test_export(name):
     case = CASES[name]
     model = accelerated(case.model(**FEW[name]).double())
