@@ -285,13 +285,17 @@ FAULTS = [
         select="one_by_one or is_saved",
     ),
     *faults_of(
-        f"{FINETUNE}/options.py",
+        "xlnet_fast/train/shared/columns.py",
         "train/finetune/test_finetune_training.py",
         (
             "options: a column may be named twice",
             "given.count(word) > 1",
             "given.count(word) > 2",
         ),
+    ),
+    *faults_of(
+        f"{FINETUNE}/options.py",
+        "train/finetune/test_finetune_training.py",
         (
             "options: a threshold is ignored where none is read",
             "if kind != MULTI and self.threshold",

@@ -59,6 +59,37 @@ def problems(draw: st.DrawFn) -> Problem:
     )
 
 
+@pytest.mark.parametrize(("backend", "dtype"), ATTENTION)
+def test_a_gradient_may_lie_in_any_order(backend, dtype):
+    """As of a loss that transposes the probabilities, or takes every other key."""
+    scores = torch.randn(2, 3, 5, 9, dtype=dtype)
+    weights = torch.randn(2, 3, 9, 5, dtype=dtype)
+
+    def gradient(loss):
+        x = scores.clone().requires_grad_()
+        return torch.autograd.grad(loss(ops.masked_softmax(x, backend=backend)), x)[0]
+
+    for loss, alike in (
+        (lambda p: (p.mT * weights).sum(), lambda p: (p * weights.mT.contiguous()).sum()),
+        (lambda p: p[..., ::2].sum(), lambda p: (p * (torch.arange(9) % 2 == 0)).sum()),
+        (lambda p: p.sum(), lambda p: (p * torch.ones_like(p)).sum()),
+    ):
+        actual, expected = gradient(loss), gradient(alike)
+        assert (actual - expected).abs().max() <= 4 * roundings(dtype)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference", pytest.param("cpu", marks=needs_kernels)])
+def test_no_key_at_all(backend):
+    """Every row is absent then, and zero; so is every gradient."""
+    q, k = torch.randn(2, 6, 2, 8, requires_grad=True), torch.randn(2, 0, 2, 8)
+    r, bias = torch.randn(1, 1, 2, 8, requires_grad=True), torch.randn(2, 8)
+    out = ops.rel_attention(
+        q, k, k, r, bias, bias, positions=torch.full((2, 6), -1), memory_length=0, backend=backend
+    )
+    gradients = torch.autograd.grad(out.sum(), (q, r))
+    assert not any(bool(x.any()) for x in (out, *gradients))
+
+
 @given(problem=problems(), rows=st.integers(1, 5), elements=st.integers(1, 300))
 def test_sdpa_is_the_reference(problem, rows, elements):
     with pytest.MonkeyPatch.context() as patch:

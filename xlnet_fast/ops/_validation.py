@@ -197,7 +197,9 @@ def check_operands(
         for name, past in (("k_memory", k_memory), ("v_memory", v_memory)):
             check_shape(name, past, (batch, k_memory.shape[1], heads, dim), "B, M, N, D")
     check_tensor("r", r, 4, "G, P, N, D")
-    check_shape("r", r, (*r.shape[:2], heads, dim), "G, P, N, D")
+    check_shape(
+        "r", r, (*r.shape[:2], heads, dim), "G, P, N, D), or one head for all = (G, P, 1, D"
+    )
     groups = r.shape[0]
     if groups == 0 or batch % groups != 0:
         raise ShapeError(f"r has {groups} groups, expected a divisor of the batch size {batch}")

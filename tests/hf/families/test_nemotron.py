@@ -60,6 +60,33 @@ def test_streaming_chunk_by_chunk(step):
     assert_within(actual, eager, exact)
 
 
+def test_frames_that_see_nothing_attend_to_nothing():
+    """As with a mask of each chunk alone, once the cache has slid past it."""
+    model = nemotron(num_hidden_layers=1)
+    fast, features = accelerated(model), sounds(FRAMES, batch=1)["input_features"]
+    results = []
+    for each in (fast, model):
+        caches, pieces = {}, []
+        for piece in features.split(16, dim=1):
+            output = each(
+                piece, torch.ones(piece.shape[:2], dtype=torch.bool), use_cache=True,
+                num_lookahead_tokens=1, **caches,
+            )  # fmt: skip
+            name = "cache" if "cache" in output else "past_key_values"
+            caches = {name: output[name], "padding_cache": output.padding_cache}
+            pieces.append(output.last_hidden_state)
+        results.append(torch.cat(pieces, 1))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    blind = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    blind[0, 0, 2] = False
+    x = torch.randn(2, 5, 32)
+    actual, expected = (
+        m.layers[0].self_attn(x, m.encode_positions(x), attention_mask=blind)[0]
+        for m in (fast, model)
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_eager_keeps_huggingfaces_code_and_is_told():
     model = nemotron("eager")
     fast, inputs = accelerated(model), sounds(FRAMES, padded=False)

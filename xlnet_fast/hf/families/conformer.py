@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xlnet_fast.hf.families.frames import mask_of_frames
+from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
 from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.nn.bare import is_bare
+from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.pointwise import pointwise
 from xlnet_fast.nn.projected_table import MOST_KEPT_BYTES, projected_table
 from xlnet_fast.nn.projection import project
 from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM, attend_frames
-from xlnet_fast.transforms import nobody_looks_on
+from xlnet_fast.transforms import can_look, nobody_looks_on
 
 _STEP = 128
 """Frames: tables that are kept reach to a multiple of it, so that most lengths find one."""
@@ -50,12 +52,15 @@ def attend(
     positions: Tensor,
     mask: Tensor | None,
     cached: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda k, v: (k, v),
+    *,
+    blind_are_zero: bool = False,
 ) -> Tensor:
     """The output of an attention module, (B, I, H).
 
     Args:
         positions: (B, 2J - 1, H) table. mask: (B, 1, I, J) bool, True for keys that are seen.
         cached: makes the keys and values (B, J, N * D) of those of the I frames.
+        blind_are_zero: whether frames that see nothing attend to nothing, and not to all alike.
     """
     k, v = cached(project(module.k_proj, hidden_states), project(module.v_proj, hidden_states))
     attended = attend_frames(
@@ -70,7 +75,19 @@ def attend(
         dropout_p=module.attention_dropout if module.training else 0.0,
         backend=module._xlnet_fast_options.backend,
     )
+    blind = _BLIND.of(mask) if blind_are_zero and mask is not None else None
+    if blind is not None:
+        attended = attended.masked_fill(blind[..., None], 0.0)
     return project(module.o_proj, attended)
+
+
+def _blind_of(mask: Tensor) -> Tensor | None:
+    """(B, I) bool, the frames that see nothing; None where every frame is seen to see."""
+    blind = ~mask[:, 0].any(-1)
+    return None if can_look(blind) and not bool(blind.any()) else blind
+
+
+_BLIND = LastMade(_blind_of)
 
 
 def why_not_attention(module: Any) -> str | None:
@@ -152,6 +169,23 @@ def feed_forward(module: Any, hidden_states: Tensor) -> Tensor:
 
 
 # ---- convolution blocks, whose products over channels are linear layers on frames as they lie ----
+
+
+_BY_ELEMENT = (
+    nn.SiLU, nn.ReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Mish, nn.Hardswish, nn.Identity, nn.Dropout,
+)  # fmt: skip
+
+
+def by_element(module: Any, frames: Tensor) -> Tensor:
+    """``module``, which HF calls on channels (B, C, T), on frames (B, T, C); (B, T, C).
+
+    One that may look at more than an element at a time, or is looked at, sees them as HF's does.
+    """
+    known = type(module) in _BY_ELEMENT or type(module).__module__ == "transformers.activations"
+    if known and is_bare(module):
+        return drop(module, frames)
+    output: Tensor = module(frames.transpose(1, 2))
+    return output.transpose(1, 2)
 
 
 def gate(glu: nn.Module, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming 
 from xlnet_fast.hf.families.conformer import (
     attend,
     attends_as_ours,
+    by_element,
     feed_forward,
     table_of_positions,
     why_not_attention,
@@ -73,7 +74,11 @@ class FastAttention(NemotronAsrStreamingEncoderAttention):
             k, v = cache.update(*new, self.layer_idx, kwargs=kwargs)  # (B, N, J, D)
             return k.transpose(1, 2).flatten(2), v.transpose(1, 2).flatten(2)
 
-        return attend(self, hidden_states, position_embeddings, attention_mask, with_cached), None
+        output = attend(
+            self, hidden_states, position_embeddings, attention_mask, with_cached,
+            blind_are_zero=True,
+        )  # fmt: skip
+        return output, None
 
 
 def _is_ours(module: Any, positions: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> bool:
@@ -105,7 +110,7 @@ class FastConvolution(NemotronAsrStreamingEncoderConvolutionModule):
             gated = gated.masked_fill(all_masked_rows.transpose(1, 2), 0.0)
         mixed = self.depthwise_conv(gated.transpose(1, 2), padding_cache=padding_cache)
         normed = self.norm(mixed.transpose(1, 2))
-        return pointwise(self.pointwise_conv2, self.activation(normed))
+        return pointwise(self.pointwise_conv2, by_element(self.activation, normed))
 
 
 def _why_not_eager(module: Any) -> str | None:

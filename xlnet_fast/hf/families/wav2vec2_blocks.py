@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlnet_fast.hf.families.conformer import gate, table_of_keys, why_not_head_dim
+from xlnet_fast.hf.families.conformer import by_element, gate, table_of_keys, why_not_head_dim
 from xlnet_fast.hf.families.frames import is_readable, mask_of_frames
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
 from xlnet_fast.hf.versions import why_no_speech
@@ -130,7 +130,7 @@ def centred_convolution(
     """The block with batch norm, whose depthwise convolution sees both sides; (B, T, H)."""
     channels = _gated_channels(module, hidden_states, attention_mask)
     mixed = module.activation(module.batch_norm(module.depthwise_conv(channels)))
-    return drop(module.dropout, pointwise(module.pointwise_conv2, mixed.transpose(1, 2)))
+    return by_element(module.dropout, pointwise(module.pointwise_conv2, mixed.transpose(1, 2)))
 
 
 def causal_convolution(
@@ -140,4 +140,5 @@ def causal_convolution(
     channels = _gated_channels(module, hidden_states, attention_mask)
     channels = F.pad(channels, (module.depthwise_conv.kernel_size[0] - 1, 0))
     mixed = module.depthwise_layer_norm(module.depthwise_conv(channels).transpose(1, 2))
-    return drop(module.dropout, pointwise(module.pointwise_conv2, module.activation(mixed)))
+    mixed = by_element(module.activation, mixed)
+    return by_element(module.dropout, pointwise(module.pointwise_conv2, mixed))

@@ -237,6 +237,10 @@ def rel_attention_forward(
     if few_launches.suits(streams[0].q):
         few_launches.rel_attention_forward(keys, streams, outs, stats)
         return
+    if keys.count == 0:  # so all rows are absent
+        for out in outs:
+            out.zero_()
+        return
     packed = PackedKeys(keys, streams[0].mask.key_padding)
     for queries, out in zip(streams, outs, strict=True):
         attention = _Attention(keys, packed, queries)
@@ -291,6 +295,11 @@ def rel_attention_backward(
         few_launches_backward.rel_attention_backward(
             keys, streams, outs, stats, grad_outs, grads, deterministic
         )
+        return
+    if keys.count == 0:
+        for grad in grads:
+            if grad is not None:
+                grad.zero_()
         return
     shared = grads[len(streams) :]
     packed = PackedKeys(keys, streams[0].mask.key_padding)
