@@ -12,6 +12,8 @@ from importlib import import_module
 from torch import nn
 
 from xlnet_fast.hf.families.family import Family
+from xlnet_fast.hf.families.kept import Kept
+from xlnet_fast.hf.versions import why_no_speech
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class Entry:
         return cls.__name__ in self.classes and not cls.__module__.startswith("transformers.")
 
     def family(self) -> Family:
-        """The family; imports its module."""
+        """The family; imports its module, unless this version of transformers is too old for it."""
+        why = why_no_speech() if self.module and self.name != "xlnet" else None
+        if why is not None:
+            return Kept(self.takes, why)
         found: Family = import_module(f"{__name__}.{self.name}").FAMILY
         return found
 
