@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xlnet_fast.hf.families.family import why_not_head_dim
 from xlnet_fast.hf.families.frames import mask_of_frames
 from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
-from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.pointwise import pointwise
 from xlnet_fast.nn.projected_table import MOST_KEPT_BYTES, projected_table
 from xlnet_fast.nn.projection import project
-from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM, attend_frames
+from xlnet_fast.nn.speech_attention import attend_frames
 from xlnet_fast.transforms import can_look, nobody_looks_on
 
 _STEP = 128
@@ -94,19 +94,7 @@ def why_not_attention(module: Any) -> str | None:
     """Why an attention module as it is configured keeps HF's code; None if it need not."""
     if module.num_key_value_groups != 1:
         return "it has fewer heads of keys than of queries"
-    return why_not_head_dim(module.head_dim) or why_no_speech() or why_not_implementation(module)
-
-
-def why_not_head_dim(dim: int) -> str | None:
-    """Why heads of this size are not ours; None if they are."""
-    if dim <= MOST_HEAD_DIM:
-        return None
-    return f"its head dim is {dim}, and we take at most {MOST_HEAD_DIM}"
-
-
-def why_not_part(module: Any) -> str | None:
-    """The same for parts that have no configuration to ask for."""
-    return why_no_speech()
+    return why_not_head_dim(module.head_dim) or why_not_implementation(module)
 
 
 # ---- the table of positions ----

@@ -13,15 +13,13 @@ from torch.nn import functional as F
 
 from xlnet_fast.hf.activations import is_exact_gelu
 from xlnet_fast.hf.adoption import laid_over
-from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
 from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.hf.options import Options
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.nn.content_attention import Sight, attend_contents, sight_of
 from xlnet_fast.nn.linear import is_plain_linear
 from xlnet_fast.nn.projection import project
-from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import needs_plain_code
 
@@ -121,27 +119,21 @@ class FastPrediction(nn.Module):
         return F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="mean"), scores
 
 
-def _why_not(attention: Any) -> str | None:
-    if attention.head_dim > MOST_HEAD_DIM:
-        return f"its head dim is {attention.head_dim}, and we take at most {MOST_HEAD_DIM}"
-    return why_no_speech()
-
-
 def family(
     title: str, attention: type[nn.Module], feed_forward: type[nn.Module], head: type[nn.Module]
 ) -> FamilyOfParts:
     """The family whose classes these are."""
 
-    def why_not(module: Any) -> str | None:
-        return why_no_speech()
+    def too_wide(module: Any) -> str | None:
+        return why_not_head_dim(module.head_dim)
 
     fast_feed_forward = laid_over(FastFeedForward, feed_forward)
     return FamilyOfParts(
         title,
         (
-            Part(attention, laid_over(FastAttention, attention), why_not=_why_not),
-            Part(feed_forward, fast_feed_forward, "feed-forward block", ("ff_chunk",), why_not),
-            Part(head, laid_over(FastPrediction, head), "head for words", why_not=why_not),
+            Part(attention, laid_over(FastAttention, attention), why_not=too_wide),
+            Part(feed_forward, fast_feed_forward, "feed-forward block", ("ff_chunk",)),
+            Part(head, laid_over(FastPrediction, head), "head for words"),
         ),
         head_dim_of=lambda attention: attention.head_dim,
         auto_ops=(),

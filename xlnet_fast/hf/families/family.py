@@ -14,6 +14,7 @@ from torch import nn
 from xlnet_fast.hf.adoption import adopt, laid_over, original_class, why_kept
 from xlnet_fast.hf.options import Options
 from xlnet_fast.nn.dropout import rate_of
+from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM
 from xlnet_fast.ops._dispatch import usual_features
 
 
@@ -115,6 +116,13 @@ class NamedPart:
                 fast = laid_over(self.mixin, cls)
                 return Part(cls, fast, self.kind, self.methods, partial(self.why_not, cls))
         return None
+
+
+def why_not_head_dim(dim: int) -> str | None:
+    """Why heads of this width are not ours; None if they are."""
+    if dim <= MOST_HEAD_DIM:
+        return None
+    return f"its head dim is {dim}, and we take at most {MOST_HEAD_DIM}"
 
 
 class FamilyOfParts(Family):

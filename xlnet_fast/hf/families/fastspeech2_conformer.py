@@ -14,10 +14,9 @@ from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer im
     FastSpeech2ConformerConvolutionModule,
 )
 
-from xlnet_fast.hf.families.conformer import bare_convolution, why_not_head_dim, why_not_part
-from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.conformer import bare_convolution
+from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.projected_table import projected_table
@@ -81,11 +80,10 @@ FAMILY = FamilyOfParts(
     (
         Part(
             FastSpeech2ConformerAttention, FastAttention,
-            why_not=lambda attention: why_not_head_dim(attention.head_dim) or why_no_speech(),
+            why_not=lambda attention: why_not_head_dim(attention.head_dim),
         ),
         Part(
             FastSpeech2ConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

@@ -10,10 +10,8 @@ from transformers.models.granite_speech.modeling_granite_speech import (
 )
 
 from xlnet_fast.hf.families import granite_blocks
-from xlnet_fast.hf.families.conformer import why_not_head_dim, why_not_part
-from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.hf.versions import why_no_speech
 
 
 class FastAttention(GraniteSpeechConformerAttention):
@@ -48,15 +46,13 @@ FAMILY = FamilyOfParts(
     (
         Part(
             GraniteSpeechConformerAttention, FastAttention,
-            why_not=lambda attention: why_not_head_dim(attention.dim_head) or why_no_speech(),
+            why_not=lambda attention: why_not_head_dim(attention.dim_head),
         ),
         Part(
             GraniteSpeechConformerFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             GraniteSpeechConformerConvModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.dim_head,

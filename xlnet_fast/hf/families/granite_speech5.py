@@ -12,7 +12,7 @@ from transformers.models.granite_speech5.modeling_granite_speech5 import (
     GraniteSpeech5EncoderFeedForward,
 )
 
-from xlnet_fast.hf.families.conformer import feed_forward, why_not_attention, why_not_part
+from xlnet_fast.hf.families.conformer import feed_forward, why_not_attention
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.families.granite_blocks import attend_in_blocks, fold, hidden_frames, unfold
 from xlnet_fast.hf.patches import unless_patched
@@ -92,11 +92,9 @@ FAMILY = FamilyOfParts(
         Part(GraniteSpeech5EncoderAttention, FastAttention, why_not=why_not_attention),
         Part(
             GraniteSpeech5EncoderFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             GraniteSpeech5EncoderConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

@@ -22,7 +22,6 @@ from xlnet_fast.hf.families.conformer import (
     feed_forward,
     table_of_positions,
     why_not_attention,
-    why_not_part,
 )
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
@@ -131,15 +130,13 @@ FAMILY = FamilyOfParts(
         ),
         Part(
             NemotronAsrStreamingEncoderRelPositionalEncoding, FastPositions,
-            "table of positions", why_not=why_not_part,
+            "table of positions",
         ),
         Part(
             NemotronAsrStreamingEncoderFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             NemotronAsrStreamingEncoderConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

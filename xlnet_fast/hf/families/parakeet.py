@@ -23,7 +23,6 @@ from xlnet_fast.hf.families.conformer import (
     feed_forward,
     table_of_positions,
     why_not_attention,
-    why_not_part,
 )
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
@@ -87,15 +86,12 @@ FAMILY = FamilyOfParts(
         Part(ParakeetEncoderAttention, FastAttention, "attention", why_not=why_not_attention),
         Part(
             ParakeetEncoderRelPositionalEncoding, FastPositions, "table of positions",
-            why_not=why_not_part,
         ),
         Part(
             ParakeetEncoderFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             ParakeetEncoderConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

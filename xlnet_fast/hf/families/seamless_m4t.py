@@ -11,7 +11,6 @@ from transformers.models.seamless_m4t.modeling_seamless_m4t import (
     SeamlessM4TConformerSelfAttention,
 )
 
-from xlnet_fast.hf.families.conformer import why_not_part
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.families.wav2vec2_blocks import (
     centred_convolution,
@@ -69,11 +68,9 @@ FAMILY = FamilyOfParts(
         Part(SeamlessM4TConformerSelfAttention, FastAttention, why_not=why_not_attention),
         Part(
             SeamlessM4TConformerFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             SeamlessM4TConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_size,

@@ -11,7 +11,6 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import (
     SeamlessM4Tv2ConformerSelfAttention,
 )
 
-from xlnet_fast.hf.families.conformer import why_not_part
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.families.wav2vec2_blocks import (
     causal_convolution,
@@ -66,11 +65,9 @@ FAMILY = FamilyOfParts(
         Part(SeamlessM4Tv2ConformerSelfAttention, FastAttention, why_not=why_not_attention),
         Part(
             SeamlessM4Tv2ConformerFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             SeamlessM4Tv2ConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_size,

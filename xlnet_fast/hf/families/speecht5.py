@@ -19,11 +19,9 @@ from transformers.models.speecht5.modeling_speecht5 import (
 )
 
 from xlnet_fast.hf.adoption import new_forward, unwrapped, why_kept
-from xlnet_fast.hf.families.conformer import why_not_head_dim, why_not_part
-from xlnet_fast.hf.families.family import FamilyOfParts, Part
+from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
 from xlnet_fast.hf.families.wav2vec2_blocks import dense_feed_forward
 from xlnet_fast.hf.patches import patched, unless_patched
-from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.nn.projection import project
 from xlnet_fast.nn.speech_attention import attend_frames
@@ -140,21 +138,19 @@ class FastFeedForward(SpeechT5FeedForward):
 def _why_not(attention: SpeechT5Attention) -> str | None:
     if attention.is_decoder:
         return "it is the decoder's, which has no relative positions"
-    return why_not_head_dim(attention.head_dim) or why_no_speech()
+    return why_not_head_dim(attention.head_dim)
 
 
 FAMILY = FamilyOfParts(
     "SpeechT5",
     (
         Part(SpeechT5Attention, FastAttention, why_not=_why_not),
-        Part(SpeechT5Encoder, FastEncoder, "encoder", why_not=why_not_part),
+        Part(SpeechT5Encoder, FastEncoder, "encoder"),
         Part(
             SpeechT5RelativePositionalEncoding, FastPositions, "table of positions",
-            why_not=why_not_part,
         ),
         Part(
             SpeechT5FeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_dim,

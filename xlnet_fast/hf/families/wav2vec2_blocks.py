@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlnet_fast.hf.families.conformer import by_element, gate, table_of_keys, why_not_head_dim
+from xlnet_fast.hf.families.conformer import by_element, gate, table_of_keys
+from xlnet_fast.hf.families.family import why_not_head_dim
 from xlnet_fast.hf.families.frames import is_readable, mask_of_frames
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
-from xlnet_fast.hf.versions import why_no_speech
 from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.pointwise import pointwise
 from xlnet_fast.nn.projected_table import projected_table
@@ -33,11 +33,7 @@ def why_not_attention(attention: Any) -> str | None:
         return "it has no relative positions"
     if kind not in (RELATIVE, RELATIVE_KEY):
         return f"its positions are {kind!r}, and we take {RELATIVE!r} and {RELATIVE_KEY!r}"
-    return (
-        why_not_head_dim(attention.head_size)
-        or why_no_speech()
-        or why_not_implementation(attention)
-    )
+    return why_not_head_dim(attention.head_size) or why_not_implementation(attention)
 
 
 def relative_attention(

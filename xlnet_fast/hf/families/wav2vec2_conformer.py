@@ -11,7 +11,6 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerSelfAttention,
 )
 
-from xlnet_fast.hf.families.conformer import why_not_part
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.families.wav2vec2_blocks import (
     centred_convolution,
@@ -69,11 +68,9 @@ FAMILY = FamilyOfParts(
         Part(Wav2Vec2ConformerSelfAttention, FastAttention, why_not=why_not_attention),
         Part(
             Wav2Vec2ConformerFeedForward, FastFeedForward, "feed-forward block",
-            why_not=why_not_part,
         ),
         Part(
             Wav2Vec2ConformerConvolutionModule, FastConvolution, "convolution",
-            why_not=why_not_part,
         ),
     ),
     head_dim_of=lambda attention: attention.head_size,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from xlnet_fast.hf.families.family import FamilyOfParts, NamedPart
+from xlnet_fast.hf.families.family import FamilyOfParts, NamedPart, why_not_head_dim
 from xlnet_fast.hf.families.toolkits.proof import why_not_proved
 from xlnet_fast.hf.families.toolkits.rel_position import (
     ATTRIBUTES,
@@ -22,7 +22,6 @@ from xlnet_fast.hf.families.toolkits.rel_position import (
     is_answerable,
     shown_in_part,
     small,
-    why_too_wide,
 )
 from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.hf.patches import unless_patched
@@ -79,7 +78,7 @@ def _why_not(base: type, module: Any) -> str | None:
         arguments=("query", "key", "value", "pos_emb", "mask"),
         small=_small,
         calls=_calls,
-    ) or why_too_wide(module.d_k)  # fmt: skip
+    ) or why_not_head_dim(module.d_k)  # fmt: skip
 
 
 FAMILY = FamilyOfParts(

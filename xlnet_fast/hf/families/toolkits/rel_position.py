@@ -14,7 +14,7 @@ from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.nn.dropout import rate_of
 from xlnet_fast.nn.projected_table import projected_table
 from xlnet_fast.nn.projection import casts_by_itself, project
-from xlnet_fast.nn.speech_attention import MOST_HEAD_DIM, attend_frames
+from xlnet_fast.nn.speech_attention import attend_frames
 from xlnet_fast.transforms import can_look
 
 ATTRIBUTES = (
@@ -92,13 +92,6 @@ def is_answerable(
         and (of_one_dtype or casts_by_itself(query))
         and rate_of(module.dropout) is not None
     )
-
-
-def why_too_wide(head_dim: int) -> str | None:
-    """Why heads of this width stay as they are, None if they need not."""
-    if head_dim > MOST_HEAD_DIM:
-        return f"its head dim is {head_dim}, and we take at most {MOST_HEAD_DIM}"
-    return None
 
 
 def small(module: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xlnet_fast.hf.families.family import FamilyOfParts, NamedPart
+from xlnet_fast.hf.families.family import FamilyOfParts, NamedPart, why_not_head_dim
 from xlnet_fast.hf.families.toolkits.proof import drawn, why_not_proved
-from xlnet_fast.hf.families.toolkits.rel_position import Hidden, why_too_wide
+from xlnet_fast.hf.families.toolkits.rel_position import Hidden
 from xlnet_fast.hf.patches import unless_patched
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.nn.dropout import rate_of
@@ -147,7 +147,7 @@ def _why_not(base: type, module: Any) -> str | None:
     return why_not_proved(
         base, module, FastAttention,
         attributes=_ATTRIBUTES, arguments=_ARGUMENTS, small=_small, calls=_calls,
-    ) or why_too_wide(module.head_dim)  # fmt: skip
+    ) or why_not_head_dim(module.head_dim)  # fmt: skip
 
 
 FAMILY = FamilyOfParts(
