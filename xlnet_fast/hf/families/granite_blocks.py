@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xlnet_fast.hf.adoption import laid_over
 from xlnet_fast.hf.families.conformer import gate, table_of_keys
+from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
+from xlnet_fast.hf.patches import unless_patched
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.pointwise import pointwise
@@ -73,34 +76,93 @@ def attend_in_blocks(
     )  # fmt: skip
 
 
-# ---- the blocks of granite_speech and granite_speech_plus ----
+# ---- granite_speech and granite_speech_plus, which lay these over their own copies ----
 
 
-def attention(module: Any, hidden_states: Tensor, pairs: Tensor) -> Tensor:
-    """pre_norm, to_q, to_kv, to_out, dropout; (B, T, H) to (B, T, H)."""
-    batch, length, _ = hidden_states.shape
-    context = module.context_size
-    frames = fold(module.pre_norm(hidden_states), context)
-    k, v = project(module.to_kv, frames).chunk(2, dim=-1)
-    mask = None
-    if length % context:
-        visible = torch.ones(batch, length, dtype=torch.bool, device=frames.device)
-        mask = hidden_frames(visible, context)
-    attended = attend_in_blocks(
-        module, project(module.to_q, frames), k, v, pairs, module.num_heads,
-        mask=mask, scale=module.scale,
-    )  # fmt: skip
-    return drop(module.dropout, project(module.to_out, unfold(attended, batch, length)))
+class FastAttention(nn.Module):
+    """HF's attention by the op."""
+
+    context_size: int
+    num_heads: int
+    scale: float
+    pre_norm: nn.Module
+    to_q: nn.Module
+    to_kv: nn.Module
+    to_out: nn.Module
+    dropout: nn.Module
+
+    @unless_patched()
+    def forward(self, hidden_states: Tensor, attention_dists: Tensor) -> Tensor:
+        """(B, T, H) and the (C, C) pairs to (B, T, H), as HF."""
+        batch, length, _ = hidden_states.shape
+        context = self.context_size
+        frames = fold(self.pre_norm(hidden_states), context)
+        k, v = project(self.to_kv, frames).chunk(2, dim=-1)
+        mask = None
+        if length % context:
+            visible = torch.ones(batch, length, dtype=torch.bool, device=frames.device)
+            mask = hidden_frames(visible, context)
+        attended = attend_in_blocks(
+            self, project(self.to_q, frames), k, v, attention_dists, self.num_heads,
+            mask=mask, scale=self.scale,
+        )  # fmt: skip
+        return drop(self.dropout, project(self.to_out, unfold(attended, batch, length)))
 
 
-def feed_forward(module: Any, hidden_states: Tensor) -> Tensor:
-    """pre_norm, up_proj, silu, down_proj, and a dropout after each."""
-    inner = module.silu(project(module.up_proj, module.pre_norm(hidden_states)))
-    return drop(module.dropout, project(module.down_proj, drop(module.dropout, inner)))
+class FastFeedForward(nn.Module):
+    """HF's block on the linear op."""
+
+    pre_norm: nn.Module
+    up_proj: nn.Module
+    silu: nn.Module
+    down_proj: nn.Module
+    dropout: nn.Module
+
+    @unless_patched()
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        inner = self.silu(project(self.up_proj, self.pre_norm(hidden_states)))
+        return drop(self.dropout, project(self.down_proj, drop(self.dropout, inner)))
 
 
-def convolution(module: Any, hidden_states: Tensor) -> Tensor:
-    """norm, up_conv, glu, depth_conv, batch_norm, silu, down_conv, dropout."""
-    gated = gate(module.glu, pointwise(module.up_conv, module.norm(hidden_states)))
-    mixed = module.silu(module.batch_norm(module.depth_conv(gated.transpose(1, 2))))
-    return drop(module.dropout, pointwise(module.down_conv, mixed.transpose(1, 2)))
+class FastConvolution(nn.Module):
+    """HF's block, whose products over channels are linear layers."""
+
+    norm: nn.Module
+    up_conv: nn.Module
+    glu: nn.Module
+    depth_conv: nn.Module
+    batch_norm: nn.Module
+    silu: nn.Module
+    down_conv: nn.Module
+    dropout: nn.Module
+
+    @unless_patched()
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        gated = gate(self.glu, pointwise(self.up_conv, self.norm(hidden_states)))
+        mixed = self.silu(self.batch_norm(self.depth_conv(gated.transpose(1, 2))))
+        return drop(self.dropout, pointwise(self.down_conv, mixed.transpose(1, 2)))
+
+
+def family(
+    title: str,
+    attention: type[nn.Module],
+    feed_forward: type[nn.Module],
+    convolution: type[nn.Module],
+) -> FamilyOfParts:
+    """The family whose classes these are."""
+
+    def too_wide(module: Any) -> str | None:
+        return why_not_head_dim(module.dim_head)
+
+    return FamilyOfParts(
+        title,
+        (
+            Part(attention, laid_over(FastAttention, attention), why_not=too_wide),
+            Part(feed_forward, laid_over(FastFeedForward, feed_forward), "feed-forward block"),
+            Part(convolution, laid_over(FastConvolution, convolution), "convolution"),
+        ),
+        head_dim_of=lambda module: module.dim_head,
+        dropout="",
+    )

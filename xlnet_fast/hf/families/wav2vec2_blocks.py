@@ -1,6 +1,7 @@
 """What Wav2Vec2-Conformer, Wav2Vec2-BERT and both SeamlessM4T copy from each other.
 
-Each function is the body of a forward on our ops, by the names of its module's parts.
+A family lays the fast classes at the end over its own copies. Each function before them is the body
+of a forward on our ops, by the names of its module's parts.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xlnet_fast.hf.adoption import laid_over
 from xlnet_fast.hf.families.conformer import by_element, gate, table_of_keys
-from xlnet_fast.hf.families.family import why_not_head_dim
+from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
 from xlnet_fast.hf.families.frames import is_readable, mask_of_frames
+from xlnet_fast.hf.patches import unless_patched
 from xlnet_fast.hf.recording import IMPLEMENTATIONS, wants_probabilities, why_not_implementation
 from xlnet_fast.nn.dropout import drop
 from xlnet_fast.nn.pointwise import pointwise
@@ -138,3 +141,83 @@ def causal_convolution(
     mixed = module.depthwise_layer_norm(module.depthwise_conv(channels).transpose(1, 2))
     mixed = by_element(module.activation, mixed)
     return by_element(module.dropout, pointwise(module.pointwise_conv2, mixed))
+
+
+# ---- the classes that a family lays over its own ----
+
+
+class FastAttention(nn.Module):
+    """HF's attention by the op."""
+
+    @unless_patched()
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *positions: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As HF; the probabilities are None, but where somebody asks for them.
+
+        ``relative_position_embeddings`` follow the mask, where the class has them.
+        """
+        further = dict(kwargs)
+        table = further.pop("relative_position_embeddings", positions[0] if positions else None)
+        attended = None
+        if len(positions) <= 1:
+            attended = relative_attention(self, hidden_states, attention_mask, table, further)
+        if attended is None:
+            theirs: tuple[Tensor, Tensor | None] = super().forward(
+                hidden_states, attention_mask, *positions, **kwargs
+            )
+            return theirs
+        return attended, None
+
+
+class FastFeedForward(nn.Module):
+    """HF's block on the linear op."""
+
+    @unless_patched()
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF."""
+        return dense_feed_forward(self, hidden_states)
+
+
+class FastCentredConvolution(nn.Module):
+    """HF's block, whose products over channels are linear layers."""
+
+    @unless_patched()
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF; padded frames of a mask (B, T) are zero."""
+        return centred_convolution(self, hidden_states, attention_mask)
+
+
+class FastCausalConvolution(nn.Module):
+    """The same where the block sees the past alone."""
+
+    @unless_patched()
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T, H) to (B, T, H), as HF; padded frames of a mask (B, T) are zero."""
+        return causal_convolution(self, hidden_states, attention_mask)
+
+
+def family(
+    title: str,
+    attention: type[nn.Module],
+    feed_forward: type[nn.Module],
+    convolution: type[nn.Module],
+    *,
+    is_causal: bool,
+) -> FamilyOfParts:
+    """The family whose classes these are; ``is_causal``: its convolution sees the past alone."""
+    fast_convolution = FastCausalConvolution if is_causal else FastCentredConvolution
+    return FamilyOfParts(
+        title,
+        (
+            Part(attention, laid_over(FastAttention, attention), why_not=why_not_attention),
+            Part(feed_forward, laid_over(FastFeedForward, feed_forward), "feed-forward block"),
+            Part(convolution, laid_over(fast_convolution, convolution), "convolution"),
+        ),
+        head_dim_of=lambda module: module.head_size,
+        dropout="",
+    )
