@@ -6,6 +6,7 @@
 | 5.0 | `config.torchscript` no longer asks for tuples |
 | 5.4 | `relative_positional_encoding` takes the device |
 | 5.17 | speech encoders have the shape that their families know |
+| 5.18 | a padded frame of Parakeet attends to all frames alike, before to nothing |
 | 5.24 | `generate` keeps the memory as `mems`, before as `past_key_values` |
 """
 
@@ -73,6 +74,10 @@ its last two: the name under which it keeps its own. Before 5.24, `mems` is of a
 
 SPEECH = (5, 17)
 """The oldest with which the families other than XLNet are tested."""
+
+
+PARAKEETS_BLIND_ARE_ZERO = _VERSION < (5, 18)
+"""Whether a padded frame of Parakeet attends to nothing, and not to all frames alike."""
 
 
 def why_no_speech() -> str | None:

@@ -26,6 +26,7 @@ from xlnet_fast.hf.families.conformer import (
 )
 from xlnet_fast.hf.families.family import FamilyOfParts, Part
 from xlnet_fast.hf.patches import unless_patched
+from xlnet_fast.hf.versions import PARAKEETS_BLIND_ARE_ZERO
 
 
 class FastPositions(ParakeetEncoderRelPositionalEncoding):
@@ -59,7 +60,11 @@ class FastAttention(ParakeetEncoderAttention):
                 **kwargs,
             )
             return theirs
-        return attend(self, hidden_states, position_embeddings, attention_mask), None
+        output = attend(
+            self, hidden_states, position_embeddings, attention_mask,
+            blind_are_zero=PARAKEETS_BLIND_ARE_ZERO,
+        )  # fmt: skip
+        return output, None
 
 
 class FastFeedForward(ParakeetEncoderFeedForward):
