@@ -107,7 +107,8 @@ class EncoderSubject:
 
 
 def _attentions_of(model: nn.Module) -> list[nn.Module]:
-    families = [family for family in families_in(model) if isinstance(family, FamilyOfParts)]
+    known = families_in(model)
+    families = [family for family in known if isinstance(family, FamilyOfParts)]
     found = [
         module
         for module in model.modules()
@@ -117,7 +118,9 @@ def _attentions_of(model: nn.Module) -> list[nn.Module]:
         and part.why_not(module) is None
     ]
     if not found:
-        raise ArgumentError(f"{type(model).__name__} has no attention that is accelerated")
+        kept = "; ".join(why for family in known for why in family.describe(model).own_code)
+        name = type(model).__name__
+        raise ArgumentError(f"{name} has no attention that is accelerated{kept and ': ' + kept}")
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import Wav2Vec2BertConfig, Wav2Vec2BertModel
 
 import xlnet_fast
+from xlnet_fast.check.encoders import EncoderSubject
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.hf import versions
 
 
@@ -32,3 +35,11 @@ def test_an_older_version_keeps_its_code(monkeypatch):
     assert "Wav2Vec2-BERT keeps its own code" in str(told)
     assert "is older than 5.17" in " ".join(told.notes)
     assert xlnet_fast.restore(model) is model
+
+
+def test_there_is_nothing_to_check(monkeypatch):
+    monkeypatch.setattr(versions, "_VERSION", (4, 57))
+    with pytest.raises(
+        ArgumentError, match=r"no attention that is accelerated: .* older than 5\.17"
+    ):
+        EncoderSubject(tiny_bert())
