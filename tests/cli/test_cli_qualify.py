@@ -47,7 +47,7 @@ def test_a_table_and_one_sentence(tmp_path):
     assert "2.00" in done.stdout  # over the plain path
     assert "4.00" in done.stdout  # over Hugging Face
     assert "…" not in done.stdout
-    assert "Nothing is wrong on a CPU: 94 passed" in done.stdout
+    assert "Nothing is wrong on a CPU: 102 passed" in done.stdout
     assert f"record: {record}" in done.stdout
     groups = done.stderr.splitlines()
     assert len(groups) <= 40

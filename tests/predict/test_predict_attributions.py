@@ -45,7 +45,9 @@ def scores(answer):
 def compare(answer, expected, value):
     assert answer["method"] == "gradient_x_input"
     assert answer["value"] == pytest.approx(value, rel=1e-4, abs=1e-5)
-    assert scores(answer) == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
+    # Sums over hidden units, in fp32: their errors go by the largest, not by what is left of each.
+    largest = float(expected.abs().max())
+    assert scores(answer) == pytest.approx(expected.tolist(), rel=0, abs=2e-5 * max(largest, 1.0))
     assert max(map(abs, scores(answer))) > 1e-3
 
 

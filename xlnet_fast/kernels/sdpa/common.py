@@ -98,10 +98,9 @@ def skewed_view(table: Tensor, keys: int) -> Tensor:
 def softmax_backward_(grad: Tensor, probabilities: Tensor) -> Tensor:
     """grad = P (grad - D), D = sum over the keys of P grad, in place and in one pass.
 
-    Both are contiguous: on a CPU PyTorch's function fills another ``grad_input`` as if it were.
+    ``grad`` is contiguous: on a CPU PyTorch's function fills any other as if it were.
     D from P and dP, not from dO . O: only so do the rounding errors of a row cancel in its sum, and
     the gradients of r_s_bias and seg_embed are such sums.
     """
     assert grad.is_contiguous(), grad.stride()
-    assert probabilities.is_contiguous(), probabilities.stride()
     return torch._softmax_backward_data(grad, probabilities, -1, grad.dtype, grad_input=grad)

@@ -37,7 +37,8 @@ def masked_softmax_backward(
     d_position.zero_()
     for part in _chunks(inputs, budget.BACKWARD_TENSORS):
         probabilities = _probabilities(part, inputs)  # in fp32, which ``out`` may not be
-        total = torch.empty_like(probabilities).copy_(grad_out[part])
+        total = torch.empty_like(probabilities, memory_format=torch.contiguous_format)
+        total.copy_(grad_out[part])
         factor = _dropout_factor(part, inputs, total.dtype)
         if factor is not None:
             total *= factor
