@@ -41,8 +41,8 @@ class AttentionMask:
             content stream (HF subtracts the identity from its mask), False for the query stream.
         window: (left, right), how far the query at position pos sees to either side, None: no limit
             there. Key j is visible iff ``start - left <= j < start + chunk + right`` with
-            ``start = M + pos // chunk * chunk``. Source: ``sliding_window`` of HF's Parakeet
-            encoders, chunked attention of Wav2Vec2-BERT and SeamlessM4T-v2.
+            ``start = M + pos // chunk * chunk``. Source: HF
+            ``chunked_limited_mask_function`` (Nemotron streaming), SeamlessM4T v2's chunks.
         chunk: with ``window``, rows see from their chunk of so many positions, the first of which
             is the first current key; 1: each from itself.
     """
