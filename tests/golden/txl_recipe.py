@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -158,7 +158,7 @@ def labels(name: str, batch: int, length: int) -> Tensor:
     return ids(name, batch, length).masked_fill(ignored, -100)
 
 
-@lru_cache(maxsize=None)
+@cache
 def directions(size: int, count: int) -> Tensor:
     """(size, count) float64, fixed and without a pattern."""
     return torch.from_numpy(uniform(f"directions of {size}", (size, count)))

@@ -1,4 +1,4 @@
-"""attention_mask, which Hugging Face's Transformer-XL lacked: padding changes no token beside it."""
+"""attention_mask, which Hugging Face's Transformer-XL lacked: padding changes no other token."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read(model, parts, masks=None, **options):
 
 @pytest.mark.parametrize("use_cache", USE_CACHE)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("padded", [3, 10, 13, 21])
+@pytest.mark.parametrize("padded", [3, 13])
 def test_a_text_padded_on_the_left_is_read_as_alone(options, padded, use_cache):
     """Alone it is cut where the padded one is: without ``same_length`` that decides who is seen."""
     model, whole = model_of(**options), ids("left", 2, sum(LENGTHS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from txl_parity import GOLDEN, F64, close, facts, model_of, recipe, recorded
+from txl_parity import F64, GOLDEN, close, facts, model_of, recipe, recorded
 
 from xlnet_fast.models.transfo_xl import (
     TransfoXLConfig,
@@ -33,9 +33,7 @@ def scores_of(model):
 
 
 def load(folder, **options):
-    model, told = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, **options
-    )
+    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     wrong = {key: list(x) for key, x in told.items() if x}
     assert not wrong, wrong
     return model
@@ -82,7 +80,8 @@ def test_saved_again_it_is_the_same(name, tmp_path):
 
 @pytest.mark.parametrize(
     "name", ["default", "untie_r False", "own projections", "own output weights",
-             "d_embed 24, div_val 1", "no cutoffs, d_embed 24", "untie_r False, mem_len 5, d_embed 24"],
+             "d_embed 24, div_val 1", "no cutoffs, d_embed 24",
+             "untie_r False, mem_len 5, d_embed 24"],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_round_trip(name, dtype, tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-sys.path.append(str(GOLDEN))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "golden"))
 import txl_recipe as recipe
 
 from xlnet_fast.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel
 from xlnet_fast.tolerance import FACTOR
 
+GOLDEN = Path(recipe.__file__).parent
 F64 = torch.float64
 TIGHT = 1e-11
 """float64: largest difference, relative to the largest element of the tensor (or 1)."""
 
 
-@lru_cache(maxsize=1)
+@cache
 def recorded() -> dict[str, Tensor]:
     return load_file(GOLDEN / "txl_values.safetensors")
 
 
-@lru_cache(maxsize=1)
+@cache
 def facts() -> dict[str, Any]:
     return json.loads((GOLDEN / "txl_values.json").read_text(encoding="utf-8"))
 
