@@ -20,9 +20,9 @@ from xlnet_fast import accelerate
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.pretraining.collator import collate
 from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary
-from xlnet_fast.train.pretraining.permutation import IGNORED
 from xlnet_fast.train.pretraining.run import pretrain, unigram_perplexity
 from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
+from xlnet_fast.train.pretraining.text_streams import IGNORED
 from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
 from xlnet_fast.train.shared.checkpoints import SAVING
 
