@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from xlnet_fast.cli.config_file import ConfigFile
-from xlnet_fast.train.shared.options import GROUPS
+from xlnet_fast.train.shared.options import GROUPS, is_switch
 
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
@@ -97,9 +97,9 @@ def _parameter(field: Any, hint: Any) -> inspect.Parameter:
         "help": _help(field),
         "rich_help_panel": field.metadata["group"],
         "show_default": False,
-        "metavar": field.metadata["metavar"] or ("" if hint is bool else _METAVARS[kind]),
+        "metavar": field.metadata["metavar"] or ("" if is_switch(hint) else _METAVARS[kind]),
     }
-    names = [f"--{field.name.replace('_', '-')}"] if hint is not bool else []
+    names = [] if is_switch(hint) else [f"--{field.name.replace('_', '-')}"]
     option = typer.Option(*names, **shown)
     if field.metadata["argument"]:
         option = typer.Argument(**{**shown, "rich_help_panel": None})  # a panel of its own
