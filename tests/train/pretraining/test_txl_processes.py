@@ -33,17 +33,20 @@ def assert_alike(one: Path, other: Path) -> None:
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
-    """And a resume of two what they did, each with the memory of its rows."""
+    """DDP and FSDP2, with a cluster of which no text has a word; then a resume of each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     text = write_text(tmp_path / "articles.txt")
     alone = tiny_options(
-        tmp_path / "alone", text, arch="transfo-xl", dropout=0.0, seq_len=24, cutoffs="50,150",
-        gradient_accumulation=2, steps=LAST, save_every=RESUMED, eval_share=0.3,
+        tmp_path / "alone", text, arch="transfo-xl", dropout=0.0, seq_len=24, div_val=2,
+        cutoffs="1,7,50", gradient_accumulation=2, steps=LAST, save_every=RESUMED,
+        eval_share=0.3,
     )  # fmt: skip
     pretrain(alone)
-    two = replace(alone, output=tmp_path / "two", batch_size=alone.batch_size // 2)
-    in_two_processes(processes.run_and_resume, tmp_path, [two], RESUMED)
-    assert_alike(two.output, alone.output)
-    memories = sorted(path.name for path in (two.output / f"checkpoint-{RESUMED}").glob("memory-*"))
-    assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
-    assert_alike(tmp_path / "two-resumed", two.output)
+    ddp = replace(alone, output=tmp_path / "ddp", batch_size=alone.batch_size // 2)
+    fsdp = replace(ddp, output=tmp_path / "fsdp", fsdp=True, gradient_checkpointing=True)
+    in_two_processes(processes.run_and_resume, tmp_path, [ddp, fsdp], RESUMED)
+    for run in (ddp.output, fsdp.output):
+        assert_alike(run, alone.output)
+        memories = sorted(path.name for path in (run / f"checkpoint-{RESUMED}").glob("memory-*"))
+        assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
+        assert_alike(tmp_path / f"{run.name}-resumed", run)

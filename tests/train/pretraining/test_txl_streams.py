@@ -84,7 +84,7 @@ def test_documents_keep_their_order_unless_asked():
 def test_items_are_the_same_whenever_they_are_made():
     data, again = segments(shuffle=True), segments(shuffle=True)
     whole = data.__getitems__(range(len(data)))
-    for index in (9, 0, len(data) - 1, 5):
+    for index in (6, 0, len(data) - 1, 5):
         assert again[index]["labels"].tolist() == whole[index]["labels"].tolist()
     assert whole[0]["input_ids"].dtype == whole[0]["labels"].dtype == np.int64
     with pytest.raises(IndexError, match=f"item {len(data)} of {len(data)}"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel
 from xlnet_fast.train.pretraining.corpus import Corpus, TextVocabulary
 from xlnet_fast.train.pretraining.transfo_xl.streams import SegmentStreams, collate
@@ -124,7 +125,8 @@ def test_no_target_is_lost_where_segments_meet(tmp_path, seq_len, cutoffs):
     whole = model(mem_len=STREAM, cutoffs=cutoffs, div_val=1).eval()
     run = trainer(tmp_path, model=whole, eval_dataset=streams(seq_len))
     metrics = run.evaluate()
-    total, count, _ = sums(whole, collate(streams(STREAM).__getitems__(range(ROWS))), None)
+    with torch.no_grad():
+        total, count, _ = sums(whole, collate(streams(STREAM).__getitems__(range(ROWS))), None)
     assert count == ROWS * STREAM - 1
     assert math.isclose(metrics["eval_loss"], float(total) / count, rel_tol=1e-5)
     assert math.isclose(metrics["eval_perplexity"], math.exp(metrics["eval_loss"]))
@@ -187,3 +189,20 @@ def test_a_loss_does_not_depend_on_how_an_update_is_divided(tmp_path):
         run.train()
         logged.append(run.state.log_history[0]["loss"])
     assert np.allclose(logged, logged[0], rtol=1e-5)
+
+
+def test_labels_that_are_shifted_already_count_the_last_token_too():
+    batch, module = collate(streams().__getitems__(range(ROWS))), model().eval()
+    ids, behind = batch["input_ids"], batch["labels"]
+    labels = torch.cat([torch.full((ROWS, 1), -100), behind[:, :-1]], dim=1)
+    with torch.no_grad():
+        inside = module(ids, labels=labels)
+        whole = module(ids, shift_labels=behind)
+    assert whole.losses.shape == (ROWS, LENGTH)
+    assert torch.equal(whole.losses[:, :-1], inside.losses)
+    assert torch.allclose(whole.loss, whole.losses.mean())
+    assert (whole.losses[:, -1] > 0).all()
+    with pytest.raises(ArgumentError, match="give one of labels and shift_labels"):
+        module(ids, labels=labels, shift_labels=behind)
+    with pytest.raises(ArgumentError, match=r"shift_labels have shape \(2, 7\), expected \(2, 8\)"):
+        module(ids, shift_labels=behind[:, 1:])

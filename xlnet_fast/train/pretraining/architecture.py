@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError
@@ -69,7 +70,7 @@ class Architecture(ABC):
         """The data of a text; that of an evaluation stands in one order."""
 
 
-def sizes_of(options: PretrainOptions, sizes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+def sizes_of(options: PretrainOptions, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Width, layers, heads and inner width of a new model, by their names in a config."""
     names = ("d_model", "n_layer", "n_head", "d_inner")
     return {

@@ -60,6 +60,8 @@ class TransfoXLPretraining(Architecture):
         given = {name: value for name, value in given.items() if value is not None}
         given["mem_len"] = self.mem_len
         if self.options.model is None:
+            saved = self.saved_tokenizer(tokenizer)
+            given |= {"bos_token_id": saved.bos_token_id, "pad_token_id": saved.pad_token_id}
             config = self._new_config(vocabulary, {**_TRAINED_WITH, **given})
             model: Any = TransfoXLLMHeadModel(config)
         else:
@@ -67,11 +69,13 @@ class TransfoXLPretraining(Architecture):
             check_vocabulary(tokenizer, config.vocab_size, self.options.model)
             model = load_weights(self.options.model, "TransfoXLLMHeadModel", config)
         model.transformer.backend = self.options.backend
+        if self.options.fsdp:
+            # accelerate shards embeddings apart, and knows of those alone that have one weight
+            # that they are tied: these would be sharded twice.
+            model.get_input_embeddings = model.get_output_embeddings = lambda: None
         return model
 
-    def _new_config(
-        self, vocabulary: TextVocabulary, trained_with: dict[str, Any]
-    ) -> TransfoXLConfig:
+    def _new_config(self, vocabulary: TextVocabulary, others: dict[str, Any]) -> TransfoXLConfig:
         options = self.options
         sizes = sizes_of(options, SIZES)
         if options.d_head is None:
@@ -84,7 +88,7 @@ class TransfoXLPretraining(Architecture):
             div_val=options.div_val or 1,
             eos_token_id=vocabulary.eod,
             **sizes,
-            **trained_with,
+            **others,
         )
 
     def _cutoffs(self, size: int) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, XLNetTokenizer
 
 from xlnet_fast.checkpoint import first_line, looks_like_path, ready_to_fetch
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.models.transfo_xl import TransfoXLTokenizer
 from xlnet_fast.text import MODEL_FILE
 from xlnet_fast.train.pretraining.corpus import TextVocabulary
 from xlnet_fast.train.shared.tokenizers import load_tokenizer
@@ -62,7 +61,7 @@ def text_vocabulary(tokenizer: Any) -> TextVocabulary:
         len(tokenizer),
         eod=eod,
         unk=eod if unk is None else unk,  # without one every text has pieces
-        line_ends=isinstance(tokenizer, TransfoXLTokenizer),
+        line_ends=type(tokenizer).__name__ == "TransfoXLTokenizer",
     )
 
 
@@ -70,7 +69,7 @@ def without_segments(tokenizer: Any) -> Any:
     """A tokenizer of XLNet as a causal model wants it; any other as it is.
 
     The pieces are the same. A text has no <sep> and <cls> behind it and no segments, which the
-    model does not know, and <eod> is the end of a text.
+    model does not know; <eod> is the end of a text, and what another begins behind.
     """
     if not isinstance(tokenizer, XLNetTokenizer):
         return tokenizer
@@ -78,14 +77,14 @@ def without_segments(tokenizer: Any) -> Any:
     pieces.post_processor = TemplateProcessing(single="$A", pair="$A $B")
     return PreTrainedTokenizerFast(
         tokenizer_object=pieces,
-        bos_token="<s>",
+        bos_token=_END,
         eos_token=_END,
         unk_token="<unk>",
         pad_token="<pad>",
         cls_token="<cls>",
         sep_token="<sep>",
         mask_token="<mask>",
-        additional_special_tokens=["</s>", "<eop>"],
+        additional_special_tokens=["<s>", "</s>", "<eop>"],
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
     )
