@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretraining_runs import assert_same_weights, losses, part_of
 from safetensors.torch import load_file
-from tiny_pretraining import tiny_options, write_text
+from tiny_pretraining import tiny_options
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from xlnet_fast.errors import ArgumentError
@@ -27,34 +27,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 STEPS, SAVED = 14, 4  # an epoch has 9 batches, which make 5 updates
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Encoded text and tokenizers of these tests alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "articles.txt")
-
-
 def options_of(output: Path, text: Path, **changes: Any) -> PretrainOptions:
     return tiny_options(output, text, **{"arch": "transfo-xl", "seq_len": 16, **changes})
-
-
-def losses(folder: Path, step: int) -> dict[int, float]:
-    """Training loss by step, as the trainer logged it."""
-    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
-    return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +119,6 @@ def test_bf16(tmp_path, text):
 
 
 # --- resume --------------------------------------------------------------------------------------
-
-
-def part_of(run: Path, target: Path, step: int) -> None:
-    """What a run that was killed behind a step's checkpoint has left."""
-    target.mkdir()
-    shutil.copy(run / "pretrain.json", target)
-    shutil.copytree(run / f"checkpoint-{step}", target / f"checkpoint-{step}")
 
 
 @pytest.mark.parametrize("step", [SAVED, 2 * SAVED])

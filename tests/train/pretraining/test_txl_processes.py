@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import _pretrain_processes as processes
-import pytest
-import torch
-from safetensors.torch import load_file
+from pretraining_runs import assert_alike, memories
 from tiny_pretraining import tiny_options, write_text
 from two_processes import in_two_processes
 
 from xlnet_fast.train.pretraining import pretrain
 
 RESUMED, LAST = 3, 4
-
-
-def curve(folder: Path) -> list[float]:
-    state = json.loads((folder / f"checkpoint-{LAST}" / "trainer_state.json").read_text())
-    return [entry[name] for entry in state["log_history"] for name in entry if "loss" in name]
-
-
-def assert_alike(one: Path, other: Path) -> None:
-    """Weights, losses and evaluations, but for roundings."""
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.allclose(tensor, theirs[name], atol=1e-6), name
-    assert curve(one) == pytest.approx(curve(other), rel=1e-5)
 
 
 def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
@@ -46,7 +28,6 @@ def test_two_processes_compute_what_one_does(tmp_path, monkeypatch):
     fsdp = replace(ddp, output=tmp_path / "fsdp", fsdp=True, gradient_checkpointing=True)
     in_two_processes(processes.run_and_resume, tmp_path, [ddp, fsdp], RESUMED)
     for run in (ddp.output, fsdp.output):
-        assert_alike(run, alone.output)
-        memories = sorted(path.name for path in (run / f"checkpoint-{RESUMED}").glob("memory-*"))
-        assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
-        assert_alike(tmp_path / f"{run.name}-resumed", run)
+        assert_alike(run, alone.output, LAST)
+        assert memories(run, RESUMED) == ["memory-0.safetensors", "memory-1.safetensors"]
+        assert_alike(tmp_path / f"{run.name}-resumed", run, LAST)

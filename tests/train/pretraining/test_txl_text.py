@@ -21,13 +21,6 @@ from xlnet_fast.train.shared.tokenizers import load_tokenizer
 DOCUMENTS = [["A first line. It goes on.", "A <sep> second <eod> line"], ["Another text"]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return train_tokenizer(builtin_text()[:50_000], 200, tmp_path_factory.mktemp("tokenizer"))

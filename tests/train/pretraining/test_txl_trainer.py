@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretraining_runs import plain_sgd, same, watch
 from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError
@@ -16,7 +17,6 @@ from xlnet_fast.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel
 from xlnet_fast.train.pretraining.corpus import Corpus, TextVocabulary
 from xlnet_fast.train.pretraining.transfo_xl.streams import SegmentStreams, collate
 from xlnet_fast.train.pretraining.transfo_xl.trainer import SegmentTrainer
-from xlnet_fast.train.shared.trainer import training_arguments
 
 VOCABULARY = TextVocabulary(30, eod=7, unk=0)
 ROWS, LENGTH, STREAM = 2, 8, 21  # segments of 8, 8 and 5 tokens
@@ -41,39 +41,10 @@ def model(**changes: Any) -> TransfoXLLMHeadModel:
 
 
 def trainer(folder: Path, **changes: Any) -> SegmentTrainer:
-    """Plain SGD, so that a step of the weights is the gradient."""
     names = ("model", "carry_memory", "train_dataset", "eval_dataset")
     own = {name: changes.pop(name) for name in names if name in changes}
-    arguments = training_arguments(
-        folder, precision="fp32", logging_steps=1, save_steps=None,
-        **{
-            "per_device_train_batch_size": ROWS, "per_device_eval_batch_size": ROWS,
-            "max_steps": 4, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0,
-            "lr_scheduler_type": "constant", "weight_decay": 0.0, "report_to": "none",
-            "remove_unused_columns": False, "prediction_loss_only": True, **changes,
-        },
-    )  # fmt: skip
-    own.setdefault("model", model())
-    own.setdefault("train_dataset", streams())
-    return SegmentTrainer(args=arguments, **own)
-
-
-def watch(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """(mems given, mems returned) of every forward."""
-    calls = []
-    forward = module.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        outputs = forward(*args, **kwargs)
-        calls.append((kwargs["mems"], outputs.mems))
-        return outputs
-
-    monkeypatch.setattr(module, "forward", watched)
-    return calls
-
-
-def same(memory: Any, other: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(memory, other, strict=True))
+    own = {"model": model(), "train_dataset": streams(), **own}
+    return SegmentTrainer(args=plain_sgd(folder, ROWS, learning_rate=0.5, **changes), **own)
 
 
 def test_memory_grows_from_nothing_and_starts_anew_with_an_epoch(tmp_path, monkeypatch):

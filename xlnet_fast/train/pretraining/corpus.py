@@ -76,15 +76,15 @@ class Vocabulary(TextVocabulary):
         """
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         ids = {piece: number for number, piece in enumerate(pieces)}
-        names = {"sep": "<sep>", "cls": "<cls>", "eod": "<eod>", "unk": "<unk>"}
-        missing = [name for name in names.values() if name not in ids]
+        missing = [name for name in ("<sep>", "<cls>", "<eod>", "<unk>") if name not in ids]
         if missing:
             raise ArgumentError(
                 f"the tokenizer has no {', '.join(missing)}: expected an XLNet vocabulary, "
                 "such as xlnet_fast.text.train_tokenizer makes"
             )
         starts = np.fromiter((begins_word(piece) for piece in pieces), bool, len(pieces))
-        return cls(len(pieces), starts, **{key: ids[name] for key, name in names.items()})
+        sep, cls_, eod, unk = (ids[name] for name in ("<sep>", "<cls>", "<eod>", "<unk>"))
+        return cls(len(pieces), starts, sep, cls_, eod=eod, unk=unk)
 
 
 def begins_word(piece: str) -> bool:
