@@ -31,10 +31,10 @@ from xlnet_fast.models.transfo_xl.convert.shapes import (
     refuse_other_models,
     sizes_of,
 )
+from xlnet_fast.models.transfo_xl.vocabulary import FILES
 
 CONFIG = "config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
-VOCABULARIES = ("vocab.json", "vocab.bin", "vocab.pkl", "vocab.txt")
 _SIZES = (
     "vocab_size", "cutoffs", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val",
     "n_layer", "untie_r", "tie_projs", "tie_word_embeddings", "pre_lnorm", "same_length", "mem_len",
@@ -77,8 +77,8 @@ def read(path: Path, given: Mapping[str, Any]) -> Found:
 
 
 def vocabulary_in(path: Path) -> Path | None:
-    """The file of a folder's vocabulary."""
-    return next((path / name for name in VOCABULARIES if (path / name).is_file()), None)
+    """The file of a folder's vocabulary, the one that its tokenizer reads; None: there is none."""
+    return next((path / name for name in FILES.values() if (path / name).is_file()), None)
 
 
 def _config(path: Path) -> dict[str, Any]:

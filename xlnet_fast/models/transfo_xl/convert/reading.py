@@ -81,7 +81,7 @@ def load(path: Path, way_out: str, stands_in: Callable[[str], bool] = only_argum
         with torch.serialization.safe_globals([(StandIn, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, f"; if it is whole, {way_out}" if names else "") from error
 
 
 def _names(path: Path) -> set[str]:
@@ -105,12 +105,12 @@ def _is_zip(path: Path) -> bool:
         return file.read(len(_ZIP)) == _ZIP
 
 
-def _damaged(path: Path, error: Exception) -> ArgumentError:
+def _damaged(path: Path, error: Exception, otherwise: str = "") -> ArgumentError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return ArgumentError(
         f"{path} cannot be read: it is no file of torch.save, or damaged or cut short "
-        f"({told.rstrip('.')})"
+        f"({told.rstrip('.')}){otherwise}"
     )
 
 

@@ -86,7 +86,7 @@ def _rows(found: Found) -> list[Row]:
     rows = [
         ("model", found.architecture),
         ("layers", f"{config['n_layer']}, {'pre' if config['pre_lnorm'] else 'post'}-norm"),
-        ("d_model", f"{config['d_model']}, {heads}, d_inner {config['d_inner']}"),
+        ("sizes", f"d_model {config['d_model']}, {heads}, d_inner {config['d_inner']}"),
         ("positions", f"biases {biases}; clamp_len {clamped if clamped > 0 else 'none'}"),
         ("words", _words(config)),
         ("parameters", f"{_parameters(found):,}, {next(iter(found.weights.values())).dtype}"),
@@ -102,7 +102,7 @@ def _words(config: Mapping[str, Any]) -> str:
     widths = f"d_embed {config['d_embed']}"
     if not config["cutoffs"]:
         return f"{config['vocab_size']:,}, {widths}, one cluster"
-    cutoffs = ", ".join(f"{word:,}" for word in config["cutoffs"])
+    cutoffs = ", ".join(map(str, config["cutoffs"]))
     return f"{config['vocab_size']:,}, {widths}, div_val {config['div_val']}, cutoffs {cutoffs}"
 
 

@@ -39,7 +39,7 @@ def normal(told: Mapping[str, Any]) -> dict[str, Any]:
         for name in names:
             value = found.get(name)
             is_wrong_switch = isinstance(value, bool) and kinds is not bool
-            if value is not None and (not isinstance(value, kinds) or is_wrong_switch):  # type: ignore[arg-type]
+            if value is not None and (not isinstance(value, kinds) or is_wrong_switch):
                 raise ArgumentError(f"{name} is {value!r}, expected {wanted}")
     for name in ("cutoffs", "tie_projs"):
         if name in found and not isinstance(found[name], (list, tuple)):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers.utils import logging
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 from xlnet_fast.files import folder_written_whole
@@ -73,11 +77,24 @@ def write(found: Found, output: Path, tokenizer: Path | None) -> None:
     model = _model(found, TransfoXLConfig(**config))
     try:
         with folder_written_whole(output) as folder:
-            model.save_pretrained(folder)
+            with _without_bars():
+                model.save_pretrained(folder)
             if found.symbols is not None:
                 _write_tokenizer(found, tokenizer, folder)
     except OSError as error:
         raise XLNetFastError(f"{output} could not be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which nobody needs for one file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_size(words: int, vocab_size: int, may_be_fewer: bool) -> None:
