@@ -23,6 +23,7 @@ from xlnet_fast.ops._dispatch import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
 
+OWN_MODELS = "xlnet_fast.models."
 _LOADERS = ("from_pretrained", "_from_config")
 _BEFORE: dict[str, Any] = {}
 """Hugging Face's loaders, while ``enable`` has put ours in their place."""
@@ -167,6 +168,11 @@ def known_families(model: nn.Module) -> list[Family]:
         ArgumentError: there is none; it lists all.
     """
     families = families_in(checked_module(model))
+    if not families and type(model).__module__.startswith(OWN_MODELS):
+        raise ArgumentError(
+            f"{type(model).__name__} is a model of xlnet_fast's own and runs on the fused ops as "
+            "it is; set the attribute backend of its transformer to name one"
+        )
     if not families:
         raise ArgumentError(
             f"{type(model).__name__} contains nothing to accelerate. Models are taken that are or "

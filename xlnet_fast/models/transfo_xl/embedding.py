@@ -6,6 +6,7 @@ Letters: V words, H width of the model, clusters 0, 1, ... of words.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -93,7 +94,7 @@ class AdaptiveEmbedding(nn.Module):
         return out
 
     def _of_cluster(self, number: int, ids: Tensor) -> Tensor:
-        table = self.emb_layers[number]
+        table: Any = self.emb_layers[number]
         bare = type(table) is nn.Embedding and is_bare(table)
         vectors: Tensor = F.embedding(ids, table.weight) if bare else table(ids)
         return linear(vectors, self.emb_projs[number])

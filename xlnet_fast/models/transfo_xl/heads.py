@@ -29,7 +29,7 @@ _GOES_ON = "memory_is_of_this_text"
 """Of what ``generate`` carries along: whether the memory is of all tokens but the last."""
 
 
-class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     """Language model with an adaptive softmax whose words are those of the embeddings."""
 
     def __init__(self, config: TransfoXLConfig) -> None:
@@ -130,7 +130,7 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):  # type: 
     def _resize(self, cluster: int, added: int) -> None:
         super()._resize(cluster, added)
         place = 0 if self.crit.div_val == 1 else cluster
-        old = self.crit.out_layers[place]
+        old: Any = self.crit.out_layers[place]
         size = old.out_features + added
         self.crit.out_layers[place] = new = nn.Linear(old.in_features, size).to(old.weight)
         with torch.no_grad():
