@@ -2,7 +2,8 @@
 
 ``config.json`` with ``pytorch_model.bin`` or ``model.safetensors``, whole or in parts. What 4.37,
 the last release that ran them, made of a folder is what is written: its memory starts with rows of
-zeros, and weights that ``config.json`` ties are one.
+zeros, and weights that ``config.json`` ties are one. ``tie_weight`` is the first releases' word for
+``tie_word_embeddings``; 4.37 no longer read it, and tied what was trained untied.
 """
 
 from __future__ import annotations
