@@ -22,6 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
+from xlnet_fast.cli.convert import convert_command
 from xlnet_fast.cli.deploy import deploy_app
 from xlnet_fast.cli.evaluate import evaluate_command
 from xlnet_fast.cli.export import export_command
@@ -271,6 +272,7 @@ app.command("predict", cls=GroupedCommand)(predict_command)
 app.command("serve", cls=GroupedCommand)(serve_command)
 app.add_typer(deploy_app, name="deploy", help="Put a model on SageMaker, ask it, delete it.")
 app.command("export", cls=GroupedCommand)(export_command)
+app.command("convert", cls=GroupedCommand)(convert_command)
 
 
 def _check_writable(path: Path) -> None:

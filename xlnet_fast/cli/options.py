@@ -92,14 +92,17 @@ def _parameter(field: Any, hint: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     if _repeats(hint):
         hint, default = list[str] | None, None
-    kind = next((one for one in _METAVARS if one in (hint, *typing.get_args(hint))), str)
+    kinds = (hint, *typing.get_args(hint))
+    kind = next((one for one in _METAVARS if one in kinds), str)
+    is_switch = bool in kinds  # of bool | None, too: that is neither on nor off unless it is given
     shown: dict[str, Any] = {
         "help": _help(field),
         "rich_help_panel": field.metadata["group"],
         "show_default": False,
-        "metavar": field.metadata["metavar"] or ("" if hint is bool else _METAVARS[kind]),
+        "metavar": field.metadata["metavar"] or ("" if is_switch else _METAVARS[kind]),
     }
-    names = [f"--{field.name.replace('_', '-')}"] if hint is not bool else []
+    words = field.name.rstrip("_").replace("_", "-")  # `from_`, which Python keeps for itself
+    names = [] if hint is bool else [f"--{words}/--no-{words}" if is_switch else f"--{words}"]
     option = typer.Option(*names, **shown)
     if field.metadata["argument"]:
         option = typer.Argument(**{**shown, "rich_help_panel": None})  # a panel of its own
