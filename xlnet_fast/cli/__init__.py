@@ -29,6 +29,7 @@ from xlnet_fast.cli.export import export_command
 from xlnet_fast.cli.finetune import finetune_command
 from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
+from xlnet_fast.cli.perplexity import perplexity_command
 from xlnet_fast.cli.predict import predict_command
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
@@ -267,6 +268,7 @@ app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
 app.add_typer(train_app, name="train", help="Run pretrain or finetune as a job of SageMaker.")
 app.command("evaluate", cls=GroupedCommand)(evaluate_command)
+app.command("perplexity", cls=GroupedCommand)(perplexity_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
 app.command("predict", cls=GroupedCommand)(predict_command)
 app.command("serve", cls=GroupedCommand)(serve_command)

@@ -36,12 +36,14 @@ def _listed(option: Any) -> Any:
     """An option whose help says that it is required, and that has one name if it is a switch.
 
     That which changes something: a command line understands ``--name`` and ``--no-name``, so that
-    either wins over a config file.
+    either wins over a config file. Where neither is the default, both.
     """
     listed = copy.copy(option)
     listed.required = False
     if option.secondary_opts:
         listed.opts = option.secondary_opts if option.default else option.opts
+        if option.default is None:
+            listed.opts = [f"--[no-]{option.opts[0].removeprefix('--')}"]
         listed.secondary_opts = []
     return listed
 
