@@ -16,7 +16,7 @@ from xlnet_fast.files import write_whole
 
 from ..cases.shapes import BASE, BASE_4, TINY
 from ..harness.record import CSV_FILE, Row, cases, read_results
-from . import generate_plot, speech_plot
+from . import generate_plot, speech_plot, transfo_xl_plot
 from .table import KERNEL_TITLES, PASS_TITLES, provider_label, provider_order, shape_label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -36,7 +36,7 @@ _FLOORS = ("gemm_floor", "sdpa_flash")
 
 
 FILE_NAMES = (
-    {f"{speech_plot.STEM}.png"}
+    {f"{speech_plot.STEM}.png", f"{transfo_xl_plot.STEM}.png"}
     | frozenset(
         f"{stem}_{name}.png"
         for stem in (
@@ -89,6 +89,13 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
         written.append(
             _save(_finish(figure, axes[0], [told], what), out / f"{speech_plot.STEM}.png")
         )
+    texts = [row for row in timed if row.kernel == transfo_xl_plot.KERNEL]
+    if texts:
+        figure, axes = _new_figure(11, 4.6, panels=2)
+        transfo_xl_plot.draw(axes, texts, COLOURS, provider_label)
+        told = replace(texts[-1], features="random weights")  # ours, with its versions
+        figure = _finish(figure, axes[0], [told], "speed-up by case, and memory")
+        written.append(_save(figure, out / f"{transfo_xl_plot.STEM}.png"))
     return written
 
 
