@@ -101,8 +101,12 @@ class ResultsWriter:
     def __init__(
         self, path: Path, environment: Mapping[str, Any], preset: str, *, append: bool = False
     ) -> None:
-        """Begin a file, or go on with one that an earlier part of the same run began."""
+        """Begin a file, or go on with one that an earlier part of the same run began.
+
+        earlier: the rows that are there.
+        """
         self.rows: list[Row] = []
+        self.earlier: list[Row] = []
         self._stamp = {
             "device": environment["device"],
             "threads": environment["threads"],
@@ -116,7 +120,7 @@ class ResultsWriter:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         if append and path.exists():
-            read_results(path)  # raises for a file that rows of this version do not fit
+            self.earlier = read_results(path)  # raises for a file that rows of this version do not fit
         else:
             # An earlier file is replaced whole, so a reader never sees two runs in one.
             write_whole(path, ",".join(COLUMNS) + "\n")
