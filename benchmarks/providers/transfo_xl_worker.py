@@ -171,10 +171,13 @@ class Worker:
         return tokens[:, ids.shape[1] :]
 
     def _losses(self, model: Any, plain: bool) -> dict[str, torch.Tensor]:
-        """Of two segments, the second with the first's memory, and what is memory after them."""
+        """Of segments with a memory that is carried on, and what is memory after them.
+
+        Only the third may find all of its memory's keys made by the one before.
+        """
         found, mems = {}, self._given_to(model)
         with torch.no_grad(), _in_order(model):
-            for number, ids in enumerate(self._ids[:2]):
+            for number, ids in enumerate(self._ids[:3]):
                 output = model(ids, mems=mems, labels=ids, output_attentions=plain)
                 mems = output.mems
                 found[f"losses of segment {number + 1}"] = output.losses

@@ -105,7 +105,7 @@ def test_a_run_leaves_times_of_both_and_where_they_are_from(tmp_path, old, capsy
     ] + [("forward", "bf16", "hf_eager", "failed"), ("forward", "bf16", "ours", "ok")]
     hf, ours = rows[:2]
     assert (hf.batch, hf.length, hf.memory_length, hf.heads, hf.head_dim, hf.layers) == (
-        2, 12, 9, 2, 8, 2,
+        2, 6, 9, 2, 8, 2,
     )  # fmt: skip
     assert (hf.p50_us, hf.rounds, hf.transformers, hf.torch) == (70e6, 3, "4.37.2", "2.0")
     assert ours.torch == torch.__version__
@@ -114,7 +114,8 @@ def test_a_run_leaves_times_of_both_and_where_they_are_from(tmp_path, old, capsy
     assert [row.peak_memory_mib for row in rows] == [3.0, 3.0] + [None] * 6
     assert ours.error == hf.error == ours.error_hf_eager > 0
     text = rows[4]
-    assert (text.p50_us, text.features, text.tokens_per_s) == (10e6, "7 tokens", 0.2)
+    assert (text.p50_us, text.features) == (10e6, "7 tokens")
+    assert text.tokens_per_s == pytest.approx(0.2)
     assert "RuntimeError: not implemented for bf16" in rows[6].reason
     # Where Hugging Face raises, ours is held to itself, and nothing is said of a gain.
     assert "checked by its own float64" in rows[7].reason
@@ -122,7 +123,7 @@ def test_a_run_leaves_times_of_both_and_where_they_are_from(tmp_path, old, capsy
     assert rows[7].error > 0
     assert (tmp_path / "transfo_xl.png").exists()
     printed = capsys.readouterr().out
-    assert "transfo_xl 2x12+9 fp32 inference (memory carried): HF eager 70,000 ms, ours" in printed
+    assert "transfo_xl 2x6+9 fp32 inference (memory carried): HF eager 70,000 ms, ours" in printed
     assert "Transformer-XL, time per token of a text" in printed
     assert "random weights" in (tmp_path / "environment.json").read_text()
 

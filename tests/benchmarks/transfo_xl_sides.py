@@ -14,10 +14,10 @@ from benchmarks.providers.transfo_xl_worker import Worker
 
 GEOMETRY = TransfoXLGeometry(2, 16, 2, 24, 60, (20, 40), 2, 10)
 CASES = (
-    TransfoXLCase("forward", 2, 12, 9, peak=True),
+    TransfoXLCase("forward", 2, 6, 9, peak=True),
     TransfoXLCase("training_step", 2, 14, 6),
     TransfoXLCase("text", 2, 5, 9, new=7),
-    TransfoXLCase("forward", 2, 12, 9, "bf16"),
+    TransfoXLCase("forward", 2, 6, 9, "bf16"),
 )
 
 
