@@ -120,7 +120,9 @@ class ResultsWriter:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         if append and path.exists():
-            self.earlier = read_results(path)  # raises for a file that rows of this version do not fit
+            self.earlier = read_results(
+                path
+            )  # raises for a file that rows of this version do not fit
         else:
             # An earlier file is replaced whole, so a reader never sees two runs in one.
             write_whole(path, ",".join(COLUMNS) + "\n")

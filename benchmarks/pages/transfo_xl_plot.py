@@ -42,7 +42,8 @@ def draw(axes: Sequence[Any], rows: Sequence[Row], colours: dict[str, str], labe
     bars = axes[0].barh(range(len(ratios)), list(ratios.values()), 0.6, color=colours["ours"])
     axes[0].bar_label(bars, [f"{ratio:.2f}" for ratio in ratios.values()], fontsize=7, padding=2)
     axes[0].axvline(1.0, color="#7f7f7f", linewidth=1.1, linestyle=":")
-    axes[0].set_xlabel("times as fast as Hugging Face (dotted: 1)")
+    versions = {row.transformers for row in rows if row.provider == "hf_eager"}
+    axes[0].set_xlabel(f"times as fast as transformers {', '.join(sorted(versions))} (dotted: 1)")
     for place, provider in enumerate(("hf_eager", "ours")):
         heights = [by_name[provider] for by_name in peaks.values()]
         spots = [i + 0.4 * place - 0.2 for i in range(len(peaks))]

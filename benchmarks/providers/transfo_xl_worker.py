@@ -17,12 +17,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES["fp64"] = torch.float64
@@ -120,8 +121,13 @@ class Worker:
         same = dtype == self._case["dtype"]
         model = self._timed if same else self._in(dtype)
         what = {"forward": self._losses, "training_step": self._gradients, "text": self._tokens}
-        found = what[self._case["pass_name"]](model, plain)
-        save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, path)
+        with _Double() if dtype == "fp64" else nullcontext():
+            found = what[self._case["pass_name"]](model, plain)
+        # A library may give losses in fp32 where another gives them in the model's dtype.
+        floats = {
+            name: x.detach().to(DTYPES[dtype]) for name, x in found.items() if x.is_floating_point()
+        }
+        save_file({name: x.contiguous() for name, x in (found | floats).items()}, path)
         return {}
 
     def _run(self) -> dict[str, Any]:
@@ -217,6 +223,21 @@ def _once() -> Any:
             return scores.scatter(1, input_ids, -math.inf)
 
     return Once()
+
+
+class _Double(TorchFunctionMode):
+    """Leaves float64 as it is where a model asks for fp32.
+
+    Hugging Face's masks scores in fp32, with the least number of their own dtype: in float64 it
+    raises, and if it did not, its result would be no oracle.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.float and args[0].dtype == torch.float64:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -132,6 +132,16 @@ def test_hugging_faces_losses_are_asked_for_in_the_order_of_the_tokens():
     assert not model.crit.keep_order
 
 
+def test_the_oracle_stays_in_float64():
+    exact, half = torch.ones(2, dtype=torch.float64) / 3, torch.ones(2, dtype=torch.bfloat16)
+    with transfo_xl_worker._Double():
+        assert torch.equal(exact.float(), exact)
+        assert exact.float().masked_fill(exact > 0, torch.finfo(torch.float64).min).min() < -1e300
+        assert half.float().dtype == torch.float32
+        assert exact.float(memory_format=torch.preserve_format).dtype == torch.float64
+    assert exact.float().dtype == torch.float32
+
+
 def test_the_protocol_is_lines_of_json():
     said = []
     serve(['{"do": "run"}', '{"do": "load"}', '{"do": "nothing"}'], said.append)
