@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from xlnet_fast.cli.config_file import ConfigFile
-from xlnet_fast.train.shared.options import GROUPS
+from xlnet_fast.train.shared.options import GROUPS, is_switch
 
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
@@ -96,15 +96,15 @@ def _parameter(field: Any, hint: Any) -> inspect.Parameter:
         hint, default = list[str] | None, None
     kinds = (hint, *typing.get_args(hint))
     kind = next((one for one in _METAVARS if one in kinds), str)
-    is_switch = bool in kinds  # of bool | None, too: that is neither on nor off unless it is given
+    switch = is_switch(hint)
     shown: dict[str, Any] = {
         "help": _help(field),
         "rich_help_panel": field.metadata["group"],
         "show_default": False,
-        "metavar": field.metadata["metavar"] or ("" if is_switch else _METAVARS[kind]),
+        "metavar": field.metadata["metavar"] or ("" if switch else _METAVARS[kind]),
     }
     words = field.name.rstrip("_").replace("_", "-")  # `from_`, which Python keeps for itself
-    names = [] if hint is bool else [f"--{words}/--no-{words}" if is_switch else f"--{words}"]
+    names = [f"--{words}/--no-{words}" if switch else f"--{words}"]
     option = typer.Option(*names, **shown)
     if field.metadata["argument"]:
         option = typer.Argument(**{**shown, "rich_help_panel": None})  # a panel of its own
