@@ -70,7 +70,7 @@ class AdaptiveEmbedding(nn.Module):
             return vectors * self.emb_scale
         flat = ids.reshape(-1)
         selects = ids.device.type == "cpu" and nobody_looks_on()
-        return (self._selected(flat) if selects else self._all(flat)).view(*ids.shape, -1)
+        return (self._selected(flat) if selects else self._all(flat)).view(*ids.shape, self.d_proj)
 
     def _selected(self, ids: Tensor) -> Tensor:
         """Of each cluster the words that are in it: to find them would have a GPU waited for."""

@@ -184,6 +184,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
                 made[count] = self.drop(self.pos_emb(count, self.clamp_len, h))
             return made[count]
 
+        if keeping is None:
+            table(keys)  # a layer that runs again, checkpointed, must not find drawn what it drew
         return Segment(
             mask=AttentionMask(causal=True, key_padding=padding.hidden, window=window),
             memory_rows=rows,
