@@ -91,6 +91,24 @@ FAULTS = [
         ),
     ),
     *faults_of(
+        f"{PRETRAINING}/transfo_xl/trainer.py",
+        "train/pretraining/test_txl_trainer.py",
+        (
+            "segments: their mean, whatever their lengths",
+            "outputs.losses.float().sum(), (labels != IGNORED).sum().float()",
+            "outputs.losses.float().mean(), outputs.losses.new_ones(())",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/transfo_xl/tokenizers.py",
+        "train/pretraining/test_txl_text.py",
+        (
+            "segments: a tokenizer that puts <sep> and <cls> behind a text",
+            '    pieces.post_processor = TemplateProcessing(single="$A", pair="$A $B")\n',
+            "",
+        ),
+    ),
+    *faults_of(
         f"{PRETRAINING}/collator.py",
         "train/pretraining/test_train_collator.py",
         (

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, XLNetTokenizer
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
 from xlnet_fast.text import builtin_text, train_tokenizer
 from xlnet_fast.train.pretraining import sources
 from xlnet_fast.train.pretraining.corpus import Vocabulary, encode
@@ -87,6 +88,26 @@ def test_tokenizers_of_other_kinds_end_documents_with_their_end(tmp_path):
     assert (vocabulary.size, vocabulary.eod, vocabulary.unk) == (6, 1, 0)
     corpus = encode([["a line", "b <end> c"], ["text"]], tokenizer, vocabulary)
     assert corpus.tokens.tolist() == [2, 4, 3, 0, 0, 0, 1, 5, 1]
+    assert without_segments(tokenizer) is tokenizer
+
+
+def test_a_vocabulary_of_words_ends_every_line(tmp_path):
+    """As the original has it; what looks like a special token is a word where it is one."""
+    words = ["<eos>", "<unk>", "a", "line", "<formula>", "end"]
+    vocabulary_file = tmp_path / "vocab.txt"
+    vocabulary_file.write_text("\n".join(words))
+    TransfoXLTokenizer(vocab_file=vocabulary_file, tokenized=True).save_pretrained(tmp_path / "t")
+    tokenizer = load_text_tokenizer(str(tmp_path / "t"))
+    assert isinstance(tokenizer, TransfoXLTokenizer)
+    vocabulary = text_vocabulary(tokenizer)
+    assert (vocabulary.size, vocabulary.eod, vocabulary.unk) == (6, 0, 1)
+    assert vocabulary.line_ends
+    documents = [["a <unk> line . A word", "<formula> <eos> a"], ["end"]]
+    corpus = encode(documents, tokenizer, vocabulary, split_sentences=False)
+    first, second = [2, 1, 3, 1, 1, 1, 0], [4, 1, 1, 2, 0]
+    assert corpus.tokens.tolist() == [*first, *second, 5, 0]
+    assert corpus.sentences.tolist() == [0, 7, 12]
+    assert corpus.documents.tolist() == [0, 12]
     assert without_segments(tokenizer) is tokenizer
 
 

@@ -11,11 +11,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, XLNetTokenizer
 
 from xlnet_fast.checkpoint import first_line, looks_like_path, ready_to_fetch
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
 from xlnet_fast.text import MODEL_FILE
 from xlnet_fast.train.pretraining.corpus import TextVocabulary
 from xlnet_fast.train.shared.tokenizers import load_tokenizer
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.bin")
 _END = "<eod>"  # of a document, in XLNet's vocabularies
 
 
@@ -61,7 +62,7 @@ def text_vocabulary(tokenizer: Any) -> TextVocabulary:
         len(tokenizer),
         eod=eod,
         unk=eod if unk is None else unk,  # without one every text has pieces
-        line_ends=type(tokenizer).__name__ == "TransfoXLTokenizer",
+        line_ends=isinstance(tokenizer, TransfoXLTokenizer),
     )
 
 
