@@ -96,10 +96,12 @@ def test_the_help_has_every_option_whole_and_in_order():
     result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, ["convert", "--help"])
     lines = STYLES.sub("", result.stdout).splitlines()
     assert not [line for line in lines if "…" in line]
-    names = [match[1] for line in lines if (match := re.match(r"│ (--[\w-]+) ", line))]
+    names = [match[1] for line in lines if (match := re.match(r"│ (--[][\w-]+) ", line))]
     places = ("source", "output")
     fields = [one for one in dataclasses.fields(ConvertOptions) if one.name not in places]
-    told = [f"--{field.name.rstrip('_')}".replace("_", "-") for field in fields]
+    either = ("same_length", "pre_lnorm")  # neither is the default
+    told = [f"--{'[no-]' if f.name in either else ''}{f.name.rstrip('_')}" for f in fields]
+    told = [name.replace("_", "-") for name in told]
     assert sorted(names) == sorted([*told, "--config"])
     titles = [match[1] for line in lines if (match := re.match("╭─ (.+?) ─", line))]
     assert titles == ["Arguments", *GROUPS]
