@@ -26,7 +26,7 @@ from xlnet_fast.checkpoint import (
     ready_to_fetch,
 )
 from xlnet_fast.errors import ArgumentError, XLNetFastError
-from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
+from xlnet_fast.models.transfo_xl import TransfoXLTokenizer
 from xlnet_fast.models.transfo_xl.vocabulary import FILES
 from xlnet_fast.perplexity.options import AUTO, PerplexityOptions
 from xlnet_fast.perplexity.symbols import Symbols
