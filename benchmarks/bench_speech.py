@@ -1,6 +1,7 @@
 """Speech encoders on frames of audio: Hugging Face's, it compiled, and ours.
 
-Run it alone: python -m benchmarks speech --preset full --out DIR [--no-compile]
+Run it alone: python -m benchmarks speech --preset full --out DIR [--no-compile] [--append]
+With --append, cases that DIR has are not run again: a run that was stopped goes on.
 Two layers with random weights, at the sizes of a published checkpoint, stand for all; what makes
 frames out of audio is left out. "HF eager" is Hugging Face's code as it is called, with its "sdpa"
 attention where a family has it. Only frames that are no padding are compared.
@@ -35,16 +36,27 @@ from .providers.speech import exact_result, make_work, provider_names
 from .providers.work import Tensors, Work
 
 KERNEL, ATTENTION = "speech", "speech_attention"
+MODEL = f"speech encoders, {LAYERS} layers, random weights"
 _ROOM = 0.7  # of the free memory
 
 
 def cases(session: Session) -> list[tuple[SpeechShape, SpeechCase]]:
-    """Return the cases of the preset with the shape of each."""
-    return [
+    """Return the cases of the preset with the shape of each, but for those that are there."""
+    found = [
         (shape, SpeechCase(shape.seconds, shape.batch, dtype, shape.attention))
         for shape in session.preset.speech_shapes
         for dtype in session.preset.dtypes
     ]
+    there = {_name_of(vars(row)) for row in session.context.writer.earlier if row.rounds}
+    return [
+        (shape, case)
+        for shape, case in found
+        if _name_of(_columns(MODELS[shape.model], case)) not in there
+    ]
+
+
+def _name_of(columns: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(columns[name] for name in ("kernel", "features", "batch", "dtype"))
 
 
 def steps(session: Session) -> int:

@@ -1,6 +1,6 @@
 """The one import rule of docs/design.md section 3, checked by reading the imports.
 
-    foundation -> reference -> kernels/* -> ops -> nn -> hf -> {train, check, ...} -> cli
+    foundation -> reference -> kernels/* -> ops -> nn -> {hf, models} -> {train, check, ...} -> cli
 
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
 never another backend nor the reference; nothing left of hf imports transformers. In train,
@@ -30,9 +30,9 @@ LAYERS = [
     {"kernels.report"},
     {"ops"},
     {"nn"},
-    {"hf"},
+    {"hf", "models"},
     {"answers", "text", "checkpoint", "info", "check", "qualifier", "train", "generate"},
-    {"predict"},
+    {"predict", "perplexity"},
     {"serve", "export", "deploy"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},

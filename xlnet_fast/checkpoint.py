@@ -83,6 +83,30 @@ def load_any_model(name: str | None) -> tuple[nn.Module, str]:
     return load_weights(name, architecture), f"{architecture} from {name}"
 
 
+def load_transfo_xl(name: str) -> Any:
+    """A Transformer-XL with a language model head, in fp32, from a checkpoint folder or Hub id.
+
+    Raises:
+        ArgumentError: it does not exist, cannot be read or is of another model.
+    """
+    config = load_config(name, only_xlnet=False)
+    if config.model_type != "transfo-xl":
+        raise ArgumentError(f"{name} is a {config.model_type} model, expected a Transformer-XL")
+    return load_weights(name, "TransfoXLLMHeadModel")
+
+
+def class_named(architecture: str) -> Any:
+    """A model's class, of our own or else of transformers.
+
+    Raises:
+        AttributeError: neither has it.
+    """
+    from xlnet_fast.models import transfo_xl
+
+    own = transfo_xl if architecture in transfo_xl.__all__ else transformers
+    return getattr(own, architecture)
+
+
 def load_weights(name: str, architecture: str, config: Any = None) -> Any:
     """A checkpoint's weights, all of them, in fp32 as the given class.
 
@@ -98,7 +122,7 @@ def load_weights(name: str, architecture: str, config: Any = None) -> Any:
         own |= ready_to_fetch(name, WEIGHTS)
     with quiet():
         try:
-            model, found = getattr(transformers, architecture).from_pretrained(
+            model, found = class_named(architecture).from_pretrained(
                 str(folder) if folder.is_dir() else name,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -143,6 +167,8 @@ def load_config(name: str, only_xlnet: bool = True) -> Any:
         raise ArgumentError(f"{name} is no class of XLNet; they are {', '.join(CLASSES)}")
     else:
         source = ready_to_fetch(name, ("config.json",), what="an XLNet class")
+    from xlnet_fast.models import transfo_xl  # noqa: F401, for it registers its config
+
     with quiet():
         try:
             place = str(folder) if folder.is_dir() else name

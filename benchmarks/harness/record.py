@@ -101,8 +101,12 @@ class ResultsWriter:
     def __init__(
         self, path: Path, environment: Mapping[str, Any], preset: str, *, append: bool = False
     ) -> None:
-        """Begin a file, or go on with one that an earlier part of the same run began."""
+        """Begin a file, or go on with one that an earlier part of the same run began.
+
+        earlier: the rows that are there.
+        """
         self.rows: list[Row] = []
+        self.earlier: list[Row] = []
         self._stamp = {
             "device": environment["device"],
             "threads": environment["threads"],
@@ -116,7 +120,9 @@ class ResultsWriter:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         if append and path.exists():
-            read_results(path)  # raises for a file that rows of this version do not fit
+            self.earlier = read_results(
+                path
+            )  # raises for a file that rows of this version do not fit
         else:
             # An earlier file is replaced whole, so a reader never sees two runs in one.
             write_whole(path, ",".join(COLUMNS) + "\n")
@@ -124,9 +130,13 @@ class ResultsWriter:
         self._csv = csv.writer(self._file, lineterminator="\n")
 
     def add(self, row: Row) -> Row:
-        """Stamp a row with the environment and write it."""
+        """Stamp a row with the environment and write it.
+
+        A library's version that a row brings along stays: it was measured in another environment.
+        """
         for name, value in self._stamp.items():
-            setattr(row, name, value)
+            if name not in ("torch", "transformers") or not getattr(row, name):
+                setattr(row, name, value)
         self._csv.writerow([_cell(value) for value in asdict(row).values()])
         self._file.flush()
         self.rows.append(row)

@@ -1,0 +1,1 @@
+"""Whole models on the ops, which transformers no longer has."""
