@@ -113,9 +113,8 @@ def counted(folder: str, **arguments: Any) -> list[str]:
 
 
 def saved(folder: str, words: list[str]) -> dict[str, bytes]:
-    os.chdir(
-        folder
-    )  # the pickle has the path of the file: without the folder, it is always the same
+    # The path of the file is in the pickle: without the folder it is always the same.
+    os.chdir(folder)
     tokenizer = with_vocabulary("", words)
     tokenizer.count_sents([["the", "the", "dog"]])
     tokenizer.save_vocabulary(folder)
