@@ -1,12 +1,13 @@
 """Writes what Hugging Face's own Transformer-XL tokenizer gives: txl_tokens.json, txl_pickles.json.
 
-transformers 4.37.2 is the last version that runs it, and wants an environment of its own:
+transformers 4.37.2 has it, and wants an environment of its own:
 
     pip install torch==2.13.0 transformers==4.37.2 "numpy<2" sacremoses
-    python tests/golden/make_txl_tokens.py
+    PYTHONHASHSEED=0 python tests/golden/make_txl_tokens.py
 
 The first file has words, ids and texts of each text below, for several settings of the tokenizer;
-the second the files that tokenizer saves its vocabulary in, zlib in base64.
+the second the files that tokenizer saves its vocabulary in, zlib in base64. (A set in them has the
+order of the seed.)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import pickle
 import tempfile
 import zlib
@@ -25,7 +27,7 @@ import torch
 import transformers
 from transformers import TransfoXLTokenizer
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 TEXTS = [
     "",
     "   ",
@@ -46,7 +48,7 @@ TEXTS = [
     "It was released on the GameCube ( 2002 ) , and the PS2 @,@ too @-@ late .",
     "Combining e\u0301 and emoji 😀👩‍🔬 and soft\u00adhyphen, zero\u200bwidth, control\x07bell.",
     "&amp; &lt;tag&gt; &quot;quoted&quot; a|b",
-    'A "<formula>" (<formula>) and "b" or (c).',
+    'A "<formula>" (<formula>) and "<end>" or (<end>), "c".',
 ]
 COUNTED = ["the cat saw the dog .", "the dog saw 1,000 cats", "", "a dog , a cat"]
 NUMBERS = [["$", "5,000", "1.73", "m"], ["1,2,3", "a.b", ".5", "7."], []]
@@ -111,7 +113,9 @@ def counted(folder: str, **arguments: Any) -> list[str]:
 
 
 def saved(folder: str, words: list[str]) -> dict[str, bytes]:
-    tokenizer = with_vocabulary(folder, words)
+    # The path of the file is in the pickle: without the folder it is always the same.
+    os.chdir(folder)
+    tokenizer = with_vocabulary("", words)
     tokenizer.count_sents([["the", "the", "dog"]])
     tokenizer.save_vocabulary(folder)
     found = {"vocab.pkl": Path(folder, "vocab.pkl").read_bytes()}
@@ -132,6 +136,7 @@ def main() -> None:
         "characters": {"delimiter": ""},
         "French": {"language": "fr"},
         "German": {"language": "de"},
+        "another end": {"eos_token": "<end>"},
         "never split": {"never_split": ["state-of-the-art", "U.S.", "a_b"]},
         "more special tokens": {"additional_special_tokens": ["<formula>", "fox", "<b>"]},
     }

@@ -134,7 +134,7 @@ def random_value(draw, depth=0):
     """Any data, of sizes that take each way to write it."""
     scalars = (
         lambda: draw.choice([None, True, False, "", "\n", "x" * 300, b"", b"y" * 300, -1.5, 1e300]),
-        lambda: draw.choice([0, 255, 256, 65536, -1, 2**31, -(2**63), 2**100, -(2**200)]) + 1,
+        lambda: draw.choice([0, 255, 256, 65536, -5, -(2**31), 2**31, 2**100, -(2**200)]),
         lambda: "".join(map(chr, draw.choices([65, 39, 92, 10, 233, 0x20AC, 0x1F600], k=5))),
     )
     if depth > 3 or draw.random() < 0.4:
@@ -298,6 +298,8 @@ def test_an_object_of_another_class_is_no_vocabulary(tmp_path):
     assert isinstance(load(b"\x80\x02" + foreign + b".", "it"), Foreign)
     message = refused(tmp_path, b"\x80\x02" + foreign + b".")
     assert "holds a sacremoses.tokenize.MosesTokenizer; expected" in message
+    with_items = foreign + b"(X\x01\x00\x00\x00aK\x01u(K\x02e."
+    assert isinstance(load(b"\x80\x02" + with_items, "it"), Foreign)
     content = b"\x80\x02}X\x07\x00\x00\x00idx2sym" + foreign + b"s."
     assert "MosesTokenizer as idx2sym" in refused(tmp_path, content)
     content = b"\x80\x02}X\x07\x00\x00\x00idx2sym]" + foreign + b"as."
@@ -384,6 +386,19 @@ def test_a_file_that_was_cut_short_says_so(tmp_path, protocol):
         with pytest.raises(ArgumentError, match="is cut short: its pickle goes on"):
             load(whole[:size], "it")
     assert "is cut short" in refused(tmp_path, whole[:-1])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04\x8c\x06\xe6\x9d\xb1\xe4\xba",
+        b"\x80\x04N0\x8c\x03\xe6\x9d",
+        b"\x80\x02X\x06\x00\x00\x00\xe6\x9d\xb1\xe4",
+    ],
+)
+def test_a_letter_that_was_cut_is_no_damage(content):
+    with pytest.raises(ArgumentError, match="is cut short"):
+        load(content, "it")
 
 
 def test_a_damaged_file_raises_nothing_else():
@@ -479,9 +494,13 @@ def test_reading_imports_nothing(tmp_path):
 def test_floats_and_lines_of_old_pickles():
     assert load(b"F1.5\n.", "it") == 1.5
     assert load(b"\x80\x02G" + struct.pack(">d", 2.5) + b".", "it") == 2.5
-    assert load(b"(I01\nI00\nI5\nL7L\nl.", "it") == [True, False, 5, 7]
+    assert repr(load(b"(I01\nI00\nI5\nL7L\nl.", "it")) == "[True, False, 5, 7]"
+    assert load(b"K\x05(0.", "it") == 5  # a mark, and what came after one, taken back
+    assert load(b"K\x05(K\x061.", "it") == 5
     assert load(b"(S'it\\'s \\xc3\\xa9'\nS\"x\"\nU\x01zT\x01\x00\x00\x00yt.", "it") == (
         "it's é", "x", "z", "y",
     )  # fmt: skip
+    with pytest.raises(ArgumentError, match="a number of 201 digits"):
+        load(b"L" + b"9" * 200 + b"L\n.", "it")
     with pytest.raises(ArgumentError, match="a string without its quotes"):
         load(b"S'x\n.", "it")

@@ -1,7 +1,7 @@
 """Transformer-XL's tokenizer: words, each with its place in a vocabulary as id.
 
-It is that of Hugging Face 4.37.2, the last version that runs it (`TransfoXLTokenizer`), whose
-vocabularies it reads without running what is in them. It writes `vocab.json`.
+It is that of Hugging Face 4.37.2 (`TransfoXLTokenizer`), which transformers 5 no longer has. The
+vocabularies that were saved then it reads without running what is in them; it writes `vocab.json`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class TransfoXLTokenizer(WordIds):
             vocabulary, see :func:`.vocabulary.read_vocabulary`. `from_pretrained` takes the first
             of vocab.json, vocab.txt, vocab.bin and vocab.pkl. Without one the vocabulary is empty
             until `build_vocab`.
-        never_split: what Moses' rules leave whole; by default the special tokens.
+        never_split: words that no rule splits, in upper or lower case; by default the special
+            tokens.
         unk_token: whose id words outside the vocabulary get; the spellings <unk> and <UNK> are one.
         language: of Moses' rules.
         moses: True for Moses' rules, which need sacremoses; False for a few simpler ones; None for
@@ -162,10 +163,8 @@ class TransfoXLTokenizer(WordIds):
         return [word for word in text.split(self.delimiter) if word]
 
     def _lowered(self, text: str) -> str:
-        """Lower case but for added tokens, letter by letter as 4.37.2: a Greek Σ is always σ."""
-        kept = list(self.all_special_tokens)
-        kept += [t.content for t in self._added_tokens_decoder.values() if not t.special]
-        whole = "|".join(re.escape(token) for token in kept if token)
+        """Lower case but for special tokens, letter by letter as 4.37.2: a Greek Σ is always σ."""
+        whole = "|".join(re.escape(token) for token in self.all_special_tokens if token)
         parts = re.split(f"({whole})", text) if whole else [text]
         parts[::2] = ["".join(map(str.lower, part)) for part in parts[::2]]
         return "".join(parts)

@@ -32,9 +32,8 @@ class WordIds(PreTrainedTokenizer):
 
     vocab_files_names: ClassVar[dict[str, str]] = FILES
 
-    # What transformers' classes and the constructor of ours set.
+    # What the class that transformers has, and the constructor of ours, set.
     unk_token: Any
-    tokens_trie: Any
     special: list[str]
     min_freq: int
     max_size: int | None
@@ -89,7 +88,6 @@ class WordIds(PreTrainedTokenizer):
             self.unk_token = unk_token
         self._added_tokens_decoder.clear()
         self._added_tokens_encoder.clear()
-        self.tokens_trie = type(self.tokens_trie)()
         self._add_tokens(tokens)
         named = self.all_special_tokens
         self._add_tokens([t for t in named if t not in self._added_tokens_encoder], True)
