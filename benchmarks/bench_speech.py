@@ -36,6 +36,7 @@ from .providers.speech import exact_result, make_work, provider_names
 from .providers.work import Tensors, Work
 
 KERNEL, ATTENTION = "speech", "speech_attention"
+MODEL = f"speech encoders, {LAYERS} layers, random weights"
 _ROOM = 0.7  # of the free memory
 
 

@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ from . import (
     bench_pretraining,
     bench_rel_attention,
     bench_speech,
+    bench_transfo_xl,
     bench_two_stream,
 )
 from .cases.corpus import load_corpus
@@ -68,7 +70,8 @@ KERNELS = (
     "ceiling", "rel_attention", *_SMALL, "model", bench_pretraining.KERNEL, bench_generate.KERNEL,
 )  # fmt: skip
 # Other models than XLNet, which run only where they are asked for.
-OTHERS = (bench_speech.KERNEL,)
+_OTHERS: dict[str, Any] = {module.KERNEL: module for module in (bench_speech, bench_transfo_xl)}
+OTHERS = tuple(_OTHERS)
 INTERRUPTED = 130
 
 
@@ -85,6 +88,7 @@ def run_bench(
     append: bool = False,
     pages: bool = True,
     compiled: bool = True,
+    old_python: str | os.PathLike[str] | None = None,
     display: Display | None = None,
 ) -> int:
     """Benchmark and leave results.csv, environment.json, PNG plots and index.html in `out`.
@@ -95,7 +99,8 @@ def run_bench(
     "fp16" alone; by default all of the preset.
     only: which benchmarks to run. minutes: begin no case after that. append: add to the CSV in
     `out`. pages: also write plots and the HTML page, and print the tables. compiled: also time what
-    `torch.compile` makes.
+    `torch.compile` makes. old_python: the interpreter of an environment with transformers 4.37.2,
+    for the models that later releases lack.
 
     Returns 0; 1 when a check of ours was red, ours raised or nothing was timed; 130 when
     interrupted, with the results so far in place.
@@ -109,7 +114,8 @@ def run_bench(
     if minutes is not None and minutes <= 0:
         raise ArgumentError(f"minutes must be positive, got {minutes}")
     if set(only) <= set(OTHERS) and (model is not None or text is not None):
-        raise ArgumentError("speech encoders have random weights, and read no model and no text")
+        raise ArgumentError(f"{', '.join(only)}: random weights, which read no model and no text")
+    old = _old_python(old_python, only)
     if not compiled:
         chosen = replace(chosen, compile_budget_s=0.0)
     folder = _folder(out)
@@ -129,8 +135,8 @@ def run_bench(
             "text": source.corpus.description,
             "model": _model_text(chosen, model, source, only),
         }
-    elif bench_speech.KERNEL in only:
-        extra["model"] = f"speech encoders, {bench_speech.LAYERS} layers, random weights"
+    elif others := [module.MODEL for name, module in _OTHERS.items() if name in only]:
+        extra["model"] = "; ".join(others)
     info = environment(where, extra)
     record = info
     if append:
@@ -143,7 +149,9 @@ def run_bench(
                 time_is_over=Deadline(chosen.limit_s if minutes is None else minutes * 60).passed,
                 done=_teller(display),
             )  # fmt: skip
-            session = Session(context, chosen, where, worker, advance=display.advance)
+            session = Session(
+                context, chosen, where, worker, advance=display.advance, old_python=old
+            )
             display.say(f"Measuring on {info['device']}{_until(chosen)}; a line for each case:")
             context.quiet.look()
             if load := context.quiet.crowded():
@@ -242,8 +250,7 @@ def _run_all(
     if bench_generate.KERNEL in only:
         count = bench_generate.steps(session, model)
         parts.append((count, lambda s: bench_generate.run(s, model, text, source)))
-    if bench_speech.KERNEL in only:
-        parts.append((bench_speech.steps(session), bench_speech.run))
+    parts += [(m.steps(session), m.run) for name, m in _OTHERS.items() if name in only]
     display.set_total(sum(count for count, _ in parts))
     try:
         for _, part in parts:
@@ -317,6 +324,17 @@ def _preset(preset: str | Preset, device: torch.device, dtype: str | None) -> Pr
         raise ArgumentError(str(error)) from None
 
 
+def _old_python(path: str | os.PathLike[str] | None, only: Collection[str]) -> str | None:
+    if path is None:
+        return None
+    if bench_transfo_xl.KERNEL not in only:
+        raise ArgumentError(f"an old interpreter is for {bench_transfo_xl.KERNEL} alone")
+    found = shutil.which(path)
+    if found is None:
+        raise ArgumentError(f"--old-python {path} is no program that can be run")
+    return found
+
+
 def _folder(out: str | os.PathLike[str]) -> Path:
     folder = Path(out)
     try:
@@ -372,6 +390,10 @@ def main(arguments: Sequence[str] | None = None, only: Collection[str] = KERNELS
     parser.add_argument("--only", nargs="+", choices=(*KERNELS, *OTHERS), default=list(only))
     parser.add_argument("--append", action="store_true", help="add to the CSV in --out")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--old-python", type=Path, metavar="PATH",
+        help="interpreter of an environment with transformers 4.37.2, for transfo_xl",
+    )  # fmt: skip
     parser.add_argument("--no-pages", action="store_true", help="write no plots and no page")
     options = parser.parse_args(arguments)
     try:
@@ -379,6 +401,7 @@ def main(arguments: Sequence[str] | None = None, only: Collection[str] = KERNELS
             options.preset, options.model, options.text, options.device, options.dtype,
             options.out, only=options.only, minutes=options.minutes, append=options.append,
             pages=not options.no_pages, compiled=not options.no_compile,
+            old_python=options.old_python,
         )  # fmt: skip
     except XLNetFastError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,6 +28,8 @@ import torch
 _ANSWER = "peak-memory-answer "
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+# The environment of a process whose malloc keeps nothing for reuse.
+RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def cuda_peak_mib(function: Callable[[], Any], device: torch.device) -> float:
@@ -63,11 +65,28 @@ def host_peak_mib(function: Callable[[], Any]) -> float | None:
     return max(peak - before, 0) / 1024
 
 
-def _status_kib(name: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+def process_peak_mib(process_id: int, function: Callable[[], Any]) -> float | None:
+    """Return the peak of another process's memory while `function` lets it do something, in MiB.
+
+    It must have done the same before, and give memory back at once, as `RETURNING` makes it. None
+    where the high-water mark of this system cannot be reset.
+    """
+    folder = Path("/proc") / str(process_id)
+    try:
+        (folder / _CLEAR_REFS.name).write_text("5")
+        before = _status_kib("VmRSS", folder / _STATUS.name)
+        function()
+        peak = _status_kib("VmHWM", folder / _STATUS.name)
+    except OSError:
+        return None
+    return max(peak - before, 0) / 1024
+
+
+def _status_kib(name: str, path: Path = _STATUS) -> int:
+    for line in path.read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1])
-    raise OSError(f"{_STATUS} has no {name}")
+    raise OSError(f"{path} has no {name}")
 
 
 def free_bytes(device: torch.device) -> float | None:
@@ -114,8 +133,7 @@ class MemoryWorker:
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             settings = {
-                "MALLOC_MMAP_THRESHOLD_": "65536",
-                "MALLOC_TRIM_THRESHOLD_": "65536",
+                **RETURNING,
                 "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 "CUDA_VISIBLE_DEVICES": "",
                 "OMP_NUM_THREADS": str(torch.get_num_threads()),

@@ -22,6 +22,7 @@ from ..cases.shapes import (
     SpeechShape,
 )
 from ..cases.speech import MODELS
+from ..cases.transfo_xl import FULL, QUICK, WT103_2, TransfoXLCase, TransfoXLGeometry
 from .timing import Plan
 
 # A round has hundreds of steps, each a sample of the time by context.
@@ -73,6 +74,8 @@ class Preset:
     generation_plan: Plan = _GENERATION_PLAN
     speech_shapes: tuple[SpeechShape, ...] = ()
     speech_plan: Plan = _SPEECH_PLAN
+    transfo_xl_cases: tuple[TransfoXLCase, ...] = ()
+    transfo_xl_geometry: TransfoXLGeometry = WT103_2
 
 
 _Shape = TypeVar("_Shape", ModelShape, AttentionShape)
@@ -161,6 +164,7 @@ _CPU_QUICK = Preset(
     generation_shapes=_CPU_QUICK_GENERATION,
     speech_shapes=_QUICK_SPEECH,
     speech_plan=Plan(min_rounds=3, max_rounds=9, budget_s=2.0),
+    transfo_xl_cases=QUICK,
 )
 _CPU_FULL = Preset(
     name="full",
@@ -187,6 +191,7 @@ _CPU_FULL = Preset(
     pretraining_shapes=_CPU_PRETRAINING,
     generation_shapes=_CPU_GENERATION,
     speech_shapes=_FULL_SPEECH,
+    transfo_xl_cases=FULL,
 )
 
 

@@ -130,9 +130,13 @@ class ResultsWriter:
         self._csv = csv.writer(self._file, lineterminator="\n")
 
     def add(self, row: Row) -> Row:
-        """Stamp a row with the environment and write it."""
+        """Stamp a row with the environment and write it.
+
+        A library's version that a row brings along stays: it was measured in another environment.
+        """
         for name, value in self._stamp.items():
-            setattr(row, name, value)
+            if name not in ("torch", "transformers") or not getattr(row, name):
+                setattr(row, name, value)
         self._csv.writerow([_cell(value) for value in asdict(row).values()])
         self._file.flush()
         self.rows.append(row)

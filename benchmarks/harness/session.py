@@ -20,6 +20,7 @@ class Session:
     """Hands every benchmark its surroundings.
 
     advance: called after each case, for the progress bar.
+    old_python: the interpreter of an environment with an older release of transformers, if any.
     """
 
     context: Context
@@ -27,6 +28,7 @@ class Session:
     device: torch.device
     memory: MemoryWorker
     advance: Callable[[], None] = lambda: None
+    old_python: str | None = None
     compile_spent_s: float = 0.0
     begun: float = field(default_factory=time.monotonic)
 

@@ -11,6 +11,7 @@ from .table import KERNEL_TITLES, PASS_TITLES, provider_label, shape_label, spee
 # What counts, the first that a run has: a kernel, and its passes (None: all).
 _HEADLINES = (
     ("model", ("forward",)), ("model", None), ("rel_attention", None), ("speech", None),
+    ("transfo_xl", None),
 )  # fmt: skip
 TITLE = "xlnet_fast against Hugging Face"
 # What to type or write, and what that does.
@@ -72,7 +73,7 @@ def case_line(rows: Sequence[Row]) -> str:
     """Return one line for a case that is done: times, and speed-ups over Hugging Face eager."""
     first = rows[0]
     label = f"{first.kernel} {shape_label(first)} {first.dtype} {PASS_TITLES[first.pass_name]}"
-    if first.kernel.startswith("speech"):
+    if first.kernel.startswith(("speech", "transfo_xl")):
         label += f" ({first.features})"
     parts = []
     for row in rows:

@@ -16,7 +16,7 @@ from xlnet_fast.files import write_whole
 
 from ..cases.shapes import BASE, BASE_4, TINY
 from ..harness.record import CSV_FILE, Row, cases, read_results
-from . import generate_plot, speech_plot
+from . import generate_plot, speech_plot, transfo_xl_plot
 from .table import KERNEL_TITLES, PASS_TITLES, provider_label, provider_order, shape_label
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -36,7 +36,7 @@ _FLOORS = ("gemm_floor", "sdpa_flash")
 
 
 FILE_NAMES = (
-    {f"{speech_plot.STEM}.png"}
+    {f"{speech_plot.STEM}.png", f"{transfo_xl_plot.STEM}.png"}
     | frozenset(
         f"{stem}_{name}.png"
         for stem in (
@@ -89,6 +89,17 @@ def draw_all(rows: Sequence[Row], out: Path) -> list[Path]:
         written.append(
             _save(_finish(figure, axes[0], [told], what), out / f"{speech_plot.STEM}.png")
         )
+    texts = [row for row in timed if row.kernel == transfo_xl_plot.KERNEL]
+    if texts:
+        figure, axes = _new_figure(11, 4.6, panels=2)
+        transfo_xl_plot.draw(axes, texts, COLOURS, provider_label)
+        # Ours, with its versions; the axis tells Hugging Face's.
+        told = replace(
+            max(texts, key=lambda row: row.provider == "ours"), features="random weights"
+        )
+        title = f"{KERNEL_TITLES[told.kernel]}\nspeed-up by case, and memory"
+        figure = _finish(figure, axes[0], [told], title=title)
+        written.append(_save(figure, out / f"{transfo_xl_plot.STEM}.png"))
     return written
 
 
@@ -116,9 +127,10 @@ def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]
     return figure, figure.add_subplot() if panels == 1 else figure.subplots(1, panels)
 
 
-def _finish(figure: Any, axes: Any, rows: Sequence[Row], what: str) -> Any:
+def _finish(figure: Any, axes: Any, rows: Sequence[Row], what: str = "", *, title: str = "") -> Any:
+    """Add caption and title: by default what the kernel and the pass are called, and `what`."""
     row = rows[0]
-    title = f"{KERNEL_TITLES[row.kernel]}, {PASS_TITLES[row.pass_name]}\n{what}"
+    title = title or f"{KERNEL_TITLES[row.kernel]}, {PASS_TITLES[row.pass_name]}\n{what}"
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
     figure.supxlabel(_caption(row), fontsize=7.5, color="#555555", x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from xlnet_fast.files import write_whole
 
 from ..harness.record import Row, cases, read_results
-from . import speech_table
+from . import speech_table, transfo_xl_table
 from .cells import error_cell, joined, memory_cell, time_cell
 from .table import best_ours, shape_label, speedup_text, tokens_text
 
@@ -28,8 +28,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 def markdown(files: Sequence[Path]) -> str:
     """Return the tables of the model benchmarks of each CSV, one heading per device.
 
-    A table of pretraining steps follows where the CSV has any, one of generated texts and those of
-    speech encoders, either of which may be all that a CSV has.
+    A table of pretraining steps follows where the CSV has any, one of generated texts, those of
+    speech encoders and one of Transformer-XL, any of which may be all that a CSV has.
 
     Raises ValueError when a file has no timed rows of these, or when there is no file.
     """
@@ -42,8 +42,15 @@ def _file_markdown(path: Path) -> str:
     timed = [case for case in cases(read_results(path)) if any(row.p50_us for row in case)]
     groups = [case for case in timed if case[0].kernel == "model"]
     texts = [case for case in timed if (case[0].kernel, case[0].pass_name) == ("generate", "text")]
-    speech = speech_table.long_tables(timed, path)
-    others = [lines for lines in (_generation(texts, path) if texts else [], speech) if lines]
+    others = [
+        lines
+        for lines in (
+            _generation(texts, path) if texts else [],
+            speech_table.long_tables(timed, path),
+            transfo_xl_table.long_table(timed, path),
+        )
+        if lines
+    ]
     if others and not groups:
         return "\n\n".join(map("\n".join, others))
     if not groups:
@@ -150,25 +157,33 @@ def _times_and_speedups(by_name: dict[str, Row]) -> list[str]:
     ]
 
 
-def replace_between_markers(page: str, table: str) -> str:
+def replace_between_markers(page: str, table: str, start: str = START, end: str = END) -> str:
     """Return a page with the text between the markers replaced.
 
     Raises ValueError unless both markers stand in it exactly once and in order.
     """
-    if page.count(START) != 1 or page.count(END) != 1 or page.index(START) > page.index(END):
-        raise ValueError(f"the page must hold {START} and, after it, {END}, each once")
-    before, rest = page.split(START)
-    after = rest.split(END)[1]
-    return f"{before}{START}\n{table}\n{END}{after}"
+    if page.count(start) != 1 or page.count(end) != 1 or page.index(start) > page.index(end):
+        raise ValueError(f"the page must hold {start} and, after it, {end}, each once")
+    before, rest = page.split(start)
+    after = rest.split(end)[1]
+    return f"{before}{start}\n{table}\n{end}{after}"
 
 
 def pages(files: Sequence[Path]) -> dict[Path, str]:
-    """Return each page as it should be: that of the docs, and the README with its short table."""
+    """Return each page as it should be: that of the docs, and the README with its short tables.
+
+    That of Transformer-XL stands where the README has the markers for it.
+    """
     tables = {PAGE: markdown(files), ROOT / "README.md": speech_table.short_table(files)}
-    return {
+    found = {
         page: replace_between_markers(page.read_text(encoding="utf-8"), table)
         for page, table in tables.items()
     }
+    readme, marks = found[ROOT / "README.md"], (transfo_xl_table.START, transfo_xl_table.END)
+    if marks[0] in readme:
+        table = transfo_xl_table.short_table(files)
+        found[ROOT / "README.md"] = replace_between_markers(readme, table, *marks)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ KERNEL_TITLES = {
     "generate": "Generation after a prompt",
     "speech": "Speech encoder",
     "speech_attention": "Attention of a speech encoder, one layer",
+    "transfo_xl": "Transformer-XL",
 }
 PASS_TITLES = {
     "forward": "inference",
@@ -146,7 +147,7 @@ def _table(kernel: str, pass_name: str, group: list[list[Row]]) -> Table:
     bandwidth = any(row.bandwidth_gb_s is not None for case in group for row in case)
     memory = any(row.peak_memory_mib is not None for case in group for row in case)
     # Elsewhere some of the tokens are padding.
-    tokens = kernel in ("pretraining", "generate")
+    tokens = kernel in ("pretraining", "generate", "transfo_xl")
     header = ["batch x\nlength", "dtype"] + ["layers"] * layers + ["with"] * features
     # What readers come for stands first: of a wide table a narrow window shows the left.
     header += ["speed-up\nover\nHF eager", "speed-up\nover HF\ncompiled"]

@@ -19,7 +19,7 @@ from xlnet_fast.hf.adoption import (
 from xlnet_fast.hf.families import ENTRIES, families_in
 from xlnet_fast.hf.families.family import Family
 from xlnet_fast.hf.options import Options
-from xlnet_fast.ops._dispatch import BACKENDS
+from xlnet_fast.ops._dispatch import check_backend
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -155,9 +155,7 @@ def _accelerating(loader: Any, options: Options) -> Any:
 
 
 def _checked_options(backend: str, exact_dropout: bool, summarize_real_tokens: bool) -> Options:
-    if backend not in ("auto", *BACKENDS):
-        known = ", ".join(("auto", *BACKENDS))
-        raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
+    check_backend(backend)
     return Options(backend, exact_dropout, summarize_real_tokens)
 
 

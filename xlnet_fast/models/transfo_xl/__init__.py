@@ -12,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
 
 from xlnet_fast.models.transfo_xl.configuration import TransfoXLConfig
@@ -25,6 +26,7 @@ from xlnet_fast.models.transfo_xl.outputs import (
     TransfoXLModelOutput,
     TransfoXLSequenceClassifierOutputWithPast,
 )
+from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
 
 __all__ = [
     "TransfoXLConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "TransfoXLModel",
     "TransfoXLModelOutput",
     "TransfoXLSequenceClassifierOutputWithPast",
+    "TransfoXLTokenizer",
 ]
 
 # Versions before 5 still know the names, for classes that do not run.
@@ -43,3 +46,4 @@ AutoModelForCausalLM.register(TransfoXLConfig, TransfoXLLMHeadModel, exist_ok=Tr
 AutoModelForSequenceClassification.register(
     TransfoXLConfig, TransfoXLForSequenceClassification, exist_ok=True
 )
+AutoTokenizer.register(TransfoXLConfig, slow_tokenizer_class=TransfoXLTokenizer, exist_ok=True)

@@ -145,7 +145,7 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
         counts = torch.bincount(cluster, minlength=self.n_clusters + 1).tolist()
         place = counts[0]
         for number, count in enumerate(counts[1:], start=1):
-            if not count:
+            if not count and not torch.is_grad_enabled():  # several processes want every gradient
                 continue
             chosen = order[place : place + count]
             place += count

@@ -77,7 +77,7 @@ class AdaptiveEmbedding(nn.Module):
         out = self.emb_projs[0].new_empty(len(ids), self.d_proj)
         for number, (first, end) in enumerate(self.spans):
             rows = ((ids >= first) & (ids < end)).nonzero().squeeze(1)
-            if len(rows):
+            if len(rows) or torch.is_grad_enabled():  # several processes want every gradient
                 vectors = self._of_cluster(number, ids[rows] - first)
                 out = out.to(vectors.dtype).index_copy(0, rows, vectors * self.emb_scale)
         return out
