@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import AutoTokenizer
 
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.models.transfo_xl import words
+from xlnet_fast.models.transfo_xl import TransfoXLConfig, words
 from xlnet_fast.models.transfo_xl.tokenization import (
     TransfoXLTokenizer,
     detokenize_numbers,
@@ -423,21 +422,14 @@ def test_what_was_saved_is_loaded(vocab, tmp_path):
     assert Path(tokenizer.save_vocabulary(tmp_path, "my")[0]) == tmp_path / "my-vocab.json"
 
 
-@pytest.mark.skipif(
-    int(transformers.__version__.split(".")[0]) < 5,
-    reason="transformers before 5.0 has a class of this name, which AutoTokenizer takes first",
-)
 def test_auto_tokenizer_finds_it(vocab, tmp_path):
-    class NamedConfig(PretrainedConfig):
-        model_type = "transfo-xl-of-a-test"
-
-    AutoTokenizer.register(NamedConfig, slow_tokenizer_class=TransfoXLTokenizer, exist_ok=True)
+    config = TransfoXLConfig()
     split(vocab).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=NamedConfig())
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=config)
     assert type(tokenizer) is TransfoXLTokenizer
     assert tokenizer.encode("the dog") == [2, 4]
     tmp_path.joinpath("tokenizer_config.json").unlink()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=NamedConfig(), tokenized=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, config=config, tokenized=True)
     assert tokenizer.encode("the dog") == [2, 4]
 
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from xlnet_fast.models.transfo_xl.configuration import TransfoXLConfig
 from xlnet_fast.models.transfo_xl.heads import (
@@ -39,7 +40,8 @@ __all__ = [
     "TransfoXLTokenizer",
 ]
 
-# Versions before 5 still know the names, for classes that do not run.
+# Versions before 5 still know the names, for classes that do not run, and take them first.
+TOKENIZER_MAPPING_NAMES.pop(TransfoXLConfig.model_type, None)
 AutoConfig.register(TransfoXLConfig.model_type, TransfoXLConfig, exist_ok=True)
 AutoModel.register(TransfoXLConfig, TransfoXLModel, exist_ok=True)
 AutoModelForCausalLM.register(TransfoXLConfig, TransfoXLLMHeadModel, exist_ok=True)
