@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -156,16 +157,26 @@ def test_attentions_change_no_result():
         model, given = model_of(name), ids("text", 2, 5)
         with torch.no_grad():
             mems = None
-            for _ in range(2):
-                plain = model(given, mems=mems)
-                close(model(given, mems=mems, output_attentions=True).logits, plain.logits, name)
+            for _ in range(3):
+                plain = model(given, mems=mems, use_cache=True)
+                seen = model(given, mems=mems, output_attentions=True)
+                close(seen.logits, plain.logits, name)
+                close(seen.mems[1], plain.mems[1], name)
                 mems = plain.mems
 
 
 # --- copies ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def saved(x):
+    """Written and read again."""
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), saved])
 def test_copies_of_model_and_memory(clone):
     model, given = model_of("untie_r False"), ids("text", 2, 7)
     with torch.no_grad():
@@ -184,15 +195,21 @@ def test_copies_of_model_and_memory(clone):
         assert not torch.allclose(model(given, mems=mems).logits, expected)
 
 
-def test_memory_is_saved_by_torch(tmp_path):
-    model, given = model_of(), ids("text", 2, 7)
+@pytest.mark.parametrize("initial", ["zeros", "empty"])
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, saved])
+def test_copied_memory_knows_its_padding(initial, clone):
+    """Texts of which one has not begun: what its next padding stands for depends on that."""
+    model, given = model_of(initial_memory=initial), ids("text", 2, 7)
     mask = torch.ones_like(given)
-    mask[0, :3] = 0
+    mask[0] = 0
     with torch.no_grad():
         mems = model(given, attention_mask=mask, use_cache=True).mems
-        torch.save(mems, tmp_path / "mems.pt")
-        again = torch.load(tmp_path / "mems.pt", weights_only=False)
-        close(model(given, mems=again).logits, model(given, mems=mems).logits)
+        mask[0, 3:] = 1
+        for options in ({"attention_mask": mask}, {}):
+            expected = model(given, mems=mems, **options).logits
+            close(model(given, mems=clone(mems), **options).logits, expected)
+            plain = model(given, mems=list(mems), **options).logits
+            assert not options or not torch.allclose(plain, expected), "padding changed nothing"
 
 
 # --- size of the vocabulary --------------------------------------------------------------------
