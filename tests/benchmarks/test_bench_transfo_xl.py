@@ -110,7 +110,7 @@ def test_a_run_leaves_times_of_both_and_where_they_are_from(tmp_path, old, capsy
     assert (hf.p50_us, hf.rounds, hf.transformers, hf.torch) == (70e6, 3, "4.37.2", "2.0")
     assert ours.torch == torch.__version__
     assert ours.speedup_over_hf_eager > 10
-    assert ours.speedup_over_hf_eager == pytest.approx(hf.p50_us / ours.p50_us)
+    assert ours.speedup_over_hf_eager == pytest.approx(hf.p50_us / ours.p50_us, rel=1e-4)
     assert [row.peak_memory_mib for row in rows] == [3.0, 3.0] + [None] * 6
     assert ours.error == hf.error == ours.error_hf_eager > 0
     text = rows[4]
