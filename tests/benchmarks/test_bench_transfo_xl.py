@@ -191,6 +191,15 @@ def test_an_environment_without_the_model_is_told_once(tmp_path, old, capsys):
     assert capsys.readouterr().out.count("No Hugging Face") == 1
 
 
+def test_each_warms_up_once_and_a_text_not_at_all(tmp_path, old, monkeypatch):
+    made = []
+    monkeypatch.setattr(bench_transfo_xl, "start", lambda *_: made.append(Here()) or made[-1])
+    assert bench(tmp_path, only(1, 2), pages=False) == 0
+    (ours,) = made
+    checks = ["case", "result", "result", "result", "run", "run", "run", "run"]
+    assert ours.asked == ["load", *checks, "case", "result", "result", "run", "run", "run"]
+
+
 def test_what_raises_of_ours_is_told(tmp_path, old, monkeypatch):
     monkeypatch.setattr(Worker, "_train", lambda *_: 1 / 0)
     monkeypatch.setattr(Worker, "_losses", lambda *_: 1 / 0)
