@@ -9,7 +9,7 @@ EXTRAS ?= bench,train,serve,dev
 # The oldest that is supported, in an environment of its own, and the tests that are run with it.
 OLDEST ?= transformers==4.57.*
 OLDEST_VENV ?= $(VENV)/oldest
-OLDEST_TESTS ?= tests/hf tests/nn tests/cli/test_cli_check.py
+OLDEST_TESTS ?= tests/hf tests/nn tests/models tests/cli/test_cli_check.py
 # Modules are compiled to bytecode when they are first imported: most of them never are. Where that
 # may not be kept, each process would compile PyTorch anew.
 unexport PYTHONDONTWRITEBYTECODE

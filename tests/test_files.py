@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writing a file or a folder whole or not at all."""
 
 import os
 import threading
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from xlnet_fast.files import write_whole, written_whole
+from xlnet_fast import files
+from xlnet_fast.files import folder_written_whole, write_whole, written_whole
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -43,6 +44,33 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
     assert pipe.is_fifo()
     write_whole(Path(os.devnull), "gone")
     assert not Path(os.devnull).is_file()
+
+
+def test_a_folder_is_the_old_one_until_it_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "made" / "folder"
+    with folder_written_whole(path) as folder:
+        (folder / "old").write_text("a")
+        assert not path.exists()
+    for error in (KeyboardInterrupt, OSError):
+        with pytest.raises(error), folder_written_whole(path) as folder:  # noqa: PT012
+            (folder / "half").write_text("b")
+            raise error
+    real = os.replace
+
+    def fails_at_the_new_one(source, target):
+        if Path(target) == path and not str(source).endswith(".old"):
+            raise OSError("no")
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", fails_at_the_new_one)
+    with pytest.raises(OSError, match="no"), folder_written_whole(path) as folder:
+        (folder / "half").write_text("b")
+    monkeypatch.undo()
+    assert [file.name for file in path.iterdir()] == ["old"]
+    with folder_written_whole(path) as folder:
+        (folder / "new").write_text("c")
+    assert [file.name for file in path.iterdir()] == ["new"]
+    assert [file.name for file in path.parent.iterdir()] == ["folder"]
 
 
 def test_two_threads_write_two_temporary_files(tmp_path):

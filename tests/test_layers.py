@@ -32,7 +32,7 @@ LAYERS = [
     {"nn"},
     {"hf", "models"},
     {"answers", "text", "checkpoint", "info", "check", "qualifier", "train", "generate"},
-    {"predict"},
+    {"predict", "perplexity"},
     {"serve", "export", "deploy"},
     {""},  # xlnet_fast/__init__.py, the public names
     {"cli", "__main__"},

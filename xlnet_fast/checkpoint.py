@@ -167,7 +167,7 @@ def load_config(name: str, only_xlnet: bool = True) -> Any:
         raise ArgumentError(f"{name} is no class of XLNet; they are {', '.join(CLASSES)}")
     else:
         source = ready_to_fetch(name, ("config.json",), what="an XLNet class")
-    from xlnet_fast.models import transfo_xl  # noqa: F401: registers its config
+    from xlnet_fast.models import transfo_xl  # noqa: F401, for it registers its config
 
     with quiet():
         try:

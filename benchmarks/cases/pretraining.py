@@ -162,7 +162,7 @@ def make_batches(corpus: Corpus, case: PretrainingCase) -> list[tuple[Arguments,
     # <eod> and <unk> matter to who encodes the text, which was done.
     eod, unk = map(SPECIAL_TOKENS.index, ("<eod>", "<unk>"))
     starts = corpus.word_starts.numpy()
-    vocabulary = Vocabulary(len(starts), starts, corpus.sep_id, corpus.cls_id, eod, unk)
+    vocabulary = Vocabulary(len(starts), starts, corpus.sep_id, corpus.cls_id, eod=eod, unk=unk)
     streams = PermutationStreams(text, vocabulary, shape, case.batch, shuffle=False)
     batches = []
     for step in range(steps + 1):

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = [
     "info", "build", "check", "bench", "kernels-report", "qualify", "pretrain", "finetune",
-    "evaluate", "generate", "predict", "serve", "export",
+    "evaluate", "perplexity", "generate", "predict", "serve", "export", "convert",
 ]  # fmt: skip
 GROUPS = ["train", "deploy"]
 

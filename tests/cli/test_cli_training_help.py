@@ -88,3 +88,17 @@ def test_both_names_of_a_switch_are_understood_after_the_help_was_printed(monkey
     (options,) = given
     assert (options.accelerate, options.fsdp, options.bi_data) == (True, False, False)
     assert not options.split_sentences
+    assert options.same_length is None
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--same-length", True), ("--no-same-length", False)])
+def test_a_switch_may_be_left_to_the_model(monkeypatch, flag, value):
+    """Not given it is neither on nor off."""
+    from xlnet_fast.train.pretraining import run
+
+    given = []
+    done = type("Result", (), {"stopped_by": None, "metrics": {}, "model": "here"})()
+    monkeypatch.setattr(run, "pretrain", lambda options: given.append(options) or done)
+    words = ["pretrain", "--output", "o", "--arch", "transfo-xl", flag]
+    assert CliRunner().invoke(cli.app, words).exit_code == 0
+    assert given[0].same_length is value

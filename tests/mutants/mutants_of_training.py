@@ -43,8 +43,8 @@ FAULTS = [
         "train/pretraining/test_train_streams.py",
         (
             "streams: the row of a step goes on in another stream",
-            "found: Ints = backward * self._texts + process * (own // 2) + row",
-            "found: Ints = backward * self._texts + row * self.processes + process",
+            "found: Ints = backward * self.texts + process * (own // 2) + row",
+            "found: Ints = backward * self.texts + row * self.processes + process",
         ),
         (
             "streams: a step begins where the last sequence ended",
@@ -57,13 +57,54 @@ FAULTS = [
             "place = np.where(self.backward[:, None], place, place)",
         ),
         (
+            "streams: the first part sees the second",
+            "            base = next_base(base, end - begin, self.shape.perm_size)\n",
+            "",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/text_streams.py",
+        "train/pretraining/test_train_streams.py",
+        (
             "streams: the same order of documents in each epoch",
             "np.random.default_rng([self.seed % 2**64, epoch]).permutation(count)",
             "np.random.default_rng([self.seed % 2**64]).permutation(count)",
         ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/transfo_xl/streams.py",
+        "train/pretraining/test_txl_streams.py",
         (
-            "streams: the first part sees the second",
-            "            base = next_base(base, end - begin, self.shape.perm_size)\n",
+            "segments: the last token of a segment has no target",
+            "ids = self.text.at(np.arange(begin, min(end + 1, len(self.corpus))))",
+            "ids = self.text.at(np.arange(begin, end))",
+        ),
+        (
+            "segments: the last one of an epoch is left out",
+            "self.steps = -(-self.stream_len // seq_len)",
+            "self.steps = self.stream_len // seq_len",
+        ),
+        (
+            "segments: a row reads on in the next row's stream",
+            "end = min(begin + self.seq_len, stream + self.stream_len)",
+            "end = begin + self.seq_len",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/transfo_xl/trainer.py",
+        "train/pretraining/test_txl_trainer.py",
+        (
+            "segments: their mean, whatever their lengths",
+            "outputs.losses.float().sum(), (labels != IGNORED).sum().float()",
+            "outputs.losses.float().mean(), outputs.losses.new_ones(())",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/transfo_xl/tokenizers.py",
+        "train/pretraining/test_txl_text.py",
+        (
+            "segments: a tokenizer that puts <sep> and <cls> behind a text",
+            '    pieces.post_processor = TemplateProcessing(single="$A", pair="$A $B")\n',
             "",
         ),
     ),
@@ -90,6 +131,15 @@ FAULTS = [
         f"{PRETRAINING}/trainer.py",
         "train/pretraining/test_pretraining_trainer.py",
         (
+            "pretraining: the loss in half precision",
+            "logits.reshape(len(flat), -1).float(), flat,",
+            "logits.reshape(len(flat), -1), flat,",
+        ),
+    ),
+    *faults_of(
+        f"{PRETRAINING}/memory_trainer.py",
+        "train/pretraining/test_pretraining_trainer.py",
+        (
             "pretraining: memory of the last epoch goes on",
             "self._memory, self._memory_epoch = None, epoch",
             "self._memory_epoch = epoch",
@@ -104,14 +154,9 @@ FAULTS = [
             "items = count if num_items_in_batch is None else num_items_in_batch",
             "items = count",
         ),
-        (
-            "pretraining: the loss in half precision",
-            "logits.reshape(len(flat), -1).float(), flat,",
-            "logits.reshape(len(flat), -1), flat,",
-        ),
     ),
     *faults_of(
-        f"{PRETRAINING}/trainer.py",
+        f"{PRETRAINING}/memory_trainer.py",
         "train/pretraining/test_pretrain_run.py train/pretraining/test_pretraining_trainer.py",
         (
             "pretraining: a resumed run begins without memory",

@@ -471,4 +471,14 @@ def test_lines_now_and_then_where_there_is_no_terminal():
     with RecordProgress(4000, 0, terminal) as progress:
         progress.advance(4000)
     assert "4000/4000" in shown.getvalue()
+    assert "answering" in shown.getvalue()
     assert "records/s" in shown.getvalue()
+
+
+def test_progress_in_other_words():
+    shown, now = io.StringIO(), [0.0]
+    console, words = Console(file=shown, width=40), ("foretelling", "foretold", "tokens")
+    with RecordProgress(100, 0, console, lambda: now[0], words) as progress:
+        now[0] += QUIET_S
+        progress.advance(60)
+    assert shown.getvalue() == "foretold 60 of 100 tokens, 3 tokens/s, 0:00:13 left\n"

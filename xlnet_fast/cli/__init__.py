@@ -22,12 +22,14 @@ import typer
 from typer.core import TyperGroup
 
 from xlnet_fast._version import __version__
+from xlnet_fast.cli.convert import convert_command
 from xlnet_fast.cli.deploy import deploy_app
 from xlnet_fast.cli.evaluate import evaluate_command
 from xlnet_fast.cli.export import export_command
 from xlnet_fast.cli.finetune import finetune_command
 from xlnet_fast.cli.generate import generate_command
 from xlnet_fast.cli.options import GroupedCommand
+from xlnet_fast.cli.perplexity import perplexity_command
 from xlnet_fast.cli.predict import predict_command
 from xlnet_fast.cli.pretrain import pretrain_command
 from xlnet_fast.cli.qualify import qualify_command
@@ -266,11 +268,13 @@ app.command("pretrain", cls=GroupedCommand)(pretrain_command)
 app.command("finetune", cls=GroupedCommand)(finetune_command)
 app.add_typer(train_app, name="train", help="Run pretrain or finetune as a job of SageMaker.")
 app.command("evaluate", cls=GroupedCommand)(evaluate_command)
+app.command("perplexity", cls=GroupedCommand)(perplexity_command)
 app.command("generate", cls=GroupedCommand)(generate_command)
 app.command("predict", cls=GroupedCommand)(predict_command)
 app.command("serve", cls=GroupedCommand)(serve_command)
 app.add_typer(deploy_app, name="deploy", help="Put a model on SageMaker, ask it, delete it.")
 app.command("export", cls=GroupedCommand)(export_command)
+app.command("convert", cls=GroupedCommand)(convert_command)
 
 
 def _check_writable(path: Path) -> None:

@@ -28,6 +28,7 @@ def _set_defaults(context: typer.Context, path: Path | None) -> Path | None:
     defaults: dict[str, Any] = {}
     for key, value in _read(path).items():
         name = str(key).replace("-", "_")
+        name = f"{name}_" if f"{name}_" in known else name  # a word that Python keeps for itself
         if name not in known:
             options = ", ".join(sorted(known, key=str))
             raise ArgumentError(f"{path} sets {key}, which is no option; they are: {options}")

@@ -59,6 +59,6 @@ def print_measures(title: str, metrics: dict[str, float]) -> None:
 generate_command = command_of(
     GenerateOptions,
     run_generate,
-    "Write text with a pretrained XLNet: go on from prompts, greedily, by beams or by chance.",
+    "Write text with an XLNet or Transformer-XL: from prompts, greedily, by beams or by chance.",
     GROUPS,
 )

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from xlnet_fast.cli.config_file import ConfigFile
-from xlnet_fast.train.shared.options import GROUPS
+from xlnet_fast.train.shared.options import GROUPS, is_switch
 
 _METAVARS = {int: "N", float: "X", str: "NAME", Path: "DIR"}
 
@@ -36,12 +36,14 @@ def _listed(option: Any) -> Any:
     """An option whose help says that it is required, and that has one name if it is a switch.
 
     That which changes something: a command line understands ``--name`` and ``--no-name``, so that
-    either wins over a config file.
+    either wins over a config file. Where neither is the default, both.
     """
     listed = copy.copy(option)
     listed.required = False
     if option.secondary_opts:
         listed.opts = option.secondary_opts if option.default else option.opts
+        if option.default is None:
+            listed.opts = [f"--[no-]{option.opts[0].removeprefix('--')}"]
         listed.secondary_opts = []
     return listed
 
@@ -92,14 +94,17 @@ def _parameter(field: Any, hint: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
     if _repeats(hint):
         hint, default = list[str] | None, None
-    kind = next((one for one in _METAVARS if one in (hint, *typing.get_args(hint))), str)
+    kinds = (hint, *typing.get_args(hint))
+    kind = next((one for one in _METAVARS if one in kinds), str)
+    switch = is_switch(hint)
     shown: dict[str, Any] = {
         "help": _help(field),
         "rich_help_panel": field.metadata["group"],
         "show_default": False,
-        "metavar": field.metadata["metavar"] or ("" if hint is bool else _METAVARS[kind]),
+        "metavar": field.metadata["metavar"] or ("" if switch else _METAVARS[kind]),
     }
-    names = [f"--{field.name.replace('_', '-')}"] if hint is not bool else []
+    words = field.name.rstrip("_").replace("_", "-")  # `from_`, which Python keeps for itself
+    names = [f"--{words}/--no-{words}" if switch else f"--{words}"]
     option = typer.Option(*names, **shown)
     if field.metadata["argument"]:
         option = typer.Argument(**{**shown, "rich_help_panel": None})  # a panel of its own

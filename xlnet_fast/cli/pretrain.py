@@ -49,5 +49,6 @@ def _print(result: PretrainResult) -> None:
 pretrain_command = command_of(
     PretrainOptions,
     run_pretrain,
-    "Pretrain XLNet on text by permutation language modelling, memory carried from step to step.",
+    "Pretrain XLNet on text by permutation language modelling, or Transformer-XL by the next token "
+    "(--arch transfo-xl), memory carried from step to step.",
 )

@@ -17,6 +17,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.finetune import FinetuneOptions
 from xlnet_fast.train.finetune.options import CONLL_SUFFIXES
 from xlnet_fast.train.pretraining import PretrainOptions
+from xlnet_fast.train.shared.options import is_switch
 
 BASE = Path("/opt/ml")  # where SageMaker mounts everything, unless a variable says otherwise
 CHECKPOINTS = "XLNET_FAST_SM_CHECKPOINTS"  # names another folder than BASE / "checkpoints"
@@ -231,7 +232,7 @@ def _arguments(options: type, values: Mapping[str, Any]) -> Iterator[str]:
         dashed = name.replace("_", "-")
         if isinstance(value, (list, dict)) and name in hints and not _repeats(options, name):
             raise ArgumentError(f"the hyperparameter {name} is {value!r}, expected a single value")
-        if isinstance(value, bool) and hints.get(name) is bool:
+        if isinstance(value, bool) and is_switch(hints.get(name)):
             yield f"--{dashed}" if value else f"--no-{dashed}"
         elif isinstance(value, dict):
             for key, one in value.items():

@@ -26,7 +26,7 @@ from xlnet_fast.export.options import (
 )
 from xlnet_fast.export.source import Head, Source, read
 from xlnet_fast.export.speed import SHAPES, measure
-from xlnet_fast.files import write_whole
+from xlnet_fast.files import folder_written_whole, write_whole
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
 Say = Callable[[str], None]
@@ -201,23 +201,20 @@ def _check_output(output: Path, options: ExportOptions) -> None:
 @contextlib.contextmanager
 def _built(output: Path, is_file: bool) -> Iterator[Path]:
     """A temporary folder beside the output; what is in it is moved there if nothing was raised."""
+    if not is_file:
+        with folder_written_whole(output) as folder:
+            yield folder
+        return
     output = Path(os.path.realpath(output))
     folder = output.with_name(f".{output.name}.{os.getpid()}.{threading.get_ident()}")
     shutil.rmtree(folder, ignore_errors=True)  # of a process of this number that was killed
     folder.mkdir()
     try:
         yield folder
-        if is_file:
-            # The record goes first, the new one comes last: it never describes another file.
-            record.record_path(output, True).unlink(missing_ok=True)
-            for file in sorted(folder.iterdir(), key=lambda path: path.name != output.name):
-                os.replace(file, output.with_name(file.name))
-            return
-        old = folder.with_name(f"{folder.name}.old")
-        if output.exists():
-            os.replace(output, old)
-        os.replace(folder, output)
-        shutil.rmtree(old, ignore_errors=True)
+        # The record goes first, the new one comes last: it never describes another file.
+        record.record_path(output, True).unlink(missing_ok=True)
+        for file in sorted(folder.iterdir(), key=lambda path: path.name != output.name):
+            os.replace(file, output.with_name(file.name))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -22,6 +22,11 @@ from xlnet_fast.files import write_whole
 from xlnet_fast.generate.options import GenerateOptions
 from xlnet_fast.generate.prompts import Prompt, encode, gather, side_by_side
 from xlnet_fast.generate.segments import read_in_segments, repeated
+from xlnet_fast.generate.transfo_xl import (
+    MODEL_TYPE,
+    is_transfo_xl,
+    load_transfo_xl_and_words,
+)
 from xlnet_fast.hf import accelerate
 from xlnet_fast.hf.versions import MEMORY_NAME
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
@@ -113,7 +118,14 @@ def load(options: GenerateOptions, device: torch.device) -> tuple[Any, Any]:
     """
     assert options.model is not None
     name = checkpoint_of(options.model)
-    config = load_config(name)
+    config = load_config(name, only_xlnet=False)
+    if config.model_type == MODEL_TYPE:
+        model, tokenizer = load_transfo_xl_and_words(options, name)
+        return model.eval().to(device=device, dtype=_DTYPES[options.dtype]), tokenizer
+    if config.model_type != "xlnet":
+        raise ArgumentError(
+            f"{name} is a {config.model_type} model, expected an XLNet or a Transformer-XL"
+        )
     heads = config.architectures or [LM_CLASS]
     if LM_CLASS not in heads:
         raise ArgumentError(
@@ -181,7 +193,8 @@ def write(
     """Go on from the prompts of one batch.
 
     Args:
-        model: an ``XLNetLMHeadModel``, accelerated where prompts are of unequal length.
+        model: an ``XLNetLMHeadModel``, accelerated where prompts are of unequal length, or a
+            ``TransfoXLLMHeadModel``.
         options: how; what names the model, prompts and files is not read.
         further: arguments of Hugging Face's ``generate`` beside, such as ``stopping_criteria``.
 
@@ -194,6 +207,8 @@ def write(
     ids, mask = side_by_side(prompts, tokenizer.pad_token_id)
     ids = ids.to(model.device)
     search = {**options.search(), **further}
+    if is_transfo_xl(model):
+        del search["use_mems"]  # it has no other way
     if mask is not None:
         search["attention_mask"] = mask = mask.to(model.device)
     else:
@@ -260,6 +275,8 @@ class PromptStreamer(TextStreamer):
 
 def _warn_of_memory(model: Any, prompts: list[Prompt], options: GenerateOptions) -> None:
     """Tell what a prompt loses that is longer than what the model remembers."""
+    if is_transfo_xl(model):
+        return  # whose memory ends where its sight does
     kept, longest = model.transformer.mem_len, max(len(prompt.ids) for prompt in prompts)
     if kept and options.memory and longest > kept:
         warnings.warn(

@@ -19,10 +19,11 @@ from xlnet_fast.hf.adoption import (
 from xlnet_fast.hf.families import ENTRIES, families_in
 from xlnet_fast.hf.families.family import Family
 from xlnet_fast.hf.options import Options
-from xlnet_fast.ops._dispatch import BACKENDS
+from xlnet_fast.ops._dispatch import check_backend
 
 Model = TypeVar("Model", bound=nn.Module)
 
+OWN_MODELS = "xlnet_fast.models."
 _LOADERS = ("from_pretrained", "_from_config")
 _BEFORE: dict[str, Any] = {}
 """Hugging Face's loaders, while ``enable`` has put ours in their place."""
@@ -154,9 +155,7 @@ def _accelerating(loader: Any, options: Options) -> Any:
 
 
 def _checked_options(backend: str, exact_dropout: bool, summarize_real_tokens: bool) -> Options:
-    if backend not in ("auto", *BACKENDS):
-        known = ", ".join(("auto", *BACKENDS))
-        raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
+    check_backend(backend)
     return Options(backend, exact_dropout, summarize_real_tokens)
 
 
@@ -167,6 +166,11 @@ def known_families(model: nn.Module) -> list[Family]:
         ArgumentError: there is none; it lists all.
     """
     families = families_in(checked_module(model))
+    if not families and type(model).__module__.startswith(OWN_MODELS):
+        raise ArgumentError(
+            f"{type(model).__name__} is a model of xlnet_fast's own and runs on the fused ops as "
+            "it is; set the attribute backend of its transformer to name one"
+        )
     if not families:
         raise ArgumentError(
             f"{type(model).__name__} contains nothing to accelerate. Models are taken that are or "

@@ -198,9 +198,15 @@ def choose(request: Request, backend: str = "auto") -> Choice:
                         f"backend {backend!r} cannot run {request.op}: {obstacle}"
                     )
                 return Choice(backend, BY_NAME)
+        check_backend(backend)
+    return _choose_best(request)
+
+
+def check_backend(backend: str) -> None:
+    """Raise ArgumentError for a name that is neither "auto" nor a backend's."""
+    if backend not in ("auto", *BACKENDS):
         known = ", ".join(("auto", *BACKENDS))
         raise ArgumentError(f"unknown backend {backend!r}, expected one of: {known}")
-    return _choose_best(request)
 
 
 def _choose_best(request: Request) -> Choice:

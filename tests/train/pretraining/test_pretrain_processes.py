@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import replace
-from pathlib import Path
 
 import _pretrain_processes as processes
 import pytest
-import torch
-from safetensors.torch import load_file
+from pretraining_runs import assert_alike, history, memories
 from tiny_pretraining import tiny_options, write_text
 from transformers import XLNetLMHeadModel
 from two_processes import in_two_processes
@@ -28,26 +24,6 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         yield folder
-
-
-def history(folder: Path, step: int) -> list[dict[str, float]]:
-    return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())[
-        "log_history"
-    ]
-
-
-def assert_alike(one: Path, other: Path) -> None:
-    """Weights, losses, gradient norms and evaluations, but for roundings."""
-    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (one, other))
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.allclose(tensor, theirs[name], atol=1e-6), name
-    for entry, expected in zip(history(one, LAST), history(other, LAST), strict=True):
-        assert entry["step"] == expected["step"]
-        for name in ("loss", "grad_norm", "eval_loss"):
-            wanted = expected.get(name, math.nan)
-            found = entry.get(name, math.nan)
-            assert found == pytest.approx(wanted, rel=1e-5, nan_ok=True), name
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +45,8 @@ def test_two_processes_compute_what_one_does(place, alone):
     for run in (ddp.output, fsdp.output):
         said = [(place / f"{run.name}-said-{rank}").read_text() for rank in range(2)]
         assert [text.count(f"step {LAST}/{LAST}") for text in said] == [1, 0], "one process prints"
-        assert_alike(run, alone.output)
-        memories = sorted(path.name for path in (run / f"checkpoint-{RESUMED}").glob("memory-*"))
-        assert memories == ["memory-0.safetensors", "memory-1.safetensors"]
+        assert_alike(run, alone.output, LAST)
+        assert memories(run, RESUMED) == ["memory-0.safetensors", "memory-1.safetensors"]
         found = XLNetLMHeadModel.from_pretrained(run / "model", output_loading_info=True)[1]
         assert not any(found.values())
 
@@ -79,7 +54,7 @@ def test_two_processes_compute_what_one_does(place, alone):
         epoch = history(run, RESUMED)[-1]["epoch"]
         assert epoch > 1
         assert epoch % 1 > 0
-        assert_alike(place / f"{run.name}-resumed", run)
+        assert_alike(place / f"{run.name}-resumed", run, LAST)
 
 
 def test_what_two_processes_refuse(place, alone):

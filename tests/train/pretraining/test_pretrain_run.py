@@ -12,51 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tiny_pretraining import tiny_options, write_text
+from pretraining_runs import assert_same_weights, losses, part_of
+from tiny_pretraining import tiny_options
 from transformers import XLNetConfig, XLNetLMHeadModel, XLNetModel, XLNetTokenizer
 
 from xlnet_fast import accelerate
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.pretraining.collator import collate
 from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary
-from xlnet_fast.train.pretraining.permutation import IGNORED
 from xlnet_fast.train.pretraining.run import pretrain, unigram_perplexity
 from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
+from xlnet_fast.train.pretraining.text_streams import IGNORED
 from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
 from xlnet_fast.train.shared.checkpoints import SAVING
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Encoded text and tokenizers of these tests alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp("text") / "articles.txt")
-
-
-def losses(folder: Path, step: int) -> dict[int, float]:
-    """Training loss by step, as the trainer logged it."""
-    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
-    return {entry["step"]: entry["loss"] for entry in state["log_history"] if "loss" in entry}
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "model.safetensors")
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 @pytest.fixture(scope="module")
@@ -207,13 +177,6 @@ def test_unigram_perplexity_by_hand():
 
 
 # --- resume --------------------------------------------------------------------------------------
-
-
-def part_of(run: Path, target: Path, step: int) -> None:
-    """What a run that was killed behind a step's checkpoint has left."""
-    target.mkdir()
-    shutil.copy(run / "pretrain.json", target)
-    shutil.copytree(run / f"checkpoint-{step}", target / f"checkpoint-{step}")
 
 
 @pytest.mark.parametrize("step", [5, 15])

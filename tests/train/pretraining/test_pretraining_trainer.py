@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pretraining_runs import plain_sgd, same, watch
 from torch import Tensor
 from transformers import XLNetConfig, XLNetLMHeadModel
 
@@ -18,7 +19,6 @@ from xlnet_fast.train.pretraining.collator import collate
 from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary
 from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
 from xlnet_fast.train.pretraining.trainer import PretrainingTrainer, permutation_loss
-from xlnet_fast.train.shared.trainer import training_arguments
 
 SHAPE = SequenceShape(seq_len=16, reuse_len=8, perm_size=8, num_predict=11)
 VOCABULARY = Vocabulary(30, np.ones(30, bool), sep=4, cls=3, eod=7, unk=0)
@@ -43,38 +43,11 @@ def model(memory: int = 12) -> XLNetLMHeadModel:
 
 
 def trainer(folder: Path, **changes: Any) -> PretrainingTrainer:
-    """Plain SGD, so that a step of the weights is the gradient."""
     names = ("model", "carry_memory", "eval_dataset")
     own = {name: changes.pop(name) for name in names if name in changes}
-    arguments = training_arguments(
-        folder, precision="fp32", logging_steps=1, save_steps=None,
-        **{
-            "per_device_train_batch_size": ROWS, "per_device_eval_batch_size": ROWS,
-            "max_steps": 4, "optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.0,
-            "lr_scheduler_type": "constant", "weight_decay": 0.0, "report_to": "none",
-            "remove_unused_columns": False, "prediction_loss_only": True, **changes,
-        },
-    )  # fmt: skip
     own.setdefault("model", model())
+    arguments = plain_sgd(folder, ROWS, **changes)
     return PretrainingTrainer(args=arguments, train_dataset=streams(), **own)
-
-
-def watch(module: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """(mems given, mems returned) of every forward."""
-    calls = []
-    forward = module.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        outputs = forward(*args, **kwargs)
-        calls.append((kwargs["mems"], outputs.mems))
-        return outputs
-
-    monkeypatch.setattr(module, "forward", watched)
-    return calls
-
-
-def same(memory: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(memory, other, strict=True))
 
 
 def test_memory_goes_from_step_to_step_and_starts_anew_with_an_epoch(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_an_accent_makes_no_special_token(tokenizer, vocabulary):
 def test_large_vocabularies_have_wider_tokens(tokenizer, vocabulary):
     size = 2**16 + 1
     starts = np.ones(size, bool)
-    large = Vocabulary(size, starts, vocabulary.sep, vocabulary.cls, vocabulary.eod, vocabulary.unk)
+    large = replace(vocabulary, size=size, starts=starts)
     assert encode([["a cat"]], tokenizer, large).tokens.dtype == np.uint32
 
 

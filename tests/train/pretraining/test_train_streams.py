@@ -17,7 +17,8 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.pretraining.collator import collate
 from xlnet_fast.train.pretraining.corpus import Corpus
 from xlnet_fast.train.pretraining.permutation import SpanSampling, dense_masks
-from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape, _Reordered
+from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
+from xlnet_fast.train.pretraining.text_streams import ReorderedText
 
 SMALL = {"seq_len": 24, "reuse_len": 11, "perm_size": 7, "num_predict": 5}
 
@@ -65,7 +66,7 @@ def random_case(draw: random.Random) -> PermutationStreams:
 def streams_of(data: PermutationStreams) -> list[plm_oracle.Stream]:
     bi_data = data.shape.bi_data
     count = data.streams // 2 if bi_data else data.streams
-    order = data._documents(data.epoch).tolist()
+    order = data.documents(data.epoch).tolist()
     return plm_oracle.streams_of(data.corpus, order, count, bi_data)
 
 
@@ -150,15 +151,15 @@ def test_documents_are_shuffled_without_loss():
     orders = []
     for epoch in range(3):
         data.set_epoch(epoch)
-        text = data._text.at(np.arange(len(data.corpus)))
+        text = data.text.at(np.arange(len(data.corpus)))
         assert Counter(text.tolist()) == Counter(data.corpus.tokens.tolist())
-        order = data._documents(epoch)
+        order = data.documents(epoch)
         assert (text == np.concatenate([documents[number] for number in order])).all()
         orders.append(tuple(order.tolist()))
     assert len(set(orders)) == 3
     plain = small_streams(1, shuffle=False)
     plain.set_epoch(5)
-    assert (plain._text.at(np.arange(len(plain.corpus))) == plain.corpus.tokens).all()
+    assert (plain.text.at(np.arange(len(plain.corpus))) == plain.corpus.tokens).all()
 
 
 def test_reordered_texts_keep_their_sentences():
@@ -166,7 +167,7 @@ def test_reordered_texts_keep_their_sentences():
         draw = random.Random(seed)
         corpus = plm_oracle.random_corpus(draw, draw.randint(1, 200), (1, 9), (1, 5))
         order = np.random.default_rng(seed).permutation(len(corpus.documents))
-        text = _Reordered(corpus, order)
+        text = ReorderedText(corpus, order)
         stream = plm_oracle.streams_of(corpus, order.tolist(), 1, False)[0]
         tokens = text.at(np.arange(len(corpus)))
         assert tokens.dtype == np.int64

@@ -12,7 +12,9 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
 )
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from xlnet_fast.models.transfo_xl.configuration import TransfoXLConfig
 from xlnet_fast.models.transfo_xl.heads import (
@@ -25,6 +27,7 @@ from xlnet_fast.models.transfo_xl.outputs import (
     TransfoXLModelOutput,
     TransfoXLSequenceClassifierOutputWithPast,
 )
+from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
 
 __all__ = [
     "TransfoXLConfig",
@@ -34,12 +37,15 @@ __all__ = [
     "TransfoXLModel",
     "TransfoXLModelOutput",
     "TransfoXLSequenceClassifierOutputWithPast",
+    "TransfoXLTokenizer",
 ]
 
-# Versions before 5 still know the names, for classes that do not run.
+# Versions before 5 still know the names, for classes that do not run, and take them first.
+TOKENIZER_MAPPING_NAMES.pop(TransfoXLConfig.model_type, None)
 AutoConfig.register(TransfoXLConfig.model_type, TransfoXLConfig, exist_ok=True)
 AutoModel.register(TransfoXLConfig, TransfoXLModel, exist_ok=True)
 AutoModelForCausalLM.register(TransfoXLConfig, TransfoXLLMHeadModel, exist_ok=True)
 AutoModelForSequenceClassification.register(
     TransfoXLConfig, TransfoXLForSequenceClassification, exist_ok=True
 )
+AutoTokenizer.register(TransfoXLConfig, slow_tokenizer_class=TransfoXLTokenizer, exist_ok=True)

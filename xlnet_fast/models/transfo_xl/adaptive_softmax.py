@@ -8,6 +8,7 @@ clusters beside the first, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +145,7 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
         counts = torch.bincount(cluster, minlength=self.n_clusters + 1).tolist()
         place = counts[0]
         for number, count in enumerate(counts[1:], start=1):
-            if not count:
+            if not count and not torch.is_grad_enabled():  # several processes want every gradient
                 continue
             chosen = order[place : place + count]
             place += count
@@ -180,7 +181,7 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
 
     def _words(self, number: int, projected: Tensor) -> Tensor:
         if self.div_val != 1:
-            layer = self.out_layers[number]
+            layer: Any = self.out_layers[number]
             if not is_bare(layer):
                 logits: Tensor = layer(projected)
                 return logits

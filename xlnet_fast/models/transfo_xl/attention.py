@@ -171,7 +171,8 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
             r = projected_table(self.r_net, segment.table(keys), self.n_head)
             return self._fused(q, k, v, self._memory_keys(h, memory, segment), r, segment)
         if keeping.source is not None:
-            before, old = keeping.source.of_layer(number), None
+            before: Pair | None = keeping.source.of_layer(number)
+            old = None
         else:
             before = self._memory_keys(h, memory, segment)
             rows = h.new_zeros(()).expand(*h.shape[:1], segment.memory_rows, h.shape[2])
@@ -210,7 +211,9 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
     ) -> Tensor:
         """Of one token, from keys that lie in a row; what it does not see is not read."""
         end = keeping.last
-        first = keeping.first if segment.mem_len is None else max(keeping.first, end - segment.mem_len)
+        first = (
+            keeping.first if segment.mem_len is None else max(keeping.first, end - segment.mem_len)
+        )
         store, padding = keeping.store, segment.mask.key_padding
         r_w_bias, r_r_bias = self._biases(q)
         attended = cached_attention(

@@ -1,8 +1,8 @@
-"""What all Transformer-XL models share: random weights, tied weights, the size of the vocabulary."""
+"""What all Transformer-XL models share: random weights, tied weights, the vocabulary's size."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from xlnet_fast.models.transfo_xl.embedding import PositionalEmbedding, inverse_
 try:  # leaves alone what a checkpoint had; from transformers 5 on
     from transformers import initialization as init
 except ImportError:
-    init = nn.init  # type: ignore[assignment]
+    init = nn.init
 
 
 class TransfoXLPreTrainedModel(PreTrainedModel):
@@ -25,9 +25,9 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
     config_class = TransfoXLConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["RelPartialLearnableDecoderLayer"]
+    _no_split_modules: ClassVar[Any] = ["RelPartialLearnableDecoderLayer"]
     _is_stateful = True  # the memory cannot be taken back by a few tokens
-    _skip_keys_device_placement = ["mems"]
+    _skip_keys_device_placement: ClassVar[Any] = ["mems"]
 
     def __init__(self, config: TransfoXLConfig) -> None:
         config.check()
@@ -149,4 +149,3 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
             end + added if number >= cluster else end for number, end in enumerate(module.cutoffs)
         ]
         module.n_token += added
-

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -45,8 +46,8 @@ class TransfoXLConfig(PretrainedConfig):
     """
 
     model_type = "transfo-xl"
-    keys_to_ignore_at_inference = ["mems"]
-    attribute_map = {
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["mems"]
+    attribute_map: ClassVar[dict[str, str]] = {
         "n_token": "vocab_size",
         "hidden_size": "d_model",
         "num_attention_heads": "n_head",
@@ -145,7 +146,7 @@ class TransfoXLConfig(PretrainedConfig):
             f"one of {', '.join(MEMORIES)}",
         )  # fmt: skip
         ends = [0, *self.cutoffs, self.vocab_size]
-        grows = all(a < b for a, b in zip(ends, ends[1:], strict=False))
+        grows = all(a < b for a, b in pairwise(ends))
         _expect(
             "cutoffs", self.cutoffs, grows,
             f"increasing numbers between 0 and vocab_size = {self.vocab_size}",

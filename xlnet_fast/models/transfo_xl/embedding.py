@@ -6,6 +6,7 @@ Letters: V words, H width of the model, clusters 0, 1, ... of words.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -69,14 +70,14 @@ class AdaptiveEmbedding(nn.Module):
             return vectors * self.emb_scale
         flat = ids.reshape(-1)
         selects = ids.device.type == "cpu" and nobody_looks_on()
-        return (self._selected(flat) if selects else self._all(flat)).view(*ids.shape, -1)
+        return (self._selected(flat) if selects else self._all(flat)).view(*ids.shape, self.d_proj)
 
     def _selected(self, ids: Tensor) -> Tensor:
         """Of each cluster the words that are in it: to find them would have a GPU waited for."""
         out = self.emb_projs[0].new_empty(len(ids), self.d_proj)
         for number, (first, end) in enumerate(self.spans):
             rows = ((ids >= first) & (ids < end)).nonzero().squeeze(1)
-            if len(rows):
+            if len(rows) or torch.is_grad_enabled():  # several processes want every gradient
                 vectors = self._of_cluster(number, ids[rows] - first)
                 out = out.to(vectors.dtype).index_copy(0, rows, vectors * self.emb_scale)
         return out
@@ -93,7 +94,7 @@ class AdaptiveEmbedding(nn.Module):
         return out
 
     def _of_cluster(self, number: int, ids: Tensor) -> Tensor:
-        table = self.emb_layers[number]
+        table: Any = self.emb_layers[number]
         bare = type(table) is nn.Embedding and is_bare(table)
         vectors: Tensor = F.embedding(ids, table.weight) if bare else table(ids)
         return linear(vectors, self.emb_projs[number])

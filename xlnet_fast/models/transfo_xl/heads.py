@@ -29,7 +29,7 @@ _GOES_ON = "memory_is_of_this_text"
 """Of what ``generate`` carries along: whether the memory is of all tokens but the last."""
 
 
-class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     """Language model with an adaptive softmax whose words are those of the embeddings."""
 
     def __init__(self, config: TransfoXLConfig) -> None:
@@ -83,11 +83,14 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):  # type: 
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        shift_labels: Tensor | None = None,
     ) -> TransfoXLLMHeadModelOutput | tuple[Any, ...]:
         """Log-probabilities of the words that follow, or the losses of labels.
 
         Args:
             labels: (B, I) int64, -100 for none; shifted here: a token predicts the label behind it.
+            shift_labels: in their place, what is behind each token, so that the last one has a
+                label, too; then ``losses`` is (B, I). transformers' own losses call it so.
             logits_to_keep: log-probabilities of so many last tokens alone; 0: of all.
             The others as :meth:`TransfoXLModel.forward`.
 
@@ -101,11 +104,10 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):  # type: 
         hidden = output.last_hidden_state
         losses = loss = None
         scores: Tensor | tuple[()] = ()
-        if labels is None:
+        if labels is None and shift_labels is None:
             scores = self.crit.log_prob(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         else:
-            losses = self._losses(hidden, labels)
-            counted = (labels[:, 1:] != IGNORED).sum()
+            losses, counted = self._losses(hidden, labels, shift_labels)
             loss = losses.sum() / counted.clamp(min=1)
         returns = returns_dict(self.config) if return_dict is None else return_dict
         if returns:
@@ -114,23 +116,32 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):  # type: 
                 hidden_states=output.hidden_states, attentions=output.attentions, loss=loss,
             )  # fmt: skip
         rest = tuple(x for x in output.to_tuple()[1:] if x is not None)
-        if labels is None:
+        if losses is None:
             return (scores, *rest)
         if self.trainer_compatible:
             return (loss, scores, losses, *rest)
         return (losses, scores, *rest, loss)
 
-    def _losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        if labels.shape != hidden.shape[:2]:
+    def _losses(
+        self, hidden: Tensor, labels: Tensor | None, behind: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of labels, or of those behind each token, and how many count."""
+        if labels is not None and behind is not None:
+            raise ArgumentError("give one of labels and shift_labels")
+        name, given = ("labels", labels) if behind is None else ("shift_labels", behind)
+        assert given is not None
+        if given.shape != hidden.shape[:2]:
             raise ArgumentError(
-                f"labels have shape {tuple(labels.shape)}, expected {tuple(hidden.shape[:2])}"
+                f"{name} have shape {tuple(given.shape)}, expected {tuple(hidden.shape[:2])}"
             )
-        return self.crit.losses(hidden[:, :-1], labels[:, 1:])
+        if behind is None:
+            hidden, given = hidden[:, :-1], given[:, 1:]
+        return self.crit.losses(hidden, given), (given != IGNORED).sum()
 
     def _resize(self, cluster: int, added: int) -> None:
         super()._resize(cluster, added)
         place = 0 if self.crit.div_val == 1 else cluster
-        old = self.crit.out_layers[place]
+        old: Any = self.crit.out_layers[place]
         size = old.out_features + added
         self.crit.out_layers[place] = new = nn.Linear(old.in_features, size).to(old.weight)
         with torch.no_grad():

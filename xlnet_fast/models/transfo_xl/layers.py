@@ -12,7 +12,7 @@ from xlnet_fast.models.transfo_xl.configuration import TransfoXLConfig
 from xlnet_fast.models.transfo_xl.feed_forward import PositionwiseFF
 
 
-class RelPartialLearnableDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class RelPartialLearnableDecoderLayer(GradientCheckpointingLayer):
     """Attention and feed-forward.
 
     Args:

@@ -62,7 +62,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         """The embeddings of words."""
         return self.word_emb
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Replace the embeddings of words."""
         self.word_emb = value
 
@@ -184,6 +184,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
                 made[count] = self.drop(self.pos_emb(count, self.clamp_len, h))
             return made[count]
 
+        if keeping is None:
+            table(keys)  # a layer that runs again, checkpointed, must not find drawn what it drew
         return Segment(
             mask=AttentionMask(causal=True, key_padding=padding.hidden, window=window),
             memory_rows=rows,
@@ -254,9 +256,12 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
             return False
         return all(
             is_plain_linear(projection) and are_plain([projection.weight])
-            for layer in self.layers
-            for projection in (layer.dec_attn.qkv_net, layer.dec_attn.r_net)
+            for attention in self._attentions()
+            for projection in (attention.qkv_net, attention.r_net)
         )
+
+    def _attentions(self) -> list[Any]:
+        return [layer.dec_attn for layer in self.layers]
 
     def _keeping(self, mems: Sequence[Tensor] | None, rows: int, h: Tensor) -> Keeping:
         stamp = self._stamp(h)
@@ -273,8 +278,7 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
     def _stamp(self, h: Tensor) -> Hashable:
         """All that keys, values and projected positions depend on, beside the memory's rows."""
         tensors = []
-        for layer in self.layers:
-            attention = layer.dec_attn
+        for attention in self._attentions():
             tensors += [attention.qkv_net.weight, attention.r_net.weight]
             if attention.pre_lnorm:
                 tensors += [attention.layer_norm.weight, attention.layer_norm.bias]
@@ -288,7 +292,7 @@ def _cleared(h: Tensor, padding: Padding) -> Tensor:
 
 
 def _remembered_padding(padding: Padding, mem_len: int) -> tuple[Tensor | None, Tensor | None]:
-    """Hidden rows of the memory (B, M), None where there are none, and the texts that have begun."""
+    """Hidden rows of the memory (B, M), None where there are none; which texts have begun."""
     rows, begun = padding.rows, padding.begun
     rows = None if rows is None else rows[:, -mem_len:] if mem_len else rows[:, :0]
     on_cpu = all(x is None or x.device.type == "cpu" for x in (rows, begun))

@@ -1,4 +1,7 @@
-"""Pretraining XLNet by permutation language modelling: text, streams of it, and the run."""
+"""Pretraining XLNet by permutation language modelling, and Transformer-XL by the next token.
+
+Text, parallel streams of it, a trainer that carries memory, and the run are the same for both.
+"""
 
 from __future__ import annotations
 

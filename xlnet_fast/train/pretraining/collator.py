@@ -13,7 +13,6 @@ from torch import Tensor
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.pretraining.corpus import Vocabulary
 from xlnet_fast.train.pretraining.permutation import (
-    IGNORED,
     Bools,
     Ints,
     SpanSampling,
@@ -24,6 +23,7 @@ from xlnet_fast.train.pretraining.permutation import (
     sample_targets,
     visibility_ranks,
 )
+from xlnet_fast.train.pretraining.text_streams import IGNORED
 
 _PADDING_SEGMENT = 3  # Hugging Face's XLNet tokenizer gives padding a segment of its own
 

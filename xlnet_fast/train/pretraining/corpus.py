@@ -37,22 +37,35 @@ _DAMAGED = (OSError, ValueError, EOFError, tokenize.TokenError, zipfile.BadZipFi
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """What the pretraining data needs to know of a tokenizer.
+class TextVocabulary:
+    """What running text needs to know of a tokenizer.
 
     Attributes:
         size: number of ids.
+        eod: id behind each document. unk: id of what is in no vocabulary.
+        line_ends: ``eod`` stands behind each line instead, and words that look like special tokens
+            are words, ``eod`` excepted.
+    """
+
+    size: int
+    eod: int = field(kw_only=True)
+    unk: int = field(kw_only=True)
+    line_ends: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Vocabulary(TextVocabulary):
+    """What the data of the permutation objective needs to know of a tokenizer.
+
+    Attributes:
         starts: (size,) bool, True for pieces that begin a word: those with a leading "▁" or "<"
             and single punctuation characters (the original's rule).
         sep, cls, eod, unk: ids of <sep>, <cls>, <eod> and <unk>.
     """
 
-    size: int
     starts: NDArray[np.bool_]
     sep: int
     cls: int
-    eod: int
-    unk: int
 
     @classmethod
     def of(cls, tokenizer: Any) -> Vocabulary:
@@ -63,15 +76,15 @@ class Vocabulary:
         """
         pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
         ids = {piece: number for number, piece in enumerate(pieces)}
-        names = {"sep": "<sep>", "cls": "<cls>", "eod": "<eod>", "unk": "<unk>"}
-        missing = [name for name in names.values() if name not in ids]
+        missing = [name for name in ("<sep>", "<cls>", "<eod>", "<unk>") if name not in ids]
         if missing:
             raise ArgumentError(
                 f"the tokenizer has no {', '.join(missing)}: expected an XLNet vocabulary, "
                 "such as xlnet_fast.text.train_tokenizer makes"
             )
         starts = np.fromiter((begins_word(piece) for piece in pieces), bool, len(pieces))
-        return cls(len(pieces), starts, **{key: ids[name] for key, name in names.items()})
+        sep, cls_, eod, unk = (ids[name] for name in ("<sep>", "<cls>", "<eod>", "<unk>"))
+        return cls(len(pieces), starts, sep, cls_, eod=eod, unk=unk)
 
 
 def begins_word(piece: str) -> bool:
@@ -195,7 +208,7 @@ def sentences_of(line: str) -> list[str]:
 def encode(
     documents: Iterable[Iterable[str]],
     tokenizer: Any,
-    vocabulary: Vocabulary,
+    vocabulary: TextVocabulary,
     *,
     split_sentences: bool = True,
 ) -> Corpus:
@@ -213,32 +226,42 @@ def encode(
     sentences: list[int] = []
     starts: list[int] = []
     total = 0
-    # "＜sep＞" becomes "<sep>" where the tokenizer normalizes it: a token that no text may have.
-    forbidden = np.zeros(vocabulary.size, bool)
-    forbidden[tokenizer.all_special_ids] = True
+    line_end = [vocabulary.eod] if vocabulary.line_ends else []
+    special = _special_ids(tokenizer, vocabulary)
     for document in documents:
         begin = total
-        for ids in _encoded_sentences(document, tokenizer, split_sentences):
+        for ids in _encoded_sentences(document, tokenizer, special, split_sentences):
             sentences.append(total)
-            chunks.append(np.array(ids, dtype))
-            total += len(ids)
+            chunks.append(np.array(ids + line_end, dtype))
+            total += len(ids) + len(line_end)
         if total > begin:
             starts.append(begin)
-            chunks.append(np.array([vocabulary.eod], dtype))
-            total += 1
+            if not line_end:
+                chunks.append(np.array([vocabulary.eod], dtype))
+                total += 1
     if not starts:
         raise ArgumentError("the text holds no words")
     tokens = np.concatenate(chunks)
+    # "＜sep＞" becomes "<sep>" where the tokenizer normalizes it: a token that no text may have.
+    forbidden = np.zeros(vocabulary.size, bool)
+    forbidden[special] = True
     tokens[forbidden[tokens]] = vocabulary.unk
-    tokens[np.array([*starts[1:], total]) - 1] = vocabulary.eod
+    ended = sentences if line_end else starts
+    tokens[np.array([*ended[1:], total]) - 1] = vocabulary.eod
     return Corpus(tokens, np.array(sentences), np.array(starts))
 
 
+def _special_ids(tokenizer: Any, vocabulary: TextVocabulary) -> list[int]:
+    """Ids of tokens that no text may have."""
+    return [vocabulary.eod] if vocabulary.line_ends else list(tokenizer.all_special_ids)
+
+
 def _encoded_sentences(
-    lines: Iterable[str], tokenizer: Any, split_sentences: bool
+    lines: Iterable[str], tokenizer: Any, special_ids: list[int], split_sentences: bool
 ) -> Iterator[list[int]]:
     iterator = iter(lines)
-    special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
+    tokens = tokenizer.convert_ids_to_tokens(special_ids)
+    special = re.compile("|".join(map(re.escape, tokens)))
     while block := list(islice(iterator, _LINES_AT_ONCE)):
         texts = [line.strip() for line in block]
         if split_sentences:

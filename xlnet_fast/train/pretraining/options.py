@@ -5,9 +5,15 @@ Only light imports here: the command line reads this for ``--help``.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.train.pretraining.transfo_xl.options import (
+    OF_A_NEW_MODEL,
+    TransfoXLOptions,
+    check_transfo_xl,
+)
 from xlnet_fast.train.shared.options import (
     COMMON,
     DATA,
@@ -20,6 +26,7 @@ from xlnet_fast.train.shared.options import (
     option,
 )
 
+ARCHITECTURES = ("xlnet", "transfo-xl")
 # Width, layers, heads, inner width; base and large are the published models.
 SIZES = {
     "tiny": (128, 4, 4, 512),
@@ -30,7 +37,7 @@ SIZES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(TrainingOptions):
+class PretrainOptions(TransfoXLOptions):
     """One pretraining run; each field's help is in its metadata (``xlnet-fast pretrain --help``).
 
     Raises:
@@ -40,6 +47,7 @@ class PretrainOptions(TrainingOptions):
     text: tuple[str, ...] = option(
         COMMON, "File, folder or pattern; repeatable", (), "built-in", free=True
     )
+    arch: str = option(COMMON, f"Of the model: {' or '.join(ARCHITECTURES)}", "xlnet")
     model: str | None = option(COMMON, "Folder or Hub id to begin with", None, "a new one")
     size: str = option(COMMON, f"Of a new model: {', '.join(SIZES)}", "base")
     seq_len: int = option(COMMON, "Tokens of a sequence", 512)
@@ -67,7 +75,9 @@ class PretrainOptions(TrainingOptions):
     reuse_len: int | None = option(
         SEQUENCES, "Running text, a step's advance", None, "half of --seq-len"
     )
-    mem_len: int | None = option(SEQUENCES, "Tokens of memory", None, "3/4 of --seq-len")
+    mem_len: int | None = option(
+        SEQUENCES, "Tokens of memory", None, "3/4 of --seq-len; transfo-xl: all of it"
+    )
     perm_size: int | None = option(SEQUENCES, "Block of the permutation", None, "shorter part")
     num_predict: int | None = option(SEQUENCES, "Targets", None, "1/6 of --seq-len")
     mask_alpha: int = option(SEQUENCES, "Tokens for --mask-beta targets", 6)
@@ -84,16 +94,36 @@ class PretrainOptions(TrainingOptions):
 
     def check(self) -> None:
         """Raise ``ArgumentError`` for the first value that cannot be used."""
-        check_values(self, {"size": tuple(SIZES)}, _RANGES)
-        if self.model is not None and any(
-            getattr(self, name) is not None for name in ("d_model", "n_layer", "n_head", "d_inner")
-        ):
-            raise ArgumentError("d_model, n_layer, n_head and d_inner are those of --model")
+        check_values(self, {"arch": ARCHITECTURES, "size": tuple(SIZES)}, _RANGES)
+        other = _OF_TRANSFO_XL if self.arch == "xlnet" else _OF_XLNET
+        for field in dataclasses.fields(self):
+            if field.name in other and getattr(self, field.name) != field.default:
+                belongs = "transfo-xl" if self.arch == "xlnet" else "xlnet"
+                raise ArgumentError(f"{field.name} is of --arch {belongs}, not of {self.arch}")
+        least = _LEAST_LENGTH[self.arch]
+        if self.seq_len < least:
+            raise ArgumentError(f"seq_len is {self.seq_len}, expected at least {least}")
+        check_transfo_xl(self)
+        if self.model is not None and any(getattr(self, name) is not None for name in _NEW_MODEL):
+            names = _NEW_MODEL if self.arch == "transfo-xl" else _NEW_MODEL[:4]
+            raise ArgumentError(f"{', '.join(names[:-1])} and {names[-1]} are those of --model")
 
 
+# What a new model is; a given one is it already.
+_NEW_MODEL = ("d_model", "n_layer", "n_head", "d_inner", *OF_A_NEW_MODEL)
+_OF_TRANSFO_XL = {
+    field.name
+    for field in dataclasses.fields(TransfoXLOptions)
+    if field.name not in {inherited.name for inherited in dataclasses.fields(TrainingOptions)}
+}
+_OF_XLNET = {
+    "split_sentences", "reuse_len", "perm_size", "num_predict", "mask_alpha", "mask_beta",
+    "max_span", "whole_words", "bi_data", "accelerate",
+}  # fmt: skip
+_LEAST_LENGTH = {"xlnet": 6, "transfo-xl": 1}
 _RANGES: dict[str, tuple[float, float | None]] = {
     "vocab_size": (10, None), "d_model": (1, None), "n_layer": (1, None), "n_head": (1, None),
-    "d_inner": (1, None), "seq_len": (6, None), "reuse_len": (1, None), "mem_len": (0, None),
+    "d_inner": (1, None), "reuse_len": (1, None), "mem_len": (0, None),
     "perm_size": (1, None), "num_predict": (1, None), "save_every": (1, None),
     "workers": (0, None),
 }  # fmt: skip

@@ -23,8 +23,6 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 CONTEXT_RANK = -1
-IGNORED = -100
-"""Label of a prediction that does not count, as in torch's cross-entropy."""
 
 
 @dataclass(frozen=True)

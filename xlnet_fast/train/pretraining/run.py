@@ -1,4 +1,4 @@
-"""``pretrain``: from text to a pretrained XLNet that Hugging Face loads."""
+"""``pretrain``: from text to a pretrained model that Hugging Face loads."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import TrainingArguments, XLNetConfig, XLNetLMHeadModel, set_seed
+from transformers import TrainingArguments, set_seed
 
-from xlnet_fast.checkpoint import load_config, load_weights
 from xlnet_fast.errors import ArgumentError
-from xlnet_fast.hf import accelerate
-from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary
-from xlnet_fast.train.pretraining.options import SIZES, PretrainOptions
-from xlnet_fast.train.pretraining.permutation import IGNORED, SpanSampling
-from xlnet_fast.train.pretraining.sources import TextSource, encoded, train_on
-from xlnet_fast.train.pretraining.streams import PermutationStreams, SequenceShape
-from xlnet_fast.train.pretraining.trainer import PretrainingTrainer
+from xlnet_fast.train.pretraining.architecture import Architecture
+from xlnet_fast.train.pretraining.corpus import Corpus, TextVocabulary
+from xlnet_fast.train.pretraining.memory_trainer import MemoryTrainer
+from xlnet_fast.train.pretraining.options import PretrainOptions
+from xlnet_fast.train.pretraining.sources import TextSource, encoded
+from xlnet_fast.train.pretraining.text_streams import IGNORED, TextStreams
+from xlnet_fast.train.pretraining.xlnet import XLNetPretraining
 from xlnet_fast.train.shared.checkpoints import newest_checkpoint, remove_leftovers
 from xlnet_fast.train.shared.plots import plot_losses
 from xlnet_fast.train.shared.run_folder import (
@@ -28,7 +26,6 @@ from xlnet_fast.train.shared.run_folder import (
     prepare_folder,
     write_json,
 )
-from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 from xlnet_fast.train.shared.trainer import arguments_of
 
 RECORD = "pretrain.json"
@@ -59,31 +56,32 @@ def pretrain(options: PretrainOptions) -> PretrainResult:
         XLNetFastError: a checkpoint could not be written.
     """
     options.check()
-    arguments = _arguments(options)
+    architecture = _architecture(options)
+    arguments = _arguments(options, architecture)
     set_seed(options.seed)
     if arguments.process_index == 0:
         check_folder(options.output, options.resume or options.overwrite)
     with arguments.main_process_first(local=True, desc="text"):
-        tokenizer, model, (train_text, eval_text) = _prepare(options)
-    vocabulary = Vocabulary.of(tokenizer)
-    train_data, eval_data = _streams(options, vocabulary, train_text, eval_text, arguments)
+        tokenizer, model, (train_text, eval_text) = _prepare(architecture)
+    vocabulary = architecture.vocabulary(tokenizer)
+    train_data, eval_data = _streams(architecture, vocabulary, train_text, eval_text, arguments)
     arguments.per_device_eval_batch_size = eval_data.streams // arguments.world_size
     record = _record(options, (train_text, eval_text), model, arguments)
     with arguments.main_process_first(local=False, desc="run folder"):
         if options.resume:
-            check_same_run(options.output / RECORD, record)
+            check_same_run(options.output / RECORD, record, {"arch": "xlnet", "shuffle": False})
         if arguments.process_index == 0:  # all input is known to be good
             prepare_folder(options.output, options.resume, options.overwrite)
             remove_leftovers(options.output)
             write_json(options.output / RECORD, record)
 
-    trainer = PretrainingTrainer(
+    trainer = architecture.trainer(
         model=model,
         args=arguments,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        processing_class=tokenizer,
-        carry_memory=_mem_len(options) > 0,
+        processing_class=architecture.saved_tokenizer(tokenizer),
+        carry_memory=architecture.mem_len > 0,
     )
     checkpoint = newest_checkpoint(options.output) if options.resume else None
     if checkpoint is not None:
@@ -105,12 +103,21 @@ def pretrain(options: PretrainOptions) -> PretrainResult:
     trainer.save_model(str(folder))
     if arguments.process_index == 0:
         write_json(options.output / "metrics.json", metrics)
-        title = f"Pretraining, {train_data.shape.seq_len} tokens, {options.steps} steps"
+        title = f"Pretraining, {options.seq_len} tokens, {options.steps} steps"
         plot_losses(trainer.state.log_history, options.output / "loss.png", title)
     return PretrainResult(metrics, None, folder)
 
 
-def _last_evaluation(trainer: PretrainingTrainer) -> dict[str, float]:
+def _architecture(options: PretrainOptions) -> Architecture:
+    if options.arch == "xlnet":
+        return XLNetPretraining(options)
+    # Here, because it registers a model with transformers.
+    from xlnet_fast.train.pretraining.transfo_xl.architecture import TransfoXLPretraining
+
+    return TransfoXLPretraining(options)
+
+
+def _last_evaluation(trainer: MemoryTrainer) -> dict[str, float]:
     """That of the last step, made now if its turn was not there."""
     for entry in trainer.state.log_history:
         if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
@@ -123,7 +130,7 @@ def _say(arguments: TrainingArguments, line: str) -> None:
         print(line, flush=True)
 
 
-def _arguments(options: PretrainOptions) -> TrainingArguments:
+def _arguments(options: PretrainOptions, architecture: Architecture) -> TrainingArguments:
     return arguments_of(
         options,
         eval_steps=options.eval_every,
@@ -133,11 +140,13 @@ def _arguments(options: PretrainOptions) -> TrainingArguments:
         torch_compile=options.compile,
         include_num_input_tokens_seen="all",
         prediction_loss_only=True,
+        fsdp_layer=architecture.layer,
     )
 
 
-def _prepare(options: PretrainOptions) -> tuple[Any, Any, tuple[Corpus, Corpus]]:
+def _prepare(architecture: Architecture) -> tuple[Any, Any, tuple[Corpus, Corpus]]:
     """Tokenizer, model, and the encoded texts to train and to evaluate on."""
+    options = architecture.options
     source = TextSource(
         options.text,
         options.dataset,
@@ -145,13 +154,10 @@ def _prepare(options: PretrainOptions) -> tuple[Any, Any, tuple[Corpus, Corpus]]
         options.dataset_split,
         options.text_column,
     ).open()
-    if options.tokenizer or options.model:
-        tokenizer = load_run_tokenizer(options.tokenizer, options.model)
-    else:
-        tokenizer = train_on(source, options.vocab_size)
-    model = _model(options, tokenizer)
-    vocabulary = Vocabulary.of(tokenizer)
-    sentences = options.split_sentences
+    tokenizer = architecture.tokenizer(source)
+    vocabulary = architecture.vocabulary(tokenizer)
+    model = architecture.model(tokenizer, vocabulary)
+    sentences = options.split_sentences and not vocabulary.line_ends
     corpus = encoded(source, tokenizer, vocabulary, split_sentences=sentences)
     if options.eval_text:
         held_out = TextSource(options.eval_text).open()
@@ -161,94 +167,27 @@ def _prepare(options: PretrainOptions) -> tuple[Any, Any, tuple[Corpus, Corpus]]
     return tokenizer, model, texts
 
 
-def _model(options: PretrainOptions, tokenizer: Any) -> Any:
-    """A new or a loaded model, accelerated unless told otherwise, set up for memory."""
-    if options.model is None:
-        shape = zip(("d_model", "n_layer", "n_head", "d_inner"), SIZES[options.size], strict=True)
-        sizes = {name: getattr(options, name) or size for name, size in shape}
-        if sizes["d_model"] % sizes["n_head"]:
-            raise ArgumentError(
-                f"d_model is {sizes['d_model']} and n_head {sizes['n_head']}; expected a multiple"
-            )
-        dropout = 0.1 if options.dropout is None else options.dropout
-        # As in the published configs: who uses the model says how much memory it keeps.
-        config = XLNetConfig(vocab_size=len(tokenizer), dropout=dropout, mem_len=None, **sizes)
-        model: Any = XLNetLMHeadModel(config)
-    else:
-        load_config(options.model)
-        model = load_weights(options.model, "XLNetLMHeadModel")
-        check_vocabulary(tokenizer, model.config.vocab_size, options.model)
-        if options.dropout is not None:
-            model.config.dropout = options.dropout
-            for module in model.modules():
-                if isinstance(module, torch.nn.Dropout):
-                    module.p = options.dropout
-    if options.accelerate:
-        accelerate(model, options.backend)
-    # Attributes, not the config: a saved config with these would make inference carry memory, and
-    # refuse odd batches.
-    transformer = model.transformer
-    transformer.mem_len = _mem_len(options)
-    transformer.reuse_len = _shape(options).reuse_len
-    transformer.bi_data = options.bi_data
-    return model
-
-
-def _mem_len(options: PretrainOptions) -> int:
-    return options.seq_len * 3 // 4 if options.mem_len is None else options.mem_len
-
-
-def _shape(options: PretrainOptions) -> SequenceShape:
-    reuse_len = options.seq_len // 2 if options.reuse_len is None else options.reuse_len
-    shorter = min(reuse_len, options.seq_len - reuse_len)
-    return SequenceShape(
-        seq_len=options.seq_len,
-        reuse_len=reuse_len,
-        perm_size=shorter if options.perm_size is None else options.perm_size,
-        num_predict=max(1, options.seq_len // 6)
-        if options.num_predict is None
-        else options.num_predict,
-        bi_data=options.bi_data,
-        spans=SpanSampling(
-            options.mask_alpha, options.mask_beta, options.max_span, options.whole_words
-        ),
-    )
-
-
 def _streams(
-    options: PretrainOptions,
-    vocabulary: Vocabulary,
+    architecture: Architecture,
+    vocabulary: TextVocabulary,
     train_text: Corpus,
     eval_text: Corpus,
     arguments: TrainingArguments,
-) -> tuple[PermutationStreams, PermutationStreams]:
+) -> tuple[TextStreams, TextStreams]:
     """The data of training, and of evaluation with as many rows as its text has room for."""
-    shape, world = _shape(options), arguments.world_size
-    train = PermutationStreams(
-        train_text,
-        vocabulary,
-        shape,
-        options.batch_size * world,
-        processes=world,
-        seed=options.seed,
+    options, world = architecture.options, arguments.world_size
+    train = architecture.streams(
+        train_text, vocabulary, options.batch_size * world, world, evaluation=False
     )
-    least = 2 if shape.bi_data else 1
-    room = len(eval_text) // shape.seq_len * least  # rows of one sequence each
+    least = architecture.directions
+    room = len(eval_text) // options.seq_len * least  # rows of one sequence each
     rows = min(options.batch_size, room // world) // least * least
     if rows < least:
         raise ArgumentError(
             f"the evaluation text has {len(eval_text)} tokens, too few for sequences of "
-            f"{shape.seq_len} on {world} process(es): give more with eval_share or eval_text"
+            f"{options.seq_len} on {world} process(es): give more with eval_share or eval_text"
         )
-    evaluation = PermutationStreams(
-        eval_text,
-        vocabulary,
-        shape,
-        rows * world,
-        processes=world,
-        seed=options.seed,
-        shuffle=False,
-    )
+    evaluation = architecture.streams(eval_text, vocabulary, rows * world, world, evaluation=True)
     return train, evaluation
 
 
@@ -269,7 +208,7 @@ def _record(
     }
 
 
-def unigram_perplexity(text: Corpus, data: PermutationStreams) -> float:
+def unigram_perplexity(text: Corpus, data: TextStreams) -> float:
     """Perplexity of the targets of ``data`` by how often tokens occur in ``text``, plus one."""
     counts = np.ones(data.vocabulary.size)
     for start in range(0, len(text), 1 << 24):

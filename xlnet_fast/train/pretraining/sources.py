@@ -13,7 +13,12 @@ from typing import Any
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.text import builtin_articles, cache_directory, train_tokenizer
-from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary, documents_of_lines, encode
+from xlnet_fast.train.pretraining.corpus import (
+    Corpus,
+    TextVocabulary,
+    documents_of_lines,
+    encode,
+)
 from xlnet_fast.train.shared.tokenizers import load_tokenizer
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
@@ -150,7 +155,7 @@ def train_on(source: OpenSource, vocab_size: int, folder: Path | None = None) ->
 
 
 def encoded(
-    source: OpenSource, tokenizer: Any, vocabulary: Vocabulary, *, split_sentences: bool = True
+    source: OpenSource, tokenizer: Any, vocabulary: TextVocabulary, *, split_sentences: bool = True
 ) -> Corpus:
     """The token ids of a source, from this user's cache where they are there.
 
@@ -158,10 +163,9 @@ def encoded(
         ArgumentError: as :meth:`OpenSource.documents`, or no word in the text.
         XLNetFastError: the cache cannot be written.
     """
-    pieces = json.dumps(tokenizer.convert_ids_to_tokens(list(range(vocabulary.size))))
     description = {
         "source": source.digest,
-        "tokenizer": hashlib.sha256(pieces.encode()).hexdigest(),
+        "tokenizer": _fingerprint(tokenizer, vocabulary.size),
         "split_sentences": split_sentences,
         "version": 1,
     }
@@ -172,6 +176,16 @@ def encoded(
         corpus = encode(source.documents(), tokenizer, vocabulary, split_sentences=split_sentences)
         corpus.save(folder, description)
     return corpus
+
+
+def _fingerprint(tokenizer: Any, size: int) -> str:
+    """SHA-256 of what decides the ids of a text: the pieces, and how a text is cut into them."""
+    facts = json.dumps(tokenizer.convert_ids_to_tokens(list(range(size))))
+    if type(tokenizer).__name__ != "XLNetTokenizer":  # whose pieces say it all
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        options = json.dumps(tokenizer.init_kwargs, sort_keys=True, default=str)
+        facts += type(tokenizer).__name__ + (options if backend is None else backend.to_str())
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def _row_lines(text: Any) -> list[str]:

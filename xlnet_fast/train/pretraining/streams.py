@@ -19,13 +19,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.pretraining.corpus import Corpus, Vocabulary
 from xlnet_fast.train.pretraining.permutation import (
     CONTEXT_RANK,
-    IGNORED,
     Bools,
     Floats,
     Ints,
@@ -37,6 +35,7 @@ from xlnet_fast.train.pretraining.permutation import (
     sample_targets,
     visibility_ranks,
 )
+from xlnet_fast.train.pretraining.text_streams import IGNORED, TextStreams
 
 FUNCTIONAL = 3  # <sep> behind A, <sep> and <cls> behind B
 _PAIR_DRAWS = 3  # whether B goes on from A, where A ends, where another B begins
@@ -93,29 +92,25 @@ class SequenceShape:
         return self.seq_len - self.reuse_len - FUNCTIONAL
 
 
-class PermutationStreams(Dataset[dict[str, Any]]):
-    """Map-style dataset of pretraining sequences; item ``step * streams + row``.
+class PermutationStreams(TextStreams):
+    """The pretraining sequences of XLNet; item ``step * streams + row``.
 
-    Read in order with one batch per step it keeps every row's text running. With ``processes``
-    processes, consecutive batches of ``streams / processes`` items are those of process 0, 1, ...:
-    the order in which accelerate and Hugging Face's Trainer hand out batches. The sequence of a
-    stream at a step depends on the seed, the epoch, the step and the stream alone, so any item can
-    be made again at any time, on any number of processes.
+    The sequence of a stream at a step depends on the seed, the epoch, the step and the stream
+    alone.
 
     Items are dicts of arrays: ``input_ids`` (L,), ``token_type_ids`` (L,), ``permutation_ranks``
     (two of (L,)), ``target_positions`` (I',), negative behind the last target, ``labels`` (I',),
     -100 there, and ``pair_label``. :func:`collate` makes a batch of them.
 
     Args:
-        corpus: the text. vocabulary: of the tokenizer that made it.
         shape: of the sequences.
-        streams: rows of the global batch. processes: how many share them.
-        seed: of everything random.
-        shuffle: another order of the documents in every epoch.
+        corpus, vocabulary, streams, processes, seed, shuffle: as in :class:`TextStreams`.
 
     Raises:
         ArgumentError: rows that cannot be shared alike, or a text too short for one step.
     """
+
+    vocabulary: Vocabulary
 
     def __init__(
         self,
@@ -128,47 +123,18 @@ class PermutationStreams(Dataset[dict[str, Any]]):
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
-        if processes < 1:
-            raise ArgumentError(f"processes is {processes}, expected at least 1")
-        part = 2 * processes if shape.bi_data else processes
-        if streams < 1 or streams % part:
-            raise ArgumentError(
-                f"{streams} rows cannot be shared by {processes} process(es)"
-                + (" in two directions each (bi_data)" if shape.bi_data else "")
-                + f": expected a multiple of {part}"
-            )
-        self.corpus, self.vocabulary, self.shape = corpus, vocabulary, shape
-        self.streams, self.processes = streams, processes
-        self.seed, self.shuffle = seed, shuffle
-        self._texts = streams // 2 if shape.bi_data else streams
-        self.stream_len = len(corpus) // self._texts
-        if self.stream_len < shape.seq_len:
-            raise ArgumentError(
-                f"the text has {len(corpus)} tokens, which is {self.stream_len} for each of "
-                f"{self._texts} streams; a sequence has {shape.seq_len}: give more text, fewer "
-                "rows or a shorter seq_len"
-            )
+        super().__init__(
+            corpus,
+            vocabulary,
+            shape.seq_len,
+            streams,
+            processes=processes,
+            directions=2 if shape.bi_data else 1,
+            seed=seed,
+            shuffle=shuffle,
+        )
+        self.shape = shape
         self.steps = (self.stream_len - shape.seq_len) // shape.reuse_len + 1
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffle the documents for this epoch (accelerate's data loader calls it)."""
-        self.epoch = epoch
-        self._text = _Reordered(self.corpus, self._documents(epoch))
-
-    def _documents(self, epoch: int) -> Ints:
-        count = len(self.corpus.documents)
-        if not self.shuffle:
-            return np.arange(count)
-        return np.random.default_rng([self.seed % 2**64, epoch]).permutation(count)
-
-    def __len__(self) -> int:
-        return self.steps * self.streams
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {len(self)}")
-        return self.__getitems__([index % len(self)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several items at once, which is how torch's data loader asks."""
@@ -190,7 +156,7 @@ class PermutationStreams(Dataset[dict[str, Any]]):
         own = self.streams // self.processes
         process, row = np.divmod(position, own)
         backward, row = np.divmod(row, own // 2)
-        found: Ints = backward * self._texts + process * (own // 2) + row
+        found: Ints = backward * self.texts + process * (own // 2) + row
         return found
 
     def draws(self, step: Ints, stream: Ints, count: int) -> Floats:
@@ -208,35 +174,14 @@ class PermutationStreams(Dataset[dict[str, Any]]):
         return drawn
 
 
-class _Reordered:
-    """A corpus with its documents in another order, without copying its tokens."""
-
-    def __init__(self, corpus: Corpus, documents: Ints) -> None:
-        begin = corpus.documents
-        length = np.diff(begin, append=len(corpus))[documents]
-        self._tokens = corpus.tokens
-        self._begin = np.cumsum(length) - length  # of each document, in the new order
-        self._moved = begin[documents] - self._begin
-        first = np.searchsorted(corpus.sentences, begin)
-        count = np.diff(first, append=len(corpus.sentences))[documents]
-        behind = np.cumsum(count) - count
-        which = np.arange(count.sum()) - np.repeat(behind - first[documents], count)
-        self.sentences: Ints = corpus.sentences[which] - np.repeat(self._moved, count)
-
-    def at(self, positions: Ints) -> Ints:
-        """The token ids at these positions, int64."""
-        document = np.searchsorted(self._begin, positions, "right") - 1
-        return self._tokens[positions + self._moved[document]].astype(np.int64)
-
-
 class _Sequences:
     """Makes the sequences of R (step, stream) pairs, all rows at once."""
 
     def __init__(self, data: PermutationStreams, step: Ints, stream: Ints) -> None:
         self.data, self.shape = data, data.shape
-        self.text, self.length = data._text, data.stream_len
-        self.backward = stream >= data._texts
-        self.start = stream % data._texts * self.length  # of the stream in the text
+        self.text, self.length = data.text, data.stream_len
+        self.backward = stream >= data.texts
+        self.start = stream % data.texts * self.length  # of the stream in the text
         self.begin = step * self.shape.reuse_len
         self.parts = [
             (0, self.shape.reuse_len, self.shape.goals[0]),

@@ -6,6 +6,7 @@ Only light imports here: the command line reads this for ``--help``.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -15,10 +16,12 @@ from xlnet_fast.errors import ArgumentError
 
 # The panels of a command's --help, in order.
 GROUPS = (
-    "Common options", "Data", "Model", "Sequences and targets", "Optimisation",
-    "Evaluation and checkpoints", "Predictions", "Memory, speed and processes",
+    "Common options", "Data", "Model", "Sequences and targets", "Of --arch transfo-xl alone",
+    "Optimisation", "Evaluation and checkpoints", "Predictions", "Memory, speed and processes",
 )  # fmt: skip
-COMMON, DATA, MODEL, SEQUENCES, OPTIMISATION, EVALUATION, PREDICTIONS, MACHINE = GROUPS
+(
+    COMMON, DATA, MODEL, SEQUENCES, TRANSFO_XL, OPTIMISATION, EVALUATION, PREDICTIONS, MACHINE,
+) = GROUPS  # fmt: skip
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "schedule": ("linear", "cosine", "constant_with_warmup"),
@@ -58,6 +61,11 @@ def option(
         "argument": argument,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
+
+
+def is_switch(hint: Any) -> bool:
+    """Whether a field of this type is ``--name`` and ``--no-name``, without a value."""
+    return bool in (hint, *typing.get_args(hint))
 
 
 @dataclass(frozen=True, kw_only=True)

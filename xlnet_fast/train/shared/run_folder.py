@@ -14,7 +14,10 @@ from xlnet_fast import files
 from xlnet_fast.errors import ArgumentError, XLNetFastError
 
 _LENGTHS = ("steps", "epochs")
-_OF_A_NEW_MODEL = ("d_model", "n_layer", "n_head", "d_inner", "from_scratch")
+_OF_A_NEW_MODEL = (
+    "d_model", "n_layer", "n_head", "d_inner", "d_head", "d_embed", "cutoffs", "div_val",
+    "from_scratch",
+)  # fmt: skip
 _SAME_OR_ANEW = "give its own options, or start anew with --overwrite"
 
 
@@ -57,12 +60,18 @@ def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         raise ArgumentError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
-def check_same_run(record: Path, now: Mapping[str, Any]) -> None:
+def check_same_run(
+    record: Path, now: Mapping[str, Any], unsaid: Mapping[str, Any] | None = None
+) -> None:
     """Compare what decides a run's results with the record of the run that is to go on.
 
     Nothing is compared where there is no folder, or an empty one: the run begins. It may become
     longer where its learning rate does not depend on its length, so that every step is as if it had
     been so long from the beginning.
+
+    Args:
+        record: the file of the run in the folder. now: what it would hold now.
+        unsaid: what holds of a run whose record was written before there was such an option.
 
     Raises:
         ArgumentError: the record is missing or damaged, or differs; says in what, and how to train
@@ -71,8 +80,8 @@ def check_same_run(record: Path, now: Mapping[str, Any]) -> None:
     if not record.parent.is_dir() or not any(record.parent.iterdir()):
         return
     try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        before = {**(unsaid or {}), **json.loads(record.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
         raise ArgumentError(
             f"{record.parent} holds no run of this command that could be resumed: {record.name} is "
             "missing or damaged"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,27 @@ _FILES = (MODEL_FILE, "tokenizer.json")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
-def load_run_tokenizer(tokenizer: str | None, model: str | None) -> Any:
+def load_run_tokenizer(
+    tokenizer: str | None, model: str | None, load: Callable[[str], Any] | None = None
+) -> Any:
     """The tokenizer that a run's options name: its own, else that of the model.
 
     Args:
         tokenizer: as in :func:`load_tokenizer`.
         model: a folder or a Hub id; needed where ``tokenizer`` is None or empty.
+        load: takes the place of :func:`load_tokenizer`.
 
     Raises:
         ArgumentError: as :func:`load_tokenizer`, or the model's path does not exist.
     """
+    load = load or load_tokenizer
     if tokenizer:
-        return load_tokenizer(tokenizer)
+        return load(tokenizer)
     if not model:
         raise ArgumentError("neither a tokenizer nor a model was given, expected one of them")
     if not Path(model).expanduser().exists() and looks_like_path(model):
         raise ArgumentError(f"the model {model} of --model does not exist")
-    return load_tokenizer(model)
+    return load(model)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -216,6 +216,7 @@ def training_arguments(
     warmup_ratio: float = 0.0,
     gradient_checkpointing: bool = False,
     fsdp: bool = False,
+    fsdp_layer: str = "XLNetLayer",
     **overrides: Any,
 ) -> TrainingArguments:
     """``transformers.TrainingArguments`` with the defaults of this package.
@@ -231,6 +232,7 @@ def training_arguments(
         warmup_ratio: the same as a share of all steps, from 0 to less than 1.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         fsdp: shard weights, gradients and optimizer over the processes (FSDP2), layer by layer.
+        fsdp_layer: name of the class of these layers.
         overrides: any other field of ``TrainingArguments``, such as ``learning_rate``; or one that
             is set here.
 
@@ -265,7 +267,7 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "restore_callback_states_from_checkpoint": True,  # the patience of early stopping
         **_checkpointing(gradient_checkpointing, fsdp),
-        **(_fsdp(gradient_checkpointing) if fsdp else {}),
+        **(_fsdp(fsdp_layer, gradient_checkpointing) if fsdp else {}),
         **overrides,
     }
     try:
@@ -311,12 +313,12 @@ def _checkpointing(wanted: bool, fsdp: bool) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def _fsdp(gradient_checkpointing: bool) -> dict[str, Any]:
+def _fsdp(layer: str, gradient_checkpointing: bool) -> dict[str, Any]:
     return {
         "fsdp": True,
         "fsdp_config": {
             "version": 2,
-            "transformer_layer_cls_to_wrap": ["XLNetLayer"],
+            "transformer_layer_cls_to_wrap": [layer],
             "state_dict_type": "FULL_STATE_DICT",  # checkpoints then hold HF's weights, too
             "activation_checkpointing": gradient_checkpointing,
         },
