@@ -50,8 +50,8 @@ def draw(axes: Sequence[Any], rows: Sequence[Row], colours: dict[str, str], labe
         bars = axes[1].barh(spots, heights, 0.36, color=colours[provider], label=label(provider))
         axes[1].bar_label(bars, [f"{height:,.0f}" for height in heights], fontsize=7, padding=2)
     axes[1].set_xlabel("peak memory, MiB")
-    for panel, found in zip(axes, (ratios, peaks), strict=True):
-        panel.set_yticks(range(len(found)), list(found), fontsize=7)
+    for panel, labels in zip(axes, (list(ratios), list(peaks)), strict=True):
+        panel.set_yticks(range(len(labels)), labels, fontsize=7)
         panel.invert_yaxis()
         panel.margins(x=0.15)
     if peaks:

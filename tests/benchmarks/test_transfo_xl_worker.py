@@ -132,6 +132,33 @@ def test_hugging_faces_losses_are_asked_for_in_the_order_of_the_tokens():
     assert not model.crit.keep_order
 
 
+def test_results_are_in_one_dtype_and_those_of_the_oracle_under_its_mode(ours, monkeypatch):
+    ours.prepare(CASES[3])
+    modes, genuine = [], Worker._losses
+
+    def look(self, model, plain):
+        modes.append(torch._C._len_torch_function_stack())
+        return genuine(self, model, plain)
+
+    monkeypatch.setattr(Worker, "_losses", look)
+    for dtype in (torch.bfloat16, torch.float64):
+        found = ours.result("bf16" if dtype == torch.bfloat16 else "fp64")
+        assert {x.dtype for x in found.values()} == {dtype}
+    assert modes == [0, 1]
+
+
+def test_a_run_reads_a_whole_text_and_tells_the_time_of_a_segment(ours, monkeypatch):
+    ours.prepare(CASES[0])
+    clock = iter([10.0, 18.0, 20.0, 23.0])
+    monkeypatch.setattr(transfo_xl_worker.time, "perf_counter", lambda: next(clock))
+    read, genuine = [], Worker._read
+    monkeypatch.setattr(Worker, "_read", lambda *a: read.append(a[2]) or genuine(*a))
+    assert ours.run() == 2.0
+    assert torch.equal(torch.stack(read), segments(CASES[0], 60))
+    ours.prepare(CASES[1])
+    assert ours.run() == 3.0
+
+
 def test_the_oracle_stays_in_float64():
     exact, half = torch.ones(2, dtype=torch.float64) / 3, torch.ones(2, dtype=torch.bfloat16)
     with transfo_xl_worker._Double():

@@ -28,8 +28,10 @@ class Here:
 
     def __init__(self):
         self.worker = Worker()
+        self.asked = []
 
     def ask(self, **message):
+        self.asked.append(message["do"])
         answer = self.worker.answer(json.loads(json.dumps(message)))
         if "error" in answer:
             raise ProcessFailed(answer["error"])
