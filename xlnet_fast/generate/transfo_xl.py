@@ -7,7 +7,8 @@ from typing import Any
 from xlnet_fast.checkpoint import load_transfo_xl
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.generate.options import GenerateOptions
-from xlnet_fast.ops._dispatch import BACKENDS
+from xlnet_fast.ops._dispatch import check_backend
+from xlnet_fast.train.shared.text_tokenizers import load_transfo_xl_tokenizer
 
 MODEL_TYPE = "transfo-xl"
 
@@ -23,11 +24,9 @@ def load_transfo_xl_and_words(options: GenerateOptions, name: str) -> tuple[Any,
     Raises:
         ArgumentError: either cannot be read, they do not fit, or an option is of XLNet alone.
     """
-    from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
-
     _check(options)
     model = load_transfo_xl(name)
-    tokenizer = TransfoXLTokenizer.from_pretrained(options.tokenizer or name)
+    tokenizer = load_transfo_xl_tokenizer(options.tokenizer or name)
     # Without tokens that were added behind the vocabulary, which a text need not have.
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ArgumentError(
@@ -41,9 +40,7 @@ def load_transfo_xl_and_words(options: GenerateOptions, name: str) -> tuple[Any,
 
 
 def _check(options: GenerateOptions) -> None:
-    if options.backend not in ("auto", *BACKENDS):
-        known = ", ".join(("auto", *BACKENDS))
-        raise ArgumentError(f"unknown backend {options.backend!r}, expected one of: {known}")
+    check_backend(options.backend)
     for name, is_given, why in (
         ("--no-memory", not options.memory, "reads through its memory"),
         ("--segment-length", options.segment_length is not None, "reads a prompt in one piece"),

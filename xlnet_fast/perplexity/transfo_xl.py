@@ -12,25 +12,21 @@ starts empty and holds the whole text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xlnet_fast.checkpoint import (
-    first_line,
-    load_transfo_xl,
-    looks_like_path,
-    quiet,
-    ready_to_fetch,
-)
-from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.checkpoint import load_transfo_xl
+from xlnet_fast.errors import ArgumentError
 from xlnet_fast.models.transfo_xl import TransfoXLTokenizer
-from xlnet_fast.models.transfo_xl.vocabulary import FILES
-from xlnet_fast.perplexity.options import AUTO, PerplexityOptions
+from xlnet_fast.perplexity.options import AUTO, RAW, PerplexityOptions
+from xlnet_fast.perplexity.pieces import encoder
 from xlnet_fast.perplexity.symbols import Symbols
-from xlnet_fast.perplexity.tokens import Tokens, read
+from xlnet_fast.perplexity.tokens import Encoder, Tokens, read
+from xlnet_fast.train.pretraining.transfo_xl.tokenizers import text_vocabulary
+from xlnet_fast.train.shared.text_tokenizers import load_transfo_xl_tokenizer
+from xlnet_fast.train.shared.tokenizers import check_vocabulary
 
 LM_CLASS = "TransfoXLLMHeadModel"
 
@@ -68,8 +64,9 @@ class TransfoXLReader:
                 "that is none: give a memory, or --no-same-length"
             )
         self._form = options.form
-        tokenizer = load_tokenizer(options.tokenizer or name)
-        self._symbols = Symbols.of(tokenizer, config.vocab_size, name)
+        tokenizer = load_transfo_xl_tokenizer(options.tokenizer or name)
+        kind = Symbols.of if isinstance(tokenizer, TransfoXLTokenizer) else _Pieces
+        self._symbols = kind(tokenizer, config.vocab_size, name)
         self._model: Any = load_transfo_xl(name).eval().to(device=device, dtype=dtype)
         transformer = self._model.transformer
         transformer.same_length, transformer.backend = same_length, options.backend
@@ -108,24 +105,27 @@ def _given(option: Any, otherwise: Any) -> Any:
     return otherwise if option is None else option
 
 
-def load_tokenizer(name: str) -> Any:
-    """The ``TransfoXLTokenizer`` of a folder, a Hub id or a vocabulary file.
+class _Pieces:
+    """Of a tokenizer of pieces, in the place of :class:`Symbols`: texts have one form."""
 
-    Raises:
-        ArgumentError: it is not there or cannot be read.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return TransfoXLTokenizer(vocab_file=path)
-    if not path.is_dir() and looks_like_path(name):
-        raise ArgumentError(f"the tokenizer {name} does not exist")
-    source = {} if path.is_dir() else ready_to_fetch(name, tuple(FILES.values()))
-    try:
-        with quiet():
-            return TransfoXLTokenizer.from_pretrained(
-                str(path) if path.is_dir() else name, **source
+    def __init__(self, tokenizer: Any, vocab_size: int, model: str) -> None:
+        check_vocabulary(tokenizer, vocab_size, model)
+        vocabulary = text_vocabulary(tokenizer)
+        self._encode = encoder(tokenizer, vocabulary.eod, vocabulary.unk)
+
+    def form_of(self, text: str) -> str:
+        """As :meth:`Symbols.form_of`."""
+        return RAW
+
+    def encoder(self, form: str) -> Encoder:
+        """As :meth:`Symbols.encoder`.
+
+        Raises:
+            ArgumentError: another form.
+        """
+        if form != RAW:
+            raise ArgumentError(
+                f"form is {form!r}, expected {RAW!r} or {AUTO!r}: the vocabulary is one of pieces, "
+                "which are made of plain text"
             )
-    except XLNetFastError:
-        raise
-    except Exception as error:  # of the Hub client, the parsers and transformers
-        raise ArgumentError(f"no tokenizer can be read from {name}: {first_line(error)}") from error
+        return self._encode

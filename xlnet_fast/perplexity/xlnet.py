@@ -12,9 +12,7 @@ segments overlap by a token: the first one of a text is the only one that nothin
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +24,8 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.generate.run import LM_CLASS
 from xlnet_fast.hf import accelerate
 from xlnet_fast.perplexity.options import AUTO, EMPTY, RAW, PerplexityOptions
-from xlnet_fast.perplexity.tokens import Encoder, Part, Tokens, read
+from xlnet_fast.perplexity.pieces import encoder
+from xlnet_fast.perplexity.tokens import Tokens, read
 from xlnet_fast.train.pretraining.corpus import Vocabulary
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
@@ -65,7 +64,8 @@ class XLNetReader:
         _check_options(options)
         tokenizer = load_run_tokenizer(options.tokenizer, name)
         check_vocabulary(tokenizer, config.vocab_size, name)
-        self._encode = encoder(tokenizer)
+        vocabulary = Vocabulary.of(tokenizer)
+        self._encode = encoder(tokenizer, vocabulary.eod, vocabulary.unk)
         model = load_weights(name, LM_CLASS).eval()
         transformer = model.transformer
         usual: int = config.mem_len or USUAL_MEMORY_LENGTH
@@ -140,41 +140,3 @@ def _check_options(options: PerplexityOptions) -> None:
             f"segment_length is {options.segment_length}, expected at least 2 for an XLNet: "
             "nothing foretells the first token of the first segment"
         )
-
-
-def encoder(tokenizer: Any) -> Encoder:
-    """What makes tokens of lines as ``pretrain`` does: <eod> ends a document, before empty lines.
-
-    Args:
-        tokenizer: as ``load_run_tokenizer`` gives it.
-    """
-    vocabulary = Vocabulary.of(tokenizer)
-    special = re.compile("|".join(map(re.escape, tokenizer.all_special_tokens)))
-    reserved = set(tokenizer.all_special_ids)
-
-    def encode(lines: Iterable[str]) -> Iterator[Part]:
-        inside = False
-        for line in lines:
-            if line.strip():
-                yield part_of(line)
-                inside = True
-            else:
-                yield Part(line, [vocabulary.eod] * inside, None, [False] * inside)
-                inside = False
-        if inside:
-            yield Part("", [vocabulary.eod], None, [False])
-
-    def part_of(line: str) -> Part:
-        text = line.strip()
-        # A "<sep>" that stands in a text is text, not the token: with a space it is no piece.
-        clean = special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-        encoded = tokenizer(clean, add_special_tokens=False, return_offsets_mapping=True)
-        # What normalization makes such a token of is none either.
-        ids = [vocabulary.unk if i in reserved else i for i in encoded["input_ids"]]
-        ends = None
-        if clean == text:
-            before = len(line) - len(line.lstrip())
-            ends = list(accumulate((before + end for _, end in encoded["offset_mapping"]), max))
-        return Part(line, ids, ends, [i == vocabulary.unk for i in ids])
-
-    return encode

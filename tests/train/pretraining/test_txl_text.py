@@ -12,11 +12,8 @@ from xlnet_fast.text import builtin_text, train_tokenizer
 from xlnet_fast.train.pretraining import sources
 from xlnet_fast.train.pretraining.corpus import Vocabulary, encode
 from xlnet_fast.train.pretraining.sources import TextSource, encoded
-from xlnet_fast.train.pretraining.transfo_xl.tokenizers import (
-    load_text_tokenizer,
-    text_vocabulary,
-    without_segments,
-)
+from xlnet_fast.train.pretraining.transfo_xl.tokenizers import text_vocabulary, without_segments
+from xlnet_fast.train.shared.text_tokenizers import load_text_tokenizer
 from xlnet_fast.train.shared.tokenizers import load_tokenizer
 
 DOCUMENTS = [["A first line. It goes on.", "A <sep> second <eod> line"], ["Another text"]]

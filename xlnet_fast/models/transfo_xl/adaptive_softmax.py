@@ -98,7 +98,7 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
                 f"for hidden states {tuple(hidden.shape)}"
             )
         check_words("labels", targets, self.n_token, IGNORED)
-        rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        rows, flat = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1).contiguous()
         head_targets = flat
         for number, (first, end) in enumerate(self.spans[1:]):
             inside = (flat >= first) & (flat < end)

@@ -14,12 +14,9 @@ from xlnet_fast.train.pretraining.corpus import Corpus, TextVocabulary
 from xlnet_fast.train.pretraining.options import PretrainOptions
 from xlnet_fast.train.pretraining.transfo_xl.options import SIZES, parse_cutoffs
 from xlnet_fast.train.pretraining.transfo_xl.streams import SegmentStreams
-from xlnet_fast.train.pretraining.transfo_xl.tokenizers import (
-    load_text_tokenizer,
-    text_vocabulary,
-    without_segments,
-)
+from xlnet_fast.train.pretraining.transfo_xl.tokenizers import text_vocabulary, without_segments
 from xlnet_fast.train.pretraining.transfo_xl.trainer import SegmentTrainer
+from xlnet_fast.train.shared.text_tokenizers import load_text_tokenizer
 from xlnet_fast.train.shared.tokenizers import check_vocabulary
 
 # Up to so many ids one softmax over all of them will do.

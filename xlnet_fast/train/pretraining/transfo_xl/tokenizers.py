@@ -1,45 +1,18 @@
-"""Tokenizers for running text: of XLNet's kind, of any kind, and Transformer-XL's words."""
+"""What running text needs to know of a tokenizer, and what is saved beside a model."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, XLNetTokenizer
+from transformers import PreTrainedTokenizerFast, XLNetTokenizer
 
-from xlnet_fast.checkpoint import first_line, looks_like_path, ready_to_fetch
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.models.transfo_xl.tokenization import TransfoXLTokenizer
-from xlnet_fast.text import MODEL_FILE
 from xlnet_fast.train.pretraining.corpus import TextVocabulary
-from xlnet_fast.train.shared.tokenizers import load_tokenizer
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.bin")
 _END = "<eod>"  # of a document, in XLNet's vocabularies
-
-
-def load_text_tokenizer(name: str) -> Any:
-    """A tokenizer of transformers, such as encodes running text.
-
-    Args:
-        name: a folder, a SentencePiece ``.model`` file, or a Hub id.
-
-    Raises:
-        ArgumentError: there is none, or it cannot be read.
-    """
-    path = Path(name).expanduser()
-    if path.is_file() or (path / MODEL_FILE).is_file():
-        return load_tokenizer(name)
-    if not path.exists() and looks_like_path(name):
-        raise ArgumentError(f"the tokenizer {name} does not exist")
-    source = {} if path.exists() else ready_to_fetch(name, _FILES)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, **source)
-    except Exception as error:  # of the tokenizers library, the Hub client and transformers
-        raise ArgumentError(f"no tokenizer can be read from {name}: {first_line(error)}") from error
-    return load_tokenizer(name) if isinstance(tokenizer, XLNetTokenizer) else tokenizer
 
 
 def text_vocabulary(tokenizer: Any) -> TextVocabulary:
