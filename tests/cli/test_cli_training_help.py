@@ -26,7 +26,12 @@ def help_of(command: str, columns: int = 100) -> list[str]:
 
 
 def name_of(field: dataclasses.Field[object]) -> str:
-    """As the command line calls it; a switch that is on by the name that turns it off."""
+    """As the command line calls it; a switch that is on by the name that turns it off.
+
+    One that is neither by both.
+    """
+    if field.type == "bool | None":
+        return f"--[no-]{field.name}".replace("_", "-")
     return f"--{'no-' if field.default is True else ''}{field.name}".replace("_", "-")
 
 
@@ -36,7 +41,7 @@ def test_every_name_is_whole_and_on_a_line_of_its_own(command, columns):
     lines = help_of(command, columns)
     assert max(map(len, lines)) == columns
     assert not [line for line in lines if "…" in line]
-    names = [match[1] for line in lines if (match := re.match(r"│ (--[\w-]+) ", line))]
+    names = [match[1] for line in lines if (match := re.match(r"│ (--[][\w-]+) ", line))]
     fields = dataclasses.fields(COMMANDS[command])
     assert sorted(names) == sorted([*map(name_of, fields), "--config"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from txl_parity import F64, ids, model_of, recipe
@@ -116,3 +118,31 @@ def test_texts_of_a_class_need_their_ends():
     model = model_of(cls=TransfoXLForSequenceClassification, num_labels=3)
     with pytest.raises(ArgumentError, match=r"attention_mask or config\.pad_token_id"):
         model(ids("text", 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cutoffs": 20}, "cutoffs is 20, expected a list"),
+        ({"cutoffs": None}, "cutoffs is None, expected a list"),
+        ({"clamp_len": 1.5}, "clamp_len is 1.5, expected a whole number"),
+    ],
+)
+def test_options_of_other_types_are_refused(options, message):
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        TransfoXLConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {"input_ids": x[0]}, "input_ids has shape (6,), expected (B, I)"),
+        (lambda x: {"input_ids": x.float()}, "input_ids has dtype torch.float32"),
+        (lambda x: {"input_ids": x, "labels": x.float()}, "labels has dtype torch.float32"),
+        (lambda x: {"input_ids": x, "mems": [None, None]}, "mems is list, expected a list of one"),
+        (lambda x: {"input_ids": x, "mems": (y for y in x)}, "mems is generator, expected"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(change, message):
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        model_of()(**change(ids("types", 2, 6)))

@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.utils import find_labels
 from txl_parity import F64, assert_tight, close, ids, model_of, recipe
 
+from xlnet_fast.models.transfo_xl import (
+    TransfoXLForSequenceClassification,
+    TransfoXLLMHeadModel,
+)
 from xlnet_fast.tolerance import assert_within
 
 # The older names of these methods, which every supported version of transformers knows.
@@ -217,3 +222,9 @@ def test_a_compiled_text_in_segments(compiler):
             close(a.logits, b.logits)
             mems, bare = a.mems, list(b.mems)
     assert counter.frame_count == 2
+
+
+def test_trainer_takes_labels_for_what_they_are():
+    """It evaluates a batch only if all of an argument's names with "label" are in it."""
+    assert find_labels(TransfoXLLMHeadModel) == ["labels"]
+    assert find_labels(TransfoXLForSequenceClassification) == ["labels"]

@@ -15,7 +15,7 @@ MODEL_TYPE = "transfo-xl"
 
 def is_transfo_xl(model: Any) -> bool:
     """Whether a model is one of ours of this kind."""
-    return bool(model.config.model_type == MODEL_TYPE)
+    return bool(getattr(getattr(model, "config", None), "model_type", "") == MODEL_TYPE)
 
 
 def load_transfo_xl_and_words(options: GenerateOptions, name: str) -> tuple[Any, Any]:

@@ -168,12 +168,12 @@ def test_labels_that_are_shifted_already_count_the_last_token_too():
     labels = torch.cat([torch.full((ROWS, 1), -100), behind[:, :-1]], dim=1)
     with torch.no_grad():
         inside = module(ids, labels=labels)
-        whole = module(ids, shift_labels=behind)
+        whole = module(ids, targets=behind)
     assert whole.losses.shape == (ROWS, LENGTH)
     assert torch.equal(whole.losses[:, :-1], inside.losses)
     assert torch.allclose(whole.loss, whole.losses.mean())
     assert (whole.losses[:, -1] > 0).all()
-    with pytest.raises(ArgumentError, match="give one of labels and shift_labels"):
-        module(ids, labels=labels, shift_labels=behind)
-    with pytest.raises(ArgumentError, match=r"shift_labels have shape \(2, 7\), expected \(2, 8\)"):
-        module(ids, shift_labels=behind[:, 1:])
+    with pytest.raises(ArgumentError, match="give one of labels and targets"):
+        module(ids, labels=labels, targets=behind)
+    with pytest.raises(ArgumentError, match=r"targets have shape \(2, 7\), expected \(2, 8\)"):
+        module(ids, targets=behind[:, 1:])

@@ -93,13 +93,18 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
             setattr(self.get_submodule(place), name, self.get_parameter(source))
 
     def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, layer: int = -1, **_: Any
+        self,
+        new_num_tokens: int | None = None,
+        layer: int = -1,
+        pad_to_multiple_of: int | None = None,
+        **_: Any,
     ) -> nn.Module:
         """Give a cluster more or fewer words, at its end.
 
         Args:
             new_num_tokens: of the whole vocabulary; None changes nothing.
             layer: the cluster, counted from 0; -1: the last. With ``div_val`` 1 only the last.
+            pad_to_multiple_of: round the vocabulary's size up to a multiple of it.
 
         Returns:
             The embeddings.
@@ -110,6 +115,8 @@ class TransfoXLPreTrainedModel(PreTrainedModel):
         embedding = self.get_input_embeddings()
         if new_num_tokens is None:
             return embedding
+        if pad_to_multiple_of is not None:
+            new_num_tokens = -(-new_num_tokens // pad_to_multiple_of) * pad_to_multiple_of
         spans = embedding.spans
         cluster = len(spans) - 1 if layer == -1 else layer
         if not 0 <= cluster < len(spans) or (embedding.div_val == 1 and cluster != len(spans) - 1):

@@ -89,6 +89,7 @@ class TransfoXLConfig(PretrainedConfig):
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
+        _expect("cutoffs", cutoffs, isinstance(cutoffs, (list, tuple)), "a list of numbers")
         self.vocab_size = vocab_size
         self.cutoffs = list(cutoffs)
         self.tie_projs = [False] + [bool(proj_share_all_but_first)] * len(self.cutoffs)
@@ -134,6 +135,7 @@ class TransfoXLConfig(PretrainedConfig):
             _expect(name, getattr(self, name), _is_whole(getattr(self, name), 1), "at least 1")
         _expect("div_val", self.div_val, _is_whole(self.div_val, 1), "a whole number, at least 1")
         _expect("mem_len", self.mem_len, _is_whole(self.mem_len, 0), "a whole number, at least 0")
+        _expect("clamp_len", self.clamp_len, isinstance(self.clamp_len, int), "a whole number")
         _expect("d_model", self.d_model, self.d_model % 2 == 0, "an even number")
         _expect("init", self.init, self.init in INITS, f"one of {', '.join(INITS)}")
         _expect("attn_type", self.attn_type, self.attn_type == 0, "0, the only one there is")

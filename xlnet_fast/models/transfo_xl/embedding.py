@@ -105,6 +105,8 @@ def check_words(name: str, ids: Tensor, vocab_size: int, ignored: int | None = N
 
     A GPU would be waited for; its own kernels stop at such a word.
     """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ArgumentError(f"{name} has dtype {ids.dtype}, expected int64, the ids of words")
     if ids.device.type != "cpu" or not can_look(ids) or ids.numel() == 0:
         return
     looked = ids if ignored is None else ids.masked_fill(ids == ignored, 0)

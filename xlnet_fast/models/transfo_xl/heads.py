@@ -83,14 +83,15 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        shift_labels: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> TransfoXLLMHeadModelOutput | tuple[Any, ...]:
         """Log-probabilities of the words that follow, or the losses of labels.
 
         Args:
             labels: (B, I) int64, -100 for none; shifted here: a token predicts the label behind it.
-            shift_labels: in their place, what is behind each token, so that the last one has a
-                label, too; then ``losses`` is (B, I). transformers' own losses call it so.
+            targets: in their place, what is behind each token, so that the last one has a
+                label, too; then ``losses`` is (B, I). (Trainer would ask every batch for an
+                argument with "label" in its name.)
             logits_to_keep: log-probabilities of so many last tokens alone; 0: of all.
             The others as :meth:`TransfoXLModel.forward`.
 
@@ -104,10 +105,10 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         hidden = output.last_hidden_state
         losses = loss = None
         scores: Tensor | tuple[()] = ()
-        if labels is None and shift_labels is None:
+        if labels is None and targets is None:
             scores = self.crit.log_prob(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         else:
-            losses, counted = self._losses(hidden, labels, shift_labels)
+            losses, counted = self._losses(hidden, labels, targets)
             loss = losses.sum() / counted.clamp(min=1)
         returns = returns_dict(self.config) if return_dict is None else return_dict
         if returns:
@@ -127,8 +128,8 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, Tensor]:
         """Losses of labels, or of those behind each token, and how many count."""
         if labels is not None and behind is not None:
-            raise ArgumentError("give one of labels and shift_labels")
-        name, given = ("labels", labels) if behind is None else ("shift_labels", behind)
+            raise ArgumentError("give one of labels and targets")
+        name, given = ("labels", labels) if behind is None else ("targets", behind)
         assert given is not None
         if given.shape != hidden.shape[:2]:
             raise ArgumentError(

@@ -115,6 +115,8 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ArgumentError("give one of input_ids and inputs_embeds")
         check_memory(self.mem_len, self.same_length)
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ShapeError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, I)")
         h = self.drop(self.word_emb(input_ids) if inputs_embeds is None else inputs_embeds)
         if h.dim() != 3 or h.shape[2] != self.d_model or h.shape[1] == 0:
             raise ShapeError(
@@ -207,6 +209,10 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         """
         if mems is None:
             return None, self.mem_len if self.config.initial_memory == "zeros" else 0
+        if not isinstance(mems, (list, tuple)) or not all(isinstance(x, Tensor) for x in mems):
+            raise ArgumentError(
+                f"mems is {type(mems).__name__}, expected a list of one tensor for each layer"
+            )
         if len(mems) != len(self.layers):
             raise ShapeError(
                 f"mems has {len(mems)} tensors, expected {len(self.layers)}, one for each layer"

@@ -30,6 +30,6 @@ class SegmentTrainer(MemoryTrainer):
         """The loss of every token's successor, that of the segment's last token among them."""
         labels = inputs["labels"]
         outputs = model(
-            input_ids=inputs["input_ids"], mems=memory, shift_labels=labels, return_dict=True
+            input_ids=inputs["input_ids"], mems=memory, targets=labels, return_dict=True
         )
         return outputs, outputs.losses.float().sum(), (labels != IGNORED).sum().float()
