@@ -293,3 +293,17 @@ def test_numeric_gradients():
     for name, x in actual.items():
         assert abs(float(x - expected[name])) < 1e-7, name
     assert sum(abs(float(x)) > 1e-3 for x in actual.values()) > len(actual) // 2
+
+
+def test_sizes_are_rounded_up():
+    model = model_of()
+    model.resize_token_embeddings(61, pad_to_multiple_of=8)
+    assert model.config.vocab_size == 64
+    assert model(ids("rounded", 1, 3)).logits.shape == (1, 3, 64)
+
+
+def test_labels_of_one_token_have_nothing_to_foretell():
+    one = ids("one", 2, 1)
+    output = model_of()(one, labels=one)
+    assert output.losses.shape == (2, 0)
+    assert float(output.loss) == 0.0

@@ -83,7 +83,7 @@ class AdaptiveEmbedding(nn.Module):
         return out
 
     def _all(self, ids: Tensor) -> Tensor:
-        """Every word in every cluster, of which one counts: a tenth of a layer's work."""
+        """Every word in every cluster, of which one counts; no shape depends on the words."""
         out: Tensor | None = None
         for number, (first, end) in enumerate(self.spans):
             inside = (ids >= first) & (ids < end)
