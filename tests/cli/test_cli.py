@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -84,6 +85,24 @@ def test_a_subprocess_ends_with_the_same_code_and_no_traceback():
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "after"),
+    [("pretrain", None, "1"), ("pretrain", "0", "0"), ("bench", None, None)],
+)
+def test_huge_pages_are_asked_for(command, before, after, monkeypatch):
+    """Before anything imports torch; a benchmark takes the memory that a program gets."""
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before or "")  # so that it is restored
+    if before is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    found = []
+    monkeypatch.setattr(
+        cli, "app", lambda prog_name: found.append(os.environ.get("THP_MEM_ALLOC_ENABLE"))
+    )
+    monkeypatch.setattr(sys, "argv", ["xlnet-fast", command])
+    cli.main()
+    assert found == [after]
 
 
 def test_a_fault_of_the_package_is_not_dressed_up(monkeypatch):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from xlnet_fast.errors import ShapeError
 from xlnet_fast.models.transfo_xl.embedding import check_words
 from xlnet_fast.nn.bare import is_bare
+from xlnet_fast.nn.tied_rows import weight_of_product
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import nobody_looks_on
 
@@ -185,9 +186,10 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
             if not is_bare(layer):
                 logits: Tensor = layer(projected)
                 return logits
-            return linear(projected, layer.weight, layer.bias)
+            return linear(projected, weight_of_product(layer.weight), layer.bias)
         (first, end), layer = self.spans[number], self.out_layers[0]
-        return linear(projected, layer.weight[first:end], layer.bias[first:end])
+        weight = weight_of_product(layer.weight)
+        return linear(projected, weight[first:end], layer.bias[first:end])
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

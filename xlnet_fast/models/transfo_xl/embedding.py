@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.nn.bare import is_bare
+from xlnet_fast.nn.tied_rows import rows_of
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import can_look, nobody_looks_on
 
@@ -64,7 +64,7 @@ class AdaptiveEmbedding(nn.Module):
         """
         check_words("input_ids", ids, self.n_token)
         if self.div_val == 1:
-            vectors: Tensor = self.emb_layers[0](ids)
+            vectors = self._looked_up(0, ids)
             if len(self.emb_projs):
                 vectors = linear(vectors, self.emb_projs[0])
             return vectors * self.emb_scale
@@ -94,10 +94,18 @@ class AdaptiveEmbedding(nn.Module):
         return out
 
     def _of_cluster(self, number: int, ids: Tensor) -> Tensor:
+        return linear(self._looked_up(number, ids), self.emb_projs[number])
+
+    def _looked_up(self, number: int, ids: Tensor) -> Tensor:
         table: Any = self.emb_layers[number]
-        bare = type(table) is nn.Embedding and is_bare(table)
-        vectors: Tensor = F.embedding(ids, table.weight) if bare else table(ids)
-        return linear(vectors, self.emb_projs[number])
+        plain = (
+            type(table) is nn.Embedding
+            and is_bare(table)
+            and table.padding_idx is table.max_norm is None
+            and not (table.sparse or table.scale_grad_by_freq)
+        )
+        vectors: Tensor = rows_of(table.weight, ids) if plain else table(ids)
+        return vectors
 
 
 def check_words(name: str, ids: Tensor, vocab_size: int, ignored: int | None = None) -> None:
