@@ -131,7 +131,7 @@ class TransfoXLConfig(PretrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.check()
 
-    def _check_options(self, special: dict[str, int | None], tie_word_embeddings: bool) -> None:
+    def _check_options(self, special: dict[str, Any], tie_word_embeddings: bool) -> None:
         """Raise ArgumentError for an option that is of another type, or out of its range alone."""
         for name in ("vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "n_layer"):
             _expect(name, getattr(self, name), _is_whole(getattr(self, name), 1), "at least 1")
