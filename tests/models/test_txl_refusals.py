@@ -151,6 +151,8 @@ def test_options_of_other_types_are_refused(options, message):
     ("change", "message"),
     [
         (lambda x: {"input_ids": x[0]}, "input_ids has shape (6,), expected (B, I)"),
+        (lambda x: {"input_ids": x.tolist()}, "input_ids is list, expected a tensor"),
+        (lambda x: {"inputs_embeds": [1.0]}, "inputs_embeds is list, expected a tensor"),
         (lambda x: {"input_ids": x.float()}, "input_ids has dtype torch.float32"),
         (lambda x: {"input_ids": x, "labels": x.float()}, "labels has dtype torch.float32"),
         (lambda x: {"input_ids": x, "mems": [None, None]}, "mems is list, expected a list of one"),
