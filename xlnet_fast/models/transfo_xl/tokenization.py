@@ -85,6 +85,7 @@ class TransfoXLTokenizer(WordIds):
                 "tokenized=True splits at white space, and "
                 f"delimiter={delimiter!r} says otherwise: give one of them"
             )
+        special = list(special) if isinstance(special, Iterator) else special
         _check_words("special", special)
         _check_words("never_split", never_split)
         if not isinstance(delimiter, (str, type(None))):
@@ -242,8 +243,8 @@ class TransfoXLTokenizer(WordIds):
 
 def _check_words(name: str, words: object) -> None:
     """Raise ArgumentError where an option is no list of words, such as one word alone."""
-    is_list = isinstance(words, Iterable) and not isinstance(words, (str, bytes))
-    if words is not None and not (
-        is_list and all(isinstance(word, (str, AddedToken)) for word in words)
-    ):
+    if words is None:
+        return
+    found = list(words) if isinstance(words, Iterable) and not isinstance(words, str) else [None]
+    if not all(isinstance(word, (str, AddedToken)) for word in found):
         raise ArgumentError(f"{name} is {words!r}, expected a list of words, or None")
