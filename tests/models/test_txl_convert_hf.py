@@ -124,3 +124,32 @@ def test_weights_in_several_files(tmp_path):
     (old.path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
     convert(old.path, tmp_path / "out", "hf")
     check_same(loaded(tmp_path / "out"), old.model)
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {"score": 3}}])
+def test_an_index_that_names_no_files(content, tmp_path):
+    old = hugging_face(tmp_path / "old")
+    (old.path / "pytorch_model.bin").unlink()
+    (old.path / "pytorch_model.bin.index.json").write_text(json.dumps(content))
+    with pytest.raises(ArgumentError, match=r"index\.json has no weight_map, expected weights and"):
+        convert(old.path, tmp_path / "out", "hf")
+
+
+@pytest.mark.parametrize("entry", [{"id2label": 3}, {"num_labels": "two"}])
+def test_entries_that_every_model_has_are_of_their_types(entry, tmp_path):
+    old = hugging_face(tmp_path / "old")
+    path = old.path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
+    with pytest.raises(ArgumentError, match=r"config\.json has an entry of another type"):
+        convert(old.path, tmp_path / "out", "hf")
+
+
+def test_code_and_quantization_that_a_config_names_are_not_kept(tmp_path):
+    old = hugging_face(tmp_path / "old")
+    path, named = old.path / "config.json", {"AutoModelForCausalLM": "own.Model"}
+    entries = {"auto_map": named, "quantization_config": {}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    convert(old.path, tmp_path / "out", "hf")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not entries.keys() & written.keys()
+    check_same(loaded(tmp_path / "out"), old.model)

@@ -84,6 +84,11 @@ WRONG = {
     "not_a_number": (changed(set_to(QKV, lambda x: x * float("nan"))), "NaN or infinite values"),
     "whole_numbers": (changed(set_to(QKV, lambda x: x.long())), "expected floating point"),
     "no_tensor": (changed(set_to(QKV, [1.0])), "is list, expected a tensor"),
+    "sparse": (changed(set_to(QKV, lambda x: x.to_sparse())), "is a sparse tensor, a nested one"),
+    "no_values": (changed(set_to(QKV, lambda x: x.to("meta"))), "or one without values, expected"),
+    "eight_bits": (
+        changed(set_to(QKV, lambda x: x.to(torch.float8_e4m3fn))), "expected floating point of"
+    ),
     "other_sizes": (changed(lambda s: None, d_model=16), "d_model is 16 by args .* and 8 by"),
     "other_cutoffs": (changed(lambda s: None, cutoffs=[4, 11]), r"cutoffs is \[4, 11\] by args"),
     "other_words": (changed(lambda s: None, n_token=20), "vocab_size is 20 by args .* and 19 by"),
@@ -143,6 +148,22 @@ def test_what_is_no_checkpoint(tmp_path):
         with pytest.raises(ArgumentError, match=words):
             convert(tmp_path / source, tmp_path / "sub" / "out", kind)
         assert not (tmp_path / "sub").exists()
+
+
+def test_a_config_of_too_many_levels(tmp_path):
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ArgumentError, match=r"config\.json is no valid JSON"):
+        convert(tmp_path, tmp_path / "out", "hf")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["too_long", "null_byte"])
+def test_names_that_cannot_be_looked_up(name, tmp_path):
+    path = write_kimiyoung(tmp_path, Original())
+    for source, out in ((tmp_path / name, tmp_path / "out"), (path, tmp_path / name)):
+        with pytest.raises(ArgumentError, match="cannot be looked up"):
+            convert(source, out, "kimiyoung")
+    with pytest.raises(ArgumentError, match="cannot be looked up"):
+        convert(path, tmp_path / "out", "kimiyoung", vocabulary=Path(name))
 
 
 # ---- the folder that is written ----

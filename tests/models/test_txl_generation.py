@@ -6,6 +6,8 @@ import pytest
 import torch
 from txl_parity import ids, model_of, recipe, recorded
 
+from xlnet_fast.errors import ArgumentError, ShapeError
+
 STEPS = 8
 
 
@@ -183,3 +185,24 @@ def test_halves(dtype, beams):
     out = written(model, prompt, num_beams=beams, return_dict_in_generate=True, output_logits=True)
     assert all(x.isfinite().all() for x in out.logits)
     assert torch.equal(out.sequences, written(model, prompt, num_beams=beams))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: x[:, :0], r"input_ids has shape \(2, 0\), expected \(B, I\) with B and I >= 1"),
+        (lambda x: x[:0], r"shape \(0, 5\), expected"),
+        (lambda x: x[0], r"shape \(5,\), expected"),
+    ],
+)
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_prompt_of_nothing_is_told(make, words, num_beams):
+    model, prompt = model_of(), ids("prompt", 2, 5)
+    with pytest.raises(ShapeError, match=words):
+        written(model, make(prompt), num_beams=num_beams)
+
+
+@pytest.mark.parametrize("mems", [[], [None, None], 3])
+def test_what_is_no_memory_is_told(mems):
+    with pytest.raises(ArgumentError, match=r"mems (has 0 tensors|is list|is int), expected"):
+        written(model_of(), ids("prompt", 2, 5), mems=mems, num_beams=2)

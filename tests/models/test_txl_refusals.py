@@ -32,6 +32,20 @@ CONFIGS = {
     "init": ({"init": "zeros"}, "init is 'zeros'"),
     "no heads": ({"n_head": 0}, "n_head is 0"),
     "no memory": ({"mem_len": 0}, "same_length needs mem_len >= 1"),
+    "words for a number": ({"vocab_size": "60"}, "vocab_size is '60', expected at least 1"),
+    "cutoffs of words": ({"cutoffs": ["20"]}, r"cutoffs is \['20'\], expected increasing"),
+    "no sampled softmax": ({"sample_softmax": None}, "sample_softmax is None, expected -1"),
+    "a dropout above 1": ({"dropout": 1.5}, "dropout is 1.5, expected a number from 0 to 1"),
+    "a dropout that is no number": ({"dropatt": float("nan")}, "dropatt is nan, expected a number"),
+    "no epsilon": ({"layer_norm_epsilon": None}, "layer_norm_epsilon is None, expected a number"),
+    "a negative width of random weights": ({"init_std": -0.1}, "init_std is -0.1, expected a num"),
+    "a switch of words": ({"same_length": "no"}, "same_length is 'no', expected true or false"),
+    "neither tied nor not": (
+        {"tie_word_embeddings": None},
+        "tie_word_embeddings is None, expected",
+    ),
+    "padding of words": ({"pad_token_id": "<eos>"}, "pad_token_id is '<eos>', expected a word's"),
+    "no list of tied projections": ({"tie_projs": None}, "tie_projs is None, expected 3 of them"),
 }
 
 
@@ -137,6 +151,8 @@ def test_options_of_other_types_are_refused(options, message):
     ("change", "message"),
     [
         (lambda x: {"input_ids": x[0]}, "input_ids has shape (6,), expected (B, I)"),
+        (lambda x: {"input_ids": x.tolist()}, "input_ids is list, expected a tensor"),
+        (lambda x: {"inputs_embeds": [1.0]}, "inputs_embeds is list, expected a tensor"),
         (lambda x: {"input_ids": x.float()}, "input_ids has dtype torch.float32"),
         (lambda x: {"input_ids": x, "labels": x.float()}, "labels has dtype torch.float32"),
         (lambda x: {"input_ids": x, "mems": [None, None]}, "mems is list, expected a list of one"),

@@ -268,6 +268,25 @@ def test_texts_that_cannot_be_read(vocab, tmp_path):
         tokenizer.count_file(tmp_path / "latin.txt")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"never_split": "the"}, "never_split is 'the', expected a list of words, or None"),
+        ({"never_split": [3]}, r"never_split is \[3\], expected a list of words"),
+        ({"special": 3}, "special is 3, expected a list of words"),
+        ({"delimiter": 3}, "delimiter is 3, expected text, or None"),
+    ],
+)
+def test_options_of_other_types_are_told(options, message, vocab):
+    with pytest.raises(ArgumentError, match=message):
+        TransfoXLTokenizer(vocab_json_file=vocab, **options)
+
+
+def test_a_vocabulary_that_is_no_name_is_told():
+    with pytest.raises(ArgumentError, match="the vocabulary is 3, expected the name of a file"):
+        TransfoXLTokenizer(vocab_file=3)
+
+
 # ---- words and ids ----
 
 

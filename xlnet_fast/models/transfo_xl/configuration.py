@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -118,6 +119,7 @@ class TransfoXLConfig(PretrainedConfig):
         self.initial_memory = initial_memory
         self.trainer_compatible = trainer_compatible
         special = {"eos": eos_token_id, "pad": pad_token_id, "bos": bos_token_id}
+        self._check_options(special, tie_word_embeddings)  # the base class reads some
         super().__init__(
             **{f"{name}_token_id": token for name, token in special.items()},
             tie_word_embeddings=tie_word_embeddings,
@@ -129,26 +131,47 @@ class TransfoXLConfig(PretrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.check()
 
-    def check(self) -> None:
-        """Raise ArgumentError where the options fit no model."""
+    def _check_options(self, special: dict[str, Any], tie_word_embeddings: bool) -> None:
+        """Raise ArgumentError for an option that is of another type, or out of its range alone."""
         for name in ("vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "n_layer"):
             _expect(name, getattr(self, name), _is_whole(getattr(self, name), 1), "at least 1")
         _expect("div_val", self.div_val, _is_whole(self.div_val, 1), "a whole number, at least 1")
         _expect("mem_len", self.mem_len, _is_whole(self.mem_len, 0), "a whole number, at least 0")
         _expect("clamp_len", self.clamp_len, isinstance(self.clamp_len, int), "a whole number")
+        for name in ("dropout", "dropatt"):
+            x = getattr(self, name)
+            _expect(name, x, _is_number(x) and 0 <= x <= 1, "a number from 0 to 1")
+        for name in ("init_range", "init_std", "proj_init_std", "layer_norm_epsilon"):
+            x = getattr(self, name)
+            _expect(name, x, _is_number(x) and x >= 0, "a number, at least 0")
+        switches = {name: getattr(self, name) for name in ("pre_lnorm", "same_length", "untie_r")}
+        for name, x in {**switches, "tie_word_embeddings": tie_word_embeddings}.items():
+            _expect(name, x, x in (True, False), "true or false")
+        for kind, token in special.items():
+            several = isinstance(token, list) and kind == "eos"
+            is_right = all(isinstance(x, int) for x in (token if several else [token]))
+            _expect(
+                f"{kind}_token_id", token, token is None or is_right, "a word's number, or none"
+            )
         _expect("d_model", self.d_model, self.d_model % 2 == 0, "an even number")
         _expect("init", self.init, self.init in INITS, f"one of {', '.join(INITS)}")
         _expect("attn_type", self.attn_type, self.attn_type == 0, "0, the only one there is")
         _expect(
-            "sample_softmax", self.sample_softmax, self.sample_softmax <= 0,
+            "sample_softmax", self.sample_softmax,
+            isinstance(self.sample_softmax, int) and self.sample_softmax <= 0,
             "-1: there is no sampled softmax",
         )  # fmt: skip
         _expect(
             "initial_memory", self.initial_memory, self.initial_memory in MEMORIES,
             f"one of {', '.join(MEMORIES)}",
         )  # fmt: skip
+
+    def check(self) -> None:
+        """Raise ArgumentError where the options fit no model."""
+        special = {kind: getattr(self, f"{kind}_token_id") for kind in ("eos", "pad", "bos")}
+        self._check_options(special, self.tie_word_embeddings)
         ends = [0, *self.cutoffs, self.vocab_size]
-        grows = all(a < b for a, b in pairwise(ends))
+        grows = all(_is_whole(b, 1) and a < b for a, b in pairwise(ends))
         _expect(
             "cutoffs", self.cutoffs, grows,
             f"increasing numbers between 0 and vocab_size = {self.vocab_size}",
@@ -161,7 +184,8 @@ class TransfoXLConfig(PretrainedConfig):
                 "div_val or fewer cutoffs"
             )
         count = len(self.cutoffs) + 1
-        _expect("tie_projs", self.tie_projs, len(self.tie_projs) == count, f"{count} of them")
+        is_right = isinstance(self.tie_projs, (list, tuple)) and len(self.tie_projs) == count
+        _expect("tie_projs", self.tie_projs, is_right, f"{count} of them")
 
 
 def check_memory(mem_len: int, same_length: bool) -> None:
@@ -175,6 +199,10 @@ def check_memory(mem_len: int, same_length: bool) -> None:
 
 def _is_whole(x: object, least: int) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= least
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and -math.inf < x < math.inf
 
 
 def _expect(name: str, value: object, holds: bool, wanted: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin
 
-from xlnet_fast.errors import ArgumentError
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.hf.versions import MEMORY_NAME
 from xlnet_fast.models.transfo_xl.adaptive_softmax import IGNORED, ProjectedAdaptiveLogSoftmax
 from xlnet_fast.models.transfo_xl.base import TransfoXLPreTrainedModel
@@ -159,6 +159,23 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
         """The memory is kept in place of keys and values of all that was read."""
         return False
 
+    def _prepare_model_inputs(self, *arguments: Any, **options: Any) -> tuple[Any, ...]:
+        """The prompt, which what comes before the first call of the model would fail on.
+
+        Raises:
+            ArgumentError, ShapeError: it is no tensor of at least one text and token.
+        """
+        found: tuple[Any, ...] = super()._prepare_model_inputs(*arguments, **options)
+        prompt, name = found[0], found[1]
+        if not isinstance(prompt, Tensor):
+            raise ArgumentError(f"{name} is {type(prompt).__name__}, expected a tensor")
+        if prompt.dim() < 2 or prompt.shape[0] == 0 or prompt.shape[1] == 0:
+            raise ShapeError(
+                f"{name} has shape {tuple(prompt.shape)}, expected (B, I) with B and I >= 1: a "
+                "text goes on from at least one token, such as that which ends the text before it"
+            )
+        return found
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
@@ -199,7 +216,10 @@ class TransfoXLLMHeadModel(TransfoXLPreTrainedModel, GenerationMixin):
     ) -> tuple[Any, dict[str, Any]]:
         """Several texts for each prompt, and as many of its memory."""
         ids, kept = super()._expand_inputs_for_generation(expand_size, *arguments, **options)
-        if mems is not None:
+        if mems is None:
+            return ids, kept
+        kept["mems"] = mems
+        if isinstance(mems, (list, tuple)) and mems and isinstance(mems[0], Tensor):
             copies = torch.arange(mems[0].shape[1]).repeat_interleave(expand_size)
             kept["mems"] = self._reorder_cache(mems, copies)
         return ids, kept

@@ -115,6 +115,9 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ArgumentError("give one of input_ids and inputs_embeds")
         check_memory(self.mem_len, self.same_length)
+        for name, x in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
+            if x is not None and not isinstance(x, Tensor):
+                raise ArgumentError(f"{name} is {type(x).__name__}, expected a tensor")
         if input_ids is not None and input_ids.dim() != 2:
             raise ShapeError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, I)")
         h = self.drop(self.word_emb(input_ids) if inputs_embeds is None else inputs_embeds)

@@ -85,6 +85,11 @@ class TransfoXLTokenizer(WordIds):
                 "tokenized=True splits at white space, and "
                 f"delimiter={delimiter!r} says otherwise: give one of them"
             )
+        special = list(special) if isinstance(special, Iterator) else special
+        _check_words("special", special)
+        _check_words("never_split", never_split)
+        if not isinstance(delimiter, (str, type(None))):
+            raise ArgumentError(f"delimiter is {delimiter!r}, expected text, or None")
         self.special = list(special or ())
         self.min_freq, self.max_size = min_freq, max_size
         self.lower_case, self.delimiter, self.tokenized = lower_case, delimiter, tokenized
@@ -92,6 +97,8 @@ class TransfoXLTokenizer(WordIds):
         self.vocab_file = vocab_file
         files = (vocab_json_file, vocab_file, pretrained_vocab_file_torch, pretrained_vocab_file)
         source = next((file for file in files if file is not None), None)
+        if not isinstance(source, (str, os.PathLike, type(None))):
+            raise ArgumentError(f"the vocabulary is {source!r}, expected the name of a file")
         if source is None and (folder := kwargs.get("name_or_path")):
             raise ArgumentError(f"{folder} has no vocabulary: none of {', '.join(FILES.values())}")
         unk_token = self._begin_vocabulary(source, unk_token)
@@ -232,3 +239,12 @@ class TransfoXLTokenizer(WordIds):
             between = []
         if between:
             yield self.convert_tokens_to_string(between)
+
+
+def _check_words(name: str, words: object) -> None:
+    """Raise ArgumentError where an option is no list of words, such as one word alone."""
+    if words is None:
+        return
+    found = list(words) if isinstance(words, Iterable) and not isinstance(words, str) else [None]
+    if not all(isinstance(word, (str, AddedToken)) for word in found):
+        raise ArgumentError(f"{name} is {words!r}, expected a list of words, or None")

@@ -18,6 +18,8 @@ CLASSIFIER = "TransfoXLForSequenceClassification"
 BARE = "TransfoXLModel"
 FREQUENCIES = f"{BODY}pos_emb.inv_freq"
 SCORE = "score.weight"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Of weights."""
 
 
 @dataclass
@@ -178,8 +180,10 @@ def _check_values(name: str, value: Tensor, shape: tuple[int, ...], what: str) -
         raise ArgumentError(
             f"{name} in {what} has shape {tuple(value.shape)}, expected {shape} by the others"
         )
-    if not value.is_floating_point():
-        raise ArgumentError(f"{name} in {what} is of {value.dtype}, expected floating point")
+    if value.dtype not in DTYPES:
+        raise ArgumentError(
+            f"{name} in {what} is of {value.dtype}, expected floating point of 16 bits or more"
+        )
     if not bool(torch.isfinite(value).all()):
         raise ArgumentError(
             f"{name} in {what} has NaN or infinite values: the training failed before it was saved"

@@ -41,7 +41,10 @@ _SIZES = (
     "n_layer", "untie_r", "tie_projs", "tie_word_embeddings", "pre_lnorm", "same_length", "mem_len",
     "clamp_len", "dropout", "dropatt", "attn_type", "sample_softmax",
 )  # fmt: skip
-_NOT_KEPT = ("tie_weight", "architectures", "transformers_version", "torch_dtype", "dtype")
+_NOT_KEPT = (
+    "tie_weight", "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map",
+    "quantization_config",
+)  # fmt: skip
 _WAY_OUT = "save the model's state_dict() alone"
 
 
@@ -60,7 +63,14 @@ def read(path: Path, given: Mapping[str, Any]) -> Found:
         raise ArgumentError(f"{path} {state}, expected a folder with {CONFIG} and {PICKLED}")
     what = str(path)
     said = _config(path)
-    config = TransfoXLConfig(**said)
+    try:
+        config = TransfoXLConfig(**said)
+    except ArgumentError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of what every model has
+        raise ArgumentError(
+            f"{path / CONFIG} has an entry of another type than transformers expects: {error}"
+        ) from error
     told = {name: getattr(config, name) for name in _SIZES}
     settings = merged(told, given, CONFIG)
     weights = _prefixed(_weights(path))
@@ -104,12 +114,20 @@ def _weights(path: Path) -> Weights:
             return _file(path / whole)
         index = path / f"{whole}.index.json"
         if index.is_file():
-            parts = read_json(index).get("weight_map", {})
-            weights: Weights = {}
-            for name in sorted(set(parts.values())):
-                weights |= _file(path / Path(name).name)
-            return weights
+            return _parts(path, index)
     raise ArgumentError(f"{path} holds neither {SAFE} nor {PICKLED}, so there are no weights")
+
+
+def _parts(path: Path, index: Path) -> Weights:
+    """The weights of the files that an index names; they lie beside it."""
+    parts = read_json(index).get("weight_map")
+    files = list(parts.values()) if isinstance(parts, dict) else []
+    if not files or not all(isinstance(name, str) and name for name in files):
+        raise ArgumentError(f"{index} has no weight_map, expected weights and their files")
+    weights: Weights = {}
+    for name in sorted(set(files)):
+        weights |= _file(path / Path(name).name)
+    return weights
 
 
 def _file(path: Path) -> Weights:

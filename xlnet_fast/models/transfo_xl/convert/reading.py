@@ -8,6 +8,7 @@ its arguments or its vocabulary, is held by :class:`StandIn`, which does nothing
 from __future__ import annotations
 
 import json
+import os
 import pickletools
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -51,6 +52,17 @@ class StandIn:
 def only_arguments(name: str) -> bool:
     """Whether a class is that of parsed arguments, which holds values and has no code to miss."""
     return name == NAMESPACE
+
+
+def check_name(path: Path) -> None:
+    """Raise ArgumentError for a path that the system cannot look up: too long, or forbidden."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ArgumentError(f"{str(path)[:100]!r} cannot be looked up: {reason}") from error
 
 
 def load(path: Path, way_out: str, stands_in: Callable[[str], bool] = only_arguments) -> Any:
@@ -106,6 +118,8 @@ def _is_zip(path: Path) -> bool:
 
 
 def _damaged(path: Path, error: Exception, otherwise: str = "") -> ArgumentError:
+    if isinstance(error, PermissionError):
+        return ArgumentError(f"{path} cannot be read: {error.strerror}")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return ArgumentError(
@@ -125,7 +139,8 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
     """A state dict by name, without the prefix that ``DataParallel`` adds.
 
     Raises:
-        ArgumentError: it is none; ``what`` is how the message calls it.
+        ArgumentError: it is none, or has tensors that are not strided or have no values; ``what``
+            is how the message calls it.
     """
     if not isinstance(content, Mapping) or not content:
         raise ArgumentError(f"{what} is no state dict, expected names and tensors")
@@ -133,6 +148,11 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ArgumentError(
                 f"{what} is no state dict: {name!r} is {type(value).__name__}, expected a tensor"
+            )
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            raise ArgumentError(
+                f"{name} in {what} is a sparse tensor, a nested one or one without values, "
+                "expected an ordinary one"
             )
     prefix = "module."
     if all(name.startswith(prefix) for name in content):
@@ -150,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ArgumentError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(f"{path} is no valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ArgumentError(f"{path} holds {type(content).__name__}, expected names and values")

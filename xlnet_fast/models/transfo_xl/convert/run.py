@@ -15,6 +15,7 @@ from xlnet_fast.models.transfo_xl.convert.found import (
     Found,
     shared_names,
 )
+from xlnet_fast.models.transfo_xl.convert.reading import check_name
 from xlnet_fast.models.transfo_xl.convert.shapes import HEAD
 from xlnet_fast.models.transfo_xl.convert.writing import check_output, write
 from xlnet_fast.models.transfo_xl.vocabulary import read_vocabulary
@@ -66,6 +67,9 @@ def convert(
     if kind not in _READERS:
         raise ArgumentError(f"kind is {kind!r}, expected one of {', '.join(SOURCES)}")
     source, output = source.expanduser(), output.expanduser()
+    for path in (source, output, vocabulary):
+        if path is not None:
+            check_name(path)
     check_output(source, output, overwrite)
     found = _READERS[kind](source, given or {})
     tokenizer = None
