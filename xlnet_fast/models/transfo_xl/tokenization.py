@@ -86,6 +86,7 @@ class TransfoXLTokenizer(WordIds):
                 f"delimiter={delimiter!r} says otherwise: give one of them"
             )
         special = list(special) if isinstance(special, Iterator) else special
+        never_split = list(never_split) if isinstance(never_split, Iterator) else never_split
         _check_words("special", special)
         _check_words("never_split", never_split)
         if not isinstance(delimiter, (str, type(None))):
