@@ -1,0 +1,145 @@
+// A machine that runs PTX on the host: blocks one after the other, warps in a random order, the
+// 32 lanes of a warp at once. What a GPU would not tell ends a launch with a `Fault`.
+//
+// `machine.cpp` schedules, `arithmetic.cpp`, `exchange.cpp`, `memory.cpp` and `matrix.cpp` have the
+// instructions. Each registers by name: `decode_*` looks at an instruction once, when a kernel is
+// loaded, and leaves in it the function that runs it for a whole warp.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace xlnet_fast::ptx {
+
+constexpr int kLanes = 32;
+constexpr uint32_t kAllLanes = 0xffffffffu;
+
+class Block;
+struct Warp;
+struct Instruction;
+
+// A set of lanes of a warp, a bit each.
+using Lanes = uint32_t;
+
+// A value as an instruction names it: 32 lanes side by side in the warp's registers, each `bytes`
+// wide (2, 4, 8 or 16). An immediate, a special register and the address of a symbol are registers
+// that nobody writes. A predicate is one `Lanes`: 4 bytes in all, and `bytes` is 0.
+struct Value {
+  uint32_t at = 0;  // byte in the warp's registers
+  uint8_t bytes = 0;
+  bool is_immediate = false;  // then `bits` is what it is, and `at` is set by `Loader::constant`
+  bool negated = false;       // "!%p1" as an operand
+  uint64_t bits = 0;
+};
+
+// One comma-separated operand: "%r1" has one value, "{%r1, %r2}" and "%p1|%p2" several,
+// "[%rd1+16]" one, the base, and an offset. "_" is a value that is written and never read.
+struct Operand {
+  std::vector<Value> values;
+  bool is_address = false;
+  int64_t offset = 0;
+};
+
+// What a step of a warp has at hand.
+struct Step {
+  Block& block;
+  Warp& warp;
+  const Instruction& instruction;
+  Lanes active;  // lanes that do it: those here whose guard holds; never none
+};
+
+using Run = void (*)(const Step&);
+
+struct Instruction {
+  int line = 0;                   // of the text, from 1
+  std::string text;               // as it stands there
+  std::vector<std::string> name;  // "ld.global.v4.b32" -> {"ld", "global", "v4", "b32"}
+  std::vector<Operand> operands;  // first what is written
+  bool guarded = false, guard_negated = false;
+  Value guard;
+  // Set by decode_*:
+  Run run = nullptr;
+  std::vector<uint32_t> constants;  // whatever its function wants to know, in an order of its own
+  // Set by the machine for branches and what else moves a warp:
+  int target = -1;
+};
+
+// What is wrong with a kernel or its text: where, and who did it.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Throws a Fault that names instruction, block, thread (warp and lane) and what is wrong.
+[[noreturn]] void fail(const Step& step, int lane, const std::string& what);
+// The same of a text that cannot be decoded.
+[[noreturn]] void fail(const Instruction& instruction, const std::string& what);
+
+// While a kernel is loaded: makes room for constants.
+class Loader {
+ public:
+  // A register of `bytes` that holds an immediate's bits in all lanes; `value` otherwise, which
+  // must be as wide. Integers are cut to the width; a 32-bit float arrives as its 32 bits.
+  Value constant(const Value& value, int bytes);
+};
+
+// Each looks at an instruction of its own names, and returns false at the others. It throws by
+// `fail` at what it does not know of a name of its own: a modifier, a width, a count of operands.
+bool decode_arithmetic(Instruction&, Loader&);  // one lane at a time: numbers, bits, predicates
+bool decode_exchange(Instruction&, Loader&);    // shfl, vote, activemask, match, redux
+bool decode_memory(Instruction&, Loader&);      // ld, st, atom, red, cp.async, cvta, ldmatrix, ..
+bool decode_matrix(Instruction&, Loader&);      // mma.sync
+
+// A warp: its registers, and where its lanes are.
+struct Warp {
+  int number = 0;                  // within the block
+  std::vector<uint64_t> registers;  // of all lanes, as `Value` has it (aligned for vectors)
+  std::array<int, kLanes> at{};    // next instruction of each lane
+  Lanes exited = 0, at_barrier = 0;
+  // How many barriers each lane has passed: two accesses of the same memory by two threads of a
+  // block are in order where one thread's count of block barriers differs, or, within a warp, that
+  // of its own barriers (bar.warp.sync).
+  std::array<int32_t, kLanes> block_epoch{}, warp_epoch{};
+
+  template <class T>
+  T* lanes(const Value& value) {
+    return reinterpret_cast<T*>(reinterpret_cast<char*>(registers.data()) + value.at);
+  }
+  int thread(int lane) const { return number * kLanes + lane; }
+};
+
+// Calls f(lane) for every active lane; without a branch where all are, so that it can be vectors.
+template <class F>
+inline void for_lanes(Lanes active, F&& f) {
+  if (active == kAllLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) f(lane);
+  } else {
+    for (Lanes rest = active; rest != 0; rest &= rest - 1) f(std::countr_zero(rest));
+  }
+}
+
+// --- memory (memory.h has the rest) ---
+
+class GlobalMemory;  // of the process: buffers with bounds
+class BlockMemory;   // shared and local memory of a block, and who touched what
+
+// What runs now. One at a time.
+class Block {
+ public:
+  int threads = 0;
+  int64_t number = 0;             // among the grid's blocks, in the order of %ctaid
+  std::array<uint32_t, 3> index{};  // %ctaid
+  std::vector<Warp> warps;
+  const char* parameters = nullptr;  // the .param space
+  size_t parameter_bytes = 0;
+  std::unique_ptr<BlockMemory> memory;
+  std::mt19937* random = nullptr;
+};
+
+}  // namespace xlnet_fast::ptx
