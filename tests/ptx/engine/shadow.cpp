@@ -1,0 +1,328 @@
+// Who touched which bytes when, and what of it is a race.
+#include <algorithm>
+#include <cstdio>
+
+#include "memory.h"
+
+namespace xlnet_fast::ptx {
+
+Launch launch;
+
+void Shadow::begin(size_t region_bytes, bool is_global) {
+  bytes = region_bytes;
+  writes.assign(granules(), 0);
+  reads.assign(granules(), 0);
+  if (is_global) other_reads.assign(granules(), 0);
+}
+
+void Shadow::refine(int finer) {
+  const int copies = 1 << (shift - finer);
+  shift = finer;
+  for (auto* records : {&writes, &reads, &atomics, &other_reads, &other_atomics}) {
+    if (records->empty()) continue;
+    std::vector<Record> refined(granules());
+    for (size_t granule = 0; granule < refined.size(); ++granule) {
+      refined[granule] = (*records)[granule / copies];
+    }
+    *records = std::move(refined);
+  }
+}
+
+void Shadow::expect_atomics(bool is_global) {
+  if (!atomics.empty()) return;
+  atomics.assign(granules(), 0);
+  if (is_global) other_atomics.assign(granules(), 0);
+}
+
+void Shadow::forget() {
+  for (auto* records : {&writes, &reads, &atomics, &other_reads, &other_atomics}) {
+    std::fill(records->begin(), records->end(), 0);
+  }
+}
+
+Now::Now(const Step& step) : block(step.block.memory->begin) {
+  const Warp& warp = step.warp;
+  const int thread = warp.number * kLanes;
+  uint32_t least = 0xffffffffu, most = 0;
+  for_lanes(step.active, [&](int lane) {
+    const uint32_t moment = block + uint32_t(warp.block_epoch[lane]);
+    least = std::min(least, moment);
+    most = std::max(most, moment);
+    own[lane] = record(moment, warp.warp_epoch[lane], thread + lane, thread + lane);
+  });
+  first = least;
+  launch.latest = std::max(launch.latest, most);
+}
+
+namespace {
+
+enum class Use { kRead, kWrite, kAtomic };
+
+// What was before and may race with what is now.
+struct Earlier {
+  const char* did;
+  Record record;
+};
+
+bool is_of_other_block(Record earlier, const Region& region, const Now& now) {
+  return moment_of(earlier) >= region.floor && moment_of(earlier) < now.block;
+}
+
+// The thread of a record that is not in order with `own`, or -1; of its block, at its moment.
+int unordered_thread(Record earlier, Record own) {
+  if (moment_of(earlier) != moment_of(own)) return -1;
+  const int thread = first_of(own);
+  for (const int other : {first_of(earlier), second_of(earlier)}) {
+    if (other == thread) continue;
+    const bool is_same_warp = other / kLanes == thread / kLanes;
+    if (!is_same_warp || epoch_of(earlier) == epoch_of(own)) return other;
+  }
+  return -1;
+}
+
+std::string place_of(const Region& region, size_t granule) {
+  char text[160];
+  const size_t at = granule << region.shadow->shift;
+  const int bytes = 1 << region.shadow->shift;
+  if (region.space == Space::kShared) {
+    std::snprintf(text, sizeof text, "bytes %zu to %zu of shared memory", at, at + bytes - 1);
+  } else {
+    std::snprintf(text, sizeof text, "bytes %zu to %zu of the buffer of %zu bytes at 0x%llx", at,
+                  at + bytes - 1, region.bytes, static_cast<unsigned long long>(region.begin));
+  }
+  return text;
+}
+
+int64_t block_of(uint32_t moment) {
+  auto after = std::upper_bound(launch.blocks.begin(), launch.blocks.end(), moment,
+                                [](uint32_t m, const auto& block) { return m < block.first; });
+  return after == launch.blocks.begin() ? -1 : std::prev(after)->second;
+}
+
+[[noreturn]] void fail_race(const Step& step, int lane, const Region& region, size_t granule,
+                            const char* doing, const Earlier& earlier, int thread,
+                            bool is_other_block) {
+  std::string who = "thread " + std::to_string(thread);
+  if (is_other_block) {
+    who += " of block " + std::to_string(block_of(moment_of(earlier.record)));
+  }
+  fail(step, lane,
+       std::string("a race: it ") + doing + " " + place_of(region, granule) + ", which " + who +
+           " " + earlier.did +
+           (is_other_block ? ", and blocks of a grid are in no order"
+                           : ", and both have passed no barrier in between"));
+}
+
+// Fails if an earlier record is not in order with what a lane does now.
+[[gnu::noinline]] void check(const Step& step, int lane, const Region& region, const Now& now,
+                             size_t granule, const char* doing, const Earlier& earlier) {
+  if (moment_of(earlier.record) == kUnderWay) {
+    fail(step, lane,
+         std::string("it ") + doing + " " + place_of(region, granule) +
+             ", where a copy of thread " + std::to_string(first_of(earlier.record)) +
+             " is under way: cp.async was issued and not waited for");
+  }
+  if (is_of_other_block(earlier.record, region, now)) {
+    fail_race(step, lane, region, granule, doing, earlier, first_of(earlier.record), true);
+  }
+  const int thread = unordered_thread(earlier.record, now.own[lane]);
+  if (thread >= 0) fail_race(step, lane, region, granule, doing, earlier, thread, false);
+}
+
+// Whether a record may be out of order with what a lane does now; `check` knows. It is inline and
+// quick, and says no to nearly all.
+inline bool is_suspect(Record earlier, Record own, const Region& region, const Now& now) {
+  const uint32_t moment = moment_of(earlier);
+  return earlier != own &&
+         (moment >= now.first || moment - region.floor < now.block - region.floor);
+}
+
+// Adds a lane to those who read (or did atomics) at the latest moment. `others` has what an earlier
+// block did, where regions are shared by blocks.
+[[gnu::noinline]] void merge(Record& latest, Record* others, Record own, const Region& region,
+                             const Now& now) {
+  if (moment_of(latest) != moment_of(own)) {
+    if (others != nullptr && is_of_other_block(latest, region, now)) *others = latest;
+    latest = own;
+    return;
+  }
+  const int warp = first_of(own) / kLanes, thread = first_of(own);
+  const int a = first_of(latest), b = second_of(latest);
+  const bool a_is_here = a / kLanes == warp, b_is_here = b / kLanes == warp;
+  if (a_is_here && b_is_here && epoch_of(latest) != epoch_of(own)) {
+    latest = own;  // whoever is unordered with what it replaces is unordered with this too
+  } else if (a == thread || b == thread) {
+    return;
+  } else if (a == b || (a / kLanes == b / kLanes && !a_is_here)) {
+    // A second thread, or one of a second warp, which says more.
+    latest = record(moment_of(latest), int32_t(epoch_of(latest)), a, thread);
+  }
+}
+
+inline void add(std::vector<Record>& records, std::vector<Record>& others, size_t granule,
+                Record own, const Region& region, const Now& now) {
+  Record& latest = records[granule];
+  if (latest == own) return;
+  const uint32_t moment = moment_of(latest);
+  if (moment < region.floor || moment - now.block < now.first - now.block) {
+    latest = own;  // in order with everything from now on
+  } else {
+    merge(latest, others.empty() ? nullptr : &others[granule], own, region, now);
+  }
+}
+
+void refine_to(const Region& region, uint32_t bytes) {
+  const int shift = std::countr_zero(bytes);
+  if (region.shadow->shift > shift) region.shadow->refine(shift);
+}
+
+// Whether lanes before this one wrote, with this instruction, the same to a granule: a GPU leaves
+// open which of them is last, and it makes no difference.
+bool is_same_store(const Step& step, Lanes lanes, int lane, const Region& region,
+                   const Addresses& address, uint32_t bytes, size_t granule, Record earlier,
+                   const Now& now, const char* mine) {
+  const int other = first_of(earlier) % kLanes;
+  if (first_of(earlier) / kLanes != step.warp.number || other >= lane) return false;
+  if (moment_of(earlier) != moment_of(now.own[other]) || (lanes >> other & 1) == 0) return false;
+  const int shift = region.shadow->shift;
+  const uint64_t at = region.begin + (granule << shift);
+  if (at < address[other] || at >= address[other] + bytes) return false;
+  return std::memcmp(region.data + (granule << shift), mine + (at - address[lane]),
+                     size_t{1} << shift) == 0;
+}
+
+void check_nothing_reads(const Step& step, int lane, const Region& region, const Now& now,
+                         size_t granule, const char* doing) {
+  const Shadow& shadow = *region.shadow;
+  const Record own = now.own[lane];
+  if (is_suspect(shadow.reads[granule], own, region, now)) [[unlikely]] {
+    check(step, lane, region, now, granule, doing, {"read", shadow.reads[granule]});
+  }
+  if (!shadow.other_reads.empty() && moment_of(shadow.other_reads[granule]) >= region.floor) {
+    check(step, lane, region, now, granule, doing, {"read", shadow.other_reads[granule]});
+  }
+}
+
+void check_no_atomics(const Step& step, int lane, const Region& region, const Now& now,
+                      size_t granule, const char* doing) {
+  const Shadow& shadow = *region.shadow;
+  if (is_suspect(shadow.atomics[granule], now.own[lane], region, now)) [[unlikely]] {
+    check(step, lane, region, now, granule, doing,
+          {"changed by an atomic", shadow.atomics[granule]});
+  }
+  if (!shadow.other_atomics.empty() && moment_of(shadow.other_atomics[granule]) >= region.floor) {
+    check(step, lane, region, now, granule, doing,
+          {"changed by an atomic", shadow.other_atomics[granule]});
+  }
+}
+
+void check_written(const Step& step, int lane, const Region& region, size_t granule) {
+  const Shadow& shadow = *region.shadow;
+  if (moment_of(shadow.writes[granule]) >= region.floor) return;
+  if (!shadow.atomics.empty() && moment_of(shadow.atomics[granule]) >= region.floor) return;
+  fail(step, lane, "it reads " + place_of(region, granule) + ", which the block has not written");
+}
+
+}  // namespace
+
+void note_reads(const Step& step, const Region& region, const Now& now, Lanes lanes,
+                const Addresses& address, uint32_t bytes) {
+  if (region.shadow == nullptr) return;
+  refine_to(region, bytes);
+  Shadow& shadow = *region.shadow;
+  const int shift = shadow.shift;
+  const size_t count = bytes >> shift;
+  const bool has_atomics = !shadow.atomics.empty();
+  const bool must_be_written = launch.must_be_written && region.space == Space::kShared;
+  const Record* writes = shadow.writes.data();
+  for_lanes(lanes, [&](int lane) {
+    const Record own = now.own[lane];
+    const size_t begin = (address[lane] - region.begin) >> shift;
+    for (size_t granule = begin; granule < begin + count; ++granule) {
+      if (is_suspect(writes[granule], own, region, now)) [[unlikely]] {
+        check(step, lane, region, now, granule, "reads", {"wrote", writes[granule]});
+      }
+      if (has_atomics) check_no_atomics(step, lane, region, now, granule, "reads");
+      if (must_be_written) check_written(step, lane, region, granule);
+      add(shadow.reads, shadow.other_reads, granule, own, region, now);
+    }
+  });
+}
+
+void note_atomics(const Step& step, const Region& region, const Now& now, Lanes lanes,
+                  const Addresses& address, uint32_t bytes) {
+  if (region.shadow == nullptr) return;
+  refine_to(region, bytes);
+  Shadow& shadow = *region.shadow;
+  shadow.expect_atomics(region.space == Space::kGlobal);
+  const int shift = shadow.shift;
+  const size_t count = bytes >> shift;
+  const char* doing = "changes by an atomic";
+  for_lanes(lanes, [&](int lane) {
+    const Record own = now.own[lane];
+    const size_t begin = (address[lane] - region.begin) >> shift;
+    for (size_t granule = begin; granule < begin + count; ++granule) {
+      if (is_suspect(shadow.writes[granule], own, region, now)) [[unlikely]] {
+        check(step, lane, region, now, granule, doing, {"wrote", shadow.writes[granule]});
+      }
+      check_nothing_reads(step, lane, region, now, granule, doing);
+      add(shadow.atomics, shadow.other_atomics, granule, own, region, now);
+    }
+  });
+}
+
+void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
+           const Addresses& address, uint32_t bytes, const char* data) {
+  if (region.shadow == nullptr) {
+    for_lanes(lanes, [&](int lane) {
+      std::memcpy(region.data + (address[lane] - region.begin), data + lane * bytes, bytes);
+    });
+    return;
+  }
+  refine_to(region, bytes);
+  Shadow& shadow = *region.shadow;
+  const int shift = shadow.shift;
+  const size_t count = bytes >> shift;
+  const bool has_atomics = !shadow.atomics.empty();
+  for_lanes(lanes, [&](int lane) {
+    const Record own = now.own[lane];
+    const char* mine = data + lane * bytes;
+    const size_t offset = address[lane] - region.begin;
+    const size_t begin = offset >> shift;
+    for (size_t granule = begin; granule < begin + count; ++granule) {
+      const Record earlier = shadow.writes[granule];
+      if (is_suspect(earlier, own, region, now) &&
+          !is_same_store(step, lanes, lane, region, address, bytes, granule, earlier, now, mine))
+          [[unlikely]] {
+        check(step, lane, region, now, granule, "writes", {"wrote", earlier});
+      }
+      check_nothing_reads(step, lane, region, now, granule, "writes");
+      if (has_atomics) check_no_atomics(step, lane, region, now, granule, "writes");
+      shadow.writes[granule] = own;
+    }
+    std::memcpy(region.data + offset, mine, bytes);
+  });
+}
+
+void begin_writes(const Step& step, const Region& region, const Now& now, Lanes lanes,
+                  const Addresses& address, uint32_t bytes) {
+  refine_to(region, bytes);
+  Shadow& shadow = *region.shadow;
+  const size_t count = bytes >> shadow.shift;
+  const bool has_atomics = !shadow.atomics.empty();
+  const char* doing = "copies into";
+  for_lanes(lanes, [&](int lane) {
+    const int thread = step.warp.thread(lane);
+    const size_t begin = (address[lane] - region.begin) >> shadow.shift;
+    for (size_t granule = begin; granule < begin + count; ++granule) {
+      if (is_suspect(shadow.writes[granule], now.own[lane], region, now)) [[unlikely]] {
+        check(step, lane, region, now, granule, doing, {"wrote", shadow.writes[granule]});
+      }
+      check_nothing_reads(step, lane, region, now, granule, doing);
+      if (has_atomics) check_no_atomics(step, lane, region, now, granule, doing);
+      shadow.writes[granule] = record(kUnderWay, 0, thread, thread);
+    }
+  });
+}
+
+}  // namespace xlnet_fast::ptx
