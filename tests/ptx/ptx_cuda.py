@@ -12,6 +12,7 @@ import functools
 import os
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ import cuda_emulation
 import ptx_machine
 import pytest
 
-from xlnet_fast.builder import nvcc
+from xlnet_fast.builder import lock, nvcc
 from xlnet_fast.errors import BuildError
 from xlnet_fast.kernels.chips import SHARED_LIMITS
 from xlnet_fast.kernels.cuda import entries
 
 ARCH = 80
+TIMEOUT_S = 1200.0
 CACHE = cuda_emulation.ROOT / "build" / "ptx" / "cuda"
 
 
@@ -106,6 +108,14 @@ def ptx_of(source: Path) -> Path:
     if target.exists():
         return target
     CACHE.mkdir(parents=True, exist_ok=True)
+    wait_until_s = time.monotonic() + TIMEOUT_S
+    with lock.held(target.with_suffix(".lock"), wait_until_s, on_wait=lambda: None):
+        if not target.exists():
+            _compile(found, flags, source, target)
+    return target
+
+
+def _compile(found: nvcc.Nvcc, flags: list[str], source: Path, target: Path) -> None:
     partial = target.with_name(f"{os.getpid()}-{target.name}")
     command = [
         *found.command, *flags, f"-I{cuda_emulation.CSRC}", "-ptx", str(source), "-o", str(partial),
@@ -115,7 +125,6 @@ def ptx_of(source: Path) -> Path:
         said = "\n".join((done.stdout + done.stderr).splitlines()[:40])
         raise BuildError(f"{' '.join(command)}\n{said}")
     partial.replace(target)
-    return target
 
 
 @functools.cache

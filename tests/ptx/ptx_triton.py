@@ -14,8 +14,9 @@ import json
 import os
 import struct
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ import ptx_machine
 import ptx_text
 import torch
 
+from xlnet_fast.builder import lock
 from xlnet_fast.kernels.triton import launch as launch_module
 from xlnet_fast.kernels.triton import report, triton
 
 ARCH = 80
 CACHE = Path(__file__).resolve().parents[2] / "build" / "ptx" / "triton"
+TIMEOUT_S = 1200.0
 _PACKAGE = "xlnet_fast.kernels.triton"
 
 
@@ -70,7 +73,7 @@ def running(*, seed: int = 0) -> Iterator[Counter[str]]:
             kernel,
             grid,
             compiled.num_warps * 32,
-            _packed(compiled, values),
+            _packed(kernel.kernel.parameters, values),
             shared_bytes=compiled.shared_bytes,
             seed=seed,
         )
@@ -86,7 +89,7 @@ def running(*, seed: int = 0) -> Iterator[Counter[str]]:
             if hasattr(module, "why_unavailable"):
                 found = _available_here(module.why_unavailable)
                 changes.enter_context(mock.patch.object(module, "why_unavailable", found))
-        changes.enter_context(mock.patch.object(launch_module, "arch", lambda device: ARCH))
+        changes.enter_context(mock.patch.object(launch_module, "arch", return_value=ARCH))
         yield launched
 
 
@@ -113,12 +116,14 @@ def compiled(source: Any, options: Mapping[str, Any], arch: int = ARCH) -> Compi
     said = f"{triton.__version__}\n{arch}\n{source.hash()}\n{parsed.hash()}"
     path = CACHE / f"{source.name}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
     if not path.exists():
-        made = _compile(source, backend, parsed, target)
         CACHE.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{os.getpid()}-{path.name}")
-        partial.write_text(json.dumps(vars(made)), encoding="utf-8")
-        partial.replace(path)
-        return made
+        wait_until_s = time.monotonic() + TIMEOUT_S
+        with lock.held(path.with_suffix(".lock"), wait_until_s, on_wait=lambda: None):
+            if not path.exists():
+                made = _compile(source, backend, parsed, target)
+                partial = path.with_name(f"{os.getpid()}-{path.name}")
+                partial.write_text(json.dumps(vars(made)), encoding="utf-8")
+                partial.replace(path)
     return Compiled(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -198,11 +203,10 @@ def _flattened(kind: Any, value: Any) -> Iterator[tuple[str, Any]]:
         yield kind, value
 
 
-def _packed(compiled_: Compiled, values: list[tuple[str, Any]]) -> bytes:
+def _packed(parameters: Sequence[ptx_text.Parameter], values: list[tuple[str, Any]]) -> bytes:
     """The .param space of a launch; Triton's own pointers to scratch memory, the last, are null."""
-    parameters = _parameters(compiled_.text, compiled_.name)
     own = parameters[len(values) :]
-    assert len(own) <= 2 and all(each.bytes == 8 for each in own), "more parameters than arguments"
+    assert [each.bytes for each in own] in ([], [8], [8, 8]), "more parameters than arguments"
     packed = bytearray(max((each.offset + each.bytes for each in parameters), default=0))
     for each, (kind, value) in zip(parameters, values, strict=False):
         packed[each.offset : each.offset + each.bytes] = _bytes_of(kind, value, each.bytes)
@@ -211,15 +215,10 @@ def _packed(compiled_: Compiled, values: list[tuple[str, Any]]) -> bytes:
 
 def _bytes_of(kind: str, value: Any, count: int) -> bytes:
     if isinstance(value, torch.Tensor):
-        assert kind.startswith("*") and count == 8, f"a tensor for {kind} of {count} bytes"
+        assert (kind[0], count) == ("*", 8), f"a tensor for {kind} of {count} bytes"
         return struct.pack("<Q", value.data_ptr())
     if kind == "fp32":
         assert count == 4, f"{kind} of {count} bytes"
         return struct.pack("<f", value)
     assert kind[0] in "iu", f"no launch of this project passes a {kind}"
     return int(value).to_bytes(count, "little", signed=kind[0] == "i" and kind != "i1")
-
-
-@functools.cache
-def _parameters(text: str, name: str) -> list[ptx_text.Parameter]:
-    return ptx_text.parse(text).kernels[name].parameters
