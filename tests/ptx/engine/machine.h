@@ -71,9 +71,9 @@ using Run = void (*)(const Step&);
 
 // What the scheduler does with an instruction.
 enum class Kind : uint8_t {
-  kPlain,    // calls `run` for the lanes that are here
+  kPlain,     // calls `run` for the lanes that are here
   kTogether,  // the same, once all lanes of the warp that have not exited are here (".aligned")
-  kMembers,  // the same, once those of the member mask in the register `members` are here
+  kMembers,   // the same, once those of the member mask in the register `members` are here
   kBranch,
   kTable,  // brx.idx
   kBarrier,
@@ -82,19 +82,19 @@ enum class Kind : uint8_t {
 
 struct alignas(64) Instruction {
   // What a step reads, in one line of the cache.
-  Run run = nullptr;              // set by decode_*
-  std::array<uint32_t, 6> at{};   // for decode_*: bytes in the warp's registers, or what it likes
+  Run run = nullptr;             // set by decode_*
+  std::array<uint32_t, 6> at{};  // for decode_*: bytes in the warp's registers, or what it likes
   Value guard;
-  int target = -1;                // of a branch
-  mutable uint32_t runs = 0;      // how often a warp ran it
-  uint32_t members = 0;           // where the member mask of Kind::kMembers is
+  int target = -1;            // of a branch
+  mutable uint32_t runs = 0;  // how often a warp ran it
+  uint32_t members = 0;       // where the member mask of Kind::kMembers is
   bool guarded = false, guard_negated = false;
-  Kind kind = Kind::kPlain;       // decode_* may make it kTogether or kMembers
+  Kind kind = Kind::kPlain;  // decode_* may make it kTogether or kMembers
 
-  int line = 0;                   // of the text, from 1
-  std::string text;               // as it stands there
-  std::vector<std::string> name;  // "ld.global.v4.b32" -> {"ld", "global", "v4", "b32"}
-  std::vector<Operand> operands;  // first what is written
+  int line = 0;                     // of the text, from 1
+  std::string text;                 // as it stands there
+  std::vector<std::string> name;    // "ld.global.v4.b32" -> {"ld", "global", "v4", "b32"}
+  std::vector<Operand> operands;    // first what is written
   std::vector<uint32_t> constants;  // for decode_*: whatever its function wants to know
 };
 
@@ -133,10 +133,10 @@ bool decode_matrix(Instruction&, Loader&);      // mma.sync
 
 // A warp: its registers, and where its lanes are.
 struct Warp {
-  int number = 0;                   // within the block
-  std::vector<uint64_t> memory;     // what `registers` points into
-  char* registers = nullptr;        // of all lanes, as `Value` has it (aligned for vectors)
-  std::array<int, kLanes> at{};     // next instruction of each lane, while none of them runs
+  int number = 0;                // within the block
+  std::vector<uint64_t> memory;  // what `registers` points into
+  char* registers = nullptr;     // of all lanes, as `Value` has it (aligned for vectors)
+  std::array<int, kLanes> at{};  // next instruction of each lane, while none of them runs
   // Lanes that are done (or never were), that wait for the block, and for other lanes of the warp.
   Lanes exited = 0, at_barrier = 0, waiting = 0;
   // How many barriers each lane has passed: two accesses of the same memory by two threads of a
@@ -167,7 +167,7 @@ inline void for_lanes(Lanes active, F&& f) {
 
 // What a launch did, for those who look whether it did what they meant. memory.cpp adds the bytes.
 struct Counters {
-  int64_t barriers = 0;  // of blocks
+  int64_t barriers = 0;                                                              // of blocks
   int64_t global_read = 0, global_written = 0, shared_read = 0, shared_written = 0;  // bytes
 };
 
@@ -179,13 +179,13 @@ class BlockMemory;  // shared and local memory of a block, and who touched what
 class Block {
  public:
   int threads = 0;
-  int64_t number = 0;                // among the grid's blocks, in the order of %ctaid
-  std::array<uint32_t, 3> index{};   // %ctaid
+  int64_t number = 0;               // among the grid's blocks, in the order of %ctaid
+  std::array<uint32_t, 3> index{};  // %ctaid
   std::vector<Warp> warps;
   const char* parameters = nullptr;  // the .param space
   size_t parameter_bytes = 0;
-  size_t shared_bytes = 0;           // from kSharedBase on, static and dynamic
-  size_t local_bytes = 0;            // of each thread, from kLocalBase on
+  size_t shared_bytes = 0;              // from kSharedBase on, static and dynamic
+  size_t local_bytes = 0;               // of each thread, from kLocalBase on
   std::shared_ptr<BlockMemory> memory;  // made by `begin_block`
   std::mt19937* random = nullptr;
   Counters* counters = nullptr;
