@@ -89,7 +89,8 @@ void run(const Step& step) {
   const auto space = static_cast<Space>(step.instruction.at[0]);
   each_region(step, step.active, space, address, bytes, [&](const Region& region, Lanes lanes) {
     const bool is_global = region.space == Space::kGlobal;
-    if (region.shadow == nullptr) fail(step, std::countr_zero(lanes), "an atomic of local memory");
+    if (region.shadow == nullptr)
+      fail(step, std::countr_zero(lanes), "is an atomic of local memory");
     note_atomics(step, region, now, lanes, address, bytes);
     for_lanes(lanes, [&](int lane) {
       char* const place = region.data + (address[lane] - region.begin);
@@ -193,21 +194,22 @@ bool decode_atomics(Instruction& instruction, Loader& loader) {
     } else if (!read_space(part, space) && part != "relaxed" && part != "acquire" &&
                part != "release" && part != "acq_rel" && part != "cta" && part != "cluster" &&
                part != "gpu" && part != "sys" && part != "noftz") {
-      fail(instruction, "unknown: ." + part);
+      fail(instruction, "has a modifier that is not known: ." + part);
     }
   }
   if (change == nullptr || type == nullptr || !fits(change->change, *type, returns)) {
-    fail(instruction, "an operation and a type that do not go together");
+    fail(instruction, "has an operation and a type that do not go together");
   }
   const bool compares = change->change == Change::kCompareExchange;
   auto& operands = instruction.operands;
   if (operands.size() != size_t{2} + returns + compares + has_policy) {
-    fail(instruction, "it has another number of operands");
+    fail(instruction, "has not the operands that it wants");
   }
   prepare_address(instruction, returns ? 1 : 0, loader);
   for (size_t i = 0; i < operands.size() - has_policy; ++i) {
     if (i == (returns ? 1u : 0u)) continue;
-    if (operands[i].values.size() != count) fail(instruction, "it has another number of registers");
+    if (operands[i].values.size() != count)
+      fail(instruction, "has not as many registers as its type");
     for (Value& value : operands[i].values) {
       if (value.is_sink) continue;
       value = loader.constant(instruction, value, type->bytes);

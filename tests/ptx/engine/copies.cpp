@@ -27,7 +27,7 @@ std::array<uint32_t, kLanes> source_bytes(const Step& step, uint32_t bytes) {
     for_lanes(step.active, [&](int lane) {
       wanted[lane] = lanes[lane];
       if (lanes[lane] > bytes) {
-        fail(step, lane, "it reads " + std::to_string(lanes[lane]) + " bytes, and writes fewer");
+        fail(step, lane, "reads " + std::to_string(lanes[lane]) + " bytes and writes fewer");
       }
     });
     return wanted;
@@ -83,7 +83,7 @@ void issue(const Step& step) {
       copy.to = static_cast<uint32_t>(to[lane]);
       copy.bytes = static_cast<uint8_t>(bytes);
       copy.source_bytes = static_cast<uint8_t>(wanted[lane]);
-      copies_of(step, lane).pending.push_back(copy);
+      copies_of(step, lane).all.push_back(copy);
     });
   });
 }
@@ -91,14 +91,14 @@ void issue(const Step& step) {
 void commit(const Step& step) {
   for_lanes(step.active, [&](int lane) {
     Copies& copies = copies_of(step, lane);
-    copies.groups.push_back(static_cast<uint32_t>(copies.pending.size()));
+    copies.groups.push_back(static_cast<uint32_t>(copies.all.size()));
   });
 }
 
 void arrive(const Step& step, const Now& now, int lane, const Copy& copy) {
   BlockMemory& memory = *step.block.memory;
   if (std::memcmp(copy.source, copy.data.data(), copy.source_bytes) != 0) {
-    fail(step, lane, "the source of a copy that was under way has changed");
+    fail(step, lane, "waits for a copy whose source has changed since it was issued");
   }
   const size_t offset = copy.to - kSharedBase;
   std::memcpy(memory.shared.data() + offset, copy.data.data(), copy.bytes);
@@ -108,15 +108,18 @@ void arrive(const Step& step, const Now& now, int lane, const Copy& copy) {
   step.block.counters->shared_written += copy.bytes;
 }
 
-// The first `count` copies of each lane arrive; `groups` of its groups are no longer awaited.
-void arrive(const Step& step, const Now& now, int lane, size_t count, size_t groups) {
+// A lane's copies up to `end` arrive, and its groups up to `groups` are no longer awaited.
+void arrive(const Step& step, const Now& now, int lane, size_t end, size_t groups) {
   Copies& copies = copies_of(step, lane);
-  for (size_t i = 0; i < count; ++i) arrive(step, now, lane, copies.pending[i]);
-  copies.pending.erase(copies.pending.begin(),
-                       copies.pending.begin() + static_cast<ptrdiff_t>(count));
-  copies.groups.erase(copies.groups.begin(),
-                      copies.groups.begin() + static_cast<ptrdiff_t>(groups));
-  for (uint32_t& end : copies.groups) end -= static_cast<uint32_t>(count);
+  for (; copies.arrived < end; ++copies.arrived) {
+    arrive(step, now, lane, copies.all[copies.arrived]);
+  }
+  copies.groups_arrived = groups;
+  if (copies.arrived == copies.all.size() && groups == copies.groups.size()) {
+    copies.all.clear();
+    copies.groups.clear();
+    copies.arrived = copies.groups_arrived = 0;
+  }
 }
 
 // at[0]: how many of the latest groups may be under way still.
@@ -125,7 +128,7 @@ void wait_groups(const Step& step) {
   const Now now(step);
   for_lanes(step.active, [&](int lane) {
     const Copies& copies = copies_of(step, lane);
-    if (copies.groups.size() <= allowed) return;
+    if (copies.groups.size() <= copies.groups_arrived + allowed) return;
     const size_t groups = copies.groups.size() - allowed;
     arrive(step, now, lane, copies.groups[groups - 1], groups);
   });
@@ -135,7 +138,7 @@ void wait_all(const Step& step) {
   const Now now(step);
   for_lanes(step.active, [&](int lane) {
     const Copies& copies = copies_of(step, lane);
-    arrive(step, now, lane, copies.pending.size(), copies.groups.size());
+    arrive(step, now, lane, copies.all.size(), copies.groups.size());
   });
 }
 
@@ -147,23 +150,23 @@ void decode_issue(Instruction& instruction, Loader& loader) {
     if (name[i] == "L2::cache_hint") {
       has_policy = true;
     } else if (!name[i].starts_with("L2::")) {
-      fail(instruction, "unknown: ." + name[i]);
+      fail(instruction, "has a modifier that is not known: ." + name[i]);
     }
   }
   if (name.size() < 5 || (name[2] != "ca" && name[2] != "cg") ||
       (name[3] != "shared" && name[3] != "shared::cta") || name[4] != "global") {
-    fail(instruction, "unknown: only cp.async.{ca,cg}.shared.global is known");
+    fail(instruction, "is not known: only cp.async.{ca,cg}.shared.global is known");
   }
   auto& operands = instruction.operands;
   if (has_policy && !operands.empty()) operands.pop_back();
   if (operands.size() != 3 && operands.size() != 4) {
-    fail(instruction, "it should have two addresses, its bytes and what it reads of its source");
+    fail(instruction, "has not two addresses, its bytes and what it reads of its source");
   }
   prepare_address(instruction, 0, loader);
   prepare_address(instruction, 1, loader);
   const Value& size = operands[2].values.at(0);
   const bool is_known = size.bits == 16 || (name[2] == "ca" && (size.bits == 4 || size.bits == 8));
-  if (!size.is_immediate || !is_known) fail(instruction, "it cannot copy so many bytes");
+  if (!size.is_immediate || !is_known) fail(instruction, "copies a number of bytes that it cannot");
   instruction.at[0] = static_cast<uint32_t>(size.bits);
   instruction.at[1] = static_cast<uint32_t>(Fourth::kNone);
   if (operands.size() == 4) {
@@ -181,18 +184,19 @@ void decode_issue(Instruction& instruction, Loader& loader) {
 bool decode_copies(Instruction& instruction, Loader& loader) {
   const auto& name = instruction.name;
   if (name[0] != "cp") return false;
-  if (name.size() < 3 || name[1] != "async") fail(instruction, "unknown: only cp.async is known");
+  if (name.size() < 3 || name[1] != "async")
+    fail(instruction, "is not known: only cp.async is known");
   if (name[2] == "commit_group" && name.size() == 3) {
-    if (!instruction.operands.empty()) fail(instruction, "it has no operands");
+    if (!instruction.operands.empty()) fail(instruction, "has operands");
     instruction.run = commit;
   } else if (name[2] == "wait_group" && name.size() == 3) {
     if (instruction.operands.size() != 1 || !instruction.operands[0].values.at(0).is_immediate) {
-      fail(instruction, "it should have the number of groups that may be under way");
+      fail(instruction, "has not the number of groups that may be under way");
     }
     instruction.at[0] = static_cast<uint32_t>(instruction.operands[0].values[0].bits);
     instruction.run = wait_groups;
   } else if (name[2] == "wait_all" && name.size() == 3) {
-    if (!instruction.operands.empty()) fail(instruction, "it has no operands");
+    if (!instruction.operands.empty()) fail(instruction, "has operands");
     instruction.run = wait_all;
   } else {
     decode_issue(instruction, loader);

@@ -82,7 +82,7 @@ void write_sums(const Step& step, const uint32_t* at, const float* sums) {
 template <class T, class Sum, int K>
 void multiply(const Step& step) {
   if (step.active != kAllLanes) {
-    fail(step, std::countr_zero(step.active), "not all lanes of the warp do it together");
+    fail(step, std::countr_zero(step.active), "is not run by all lanes of the warp together");
   }
   using P = Places<T, Sum, K>;
   const uint32_t* const d_at = step.instruction.constants.data();
@@ -153,17 +153,17 @@ bool decode_matrix(Instruction& instruction, Loader& loader) {
       found = &form;
     }
   }
-  if (found == nullptr) fail(instruction, "unknown: no product of this form is known");
+  if (found == nullptr) fail(instruction, "is not a product that is known");
   auto& operands = instruction.operands;
-  if (operands.size() != 4) fail(instruction, "it should have four operands");
+  if (operands.size() != 4) fail(instruction, "has not four operands");
   const size_t counts[] = {found->sum, found->a, found->b, found->sum};
   for (int i = 0; i < 4; ++i) {
     if (operands[i].is_address || operands[i].values.size() != counts[i]) {
-      fail(instruction, "operand " + std::to_string(i + 1) + " should have " +
-                            std::to_string(counts[i]) + " registers");
+      fail(instruction, "has not " + std::to_string(counts[i]) + " registers as operand " +
+                            std::to_string(i + 1));
     }
     for (Value& value : operands[i].values) {
-      if (i == 0 && value.is_immediate) fail(instruction, "it writes to a number");
+      if (i == 0 && value.is_immediate) fail(instruction, "writes to a number");
       if (!value.is_sink) value = loader.constant(instruction, value, 4);
       instruction.constants.push_back(value.at);
     }

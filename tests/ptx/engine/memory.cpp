@@ -1,15 +1,11 @@
 // Where addresses lead, and the instructions that load, store and ask about addresses.
 #include "memory.h"
 
-#include <pybind11/pybind11.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <string>
 
 namespace xlnet_fast::ptx {
-
-namespace py = pybind11;
 
 // --- a launch and its blocks ---
 
@@ -36,8 +32,9 @@ void BlockMemory::start(const Block& block) {
   std::fill(shared.begin(), shared.end(), char(0xff));
   std::fill(local.begin(), local.end(), char(0xff));
   for (Copies& of_thread : copies) {
-    for (const Copy& copy : of_thread.pending) {
-      const size_t first = (copy.to - kSharedBase) >> shadow.shift;
+    for (size_t i = of_thread.arrived; i < of_thread.all.size(); ++i) {
+      const Copy& copy = of_thread.all[i];
+      const auto first = static_cast<ptrdiff_t>((copy.to - kSharedBase) >> shadow.shift);
       std::fill_n(shadow.writes.begin() + first, copy.bytes >> shadow.shift, 0);
     }
     of_thread = {};
@@ -70,12 +67,6 @@ void end_block(Block&) {}
 
 void passed_barrier(Block&) {}
 
-void bind_memory(py::module_& module) {
-  module.def("install_allocator", &install_allocator);
-  module.def("remove_allocator", &remove_allocator);
-  module.def("require_written", [](bool required) { launch.must_be_written = required; });
-}
-
 // --- addresses ---
 
 void read_addresses(const Step& step, const Operand& operand, Addresses& address) {
@@ -104,7 +95,7 @@ std::string hex(uint64_t address) {
                               uint64_t begin, size_t size, uint32_t bytes) {
   const auto offset = static_cast<int64_t>(address - begin);
   fail(step, lane,
-       "out of bounds: " + std::to_string(bytes) + " bytes at byte " + std::to_string(offset) +
+       "goes out of bounds: " + std::to_string(bytes) + " bytes at byte " + std::to_string(offset) +
            " of " + what + " of " + std::to_string(size) + " bytes (address " + hex(address) + ")");
 }
 
@@ -112,13 +103,13 @@ Region global_region(const Step& step, int lane, uint64_t address, uint32_t byte
   Buffer* const buffer = find_global(address);
   if (buffer == nullptr) {
     fail(step, lane,
-         "out of bounds: " + hex(address) +
+         "goes out of bounds: " + hex(address) +
              " is no memory of the device: a tensor that was made outside of memory(), or no "
              "tensor at all");
   }
   if (!buffer->is_live) {
     fail(step, lane,
-         "out of bounds: " + hex(address) + " is in or near a buffer of " +
+         "goes out of bounds: " + hex(address) + " is in or near a buffer of " +
              std::to_string(buffer->bytes) + " bytes that has been freed");
   }
   if (address - buffer->begin > buffer->bytes || buffer->bytes < bytes ||
@@ -135,7 +126,7 @@ Region global_region(const Step& step, int lane, uint64_t address, uint32_t byte
 
 void fail_alignment(const Step& step, int lane, uint64_t address, uint32_t bytes) {
   fail(step, lane,
-       "misaligned: " + hex(address) + " is not a multiple of " + std::to_string(bytes));
+       "is misaligned: " + hex(address) + " is not a multiple of " + std::to_string(bytes));
 }
 
 Region region_of(const Step& step, int lane, Space space, uint64_t address, uint32_t bytes) {
@@ -157,12 +148,12 @@ Region region_of(const Step& step, int lane, Space space, uint64_t address, uint
 
 void prepare_address(Instruction& instruction, size_t operand, Loader& loader) {
   if (operand >= instruction.operands.size() || !instruction.operands[operand].is_address) {
-    fail(instruction, "operand " + std::to_string(operand + 1) + " should be an address");
+    fail(instruction, "has no address as operand " + std::to_string(operand + 1));
   }
   Value& base = instruction.operands[operand].values.at(0);
   if (base.is_immediate) base = loader.constant(instruction, base, 8);
   if (base.bytes != 4 && base.bytes != 8) {
-    fail(instruction, "an address of " + std::to_string(base.bytes) + " bytes");
+    fail(instruction, "has an address of " + std::to_string(base.bytes) + " bytes");
   }
 }
 
@@ -323,24 +314,24 @@ void decode_access(Instruction& instruction, Loader& loader) {
       has_policy = true;
     } else if (!read_space(part, space) && !is_cache_hint(part) &&
                !is_one_of(part, {"weak", "volatile"}) && !(is_load && part == "nc")) {
-      fail(instruction, "unknown: ." + part);
+      fail(instruction, "has a modifier that is not known: ." + part);
     }
   }
-  if (element == 0) fail(instruction, "it has no type");
+  if (element == 0) fail(instruction, "lacks a type");
   instruction.run = run_of(is_load, element, count);
-  if (instruction.run == nullptr) fail(instruction, "so many bytes cannot be moved at once");
+  if (instruction.run == nullptr) fail(instruction, "moves more bytes than one access can");
   if (instruction.operands.size() != size_t{2} + has_policy) {
-    fail(instruction, "it should have two operands, and a policy if it says so");
+    fail(instruction, "has not two operands, and a policy if it says so");
   }
   prepare_address(instruction, is_load ? 1 : 0, loader);
   std::vector<Value>& values = instruction.operands[is_load ? 0 : 1].values;
   if (values.size() != static_cast<size_t>(count)) {
-    fail(instruction, "it should have " + std::to_string(count) + " registers");
+    fail(instruction, "has not " + std::to_string(count) + " registers");
   }
   for (Value& value : values) {
     if (value.is_immediate) value = loader.constant(instruction, value, std::max(element, 2));
     if (value.is_sink) value.bytes = static_cast<uint8_t>(std::max(element, 2));
-    if (value.bytes < element) fail(instruction, "a register is narrower than the type");
+    if (value.bytes < element) fail(instruction, "has a register narrower than its type");
   }
   instruction.at[0] = static_cast<uint32_t>(space);
   instruction.at[1] = is_signed;
@@ -362,7 +353,7 @@ void convert_address(const Step& step) {
   for_lanes(step.active, [&](int lane) {
     const uint64_t address = from[lane];
     if (is_to_space && window != 0 && (address & ~(window - 1)) != window) [[unlikely]] {
-      fail(step, lane, "an address outside of the space that it is converted to");
+      fail(step, lane, "converts an address to a space that it is not of");
     }
     to[lane] = static_cast<T>(is_to_space ? address - window : address + window);
   });
@@ -374,13 +365,13 @@ void decode_conversion(Instruction& instruction, Loader& loader) {
   Space space;
   if (name.size() != size_t{3} + is_to_space || !read_space(name[1 + is_to_space], space) ||
       name.back() != "u64") {
-    fail(instruction, "unknown: only cvta{.to}.{global,shared,local}.u64 are known");
+    fail(instruction, "is not known: only cvta{.to}.{global,shared,local}.u64 are known");
   }
-  if (instruction.operands.size() != 2) fail(instruction, "it should have two operands");
+  if (instruction.operands.size() != 2) fail(instruction, "has not two operands");
   Operand& from = instruction.operands[1];
-  if (from.is_address || from.offset != 0) fail(instruction, "its operand has an offset");
+  if (from.is_address || from.offset != 0) fail(instruction, "converts an address with an offset");
   from.values[0] = loader.constant(instruction, from.values[0], 8);
-  if (instruction.operands[0].values[0].bytes != 8) fail(instruction, "it writes 64 bits");
+  if (instruction.operands[0].values[0].bytes != 8) fail(instruction, "does not write to 64 bits");
   instruction.run = convert_address<uint64_t>;
   instruction.at[0] = static_cast<uint32_t>(space);
   instruction.at[1] = is_to_space;
@@ -400,10 +391,10 @@ void ask_space(const Step& step) {
 void decode_question(Instruction& instruction, Loader& loader) {
   Space space;
   if (instruction.name.size() != 2 || !read_space(instruction.name[1], space)) {
-    fail(instruction, "unknown: only isspacep.{global,shared,local} are known");
+    fail(instruction, "is not known: only isspacep.{global,shared,local} are known");
   }
   if (instruction.operands.size() != 2 || instruction.operands[0].values[0].bytes != 0) {
-    fail(instruction, "it should have a predicate and an address");
+    fail(instruction, "has not a predicate and an address");
   }
   instruction.operands[1].values[0] =
       loader.constant(instruction, instruction.operands[1].values[0], 8);
@@ -440,12 +431,13 @@ bool decode_memory(Instruction& instruction, Loader& loader) {
     decode_question(instruction, loader);
   } else if (first == "membar" || first == "fence") {
     // Blocks run one after the other, and what a thread does is done at once.
-    if (!is_known_fence(instruction.name)) fail(instruction, "unknown fence");
+    if (!is_known_fence(instruction.name)) fail(instruction, "is a fence that is not known");
     instruction.run = do_nothing;
   } else if (first == "prefetch" || first == "prefetchu") {
     instruction.run = do_nothing;
   } else if (first == "createpolicy") {
-    if (instruction.operands.at(0).values.at(0).bytes != 8) fail(instruction, "it writes 64 bits");
+    if (instruction.operands.at(0).values.at(0).bytes != 8)
+      fail(instruction, "does not write to 64 bits");
     instruction.run = make_policy;
   } else {
     return decode_atomics(instruction, loader) || decode_copies(instruction, loader) ||

@@ -89,10 +89,13 @@ struct Copy {
   std::array<char, 16> data{};  // what the source held at the issue
 };
 
-// A thread's copies: those of committed groups, in order, then those of no group yet.
+// A thread's copies, as they were issued: some have arrived, those of committed groups come next,
+// then those of no group yet.
 struct Copies {
-  std::vector<Copy> pending;
-  std::vector<uint32_t> groups;  // of each group, how many of `pending` it and those before it have
+  std::vector<Copy> all;
+  size_t arrived = 0;
+  std::vector<uint32_t> groups;  // of each group, how many of `all` it and those before it have
+  size_t groups_arrived = 0;
 };
 
 class BlockMemory {
@@ -194,12 +197,18 @@ void each_region(const Step& step, Lanes lanes, Space space, Addresses& address,
   while (lanes != 0) {
     const int first = std::countr_zero(lanes);
     const Region region = region_of(step, first, space, address[first], bytes);
-    Lanes inside = Lanes{1} << first;
-    if (space != Space::kLocal) {
+    Lanes inside = lanes;
+    if (space == Space::kLocal) {
+      inside = Lanes{1} << first;
+    } else {
       const uint64_t last = region.bytes - bytes;  // region_of has seen that it is not negative
-      inside = 0;
-      for_lanes(lanes,
-                [&](int lane) { inside |= Lanes{address[lane] - region.begin <= last} << lane; });
+      bool any_outside = false;
+      for_lanes(lanes, [&](int lane) { any_outside |= address[lane] - region.begin > last; });
+      if (any_outside) [[unlikely]] {
+        for_lanes(lanes, [&](int lane) {
+          if (address[lane] - region.begin > last) inside &= ~(Lanes{1} << lane);
+        });
+      }
     }
     f(region, inside);
     lanes &= ~inside;

@@ -1,6 +1,7 @@
 // Who touched which bytes when, and what of it is a race.
 #include <algorithm>
 #include <cstdio>
+#include <type_traits>
 
 #include "memory.h"
 
@@ -107,7 +108,7 @@ int64_t block_of(uint32_t moment) {
     who += " of block " + std::to_string(block_of(moment_of(earlier.record)));
   }
   fail(step, lane,
-       std::string("a race: it ") + doing + " " + place_of(region, granule) + ", which " + who +
+       std::string("races: it ") + doing + " " + place_of(region, granule) + ", which " + who +
            " " + earlier.did +
            (is_other_block ? ", and blocks of a grid are in no order"
                            : ", and both have passed no barrier in between"));
@@ -118,8 +119,8 @@ int64_t block_of(uint32_t moment) {
                              size_t granule, const char* doing, const Earlier& earlier) {
   if (moment_of(earlier.record) == kUnderWay) {
     fail(step, lane,
-         std::string("it ") + doing + " " + place_of(region, granule) +
-             ", where a copy of thread " + std::to_string(first_of(earlier.record)) +
+         doing + (" " + place_of(region, granule)) + ", where a copy of thread " +
+             std::to_string(first_of(earlier.record)) +
              " is under way: cp.async was issued and not waited for");
   }
   if (is_of_other_block(earlier.record, region, now)) {
@@ -131,10 +132,15 @@ int64_t block_of(uint32_t moment) {
 
 // Whether a record may be out of order with what a lane does now; `check` knows. It is inline and
 // quick, and says no to nearly all.
-inline bool is_suspect(Record earlier, Record own, const Region& region, const Now& now) {
+inline bool is_suspect(Record earlier, const Region& region, const Now& now) {
   const uint32_t moment = moment_of(earlier);
-  return earlier != own &&
-         (moment >= now.first || moment - region.floor < now.block - region.floor);
+  return (moment >= now.first) | (moment - region.floor < now.block - region.floor);
+}
+
+// Whether a record of reads has nothing to do with what comes: it is replaced as it is.
+inline bool is_past(Record earlier, const Region& region, const Now& now) {
+  const uint32_t moment = moment_of(earlier);
+  return (moment < region.floor) | (moment - now.block < now.first - now.block);
 }
 
 // Adds a lane to those who read (or did atomics) at the latest moment. `others` has what an earlier
@@ -163,9 +169,8 @@ inline void add(std::vector<Record>& records, std::vector<Record>& others, size_
                 Record own, const Region& region, const Now& now) {
   Record& latest = records[granule];
   if (latest == own) return;
-  const uint32_t moment = moment_of(latest);
-  if (moment < region.floor || moment - now.block < now.first - now.block) {
-    latest = own;  // in order with everything from now on
+  if (is_past(latest, region, now)) {
+    latest = own;
   } else {
     merge(latest, others.empty() ? nullptr : &others[granule], own, region, now);
   }
@@ -191,36 +196,135 @@ bool is_same_store(const Step& step, Lanes lanes, int lane, const Region& region
                      size_t{1} << shift) == 0;
 }
 
-void check_nothing_reads(const Step& step, int lane, const Region& region, const Now& now,
-                         size_t granule, const char* doing) {
+// What may have been before a granule is touched, each of it out of order with `doing` unless the
+// lane did it itself.
+[[gnu::noinline]] void check_writes(const Step& step, int lane, const Region& region,
+                                    const Now& now, size_t granule, const char* doing) {
+  const Record earlier = region.shadow->writes[granule];
+  if (earlier != now.own[lane]) check(step, lane, region, now, granule, doing, {"wrote", earlier});
+}
+
+[[gnu::noinline]] void check_reads(const Step& step, int lane, const Region& region, const Now& now,
+                                   size_t granule, const char* doing) {
   const Shadow& shadow = *region.shadow;
-  const Record own = now.own[lane];
-  if (is_suspect(shadow.reads[granule], own, region, now)) [[unlikely]] {
-    check(step, lane, region, now, granule, doing, {"read", shadow.reads[granule]});
-  }
-  if (!shadow.other_reads.empty() && moment_of(shadow.other_reads[granule]) >= region.floor) {
+  check(step, lane, region, now, granule, doing, {"read", shadow.reads[granule]});
+  if (!shadow.other_reads.empty()) {
     check(step, lane, region, now, granule, doing, {"read", shadow.other_reads[granule]});
   }
 }
 
-void check_no_atomics(const Step& step, int lane, const Region& region, const Now& now,
-                      size_t granule, const char* doing) {
+[[gnu::noinline]] void check_atomics(const Step& step, int lane, const Region& region,
+                                     const Now& now, size_t granule, const char* doing) {
   const Shadow& shadow = *region.shadow;
-  if (is_suspect(shadow.atomics[granule], now.own[lane], region, now)) [[unlikely]] {
-    check(step, lane, region, now, granule, doing,
-          {"changed by an atomic", shadow.atomics[granule]});
+  const char* const did = "changed by an atomic";
+  check(step, lane, region, now, granule, doing, {did, shadow.atomics[granule]});
+  if (!shadow.other_atomics.empty()) {
+    check(step, lane, region, now, granule, doing, {did, shadow.other_atomics[granule]});
   }
-  if (!shadow.other_atomics.empty() && moment_of(shadow.other_atomics[granule]) >= region.floor) {
-    check(step, lane, region, now, granule, doing,
-          {"changed by an atomic", shadow.other_atomics[granule]});
-  }
+}
+
+inline bool reads_are_suspect(const Region& region, const Now& now, size_t granule) {
+  const Shadow& shadow = *region.shadow;
+  return is_suspect(shadow.reads[granule], region, now) ||
+         (!shadow.other_reads.empty() && moment_of(shadow.other_reads[granule]) >= region.floor);
 }
 
 void check_written(const Step& step, int lane, const Region& region, size_t granule) {
   const Shadow& shadow = *region.shadow;
   if (moment_of(shadow.writes[granule]) >= region.floor) return;
   if (!shadow.atomics.empty() && moment_of(shadow.atomics[granule]) >= region.floor) return;
-  fail(step, lane, "it reads " + place_of(region, granule) + ", which the block has not written");
+  fail(step, lane, "reads " + place_of(region, granule) + ", which the block has not written");
+}
+
+// `Count` granules a lane.
+template <size_t Count>
+void note_reads_of(const Step& step, const Region& region, const Now& now, Lanes lanes,
+                   const Addresses& address) {
+  Shadow& shadow = *region.shadow;
+  const bool has_atomics = !shadow.atomics.empty();
+  const bool must_be_written = launch.must_be_written && region.space == Space::kShared;
+  const bool is_plain = !has_atomics && !must_be_written;
+  const Record* const writes = shadow.writes.data();
+  Record* const reads = shadow.reads.data();
+  for_lanes(lanes, [&](int lane) {
+    const Record own = now.own[lane];
+    const size_t begin = (address[lane] - region.begin) >> shadow.shift;
+    bool is_quick = is_plain;
+    for (size_t i = 0; i < Count; ++i) {
+      is_quick &= !is_suspect(writes[begin + i], region, now) &
+                  ((reads[begin + i] == own) | is_past(reads[begin + i], region, now));
+    }
+    if (is_quick) [[likely]] {
+      for (size_t i = 0; i < Count; ++i) reads[begin + i] = own;
+      return;
+    }
+    for (size_t granule = begin; granule < begin + Count; ++granule) {
+      if (is_suspect(writes[granule], region, now)) {
+        check_writes(step, lane, region, now, granule, "reads");
+      }
+      if (has_atomics) check_atomics(step, lane, region, now, granule, "reads");
+      if (must_be_written) check_written(step, lane, region, granule);
+      add(shadow.reads, shadow.other_reads, granule, own, region, now);
+    }
+  });
+}
+
+template <size_t Count>
+void write_of(const Step& step, const Region& region, const Now& now, Lanes lanes,
+              const Addresses& address, uint32_t bytes, const char* data) {
+  Shadow& shadow = *region.shadow;
+  const bool has_atomics = !shadow.atomics.empty();
+  Record* const writes = shadow.writes.data();
+  const Record* const reads = shadow.reads.data();
+  const Record* const others = shadow.other_reads.empty() ? nullptr : shadow.other_reads.data();
+  for_lanes(lanes, [&](int lane) {
+    const Record own = now.own[lane];
+    const char* const mine = data + lane * bytes;
+    const size_t offset = address[lane] - region.begin;
+    const size_t begin = offset >> shadow.shift;
+    bool is_quick = !has_atomics;
+    for (size_t i = 0; i < Count; ++i) {
+      is_quick &=
+          !is_suspect(writes[begin + i], region, now) & !is_suspect(reads[begin + i], region, now);
+    }
+    if (others != nullptr) {
+      for (size_t i = 0; i < Count; ++i) is_quick &= moment_of(others[begin + i]) < region.floor;
+    }
+    if (!is_quick) [[unlikely]] {
+      for (size_t granule = begin; granule < begin + Count; ++granule) {
+        if (is_suspect(writes[granule], region, now) &&
+            !is_same_store(step, lanes, lane, region, address, bytes, granule, writes[granule], now,
+                           mine)) {
+          check_writes(step, lane, region, now, granule, "writes");
+        }
+        if (reads_are_suspect(region, now, granule)) {
+          check_reads(step, lane, region, now, granule, "writes");
+        }
+        if (has_atomics) check_atomics(step, lane, region, now, granule, "writes");
+      }
+    }
+    for (size_t i = 0; i < Count; ++i) writes[begin + i] = own;
+    std::memcpy(region.data + offset, mine, bytes);
+  });
+}
+
+// Calls f with a constant: how many granules an access has.
+template <class F>
+void with_count(size_t count, F&& f) {
+  switch (count) {
+    case 1:
+      return f(std::integral_constant<size_t, 1>{});
+    case 2:
+      return f(std::integral_constant<size_t, 2>{});
+    case 4:
+      return f(std::integral_constant<size_t, 4>{});
+    case 8:
+      return f(std::integral_constant<size_t, 8>{});
+    case 16:
+      return f(std::integral_constant<size_t, 16>{});
+    default:
+      return f(std::integral_constant<size_t, 32>{});
+  }
 }
 
 }  // namespace
@@ -229,24 +333,8 @@ void note_reads(const Step& step, const Region& region, const Now& now, Lanes la
                 const Addresses& address, uint32_t bytes) {
   if (region.shadow == nullptr) return;
   refine_to(region, bytes);
-  Shadow& shadow = *region.shadow;
-  const int shift = shadow.shift;
-  const size_t count = bytes >> shift;
-  const bool has_atomics = !shadow.atomics.empty();
-  const bool must_be_written = launch.must_be_written && region.space == Space::kShared;
-  const Record* writes = shadow.writes.data();
-  for_lanes(lanes, [&](int lane) {
-    const Record own = now.own[lane];
-    const size_t begin = (address[lane] - region.begin) >> shift;
-    for (size_t granule = begin; granule < begin + count; ++granule) {
-      if (is_suspect(writes[granule], own, region, now)) [[unlikely]] {
-        check(step, lane, region, now, granule, "reads", {"wrote", writes[granule]});
-      }
-      if (has_atomics) check_no_atomics(step, lane, region, now, granule, "reads");
-      if (must_be_written) check_written(step, lane, region, granule);
-      add(shadow.reads, shadow.other_reads, granule, own, region, now);
-    }
-  });
+  with_count(bytes >> region.shadow->shift,
+             [&](auto count) { note_reads_of<count()>(step, region, now, lanes, address); });
 }
 
 void note_atomics(const Step& step, const Region& region, const Now& now, Lanes lanes,
@@ -255,18 +343,18 @@ void note_atomics(const Step& step, const Region& region, const Now& now, Lanes 
   refine_to(region, bytes);
   Shadow& shadow = *region.shadow;
   shadow.expect_atomics(region.space == Space::kGlobal);
-  const int shift = shadow.shift;
-  const size_t count = bytes >> shift;
-  const char* doing = "changes by an atomic";
+  const size_t count = bytes >> shadow.shift;
+  const char* const doing = "changes by an atomic";
   for_lanes(lanes, [&](int lane) {
-    const Record own = now.own[lane];
-    const size_t begin = (address[lane] - region.begin) >> shift;
+    const size_t begin = (address[lane] - region.begin) >> shadow.shift;
     for (size_t granule = begin; granule < begin + count; ++granule) {
-      if (is_suspect(shadow.writes[granule], own, region, now)) [[unlikely]] {
-        check(step, lane, region, now, granule, doing, {"wrote", shadow.writes[granule]});
+      if (is_suspect(shadow.writes[granule], region, now)) {
+        check_writes(step, lane, region, now, granule, doing);
       }
-      check_nothing_reads(step, lane, region, now, granule, doing);
-      add(shadow.atomics, shadow.other_atomics, granule, own, region, now);
+      if (reads_are_suspect(region, now, granule)) {
+        check_reads(step, lane, region, now, granule, doing);
+      }
+      add(shadow.atomics, shadow.other_atomics, granule, now.own[lane], region, now);
     }
   });
 }
@@ -280,27 +368,8 @@ void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
     return;
   }
   refine_to(region, bytes);
-  Shadow& shadow = *region.shadow;
-  const int shift = shadow.shift;
-  const size_t count = bytes >> shift;
-  const bool has_atomics = !shadow.atomics.empty();
-  for_lanes(lanes, [&](int lane) {
-    const Record own = now.own[lane];
-    const char* mine = data + lane * bytes;
-    const size_t offset = address[lane] - region.begin;
-    const size_t begin = offset >> shift;
-    for (size_t granule = begin; granule < begin + count; ++granule) {
-      const Record earlier = shadow.writes[granule];
-      if (is_suspect(earlier, own, region, now) &&
-          !is_same_store(step, lanes, lane, region, address, bytes, granule, earlier, now, mine))
-          [[unlikely]] {
-        check(step, lane, region, now, granule, "writes", {"wrote", earlier});
-      }
-      check_nothing_reads(step, lane, region, now, granule, "writes");
-      if (has_atomics) check_no_atomics(step, lane, region, now, granule, "writes");
-      shadow.writes[granule] = own;
-    }
-    std::memcpy(region.data + offset, mine, bytes);
+  with_count(bytes >> region.shadow->shift, [&](auto count) {
+    write_of<count()>(step, region, now, lanes, address, bytes, data);
   });
 }
 
@@ -310,16 +379,18 @@ void begin_writes(const Step& step, const Region& region, const Now& now, Lanes 
   Shadow& shadow = *region.shadow;
   const size_t count = bytes >> shadow.shift;
   const bool has_atomics = !shadow.atomics.empty();
-  const char* doing = "copies into";
+  const char* const doing = "copies into";
   for_lanes(lanes, [&](int lane) {
     const int thread = step.warp.thread(lane);
     const size_t begin = (address[lane] - region.begin) >> shadow.shift;
     for (size_t granule = begin; granule < begin + count; ++granule) {
-      if (is_suspect(shadow.writes[granule], now.own[lane], region, now)) [[unlikely]] {
-        check(step, lane, region, now, granule, doing, {"wrote", shadow.writes[granule]});
+      if (is_suspect(shadow.writes[granule], region, now)) {
+        check_writes(step, lane, region, now, granule, doing);
       }
-      check_nothing_reads(step, lane, region, now, granule, doing);
-      if (has_atomics) check_no_atomics(step, lane, region, now, granule, doing);
+      if (reads_are_suspect(region, now, granule)) {
+        check_reads(step, lane, region, now, granule, doing);
+      }
+      if (has_atomics) check_atomics(step, lane, region, now, granule, doing);
       shadow.writes[granule] = record(kUnderWay, 0, thread, thread);
     }
   });

@@ -30,7 +30,7 @@ Tile transposed(Tile tile) {
 
 void need_all(const Step& step) {
   if (step.active != kAllLanes) {
-    fail(step, std::countr_zero(step.active), "not all lanes of the warp do it together");
+    fail(step, std::countr_zero(step.active), "is not run by all lanes of the warp together");
   }
 }
 
@@ -104,7 +104,7 @@ bool decode_tiles(Instruction& instruction, Loader& loader) {
   bool is_transposed = false, is_shared = false;
   if (name.size() < 6 || name[1] != "sync" || name[2] != "aligned" || name[3] != "m8n8" ||
       name.back() != "b16") {
-    fail(instruction, "unknown: only " + name[0] + ".sync.aligned.m8n8 of b16 is known");
+    fail(instruction, "is not known: only " + name[0] + ".sync.aligned.m8n8 of b16 is known");
   }
   for (size_t i = 4; i + 1 < name.size(); ++i) {
     if (name[i] == "x1" || name[i] == "x2" || name[i] == "x4") {
@@ -114,20 +114,20 @@ bool decode_tiles(Instruction& instruction, Loader& loader) {
     } else if (name[i] == "shared" || name[i] == "shared::cta") {
       is_shared = true;
     } else {
-      fail(instruction, "unknown: ." + name[i]);
+      fail(instruction, "has a modifier that is not known: ." + name[i]);
     }
   }
-  if (matrices == 0) fail(instruction, "it says not how many matrices");
-  if (!is_shared) fail(instruction, "only addresses of .shared are known");
-  if (instruction.operands.size() != 2) fail(instruction, "it should have two operands");
+  if (matrices == 0) fail(instruction, "says not how many matrices");
+  if (!is_shared) fail(instruction, "is known of .shared alone");
+  if (instruction.operands.size() != 2) fail(instruction, "has not two operands");
   prepare_address(instruction, is_load ? 1 : 0, loader);
   const auto& values = instruction.operands[is_load ? 0 : 1].values;
   if (values.size() != static_cast<size_t>(matrices)) {
-    fail(instruction, "it should have " + std::to_string(matrices) + " registers");
+    fail(instruction, "has not " + std::to_string(matrices) + " registers");
   }
   for (const Value& value : values) {
     const bool is_fine = value.bytes == 4 || (is_load && value.is_sink);
-    if (!is_fine || value.is_immediate) fail(instruction, "its registers have 32 bits");
+    if (!is_fine || value.is_immediate) fail(instruction, "has registers not of 32 bits");
   }
   instruction.run = run_of(is_load, matrices, is_transposed);
   instruction.kind = Kind::kTogether;
