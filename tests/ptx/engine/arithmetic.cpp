@@ -3,10 +3,6 @@
 
 namespace xlnet_fast::ptx {
 
-[[gnu::weak]] bool decode_floats(Instruction&, Loader&) { return false; }
-[[gnu::weak]] bool decode_functions(Instruction&, Loader&) { return false; }
-[[gnu::weak]] bool decode_conversions(Instruction&, Loader&) { return false; }
-
 bool decode_arithmetic(Instruction& instruction, Loader& loader) {
   return decode_moves(instruction, loader) || decode_integers(instruction, loader) ||
          decode_bits(instruction, loader) || decode_predicates(instruction, loader) ||

@@ -376,7 +376,7 @@ Counters run(const Program& program, const Extent& grid, const Extent& threads,
 }
 
 // Of files that a build leaves out.
-[[gnu::weak]] bool decode_exchange(Instruction&, Loader&) { return false; }
+
 [[gnu::weak]] bool decode_memory(Instruction&, Loader&) { return false; }
 [[gnu::weak]] bool decode_matrix(Instruction&, Loader&) { return false; }
 [[gnu::weak]] void begin_launch(const std::string&) {}
