@@ -101,7 +101,8 @@ def product(
         source = "c" if in_place else "d"
         body += f"st.global.b32 [%q1+{4 * LANES * i}], %{source}{i};\n"
     text = entry(f"{body}ret;", ("a_at", "b_at", "c_at", "out"), STORAGE)
-    *_, out = launched(text, [*held.values(), np.zeros_like(held["c"])])
+    *_, out = launched(text, [each.ravel() for each in (*held.values(), np.zeros_like(held["c"]))])
+    out = out.reshape(-1, LANES)
     return gathered(out, TYPES[sums], fragment_of_sums(sums))
 
 
@@ -243,7 +244,7 @@ def test_rows_come_to_the_lanes(count: int, trans: str) -> None:
     body += "mul.wide.u32 %q0, %lane, 4;\nadd.s64 %q1, %out, %q0;\n"
     body += "".join(f"st.global.b32 [%q1+{128 * i}], %b{i};\n" for i in range(count))
     text = entry(f"{body}ret;", ("source", "out"), STORAGE)
-    _, out = launched(text, [MATRIX, np.zeros((count, LANES, 2), np.uint16)])
+    _, out = launched(text, [MATRIX.ravel(), np.zeros(count * LANES * 2, np.uint16)])
     np.testing.assert_array_equal(out.reshape(count, LANES, 2), registers_of(count, trans))
 
 
@@ -258,7 +259,7 @@ def test_lanes_store_rows(count: int, trans: str) -> None:
     body += "add.s64 %q1, %out, %q0;\nst.global.v4.b32 [%q1], {%a0, %a1, %a2, %a3};\nret;"
     held = registers_of(count, trans)
     text = entry(body, ("source", "out"), STORAGE)
-    _, out = launched(text, [held, np.zeros((count, 8, 8), np.uint16)])
+    _, out = launched(text, [held.ravel(), np.zeros(count * 64, np.uint16)])
     np.testing.assert_array_equal(out.reshape(count, 8, 8), MATRIX[:count])
 
 
@@ -278,7 +279,7 @@ def test_wrong_rows_are_faults(instruction: str) -> None:
     only = "setp.eq.u32 %p0, %tid_x, 9;\n@%p0 add.u32 %r0, %r0, "
     assert "not a multiple of 16" in said(f"{only}8;\n")
     assert "byte 704 of shared memory of 512 bytes" in said(f"{only}512;\n")
-    assert "together" in said("", lanes=31)
+    assert "never come here" in said("", lanes=31)
     # Thread 40 is in the other warp.
     own = "setp.eq.u32 %p1, %tid_x, 40;\n"
     store, load = "@%p1 st.shared.b16 [kept+16], 1;\n", "@%p1 ld.shared.b8 %r5, [kept+31];\n"
@@ -296,7 +297,7 @@ def test_products_need_the_whole_warp_and_a_form_that_is_known() -> None:
         "{%a0, %a1, %a2, %a3}, {%b0, %b1}, {%c0, %c1, %c2, %c3};"
     )
     text = entry(f"setp.ne.u32 %p0, %lane, 4;\n@%p0 {right}\nret;", registers=STORAGE)
-    with pytest.raises(ptx_machine.Fault, match="together"):
+    with pytest.raises(ptx_machine.Fault, match="never come here"):
         launched(text, [np.zeros(1, np.uint32)])
     for wrong in (
         right.replace("row.col", "row.row"),
@@ -336,6 +337,11 @@ def test_rows_and_products_fit_together(dtype: torch.dtype) -> None:
     body += "mul.wide.u32 %q0, %lane, 4;\nadd.s64 %q1, %out, %q0;\n"
     body += "".join(f"st.global.b32 [%q1+{128 * i}], %d{i};\n" for i in range(4))
     text = entry(f"{body}ret;", ("a_at", "b_at", "out"), STORAGE)
-    values = [each.contiguous().view(torch.int16).numpy().view(np.uint16) for each in (a, b)]
-    *_, out = launched(text, [*values, np.zeros((4, LANES), np.uint32)])
-    check(gathered(out, torch.float32, fragment_of_sums("f32")), a, b, torch.zeros_like(c))
+    values = [each.view(torch.int16).numpy().view(np.uint16).ravel() for each in (a, b)]
+    *_, out = launched(text, [*values, np.zeros(4 * LANES, np.uint32)])
+    check(
+        gathered(out.reshape(4, LANES), torch.float32, fragment_of_sums("f32")),
+        a,
+        b,
+        torch.zeros_like(c),
+    )

@@ -377,7 +377,7 @@ def test_atomic_sums_flush_in_global_memory_alone() -> None:
 
 def test_hints_and_fences_change_nothing() -> None:
     body = (
-        "createpolicy.fractional.L2::evict_first.b64 %w0, 1.0;\nprefetch.global.L2 [%out];\n"
+        "createpolicy.fractional.L2::evict_first.b64 %w0, 0f3F800000;\nprefetch.global.L2 [%out];\n"
         "ld.global.nc.L1::no_allocate.L2::128B.b32 %a0, [%out];\nmembar.gl;\nfence.acq_rel.gpu;\n"
         "ld.global.L1::evict_last.L2::cache_hint.b32 %a1, [%out], %w0;\nadd.u32 %a0, %a0, %a1;\n"
         "setp.eq.u32 %p0, %lane, 0;\n@%p0 st.global.cs.b32 [%other], %a0;\nret;"

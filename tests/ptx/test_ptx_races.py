@@ -254,7 +254,7 @@ def test_a_copy_is_there_after_a_wait_and_a_barrier(wait: str) -> None:
     for seed in SEEDS:
         copies(f"{COPY}{wait}bar.sync 0;\n{READ_OTHER}", seed)
         copies(f"{COPY}{wait}ld.shared.b32 %a2, [%r3];\n", seed)
-    assert "wrote" in copy_fault(f"{COPY}{wait}{READ_OTHER}")
+    assert "races" in copy_fault(f"{COPY}{wait}{READ_OTHER}")
     under_way = "is under way: cp.async was issued and not waited for"
     assert under_way in copy_fault(f"{COPY}{COMMIT}bar.sync 0;\n{READ_OTHER}{wait}")
     assert under_way in copy_fault(f"{COPY}{COMMIT}ld.shared.b32 %a2, [%r3];\n{wait}")
@@ -286,7 +286,7 @@ def test_a_copy_s_source_must_stay_as_it_is() -> None:
     change = "st.global.b32 [%w1], %a0;\n"
     only = "mov.u32 %r6, %ctaid.x;\nsetp.ne.u32 %p3, %r6, 0;\n@%p3 ret;\n"
     copies(f"{only}{COPY}{COMMIT}{WAIT}{change}")
-    assert "source of a copy" in copy_fault(f"{only}{COPY}{COMMIT}{change}{WAIT}")
+    assert "a copy whose source has changed" in copy_fault(f"{only}{COPY}{COMMIT}{change}{WAIT}")
     assert "wrote" in copy_fault(f"{only}xor.b64 %w2, %w0, 128;\nst.global.b32 [%w2], %a0;\n{COPY}")
 
 
