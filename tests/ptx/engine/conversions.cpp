@@ -31,15 +31,17 @@ F to_whole(F x, Whole whole) {
   }
 }
 
-// What does not fit is the nearest that does; NaN is 0.
-template <class To, class F>
+// What does not fit is the nearest that does; NaN is 0, or the topmost bit where either has 64.
+template <class To, bool kFromDouble, class F>
 To to_integer(F x) {
-  constexpr F kLow = static_cast<F>(std::numeric_limits<To>::min());
+  using Limits = std::numeric_limits<To>;
+  constexpr F kLow = static_cast<F>(Limits::min());
   // The first power of two that is too much, exact in every type.
-  constexpr F kBeyond = static_cast<F>(uint64_t{1} << (std::numeric_limits<To>::digits - 1)) * 2;
-  if (x != x) return 0;
-  if (x <= kLow) return std::numeric_limits<To>::min();
-  if (x >= kBeyond) return std::numeric_limits<To>::max();
+  constexpr F kBeyond = static_cast<F>(uint64_t{1} << (Limits::digits - 1)) * 2;
+  constexpr bool kWide = kFromDouble || sizeof(To) == 8;
+  if (x != x) return kWide ? static_cast<To>(uint64_t{1} << (8 * sizeof(To) - 1)) : To{0};
+  if (x <= kLow) return Limits::min();
+  if (x >= kBeyond) return Limits::max();
   return static_cast<To>(x);
 }
 
@@ -55,7 +57,7 @@ constexpr auto cut = [](From x) { return static_cast<To>(x); };
 template <class To, class From, Whole kWhole, bool kFlush>
 constexpr auto float_to_integer = [](From x) {
   const auto taken = to_float(kFlush ? flushed(x) : x);
-  return to_integer<To>(to_whole(taken, kWhole));
+  return to_integer<To, std::is_same_v<From, double>>(to_whole(taken, kWhole));
 };
 
 template <class To, class From, Rounding kRounding>

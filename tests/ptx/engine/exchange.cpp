@@ -209,7 +209,21 @@ void decode_reduce(Instruction& instruction, Loader& loader) {
 }
 
 void run_barrier(const Step& step) {
-  for_lanes(step.active, [&](int lane) { ++step.warp.warp_epoch[lane]; });
+  Warp& warp = step.warp;
+  if (!warp.has_parted && step.active != ~warp.exited) {
+    warp.has_parted = true;
+    for (auto& row : warp.met) row = warp.warp_epoch;
+  }
+  for_lanes(step.active, [&](int lane) { ++warp.warp_epoch[lane]; });
+  if (!warp.has_parted) return;
+  std::array<int32_t, kLanes> all{};
+  for_lanes(step.active, [&](int lane) {
+    for (int other = 0; other < kLanes; ++other) {
+      all[other] = std::max(all[other], warp.met[lane][other]);
+    }
+    all[lane] = warp.warp_epoch[lane];
+  });
+  for_lanes(step.active, [&](int lane) { warp.met[lane] = all; });
 }
 
 void run_active(const Step& step) {

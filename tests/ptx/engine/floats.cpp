@@ -11,6 +11,17 @@ struct Ways {
   Rounding rounding = Rounding::kNearest;
 };
 
+// The one of canonical bits.
+template <class T>
+T nan_of() {
+  if constexpr (sizeof(T) == 2)
+    return std::bit_cast<T>(kNan16);
+  else if constexpr (sizeof(T) == 4)
+    return std::bit_cast<T>(kNan32);
+  else
+    return std::bit_cast<T>(uint64_t{0x7fffffffffffffff});
+}
+
 template <class T, bool kFlush>
 auto taken(T x) {
   if constexpr (kFlush)
@@ -19,11 +30,13 @@ auto taken(T x) {
     return to_float(x);
 }
 
+// NaN is the one that hardware makes, or operands that change places would give two.
 template <class T, bool kFlush, bool kSaturate, class F>
 T given(F x) {
   if constexpr (kSaturate) x = saturated(x);
   T made = Narrow<T>::from(x);
   if constexpr (kFlush) made = flushed(made);
+  if constexpr (sizeof(T) >= 4) made = x != x ? nan_of<T>() : made;
   return made;
 }
 
@@ -78,17 +91,6 @@ constexpr auto directed_triple = [](float a, float b, float c) {
   const float found = rounded(exact, kRounding);
   return kFlush ? flushed(found) : found;
 };
-
-// The one of canonical bits.
-template <class T>
-T nan_of() {
-  if constexpr (sizeof(T) == 2)
-    return std::bit_cast<T>(kNan16);
-  else if constexpr (sizeof(T) == 4)
-    return std::bit_cast<T>(kNan32);
-  else
-    return std::bit_cast<T>(uint64_t{0x7fffffffffffffff});
-}
 
 // -0 is less than +0. Of two numbers one of which is none the other, or none where kKeepNan.
 template <bool kLarger, bool kFlush, bool kKeepNan>

@@ -102,6 +102,7 @@ class Machine {
       warp.at.fill(0);
       warp.block_epoch.fill(0);
       warp.warp_epoch.fill(0);
+      warp.has_parted = false;
       // What no instruction wrote is NaN.
       std::memset(warp.registers, 0xff, program_.first_constant);
       set_specials(warp);

@@ -143,6 +143,19 @@ struct Warp {
   // block are in order where one thread's count of block barriers differs, or, within a warp, that
   // of its own barriers (bar.warp.sync).
   std::array<int32_t, kLanes> block_epoch{}, warp_epoch{};
+  // Once some lanes alone have passed a barrier of the warp: met[a][b] is how many of lane b's own
+  // barriers are behind it for lane a, which met it or others that did.
+  bool has_parted = false;
+  std::array<std::array<int32_t, kLanes>, kLanes> met{};
+
+  // Whether what lane `other` did at its own `epoch`, of which the low `bits` bits are known, comes
+  // before what `lane` does now, by barriers of the warp.
+  bool is_behind(int lane, int other, uint32_t epoch, int bits) const {
+    const auto latest = static_cast<uint32_t>(warp_epoch[other]);
+    const uint32_t ago = (latest - epoch) & ((1u << bits) - 1);
+    const int32_t behind = has_parted ? met[lane][other] : warp_epoch[lane];
+    return behind > static_cast<int32_t>(latest - ago);
+  }
 
   template <class T>
   T* lanes(const Value& value) {
