@@ -8,11 +8,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-TYPE_BYTES = {
-    f"{kind}{bits}": bits // 8 for kind in "busf" for bits in (8, 16, 32, 64, 128)
-} | {"f16x2": 4, "bf16": 2, "bf16x2": 4, "tf32": 4}
+TYPE_BYTES = {f"{kind}{bits}": bits // 8 for kind in "busf" for bits in (8, 16, 32, 64, 128)} | {
+    "f16x2": 4,
+    "bf16": 2,
+    "bf16x2": 4,
+    "tf32": 4,
+}
 """Bytes of a PTX type; a predicate has none."""
 
 
@@ -312,13 +315,25 @@ class _Reader:
         return parameters
 
 
+@dataclass
+class _Scope:
+    """Inner braces: what their names are called in the kernel, and where they begin."""
+
+    number: int
+    first: int
+    names: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def own(self, name: str) -> str:
+        return f"{name}#{self.number}"
+
+
 class _Body:
     """A kernel's body, with names that hold inside of braces only."""
 
     def __init__(self, reader: _Reader, kernel: Kernel) -> None:
         self.reader, self.kernel = reader, kernel
-        # What a name of inner braces is called in the kernel.
-        self.scopes: list[dict[str, str]] = []
+        self.scopes: list[_Scope] = []
         self.count = 0
         self.operands = functools.cache(_operands)
 
@@ -336,7 +351,7 @@ class _Body:
             if kind == "instruction":
                 self.instruction(found)
             elif kind == "label":
-                self.kernel.labels[self.inner(found["label"])] = len(self.kernel.instructions)
+                self.label(found)
                 table = re.compile(r"\s*\.branchtargets\s+([^;]*);").match(text, place)
                 if table is not None:
                     labels = tuple(self.inner(part.strip()) for part in table[1].split(","))
@@ -344,13 +359,32 @@ class _Body:
                     place = table.end()
             elif kind == "open":
                 self.count += 1
-                self.scopes.append({})
+                self.scopes.append(_Scope(self.count, len(self.kernel.instructions)))
             elif kind == "close":
                 if not self.scopes:
                     return place
-                self.scopes.pop()
+                self.leave(self.scopes.pop())
             else:
                 place = self.directive(found)
+
+    def label(self, found: re.Match[str]) -> None:
+        name = found["label"]
+        if self.scopes:
+            scope = self.scopes[-1]
+            scope.labels[name] = scope.own(name)
+            name = scope.labels[name]
+        if name in self.kernel.labels:
+            raise self.reader.wrong(found.start("label"), f"a label is there twice: {name}")
+        self.kernel.labels[name] = len(self.kernel.instructions)
+
+    def leave(self, scope: _Scope) -> None:
+        """Braces close: branches between them to a label of theirs mean that one."""
+        code = self.kernel.instructions
+        for place in range(scope.first, len(code) if scope.labels else 0):
+            each = code[place]
+            if each.name.split(".")[0] == "bra" and each.operands[0].values[0] in scope.labels:
+                target = Operand((scope.labels[each.operands[0].values[0]],))
+                code[place] = replace(each, operands=(target,))
 
     def directive(self, found: re.Match[str]) -> int:
         reader, place = self.reader, found.start()
@@ -374,12 +408,15 @@ class _Body:
         size = max(size, 2) if size else 0
         name = found[1]
         if self.scopes and count is None:
-            name = self.scopes[-1][name] = f"{name}#{self.count}"
+            scope = self.scopes[-1]
+            scope.names[name] = scope.own(name)
+            name = scope.names[name]
         elif self.scopes:
             for number in range(count or 0):
-                own = f"{name}{number}"
-                self.scopes[-1][own] = f"{own}#{self.count}"
-                self.kernel.registers.append(Register(f"{own}#{self.count}", size))
+                inner = f"{name}{number}"
+                own = self.scopes[-1].own(inner)
+                self.scopes[-1].names[inner] = own
+                self.kernel.registers.append(Register(own, size))
             return
         self.kernel.registers.append(Register(name, size, count))
 
@@ -387,8 +424,8 @@ class _Body:
         """What a name means here, in the innermost braces that have it."""
         for scope in reversed(self.scopes):
             bare = name.removeprefix("!")
-            if bare in scope:
-                return name[: len(name) - len(bare)] + scope[bare]
+            if bare in scope.names:
+                return name[: len(name) - len(bare)] + scope.names[bare]
         return name
 
     def instruction(self, found: re.Match[str]) -> None:
