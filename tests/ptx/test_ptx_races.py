@@ -63,7 +63,7 @@ def race(body: str, *, threads: int = 64, blocks: int = 1) -> list[str]:
     [
         ("st.shared.b32 [%r0], %a0;", "ld.shared.b32 %a2, [%r2];", ("read", "write")),
         ("ld.shared.b32 %a2, [%r2];", "st.shared.b32 [%r0], %a0;", ("read", "write")),
-        ("@%p1 st.shared.b32 [%r0], %a0;", "@!%p1 st.shared.b32 [%r2], %a0;", ("write",)),
+        ("@%p1 st.shared.b32 [%r0], %a0;", "@!%p1 st.shared.b32 [%r2], %a1;", ("write",)),
         ("ld.shared.b32 %a2, [%r2];", "red.shared.add.u32 [%r0], %a0;", ("atomic", "read")),
         ("red.shared.add.u32 [%r0], %a0;", "ld.shared.b32 %a2, [%r2];", ("atomic", "read")),
         ("st.shared.b32 [%r0], %a0;", "red.shared.add.u32 [%r2], %a0;", ("atomic", "write")),
@@ -95,7 +95,7 @@ def test_a_barrier_of_the_block_orders_its_warps(
     [
         ("st.shared.b32 [%r0], %a0;", "ld.shared.b32 %a2, [%r1];"),
         ("ld.shared.b32 %a2, [%r1];", "st.shared.b32 [%r0], %a0;"),
-        ("@%p2 st.shared.b32 [%r0], %a0;", "@!%p2 st.shared.b32 [kept], %a0;"),
+        ("@%p2 st.shared.b32 [%r0], %a0;", "@!%p2 st.shared.b32 [kept], %a1;"),
         ("@%p2 st.global.b32 [%out], %a0;", "ld.global.b32 %a2, [%out];"),
         ("ld.shared.b32 %a2, [%r1];", "red.shared.add.u32 [%r0], %a0;"),
     ],
@@ -153,15 +153,28 @@ def test_neighbouring_bytes_are_no_race() -> None:
     race(wide.replace("bar.sync 0;\n", "") + "ld.shared.b16 %n1, [%r0];")
 
 
-def test_lanes_of_one_store_may_write_the_same_value() -> None:
+def test_threads_of_a_block_may_write_the_same_value() -> None:
     run("st.shared.b32 [kept], %a0;", threads=32)
-    run("st.global.v2.b32 [%out], {%a0, %a1};", threads=32)
-    said = race("st.shared.b32 [kept], %lane;", threads=32)
-    assert all("wrote" in each for each in said)
-    # Not of two stores, and not of two warps.
-    race("@%p2 st.shared.b32 [kept], %a0;\n@!%p2 st.shared.b32 [kept], %a0;", threads=32)
-    race("st.shared.b32 [kept], %a0;", threads=64)
+    run("st.shared.b32 [kept], %a0;", threads=64)
+    run("st.global.v2.b32 [%out], {%a0, %a1};", threads=64)
+    run("@%p2 st.shared.b32 [kept], %a0;\n@!%p2 st.shared.b32 [kept], %a0;", threads=32)
+    # Whoever reads it without a barrier still reads what another wrote.
+    race("st.shared.b32 [kept], %a0;\nld.shared.b32 %a2, [kept];", threads=32)
+    # Nor is it the same when only some of the bytes are, or an atomic or a copy writes it.
+    race("@%p2 st.shared.b32 [kept], %a0;\n@!%p2 st.shared.b16 [kept], %a1;", threads=32)
+    race("@%p2 st.shared.b32 [kept], %a0;\n@!%p2 red.shared.max.u32 [kept], %a0;", threads=32)
     race("st.shared.b32 [kept], %a0;\nst.shared.b32 [kept], %a1;", threads=32)
+
+
+def test_lanes_of_one_store_that_differ() -> None:
+    different = "st.shared.b32 [kept], %lane;"
+    assert all("wrote" in each for each in race(different, threads=32))
+    with ptx_machine.open_stores():
+        run(different, threads=32)
+        # Of one store alone: not of two, nor of two warps.
+        race("@%p2 st.shared.b32 [kept], %lane;\n@!%p2 st.shared.b32 [kept], %lane;", threads=32)
+        race("st.shared.b32 [kept], %tid_x;", threads=64)
+    race(different, threads=32)
 
 
 def test_atomics_are_in_any_order() -> None:

@@ -178,6 +178,8 @@ void remove_allocator() {
 void bind_memory(pybind11::module_& module) {
   module.def("install_allocator", &install_allocator);
   module.def("remove_allocator", &remove_allocator);
+  // Whether lanes of one store may from now on write different values to one place.
+  module.def("open_stores", [](bool open) { launch.open_stores = open; });
   // Whether it is a fault from now on to read shared memory that the block has not written.
   module.def("require_written", [](bool required) { launch.must_be_written = required; });
 }

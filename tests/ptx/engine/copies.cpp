@@ -52,7 +52,11 @@ void read_sources(const Step& step, const Now& now, Lanes lanes, Addresses addre
       for_lanes(here, [&](int lane) {
         const char* const source = region.data + (address[lane] - region.begin);
         if (done == 0) copies[lane].source = source;
-        std::memcpy(copies[lane].data.data() + done, source, piece);
+        if (piece == 16) {
+          std::memcpy(copies[lane].data.data(), source, 16);
+        } else {
+          std::memcpy(copies[lane].data.data() + done, source, piece);
+        }
       });
     });
     done += piece;
@@ -95,17 +99,31 @@ void commit(const Step& step) {
   });
 }
 
-void arrive(const Step& step, const Now& now, int lane, const Copy& copy) {
+template <size_t Bytes>
+void arrive_of(const Step& step, const Now& now, int lane, const Copy& copy) {
   BlockMemory& memory = *step.block.memory;
-  if (std::memcmp(copy.source, copy.data.data(), copy.source_bytes) != 0) {
+  const bool is_same = copy.source_bytes == Bytes
+                           ? std::memcmp(copy.source, copy.data.data(), Bytes) == 0
+                           : std::memcmp(copy.source, copy.data.data(), copy.source_bytes) == 0;
+  if (!is_same) {
     fail(step, lane, "waits for a copy whose source has changed since it was issued");
   }
   const size_t offset = copy.to - kSharedBase;
-  std::memcpy(memory.shared.data() + offset, copy.data.data(), copy.bytes);
+  std::memcpy(memory.shared.data() + offset, copy.data.data(), Bytes);
   const int shift = memory.shadow.shift;
-  std::fill_n(memory.shadow.writes.begin() + static_cast<ptrdiff_t>(offset >> shift),
-              copy.bytes >> shift, now.own[lane]);
-  step.block.counters->shared_written += copy.bytes;
+  Record* const writes = memory.shadow.writes.data() + (offset >> shift);
+  for (size_t i = 0; i < Bytes >> shift; ++i) writes[i] = now.own[lane];
+  step.block.counters->shared_written += Bytes;
+}
+
+void arrive(const Step& step, const Now& now, int lane, const Copy& copy) {
+  if (copy.bytes == 16) {
+    arrive_of<16>(step, now, lane, copy);
+  } else if (copy.bytes == 8) {
+    arrive_of<8>(step, now, lane, copy);
+  } else {
+    arrive_of<4>(step, now, lane, copy);
+  }
 }
 
 // A lane's copies up to `end` arrive, and its groups up to `groups` are no longer awaited.

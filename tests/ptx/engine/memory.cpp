@@ -174,6 +174,34 @@ bool read_space(const std::string& part, Space& space) {
 
 namespace {
 
+// The elements at the addresses, to a register as wide. One loop each, of locals alone.
+template <int Element>
+void gather(Lanes lanes, const char* from, const uint64_t* address, char* to) {
+  if (lanes == kAllLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      std::memcpy(to + lane * Element, from + address[lane], Element);
+    }
+    return;
+  }
+  for (Lanes rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
+    std::memcpy(to + lane * Element, from + address[lane], Element);
+  }
+}
+
+// The same to a wider one, which is filled with the sign or with zeros.
+template <int Element>
+void extend(Lanes lanes, const char* from, const uint64_t* address, char* to, int width,
+            bool is_signed) {
+  for (Lanes rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
+    char* const place = to + lane * width;
+    std::memcpy(place, from + address[lane], Element);
+    const bool is_negative = is_signed && static_cast<signed char>(place[Element - 1]) < 0;
+    std::memset(place + Element, is_negative ? 0xff : 0, width - Element);
+  }
+}
+
 // at[0]: the space; at[1]: whether loads extend the sign.
 template <int Element, int Count>
 void load(const Step& step) {
@@ -185,23 +213,15 @@ void load(const Step& step) {
   const auto space = static_cast<Space>(step.instruction.at[0]);
   each_region(step, step.active, space, address, kBytes, [&](const Region& region, Lanes lanes) {
     note_reads(step, region, now, lanes, address, kBytes);
-    const char* const data = region.data - region.begin;
     for (int i = 0; i < Count; ++i) {
+      const char* const from = region.data - region.begin + i * Element;
       char* const register_ = step.warp.lanes<char>(to.values[i]);
       const int width = to.values[i].bytes;
       if (width == Element) {
-        for_lanes(lanes, [&](int lane) {
-          std::memcpy(register_ + lane * Element, data + address[lane] + i * Element, Element);
-        });
-        continue;
+        gather<Element>(lanes, from, address.data(), register_);
+      } else {
+        extend<Element>(lanes, from, address.data(), register_, width, step.instruction.at[1] != 0);
       }
-      const bool is_signed = step.instruction.at[1] != 0;
-      for_lanes(lanes, [&](int lane) {
-        char* const place = register_ + lane * width;
-        std::memcpy(place, data + address[lane] + i * Element, Element);
-        std::memset(place + Element, is_signed && place[Element - 1] < 0 ? 0xff : 0,
-                    width - Element);
-      });
     }
     Counters& counters = *step.block.counters;
     const int64_t moved = int64_t{kBytes} * std::popcount(lanes);

@@ -117,6 +117,7 @@ struct Launch {
   uint32_t begin = 1;                                // its first moment
   uint32_t latest = 0;                               // the last moment of any access
   std::vector<std::pair<uint32_t, int64_t>> blocks;  // first moment and number of each
+  bool open_stores = false;  // whether lanes of one store may write different values to one place
   bool must_be_written = false;  // whether to read shared memory that nobody wrote is a fault
 };
 extern Launch launch;

@@ -57,6 +57,8 @@ Now::Now(const Step& step) : block(step.block.memory->begin) {
 
 namespace {
 
+constexpr int kEpochBits = 12;  // of a warp's, that a record has
+
 enum class Use { kRead, kWrite, kAtomic };
 
 // What was before and may race with what is now.
@@ -70,13 +72,16 @@ bool is_of_other_block(Record earlier, const Region& region, const Now& now) {
 }
 
 // The thread of a record that is not in order with `own`, or -1; of its block, at its moment.
-int unordered_thread(Record earlier, Record own) {
+int unordered_thread(const Warp& warp, Record earlier, Record own) {
   if (moment_of(earlier) != moment_of(own)) return -1;
   const int thread = first_of(own);
   for (const int other : {first_of(earlier), second_of(earlier)}) {
     if (other == thread) continue;
     const bool is_same_warp = other / kLanes == thread / kLanes;
-    if (!is_same_warp || epoch_of(earlier) == epoch_of(own)) return other;
+    if (!is_same_warp ||
+        !warp.is_behind(thread % kLanes, other % kLanes, epoch_of(earlier), kEpochBits)) {
+      return other;
+    }
   }
   return -1;
 }
@@ -126,22 +131,34 @@ int64_t block_of(uint32_t moment) {
   if (is_of_other_block(earlier.record, region, now)) {
     fail_race(step, lane, region, granule, doing, earlier, first_of(earlier.record), true);
   }
-  const int thread = unordered_thread(earlier.record, now.own[lane]);
+  const int thread = unordered_thread(step.warp, earlier.record, now.own[lane]);
   if (thread >= 0) fail_race(step, lane, region, granule, doing, earlier, thread, false);
 }
 
-// Whether a record may be out of order with what a lane does now; `check` knows. It is inline and
-// quick, and says no to nearly all.
-inline bool is_suspect(Record earlier, const Region& region, const Now& now) {
-  const uint32_t moment = moment_of(earlier);
-  return (moment >= now.first) | (moment - region.floor < now.block - region.floor);
-}
+// What comparisons of records with moments need, in the upper half as a record has them: it stays
+// in registers over the lanes of an instruction.
+class Bounds {
+ public:
+  Bounds(const Region& region, const Now& now)
+      : first_(Record{now.first} << 32),
+        floor_(Record{region.floor} << 32),
+        block_(Record{now.block} << 32) {}
 
-// Whether a record of reads has nothing to do with what comes: it is replaced as it is.
-inline bool is_past(Record earlier, const Region& region, const Now& now) {
-  const uint32_t moment = moment_of(earlier);
-  return (moment < region.floor) | (moment - now.block < now.first - now.block);
-}
+  // Whether a record may be out of order with what a lane does now; `check` knows. It is quick, and
+  // says no to nearly all.
+  bool is_suspect(Record earlier) const {
+    return (earlier >= first_) | (earlier - floor_ < block_ - floor_);
+  }
+  // Whether a record of reads has nothing to do with what comes: it may be replaced.
+  bool is_past(Record earlier) const {
+    return (earlier < floor_) | (earlier - block_ < first_ - block_);
+  }
+  // Whether it is of this launch.
+  bool is_recent(Record earlier) const { return earlier >= floor_; }
+
+ private:
+  Record first_, floor_, block_;
+};
 
 // Adds a lane to those who read (or did atomics) at the latest moment. `others` has what an earlier
 // block did, where regions are shared by blocks.
@@ -165,13 +182,10 @@ inline bool is_past(Record earlier, const Region& region, const Now& now) {
   }
 }
 
-inline void add(std::vector<Record>& records, std::vector<Record>& others, size_t granule,
-                Record own, const Region& region, const Now& now) {
+void add(std::vector<Record>& records, std::vector<Record>& others, size_t granule, Record own,
+         const Region& region, const Now& now) {
   Record& latest = records[granule];
-  if (latest == own) return;
-  if (is_past(latest, region, now)) {
-    latest = own;
-  } else {
+  if (latest != own) {
     merge(latest, others.empty() ? nullptr : &others[granule], own, region, now);
   }
 }
@@ -181,31 +195,48 @@ void refine_to(const Region& region, uint32_t bytes) {
   if (region.shadow->shift > shift) region.shadow->refine(shift);
 }
 
-// Whether lanes before this one wrote, with this instruction, the same to a granule: a GPU leaves
-// open which of them is last, and it makes no difference.
-bool is_same_store(const Step& step, Lanes lanes, int lane, const Region& region,
-                   const Addresses& address, uint32_t bytes, size_t granule, Record earlier,
-                   const Now& now, const char* mine) {
-  const int other = first_of(earlier) % kLanes;
-  if (first_of(earlier) / kLanes != step.warp.number || other >= lane) return false;
-  if (moment_of(earlier) != moment_of(now.own[other]) || (lanes >> other & 1) == 0) return false;
+// Whether a lane of this instruction writes to a granule what lies there already.
+bool writes_the_same(Lanes lanes, int lane, const Region& region, const Addresses& address,
+                     uint32_t bytes, size_t granule, const char* data) {
   const int shift = region.shadow->shift;
   const uint64_t at = region.begin + (granule << shift);
-  if (at < address[other] || at >= address[other] + bytes) return false;
-  return std::memcmp(region.data + (granule << shift), mine + (at - address[lane]),
+  if ((lanes >> lane & 1) == 0 || at < address[lane] || at >= address[lane] + bytes) return false;
+  return std::memcmp(region.data + (granule << shift), data + lane * bytes + (at - address[lane]),
                      size_t{1} << shift) == 0;
 }
 
-// What may have been before a granule is touched, each of it out of order with `doing` unless the
-// lane did it itself.
-[[gnu::noinline]] void check_writes(const Step& step, int lane, const Region& region,
-                                    const Now& now, size_t granule, const char* doing) {
+// Whether it makes no difference that another thread of the block wrote to a granule since the last
+// barrier: it wrote the same. Where several lanes of one instruction write there, a GPU leaves open
+// which of them is last, so the same as another warp's is what any of them writes; and where
+// `launch.open_stores`, lanes of one instruction may write what they like.
+bool is_same_store(const Step& step, Lanes lanes, int lane, const Region& region,
+                   const Addresses& address, uint32_t bytes, size_t granule, Record earlier,
+                   const Now& now, const char* data) {
+  if (moment_of(earlier) == kUnderWay || is_of_other_block(earlier, region, now)) return false;
+  const int other = first_of(earlier) % kLanes;
+  const uint64_t at = region.begin + (granule << region.shadow->shift);
+  const bool is_of_this_store = first_of(earlier) / kLanes == step.warp.number && other < lane &&
+                                (lanes >> other & 1) != 0 && at >= address[other] &&
+                                at < address[other] + bytes;
+  if (is_of_this_store) {
+    return launch.open_stores ||
+           writes_the_same(lanes, lane, region, address, bytes, granule, data);
+  }
+  for (int any = 0; any < kLanes; ++any) {
+    if (writes_the_same(lanes, any, region, address, bytes, granule, data)) return true;
+  }
+  return false;
+}
+
+// Fail if what was before is out of order with what the lane does to a granule now.
+void check_writes(const Step& step, int lane, const Region& region, const Now& now, size_t granule,
+                  const char* doing) {
   const Record earlier = region.shadow->writes[granule];
   if (earlier != now.own[lane]) check(step, lane, region, now, granule, doing, {"wrote", earlier});
 }
 
-[[gnu::noinline]] void check_reads(const Step& step, int lane, const Region& region, const Now& now,
-                                   size_t granule, const char* doing) {
+void check_reads(const Step& step, int lane, const Region& region, const Now& now, size_t granule,
+                 const char* doing) {
   const Shadow& shadow = *region.shadow;
   check(step, lane, region, now, granule, doing, {"read", shadow.reads[granule]});
   if (!shadow.other_reads.empty()) {
@@ -213,20 +244,14 @@ bool is_same_store(const Step& step, Lanes lanes, int lane, const Region& region
   }
 }
 
-[[gnu::noinline]] void check_atomics(const Step& step, int lane, const Region& region,
-                                     const Now& now, size_t granule, const char* doing) {
+void check_atomics(const Step& step, int lane, const Region& region, const Now& now, size_t granule,
+                   const char* doing) {
   const Shadow& shadow = *region.shadow;
   const char* const did = "changed by an atomic";
   check(step, lane, region, now, granule, doing, {did, shadow.atomics[granule]});
   if (!shadow.other_atomics.empty()) {
     check(step, lane, region, now, granule, doing, {did, shadow.other_atomics[granule]});
   }
-}
-
-inline bool reads_are_suspect(const Region& region, const Now& now, size_t granule) {
-  const Shadow& shadow = *region.shadow;
-  return is_suspect(shadow.reads[granule], region, now) ||
-         (!shadow.other_reads.empty() && moment_of(shadow.other_reads[granule]) >= region.floor);
 }
 
 void check_written(const Step& step, int lane, const Region& region, size_t granule) {
@@ -236,76 +261,97 @@ void check_written(const Step& step, int lane, const Region& region, size_t gran
   fail(step, lane, "reads " + place_of(region, granule) + ", which the block has not written");
 }
 
-// `Count` granules a lane.
+// What a lane does at `count` granules where something may be out of order.
+[[gnu::noinline]] void read_slowly(const Step& step, int lane, const Region& region, const Now& now,
+                                   size_t begin, size_t count) {
+  Shadow& shadow = *region.shadow;
+  for (size_t granule = begin; granule < begin + count; ++granule) {
+    check_writes(step, lane, region, now, granule, "reads");
+    if (!shadow.atomics.empty()) check_atomics(step, lane, region, now, granule, "reads");
+    if (launch.must_be_written && region.space == Space::kShared) {
+      check_written(step, lane, region, granule);
+    }
+    add(shadow.reads, shadow.other_reads, granule, now.own[lane], region, now);
+  }
+}
+
+[[gnu::noinline]] void check_slowly(const Step& step, Lanes lanes, int lane, const Region& region,
+                                    const Now& now, const Addresses& address, uint32_t bytes,
+                                    size_t begin, size_t count, const char* data) {
+  const Shadow& shadow = *region.shadow;
+  for (size_t granule = begin; granule < begin + count; ++granule) {
+    if (!is_same_store(step, lanes, lane, region, address, bytes, granule, shadow.writes[granule],
+                       now, data)) {
+      check_writes(step, lane, region, now, granule, "writes");
+    }
+    check_reads(step, lane, region, now, granule, "writes");
+    if (!shadow.atomics.empty()) check_atomics(step, lane, region, now, granule, "writes");
+  }
+}
+
+// The two that all loads and stores go through. What they need for a lane is in locals, and there
+// is one loop, so that it stays in registers. `Count` granules a lane.
 template <size_t Count>
 void note_reads_of(const Step& step, const Region& region, const Now& now, Lanes lanes,
                    const Addresses& address) {
-  Shadow& shadow = *region.shadow;
-  const bool has_atomics = !shadow.atomics.empty();
-  const bool must_be_written = launch.must_be_written && region.space == Space::kShared;
-  const bool is_plain = !has_atomics && !must_be_written;
-  const Record* const writes = shadow.writes.data();
-  Record* const reads = shadow.reads.data();
-  for_lanes(lanes, [&](int lane) {
+  const bool is_slow =
+      !region.shadow->atomics.empty() || (launch.must_be_written && region.space == Space::kShared);
+  const Record* const writes = region.shadow->writes.data();
+  Record* const reads = region.shadow->reads.data();
+  const int shift = region.shadow->shift;
+  const uint64_t origin = region.begin;
+  const Bounds bounds(region, now);
+  for (Lanes rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
     const Record own = now.own[lane];
-    const size_t begin = (address[lane] - region.begin) >> shadow.shift;
-    bool is_quick = is_plain;
+    const size_t begin = (address[lane] - origin) >> shift;
+    Record slow = is_slow;
     for (size_t i = 0; i < Count; ++i) {
-      is_quick &= !is_suspect(writes[begin + i], region, now) &
-                  ((reads[begin + i] == own) | is_past(reads[begin + i], region, now));
+      const Record read = reads[begin + i], written = writes[begin + i];
+      slow |= bounds.is_suspect(written) ? 1 : 0;
+      slow |= (read == own) | bounds.is_past(read) ? 0 : 1;
     }
-    if (is_quick) [[likely]] {
+    if (slow == 0) [[likely]] {
       for (size_t i = 0; i < Count; ++i) reads[begin + i] = own;
-      return;
+    } else {
+      read_slowly(step, lane, region, now, begin, Count);
     }
-    for (size_t granule = begin; granule < begin + Count; ++granule) {
-      if (is_suspect(writes[granule], region, now)) {
-        check_writes(step, lane, region, now, granule, "reads");
-      }
-      if (has_atomics) check_atomics(step, lane, region, now, granule, "reads");
-      if (must_be_written) check_written(step, lane, region, granule);
-      add(shadow.reads, shadow.other_reads, granule, own, region, now);
-    }
-  });
+  }
 }
 
 template <size_t Count>
 void write_of(const Step& step, const Region& region, const Now& now, Lanes lanes,
               const Addresses& address, uint32_t bytes, const char* data) {
-  Shadow& shadow = *region.shadow;
-  const bool has_atomics = !shadow.atomics.empty();
-  Record* const writes = shadow.writes.data();
-  const Record* const reads = shadow.reads.data();
-  const Record* const others = shadow.other_reads.empty() ? nullptr : shadow.other_reads.data();
-  for_lanes(lanes, [&](int lane) {
+  const bool is_slow = !region.shadow->atomics.empty();
+  Record* const writes = region.shadow->writes.data();
+  const Record* const reads = region.shadow->reads.data();
+  const Record* const others =
+      region.shadow->other_reads.empty() ? nullptr : region.shadow->other_reads.data();
+  const int shift = region.shadow->shift;
+  const uint64_t origin = region.begin;
+  char* const place = region.data;
+  const Bounds bounds(region, now);
+  for (Lanes rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
     const Record own = now.own[lane];
     const char* const mine = data + lane * bytes;
-    const size_t offset = address[lane] - region.begin;
-    const size_t begin = offset >> shadow.shift;
-    bool is_quick = !has_atomics;
+    const size_t offset = address[lane] - origin;
+    const size_t begin = offset >> shift;
+    Record slow = is_slow;
     for (size_t i = 0; i < Count; ++i) {
-      is_quick &=
-          !is_suspect(writes[begin + i], region, now) & !is_suspect(reads[begin + i], region, now);
+      const Record written = writes[begin + i], read = reads[begin + i];
+      slow |= (written == own) | !bounds.is_suspect(written) ? 0 : 1;
+      slow |= (read == own) | !bounds.is_suspect(read) ? 0 : 1;
     }
     if (others != nullptr) {
-      for (size_t i = 0; i < Count; ++i) is_quick &= moment_of(others[begin + i]) < region.floor;
+      for (size_t i = 0; i < Count; ++i) slow |= bounds.is_recent(others[begin + i]) ? 1 : 0;
     }
-    if (!is_quick) [[unlikely]] {
-      for (size_t granule = begin; granule < begin + Count; ++granule) {
-        if (is_suspect(writes[granule], region, now) &&
-            !is_same_store(step, lanes, lane, region, address, bytes, granule, writes[granule], now,
-                           mine)) {
-          check_writes(step, lane, region, now, granule, "writes");
-        }
-        if (reads_are_suspect(region, now, granule)) {
-          check_reads(step, lane, region, now, granule, "writes");
-        }
-        if (has_atomics) check_atomics(step, lane, region, now, granule, "writes");
-      }
+    if (slow != 0) [[unlikely]] {
+      check_slowly(step, lanes, lane, region, now, address, bytes, begin, Count, data);
     }
     for (size_t i = 0; i < Count; ++i) writes[begin + i] = own;
-    std::memcpy(region.data + offset, mine, bytes);
-  });
+    std::memcpy(place + offset, mine, bytes);
+  }
 }
 
 // Calls f with a constant: how many granules an access has.
@@ -348,12 +394,8 @@ void note_atomics(const Step& step, const Region& region, const Now& now, Lanes 
   for_lanes(lanes, [&](int lane) {
     const size_t begin = (address[lane] - region.begin) >> shadow.shift;
     for (size_t granule = begin; granule < begin + count; ++granule) {
-      if (is_suspect(shadow.writes[granule], region, now)) {
-        check_writes(step, lane, region, now, granule, doing);
-      }
-      if (reads_are_suspect(region, now, granule)) {
-        check_reads(step, lane, region, now, granule, doing);
-      }
+      check_writes(step, lane, region, now, granule, doing);
+      check_reads(step, lane, region, now, granule, doing);
       add(shadow.atomics, shadow.other_atomics, granule, now.own[lane], region, now);
     }
   });
@@ -380,14 +422,13 @@ void begin_writes(const Step& step, const Region& region, const Now& now, Lanes 
   const size_t count = bytes >> shadow.shift;
   const bool has_atomics = !shadow.atomics.empty();
   const char* const doing = "copies into";
+  const Bounds bounds(region, now);
   for_lanes(lanes, [&](int lane) {
     const int thread = step.warp.thread(lane);
     const size_t begin = (address[lane] - region.begin) >> shadow.shift;
     for (size_t granule = begin; granule < begin + count; ++granule) {
-      if (is_suspect(shadow.writes[granule], region, now)) {
+      if (bounds.is_suspect(shadow.writes[granule]) || bounds.is_suspect(shadow.reads[granule])) {
         check_writes(step, lane, region, now, granule, doing);
-      }
-      if (reads_are_suspect(region, now, granule)) {
         check_reads(step, lane, region, now, granule, doing);
       }
       if (has_atomics) check_atomics(step, lane, region, now, granule, doing);

@@ -16,8 +16,10 @@ struct Tile {
 
 // Three rounds of interleaving the upper with the lower half.
 Tile transposed(Tile tile) {
+#pragma GCC unroll 3
   for (int round = 0; round < 3; ++round) {
     Tile next;
+#pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const Row a = tile.rows[i], b = tile.rows[i + 4];
       next.rows[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
