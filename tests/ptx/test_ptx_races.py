@@ -141,6 +141,11 @@ def test_reads_before_a_barrier_of_the_warp_still_race_with_other_warps() -> Non
     body = "@%p1 ld.shared.b32 %a2, [kept];\nbar.warp.sync -1;\n@%p0 ld.shared.b32 %a2, [kept];\n"
     run(f"{body}bar.warp.sync -1;\nsetp.eq.u32 %p3, %tid_x, 9;\n@%p3 st.shared.b32 [kept], %a0;")
     race(f"{body}setp.eq.u32 %p3, %tid_x, 40;\n@%p3 st.shared.b32 [kept], %a0;")
+    # A reader of another warp is kept among many of one's own.
+    body = "@%p1 ld.shared.b32 %a2, [kept];\nsetp.eq.u32 %p4, %tid_x, 40;\n"
+    only = "bar.warp.sync -1;\nsetp.eq.u32 %p3, %tid_x, 9;\n@%p3 st.shared.b32 [kept], %a0;"
+    run(f"{body}{only}")
+    race(f"{body}@%p4 ld.shared.b32 %a2, [kept];\n{only}")
 
 
 def test_neighbouring_bytes_are_no_race() -> None:

@@ -59,8 +59,6 @@ namespace {
 
 constexpr int kEpochBits = 12;  // of a warp's, that a record has
 
-enum class Use { kRead, kWrite, kAtomic };
-
 // What was before and may race with what is now.
 struct Earlier {
   const char* did;
