@@ -76,9 +76,7 @@ class Counters:
 
     def family(self, name: str) -> int:
         """How many of "mma", with any modifiers, ran."""
-        return sum(
-            times for each, times in self.instructions.items() if each.split(".")[0] == name
-        )
+        return sum(times for each, times in self.instructions.items() if each.split(".")[0] == name)
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,8 @@ def load(text: str) -> dict[str, Loaded]:
         ptx_text.TextError: at what is not understood.
     """
     return {
-        name: Loaded(kernel, _program(kernel)) for name, kernel in ptx_text.parse(text).kernels.items()
+        name: Loaded(kernel, _program(kernel))
+        for name, kernel in ptx_text.parse(text).kernels.items()
     }
 
 
@@ -270,3 +269,17 @@ def memory() -> Iterator[None]:
         yield
     finally:
         machine.remove_allocator()
+
+
+@contextmanager
+def open_stores() -> Iterator[None]:
+    """Within, lanes of one store may write different values to one place.
+
+    PTX leaves open which of them is last; elsewhere that is a fault.
+    """
+    machine = engine()
+    machine.open_stores(True)
+    try:
+        yield
+    finally:
+        machine.open_stores(False)
