@@ -54,12 +54,6 @@ constexpr auto clamped = [](From x) {
 template <class To, class From>
 constexpr auto cut = [](From x) { return static_cast<To>(x); };
 
-template <class To, class From, Whole kWhole, bool kFlush>
-constexpr auto float_to_integer = [](From x) {
-  const auto taken = to_float(kFlush ? flushed(x) : x);
-  return to_integer<To, std::is_same_v<From, double>>(to_whole(taken, kWhole));
-};
-
 template <class To, class From, Rounding kRounding>
 constexpr auto integer_to_float = [](From x) {
   if constexpr (std::is_same_v<To, double>) {
@@ -141,9 +135,9 @@ constexpr auto to_tensor_float = [](float x) {
   return nan ? kNan32 : (finite ? bits + even : bits) & ~0x1fffu;
 };
 
-// Stores what `f` makes of a register's low part as the type `Stored`, wider where the register is.
-template <auto f, class To, class From>
-void run_convert(const Step& step) {
+// Stores what `f` makes of the low part of a register, extended where the other one is wider.
+template <class To, class From, class F>
+void convert_lanes(const Step& step, F&& f) {
   const auto& at = step.instruction.at;
   const uint32_t stride = at[2], room = at[3];  // elements of a register on either side
   const From* const a = step.warp.lanes<From>(at[1]);
@@ -176,6 +170,22 @@ void run_convert(const Step& step) {
   });
 }
 
+template <auto f, class To, class From>
+void run_convert(const Step& step) {
+  convert_lanes<To, From>(step, f);
+}
+
+// `constants` has how it becomes whole, and whether denormals are flushed.
+template <class To, class From>
+void run_to_integer(const Step& step) {
+  const auto whole = static_cast<Whole>(step.instruction.constants[0]);
+  const bool flush = step.instruction.constants[1] != 0;
+  convert_lanes<To, From>(step, [=](From x) {
+    const auto taken = to_float(flush ? flushed(x) : x);
+    return to_integer<To, std::is_same_v<From, double>>(to_whole(taken, whole));
+  });
+}
+
 template <class To, class From>
 Run convert_run(const Way& way) {
   constexpr bool kFromInteger = std::is_integral_v<From>, kToInteger = std::is_integral_v<To>;
@@ -186,15 +196,7 @@ Run convert_run(const Way& way) {
                         : run_convert<cut<To, From>, To, From>;
   } else if constexpr (kToInteger) {
     if (way.rounding >= 0 || way.relu) return nullptr;
-    const auto of = [&]<Whole kWhole>() -> Run {
-      return way.flush ? run_convert<float_to_integer<To, From, kWhole, true>, To, From>
-                       : run_convert<float_to_integer<To, From, kWhole, false>, To, From>;
-    };
-    if (whole == Whole::kNearest) return of.template operator()<Whole::kNearest>();
-    if (whole == Whole::kZero) return of.template operator()<Whole::kZero>();
-    if (whole == Whole::kDown) return of.template operator()<Whole::kDown>();
-    if (whole == Whole::kUp) return of.template operator()<Whole::kUp>();
-    return nullptr;
+    return way.whole < 0 ? nullptr : run_to_integer<To, From>;
   } else if constexpr (kFromInteger) {
     if (way.whole >= 0 || way.flush || way.saturate || way.relu) return nullptr;
     const auto of = [&]<Rounding kRounding>() -> Run {
@@ -354,6 +356,7 @@ bool decode_conversions(Instruction& instruction, Loader& loader) {
       bind(instruction, loader, {room, width});
       instruction.at[2] = static_cast<uint32_t>(width) / sizeof(From);
       instruction.at[3] = static_cast<uint32_t>(room) / sizeof(To);
+      instruction.constants = {static_cast<uint32_t>(way.whole + 1), way.flush ? 1u : 0u};
     });
   });
   if (instruction.run == nullptr) fail_type(instruction);
