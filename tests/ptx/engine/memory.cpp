@@ -13,6 +13,7 @@ namespace {
 
 // Kept from block to block and launch to launch: most are of the same size.
 std::shared_ptr<BlockMemory> kept;
+bool is_unfinished = false;  // the last block that began has not ended
 
 }  // namespace
 
@@ -55,6 +56,9 @@ void begin_launch(const std::string&) {
 void end_launch() {}
 
 void begin_block(Block& block) {
+  // A Fault may leave writes under way that no copy has been noted for yet.
+  if (is_unfinished) kept.reset();
+  is_unfinished = true;
   if (!kept || kept->threads != block.threads || kept->shared.size() != block.shared_bytes ||
       kept->local_bytes != block.local_bytes) {
     kept = std::make_shared<BlockMemory>(block.threads, block.shared_bytes, block.local_bytes);
@@ -63,7 +67,7 @@ void begin_block(Block& block) {
   block.memory = kept;
 }
 
-void end_block(Block&) {}
+void end_block(Block&) { is_unfinished = false; }
 
 void passed_barrier(Block&) {}
 
