@@ -46,6 +46,9 @@ constexpr auto subtract_saturated = [](int32_t a, int32_t b) {
 };
 constexpr auto smaller = []<class T>(T a, T b) { return a < b ? a : b; };
 constexpr auto larger = []<class T>(T a, T b) { return a > b ? a : b; };
+// .relu: and no less than 0.
+constexpr auto smaller_or_zero = [](int32_t a, int32_t b) { return std::max(std::min(a, b), 0); };
+constexpr auto larger_or_zero = [](int32_t a, int32_t b) { return std::max(std::max(a, b), 0); };
 // What PTX leaves open, division by zero, is what the hardware gives.
 constexpr auto divide = []<class T>(T a, T b) {
   if (b == 0) return static_cast<T>(-1);
@@ -91,7 +94,7 @@ void decode_one(Instruction& instruction, Loader& loader) {
 }
 
 template <auto f>
-void decode_saturated(Instruction& instruction, Loader& loader) {
+void decode_signed(Instruction& instruction, Loader& loader) {
   if (instruction.name.back() != "s32") fail_type(instruction);
   bind(instruction, loader, {4, 4, 4});
   instruction.run = run_binary<f, int32_t, int32_t, int32_t>;
@@ -154,21 +157,24 @@ bool decode_integers(Instruction& instruction, Loader& loader) {
     return true;
   }
   const bool saturates = (family == "add" || family == "sub") && modifiers.take("sat");
+  const bool relu = (family == "min" || family == "max") && modifiers.take("relu");
   modifiers.done();
   if (family == "add") {
-    saturates ? decode_saturated<add_saturated>(instruction, loader)
+    saturates ? decode_signed<add_saturated>(instruction, loader)
               : decode_two<add>(instruction, loader);
   } else if (family == "sub") {
-    saturates ? decode_saturated<subtract_saturated>(instruction, loader)
+    saturates ? decode_signed<subtract_saturated>(instruction, loader)
               : decode_two<subtract>(instruction, loader);
   } else if (family == "div") {
     decode_two<divide>(instruction, loader);
   } else if (family == "rem") {
     decode_two<remainder_of>(instruction, loader);
   } else if (family == "min") {
-    decode_two<smaller>(instruction, loader);
+    relu ? decode_signed<smaller_or_zero>(instruction, loader)
+         : decode_two<smaller>(instruction, loader);
   } else if (family == "max") {
-    decode_two<larger>(instruction, loader);
+    relu ? decode_signed<larger_or_zero>(instruction, loader)
+         : decode_two<larger>(instruction, loader);
   } else if (family == "abs") {
     decode_one<absolute>(instruction, loader);
   } else {

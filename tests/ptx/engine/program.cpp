@@ -353,11 +353,12 @@ template <class From, class To>
 void load_parameter(const Step& step) {
   const Instruction& instruction = step.instruction;
   const auto count = instruction.constants[0];
-  const bool in_register = instruction.constants[1] != 0;
+  const uint32_t base_bytes = instruction.constants[1];  // of its register, if it has one
   const auto offset = static_cast<int64_t>(static_cast<int32_t>(instruction.constants[2]));
   for_lanes(step.active, [&](int lane) {
     uint64_t base = 0;
-    if (in_register) base = step.warp.lanes<uint64_t>(instruction.at[0])[lane];
+    if (base_bytes == 8) base = step.warp.lanes<uint64_t>(instruction.at[0])[lane];
+    if (base_bytes == 4) base = step.warp.lanes<uint32_t>(instruction.at[0])[lane];
     const uint64_t address = base + static_cast<uint64_t>(offset);
     const size_t bytes = sizeof(From) * count;
     if (address > step.block.parameter_bytes || bytes > step.block.parameter_bytes - address) {
@@ -424,8 +425,10 @@ bool decode_parameter(Instruction& instruction, Loader& loader) {
     offset += static_cast<int64_t>(base.bits);
     instruction.constants = {static_cast<uint32_t>(count), 0, static_cast<uint32_t>(offset)};
   } else {
-    instruction.at[0] = loader.constant(instruction, base, 8).at;
-    instruction.constants = {static_cast<uint32_t>(count), 1, static_cast<uint32_t>(offset)};
+    const uint32_t base_bytes = base.bytes == 4 ? 4 : 8;
+    instruction.at[0] = loader.constant(instruction, base, static_cast<int>(base_bytes)).at;
+    instruction.constants = {static_cast<uint32_t>(count), base_bytes,
+                             static_cast<uint32_t>(offset)};
   }
   for (const Value& value : to.values) {
     if ((value.bytes != bytes && !value.is_sink) || value.is_immediate || bytes * 8 < bits) {
