@@ -89,6 +89,9 @@ def running(*, seed: int = 0) -> Iterator[Counter[str]]:
             if hasattr(module, "why_unavailable"):
                 found = _available_here(module.why_unavailable)
                 changes.enter_context(mock.patch.object(module, "why_unavailable", found))
+        # A sum over lanes has its own product unrounded (fused into the first addition) and another
+        # lane's rounded, so that lanes differ in the last bit of what they store to one place.
+        changes.enter_context(ptx_machine.open_stores())
         changes.enter_context(mock.patch.object(launch_module, "arch", return_value=ARCH))
         yield launched
 

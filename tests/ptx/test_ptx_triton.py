@@ -88,8 +88,8 @@ def test_attention(name, launched, monkeypatch):
     check_passes(name, dtype, rel_attention, "cpu", case, ordered)
     assert launched == {
         "rel_attention_forward._forward_kernel": 1,
-        "rel_attention_backward._backward_q_kernel": 1,
-        "rel_attention_backward._backward_kv_kernel": 1,
+        "rel_attention_backward_q._backward_q_kernel": 1,
+        "rel_attention_backward_kv._backward_kv_kernel": 1,
     }
 
 
