@@ -17,8 +17,8 @@ pytest.importorskip("triton")
 
 import ptx_machine
 import ptx_triton
-from attention_cases import CASES, Case
-from attention_runs import check_left_out, check_passes
+from attention_cases import CASES, Case, make_inputs
+from attention_runs import check_left_out, check_passes, run_backward, run_forward
 from small_ops import CASES as SOFTMAX_CASES
 from small_ops import check_case, check_keep, check_memory
 from two_stream_cases import CASES as STREAM_CASES
@@ -91,6 +91,23 @@ def test_attention(name, launched, monkeypatch):
         "rel_attention_backward_q._backward_q_kernel": 1,
         "rel_attention_backward_kv._backward_kv_kernel": 1,
     }
+
+
+@pytest.mark.parametrize("name", ["ranks-positions-apart", "same-length-padding"])
+def test_the_same_bits_whatever_the_order_of_warps_and_blocks(name, monkeypatch):
+    """Where dr is summed in order."""
+    dtype, case, _ = ATTENTION[name]
+    monkeypatch.setattr(launch, "STRIP_KEYS", SHORT_STRETCH)
+    found = []
+    for seed in range(3):
+        with ptx_machine.memory(), ptx_triton.running(seed=seed):
+            x = make_inputs(case, dtype, seed=0)
+            d_out = torch.randn(x.q.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+            forward = run_forward(x, case, rel_attention, "cpu")
+            grads = run_backward(forward, x, case, d_out, rel_attention, deterministic=True)
+            found.append({"out": forward.out, **grads})
+    for other in found[1:]:
+        assert all(torch.equal(other[key], value) for key, value in found[0].items())
 
 
 @pytest.mark.parametrize("name", STREAMS)
