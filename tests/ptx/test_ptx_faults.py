@@ -75,8 +75,10 @@ KINDS = {
     "a copy 16 bytes on": Kind(
         moved(r"cp\.async\.c[ag]", 16), f"{RACE}|{WRONG}|{BOUNDS}|{COPY}", 0.5
     ),
-    "a load's predicate dropped": Kind(predicate_dropped(r"ld\.global"), f"{WRONG}|{BOUNDS}", 0.5),
-    "a store's predicate dropped": Kind(predicate_dropped(r"st\.global"), BOUNDS, 1.0),
+    "a load's predicate dropped": Kind(
+        predicate_dropped(r"ld\.global"), f"{RACE}|{WRONG}|{BOUNDS}", 0.3
+    ),
+    "a store's predicate dropped": Kind(predicate_dropped(r"st\.global"), f"{RACE}|{BOUNDS}", 0.5),
     "a copy's predicate dropped": Kind(
         predicate_dropped(r"cp\.async"), f"{BOUNDS}|{COPY}|{WRONG}", 1.0
     ),
