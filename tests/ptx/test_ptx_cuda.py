@@ -33,12 +33,19 @@ OTHERS: dict[str, tuple[torch.dtype, Case]] = {
     "large-d64": (FP16, replace(LARGE, head_dim=64, dropout_p=0.3, mask=("ranks",))),
     "content-d128": (BF16, replace(CONTENT, head_dim=128)),
 }
-IN_BF16 = {
-    name: case
-    for name, case in emulated.ALL.items()
-    if case.head_dim <= 32 and name != "shapes-one"  # whose gradients are zero, and so their bound
-} | {"large-in-order": replace(LARGE, mask=("padding", "causal"), segments=True)}
-"""The cases of the emulation that take the smallest tile."""
+NAMES = (
+    "masks-none", "masks-padding-self", "masks-bits-shared", "masks-same-length-uni",
+    "masks-all-self", "masks-bits-hide-all", "shapes-one-row-long-memory", "shapes-groups-2",
+    "shapes-strided", "shapes-uni-unmasked", "shapes-positions-absent", "shapes-positions-causal",
+    "apart-short", "apart-causal", "apart-hidden-rows", "dropout-masked", "dropout-positions",
+    "hostile-nan-padding-self", "hostile-nan-padding-hidden-rows", "hostile-large-scores",
+    "window-both", "window-self", "window-chunks", "window-chunks-wide", "window-chunks-speech",
+    "window-positions-any", "start-groups", "start-one-head",
+)  # fmt: skip
+IN_BF16 = {name: emulated.ALL[name] for name in NAMES} | {
+    "large-in-order": replace(LARGE, mask=("padding", "causal"), segments=True)
+}
+"""Cases that take the smallest tile."""
 ATTENTION = {name: (BF16, case) for name, case in IN_BF16.items()} | OTHERS
 SCARCE = replace(CONTENT, head_dim=64, mask=("bits",))
 SOFTMAX = {
