@@ -60,7 +60,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray ext kernels-report gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray ext kernels-report ptx gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -134,6 +134,10 @@ onnx: $(VENV)/.onnx ## export models to ONNX and compare them in onnxruntime
 
 exports: $(VENV)/.installed ## compile a model with AOTInductor and run it in processes of its own
 	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/export/compiled_exports.py
+
+# What the compilers make of every kernel, on the CPU; the CUDA kernels where there is an nvcc.
+ptx: $(VENV)/.installed ## run every case of the GPU kernels as PTX, races and stray accesses looked for
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/ptx tests/ptx/ptx_every_run.py
 
 # An environment that sees what is in $(VENV), and what an extra names besides.
 define beside

@@ -66,7 +66,7 @@ def build(
         BuildError: the compiler's first words, or that there is none.
     """
     taken = [path for path in sources(csrc) if only is None or only(path)]
-    command = (*_compiler(), *FLAGS, *(f"-D{define}" for define in defines), f"-I{csrc}")
+    command = _command(csrc, defines)
     CACHE.mkdir(parents=True, exist_ok=True)
     wanted = {_object(path, command, csrc): path for path in (*taken, *extra)}
     digest = _digest(name, *(path.name for path in sorted(wanted)))
@@ -81,6 +81,22 @@ def build(
             module.parent.mkdir(exist_ok=True)
             _make(module, [*_compiler(), "-shared", "-pthread", *map(str, wanted)])
     return _load(name, module)
+
+
+def objects(csrc: Path = CSRC) -> dict[Path, Path]:
+    """Each source of the emulation with the object that `build` makes of it."""
+    command = _command(csrc)
+    return {path: _object(path, command, csrc) for path in sources(csrc)}
+
+
+def digest_of(source: Path, said: Sequence[str], csrc: Path = CSRC) -> str:
+    """A hash of a source with every header of ours that it reaches, and of what else decides."""
+    texts = (path.read_text(encoding="utf-8") for path in sorted(_reached(source, csrc)))
+    return _digest(*said, *texts)
+
+
+def _command(csrc: Path, defines: Sequence[str] = ()) -> tuple[str, ...]:
+    return (*_compiler(), *FLAGS, *(f"-D{define}" for define in defines), f"-I{csrc}")
 
 
 def _compile(command: tuple[str, ...], target: Path, source: Path, csrc: Path) -> None:
@@ -124,11 +140,9 @@ def _compiler_version() -> str:
 
 def _object(source: Path, command: tuple[str, ...], csrc: Path) -> Path:
     """Where the object of a source lies: its name holds the hash of all that decides about it."""
-    files = sorted(_reached(source, csrc))
     # The same text in another folder is the same object.
     said = [part for part in command if not part.startswith("-I")]
-    digest = _digest(_compiler_version(), *said, *(path.read_text() for path in files))
-    return CACHE / f"{source.stem}-{digest}.o"
+    return CACHE / f"{source.stem}-{digest_of(source, [_compiler_version(), *said], csrc)}.o"
 
 
 def _reached(source: Path, csrc: Path) -> set[Path]:

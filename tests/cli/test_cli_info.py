@@ -74,7 +74,10 @@ def test_info_never_claims_a_gpu_run_that_is_not_recorded(monkeypatch):
 
     row = row_of("triton rel_attention")
     assert row["architectures"] == [f"sm_{arch}" for arch in triton_report.ARCHS]
-    never = {"triton": "compiled and interpreted", "cuda": "emulated on the CPU"}
+    never = {
+        "triton": "compiled, interpreted, executed as PTX for sm_80",
+        "cuda": "emulated on the CPU, executed as PTX for sm_80",
+    }
     for backend, instead in never.items():
         kernel = f"{backend} rel_attention"
         for status in STATUSES:
@@ -93,7 +96,10 @@ def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
     assert row["architectures"] == ["sm_80", "sm_90a"]
     assert row["measured_on"] == []
     text = page._kernel_text(row)
-    assert text.startswith("emulated on the CPU, never run on a GPU; compiles for sm_80, sm_90a")
+    assert text.startswith(
+        "emulated on the CPU, executed as PTX for sm_80, never run on a GPU; compiles for sm_80, "
+        "sm_90a"
+    )
     text = page._extension_text(info.gather()["extension"])["CUDA archs"]
     assert text == "sm_80, sm_90a, by nvcc 12.4.131"
     facts["cuda_archs"] = []

@@ -38,7 +38,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Instructions that decide how fast matrix products and dropout masks are on a CPU.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16", "asimd", "bf16")
 # What was done with GPU kernels that no GPU has run.
-_TRIED = {"triton": "compiled and interpreted", "cuda": "emulated on the CPU"}
+_TRIED = {
+    "triton": "compiled, interpreted, executed as PTX for sm_80",
+    "cuda": "emulated on the CPU, executed as PTX for sm_80",
+}
 _EXTRAS = {
     "matplotlib": "the plots of `xlnet-fast bench`",
     "sentencepiece": "tokenizers, so `xlnet-fast bench` uses bytes in place of word pieces",

@@ -9,17 +9,19 @@ Session& session() {
   return the_session;
 }
 
-void run_blocks(int64_t blocks, int threads, int shared_bytes, const std::function<void()>& body) {
+void run_blocks(const Handed& handed, const std::function<void()>& body) {
+  const int64_t blocks = handed.blocks;
   if (blocks < 1 || blocks > INT32_MAX) {
     throw std::runtime_error("a grid cannot have " + std::to_string(blocks) + " blocks");
   }
   Session& here = session();
-  if (shared_bytes > here.shared_limit) {
-    throw std::runtime_error("a block of this GPU may not have " + std::to_string(shared_bytes) +
-                             " bytes of shared memory");
+  if (handed.shared_bytes > here.shared_limit) {
+    throw std::runtime_error("a block of this GPU may not have " +
+                             std::to_string(handed.shared_bytes) + " bytes of shared memory");
   }
-  here.shared_bytes.push_back(shared_bytes);
-  Block block(threads, shared_bytes, here.regions, here.downwards);
+  here.shared_bytes.push_back(handed.shared_bytes);
+  if (here.launcher) return here.launcher(handed);
+  Block block(handed.threads, handed.shared_bytes, here.regions, here.downwards);
   for (int64_t b = 0; b < blocks; ++b) block.run(here.downwards ? blocks - 1 - b : b, body);
   const Counters& counted = block.counters();
   here.counters.products += counted.products;

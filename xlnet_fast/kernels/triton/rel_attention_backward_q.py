@@ -52,7 +52,11 @@ def _add_rows(
     if ATOMIC:
         tl.atomic_add(p_rows, b_x, mask=m_x, sem="relaxed")
     else:
-        tl.store(p_rows, tl.load(p_rows, mask=m_x, other=0.0) + b_x, mask=m_x)
+        b_sum = tl.load(p_rows, mask=m_x, other=0.0) + b_x
+        if b_x.shape[0] == 1:
+            # A row is too little for all warps: each loads it, and one stores.
+            tl.debug_barrier()
+        tl.store(p_rows, b_sum, mask=m_x)
 
 
 @jit()
