@@ -137,7 +137,7 @@ exports: $(VENV)/.installed ## compile a model with AOTInductor and run it in pr
 
 # What the compilers make of every kernel, on the CPU; the CUDA kernels where there is an nvcc.
 ptx: $(VENV)/.installed ## run every case of the GPU kernels as PTX, races and stray accesses looked for
-	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/ptx tests/ptx/ptx_every_run.py
+	$(TEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS) tests/ptx tests/ptx/ptx_every_run.py tests/ptx/ptx_every_fault.py
 
 # An environment that sees what is in $(VENV), and what an extra names besides.
 define beside

@@ -1,42 +1,27 @@
 """Builds the emulation of the CUDA kernels: the sources of `csrc/cuda`, compiled for the host.
 
-Objects and modules lie in `build/cuda-emulation`, under the hash of what goes into them: source,
-headers that it includes, flags and compiler. So a changed file compiles itself and what includes
-it, and two test processes share one build.
+Objects and modules lie in `build/cuda-emulation`.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.machinery
-import importlib.util
-import os
-import re
-import subprocess
-import sysconfig
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import native_modules as native
 import pytest
 import torch
 
-from xlnet_fast.builder import compiler, lock
+from xlnet_fast.builder import compiler
 from xlnet_fast.errors import BuildError
 from xlnet_fast.kernels.cuda import entries, why_unavailable
 from xlnet_fast.ops import _dispatch
 
-ROOT = Path(__file__).resolve().parents[1]
-CSRC = ROOT / "csrc"
-CACHE = ROOT / "build" / "cuda-emulation"
-JOBS = 2
-TIMEOUT_S = 1200.0
+CSRC = native.ROOT / "csrc"
+CACHE = native.ROOT / "build" / "cuda-emulation"
 FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-fvisibility=hidden", "-DXLNET_FAST_EMULATION=1")
-_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 def sources(csrc: Path = CSRC) -> list[Path]:
@@ -67,20 +52,13 @@ def build(
     """
     taken = [path for path in sources(csrc) if only is None or only(path)]
     command = _command(csrc, defines)
-    CACHE.mkdir(parents=True, exist_ok=True)
     wanted = {_object(path, command, csrc): path for path in (*taken, *extra)}
-    digest = _digest(name, *(path.name for path in sorted(wanted)))
-    module = CACHE / digest / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    # Everything is written beside its place and moved there, so a process may read without lock.
-    if not module.exists():
-        deadline_s = time.monotonic() + TIMEOUT_S
-        with lock.held(CACHE / "lock", deadline_s, on_wait=lambda: None):
-            missing = [(path, wanted[path]) for path in wanted if not path.exists()]
-            with ThreadPoolExecutor(JOBS) as pool:
-                list(pool.map(lambda pair: _compile(command, *pair, csrc), missing))
-            module.parent.mkdir(exist_ok=True)
-            _make(module, [*_compiler(), "-shared", "-pthread", *map(str, wanted)])
-    return _load(name, module)
+    link = [*native.compiler_command(), "-shared", "-pthread"]
+
+    def compile_one(target: Path, source: Path) -> None:
+        _compile(command, target, source, csrc)
+
+    return native.built(name, CACHE, wanted, compile_one, link)
 
 
 def objects(csrc: Path = CSRC) -> dict[Path, Path]:
@@ -89,88 +67,30 @@ def objects(csrc: Path = CSRC) -> dict[Path, Path]:
     return {path: _object(path, command, csrc) for path in sources(csrc)}
 
 
-def digest_of(source: Path, said: Sequence[str], csrc: Path = CSRC) -> str:
-    """A hash of a source with every header of ours that it reaches, and of what else decides."""
-    texts = (path.read_text(encoding="utf-8") for path in sorted(_reached(source, csrc)))
-    return _digest(*said, *texts)
-
-
 def _command(csrc: Path, defines: Sequence[str] = ()) -> tuple[str, ...]:
-    return (*_compiler(), *FLAGS, *(f"-D{define}" for define in defines), f"-I{csrc}")
+    return (*native.compiler_command(), *FLAGS, *(f"-D{define}" for define in defines), f"-I{csrc}")
 
 
 def _compile(command: tuple[str, ...], target: Path, source: Path, csrc: Path) -> None:
     folders = [f"-I{folder}" for folder in compiler.include_folders()]
-    _make(target, [*command, *folders, "-x", "c++", "-c", str(source)])
+    native.make(target, [*command, *folders, "-x", "c++", "-c", str(source)])
     if _object(source, command, csrc) != target:
         target.unlink()
         raise BuildError(f"{source} or a header of it changed while it was compiled: run again")
-
-
-def _make(target: Path, command: list[str]) -> None:
-    partial = target.with_name(f"{os.getpid()}-{target.name}")
-    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
-    if done.returncode != 0:
-        said = "\n".join((done.stdout + done.stderr).splitlines()[:40])
-        raise BuildError(f"{' '.join(command)}\n{said}")
-    partial.replace(target)
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    # pybind11 makes one module of one name, whatever its file: a changed copy needs its own.
-    full = f"{path.parent.name}.{name}"
-    loader = importlib.machinery.ExtensionFileLoader(full, str(path))
-    spec = importlib.util.spec_from_file_location(full, path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def _compiler() -> tuple[str, ...]:
-    return tuple(compiler.find_compiler())
-
-
-@functools.cache
-def _compiler_version() -> str:
-    done = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, check=True)
-    return done.stdout
 
 
 def _object(source: Path, command: tuple[str, ...], csrc: Path) -> Path:
     """Where the object of a source lies: its name holds the hash of all that decides about it."""
     # The same text in another folder is the same object.
     said = [part for part in command if not part.startswith("-I")]
-    return CACHE / f"{source.stem}-{digest_of(source, [_compiler_version(), *said], csrc)}.o"
-
-
-def _reached(source: Path, csrc: Path) -> set[Path]:
-    """The source and every header of ours that it includes, directly or not."""
-    found: set[Path] = set()
-    waiting = [source.resolve()]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for name in _INCLUDE.findall(path.read_text(encoding="utf-8")):
-            near = [folder / name for folder in (path.parent, csrc) if (folder / name).is_file()]
-            waiting += [file.resolve() for file in near[:1]]
-    return found
-
-
-def _digest(*texts: str) -> str:
-    total = hashlib.sha256()
-    for text in texts:
-        total.update(f"{len(text)}\n{text}".encode())
-    return total.hexdigest()[:16]
+    digest = native.digest_of(source, [native.compiler_version(), *said], csrc)
+    return CACHE / f"{source.stem}-{digest}.o"
 
 
 def build_or_skip(**options: object) -> ModuleType:
     """`build`, or a skipped test where there is no compiler; an error in the sources fails it."""
     try:
-        _compiler()
+        native.compiler_command()
         compiler.include_folders()
     except BuildError as problem:
         pytest.skip(f"the emulation of the CUDA kernels cannot be built: {problem}")

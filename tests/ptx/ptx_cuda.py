@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import cuda_emulation
+import native_modules as native
 import ptx_machine
 import pytest
 
@@ -31,7 +32,7 @@ from xlnet_fast.kernels.cuda import entries
 
 ARCH = 80
 TIMEOUT_S = 1200.0
-CACHE = cuda_emulation.ROOT / "build" / "ptx" / "cuda"
+CACHE = native.ROOT / "build" / "ptx" / "cuda"
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def ptx_of(source: Path) -> Path:
     """
     found = _nvcc()
     flags = [*nvcc.FLAGS, f"-arch=sm_{ARCH}"]
-    digest = cuda_emulation.digest_of(source, [found.version, *flags])
+    digest = native.digest_of(source, [found.version, *flags], cuda_emulation.CSRC)
     target = CACHE / f"{source.stem}-{digest}.ptx"
     if target.exists():
         return target

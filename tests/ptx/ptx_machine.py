@@ -10,29 +10,24 @@ from __future__ import annotations
 import functools
 import platform
 import re
-import sysconfig
-import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cuda_emulation
+import native_modules as native
 import ptx_text
 import pytest
 import torch
 
-from xlnet_fast.builder import compiler, lock
+from xlnet_fast.builder import compiler
 from xlnet_fast.errors import BuildError
 
 ENGINE = Path(__file__).resolve().parent / "engine"
-CACHE = cuda_emulation.ROOT / "build" / "ptx"
-JOBS = 2
-TIMEOUT_S = 1200.0
+CACHE = native.ROOT / "build" / "ptx"
 # Neither a product and a sum in one rounding where a kernel has two, nor types by which a register
 # may not be read again.
 FLAGS = (
@@ -107,49 +102,25 @@ def engine() -> ModuleType:
 
 @functools.cache
 def _engine() -> ModuleType:
-    command = (*compiler.find_compiler(), *FLAGS)
-    folders = [*compiler.include_folders(), *_torch_folders()]
-    sources = {_object(path, command): path for path in sorted(ENGINE.glob("*.cpp"))}
-    digest = cuda_emulation._digest(*(path.name for path in sorted(sources)))
-    module = CACHE / digest / f"_ptx_machine{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not module.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with lock.held(CACHE / "lock", time.monotonic() + TIMEOUT_S, on_wait=lambda: None):
-            missing = [path for path in sources if not path.exists()]
+    torch_folder = Path(torch.__file__).parent
+    command = (*native.compiler_command(), *FLAGS)
+    folders = [*compiler.include_folders(), str(torch_folder / "include")]
 
-            def compile_one(target: Path) -> None:
-                includes = [f"-I{folder}" for folder in folders]
-                cuda_emulation._make(
-                    target, [*command, *includes, "-x", "c++", "-c", str(sources[target])]
-                )
+    def compile_one(target: Path, source: Path) -> None:
+        includes = [f"-I{folder}" for folder in folders]
+        native.make(target, [*command, *includes, "-x", "c++", "-c", str(source)])
 
-            with ThreadPoolExecutor(JOBS) as pool:
-                list(pool.map(compile_one, missing))
-            module.parent.mkdir(exist_ok=True)
-            library = Path(torch.__file__).parent / "lib"
-            cuda_emulation._make(
-                module,
-                [*command, "-shared", *map(str, sources), f"-L{library}", "-lc10"],
-            )
-    return cuda_emulation._load("_ptx_machine", module)
-
-
-def _torch_folders() -> list[str]:
-    include = Path(torch.__file__).parent / "include"
-    return [str(include)]
+    objects = {_object(path, command): path for path in sorted(ENGINE.glob("*.cpp"))}
+    libraries = [f"-L{torch_folder / 'lib'}", "-lc10"]
+    return native.built(
+        "_ptx_machine", CACHE, objects, compile_one, [*command, "-shared"], libraries
+    )
 
 
 def _object(source: Path, command: tuple[str, ...]) -> Path:
     """Where the object of a source lies: its name holds the hash of all that decides about it."""
-    files = sorted(cuda_emulation._reached(source, ENGINE))
-    digest = cuda_emulation._digest(
-        cuda_emulation._compiler_version(),
-        torch.__version__,
-        _processor(),
-        *command,
-        *(path.read_text() for path in files),
-    )
-    return CACHE / f"{source.stem}-{digest}.o"
+    said = [native.compiler_version(), torch.__version__, _processor(), *command]
+    return CACHE / f"{source.stem}-{native.digest_of(source, said, ENGINE)}.o"
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """Deliberate faults in the PTX of this project's kernels, each of which the interpreter must find.
 
 A run with one must end with a `Fault`, or with a result out of tolerance. The unharmed kernel runs
-before, in the same process.
+before, in the same process. A few places of the forward kernels; more, and the backward kernels',
+are in `ptx_every_fault.py`.
 """
 
 from __future__ import annotations
@@ -150,31 +151,3 @@ def test_nothing_of_a_fault_is_left_behind(kernel: tuple[str, str]) -> None:
         with pytest.raises(ptx_machine.Fault, match=COPY):
             found.run(lambda _: late, seed=seed)
         found.run(lambda text: text, seed=seed)
-
-
-EVERY = [
-    (backend, kernel, name)
-    for backend, kernel in (
-        TRITON,
-        ("triton", "_backward_kv_kernel"),
-        ("triton", "_backward_q_kernel"),
-        CUDA,
-        ("cuda", "rel_attention_backward_kv_kernel"),
-        ("cuda", "rel_attention_backward_q_kernel"),
-    )
-    for name in KINDS
-    if not (backend == "triton" and name in NOT_OF_TRITON)
-    if backend == "triton" or name in OF_CUDA
-]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("backend", "kernel", "name"), EVERY)
-def test_faults_in_many_places(backend: str, kernel: str, name: str) -> None:
-    found = runner(backend, kernel)
-    kind = KINDS[name]
-    texts = list(kind.harm(found.lines))
-    if not texts:
-        pytest.skip(f"{kernel} has no place for it")
-    held(found, kind, spread(texts, 12))
