@@ -24,9 +24,13 @@ XLNET_FAST_DEVICE const char* address(const View& view, int64_t i0, int64_t i1, 
 struct Head {
   const AttentionKeys& all;
   int b, n;
+  int group;  // of r: a quotient, so not computed anew
+
+  XLNET_FAST_DEVICE Head(const AttentionKeys& its_keys, int its_b, int its_n)
+      : Head(its_keys, its_b, its_n, its_b / static_cast<int>(its_keys.batch / its_keys.groups)) {}
 
   // The same head, of which the compiler cannot carry anything over from earlier uses.
-  XLNET_FAST_DEVICE Head anew() const { return {all, opaque(b), opaque(n)}; }
+  XLNET_FAST_DEVICE Head anew() const { return {all, opaque(b), opaque(n), opaque(group)}; }
 
   XLNET_FAST_DEVICE int keys() const { return static_cast<int>(all.keys); }
   XLNET_FAST_DEVICE int memory() const { return static_cast<int>(all.memory); }
@@ -35,10 +39,7 @@ struct Head {
   XLNET_FAST_DEVICE int flat() const { return b * static_cast<int>(all.heads) + n; }
   XLNET_FAST_DEVICE Source k() const { return of_keys(all.k, all.k_memory); }
   XLNET_FAST_DEVICE Source v() const { return of_keys(all.v, all.v_memory); }
-  XLNET_FAST_DEVICE int group() const { return b / static_cast<int>(all.batch / all.groups); }
-  XLNET_FAST_DEVICE Source r() const {
-    return {address(all.r, group(), 0, n), 2 * all.r.stride[1]};
-  }
+  XLNET_FAST_DEVICE Source r() const { return {address(all.r, group, 0, n), 2 * all.r.stride[1]}; }
   // The row of r for index p, or a negative number where there is none, or where no key has that
   // index: r may be longer.
   XLNET_FAST_DEVICE int row_of_r(int p) const {
@@ -60,6 +61,8 @@ struct Head {
   XLNET_FAST_DEVICE int rank(int j) const { return load(all.rank_k + b * all.keys + j); }
 
  private:
+  XLNET_FAST_DEVICE Head(const AttentionKeys& its_keys, int its_b, int its_n, int its_group)
+      : all(its_keys), b(its_b), n(its_n), group(its_group) {}
   XLNET_FAST_DEVICE Source of_keys(const View& x, const View& memory) const {
     return {address(x, b, 0, n), 2 * x.stride[1], address(memory, b, 0, n), 2 * memory.stride[1],
             static_cast<int>(all.apart)};
