@@ -23,7 +23,6 @@ constexpr int greatest_of(int a, int b) { return a > b ? a : b; }
 
 XLNET_FAST_DEVICE int least(int a, int b) { return a < b ? a : b; }
 XLNET_FAST_DEVICE int greatest(int a, int b) { return a > b ? a : b; }
-XLNET_FAST_DEVICE float greatest(float a, float b) { return a > b ? a : b; }
 
 // Of four neighbouring lanes, which hold a row of a fragment.
 XLNET_FAST_DEVICE float sum_of_row(float x) {
