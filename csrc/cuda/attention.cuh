@@ -237,7 +237,7 @@ XLNET_FAST_DEVICE void uniform_range(int& begin, int& end, const Head& head,
 template <int D, int Count, int Threads>
 XLNET_FAST_DEVICE void copy_keys(const Tile<D>& tile, const Source& source, const Head& head,
                                  int j0, bool padded_too, int thread) {
-  copy_rows<D, Count, Count, Threads>(tile, 0, source, head.head_dim(), thread, [&](int r) {
+  copy_rows<D, Count, Threads>(tile, 0, source, head.head_dim(), thread, [&](int r) {
     const int state = head.state(j0 + r);
     return state == kSeen || (state == kPadded && padded_too) ? j0 + r : -1;
   });

@@ -81,9 +81,16 @@ struct Source {
   }
 };
 
-// Begins to copy `Rows` rows: row r of the tile, counted from `first` and modulo `Ring`, is
-// source.at(row_of(r)), or zero where that is negative. Elements from head_dim to D are zero.
-template <int D, int Rows, int Ring, int Threads, class RowOf>
+// A row of a ring of `Ring` rows, counted from its start: `row` is below twice that.
+template <int Ring>
+XLNET_FAST_DEVICE int wrapped(int row) {
+  if constexpr ((Ring & (Ring - 1)) == 0) return row & (Ring - 1);
+  return row < Ring ? row : row - Ring;
+}
+
+// Begins to copy `Rows` rows: row r of the tile, counted from `first`, is source.at(row_of(r)), or
+// zero where that is negative. Elements from head_dim to D are zero.
+template <int D, int Rows, int Threads, class RowOf>
 XLNET_FAST_DEVICE void copy_rows(const Tile<D>& tile, int first, const Source& source, int head_dim,
                                  int thread, const RowOf& row_of) {
   constexpr int kPieces = Tile<D>::kPieces;
@@ -91,8 +98,8 @@ XLNET_FAST_DEVICE void copy_rows(const Tile<D>& tile, int first, const Source& s
   for (int piece = thread; piece < Rows * kPieces; piece += Threads) {
     const int r = piece / kPieces, c = piece % kPieces, row = row_of(r);
     const bool present = row >= 0 && 8 * c < head_dim;
-    copy_async(tile.at((first + r) % Ring, c),
-               source.at(present ? row : 0) + (present ? 16 * c : 0), present);
+    copy_async(tile.at(first + r, c), source.at(present ? row : 0) + (present ? 16 * c : 0),
+               present);
   }
 }
 

@@ -84,7 +84,8 @@ struct Strip {
 };
 
 // A window in rows that the whole block has loaded, for rows of the query tile that follow each
-// other: chunk c is 16 rows of the tile from first + 16 * c on, modulo Ring.
+// other: chunk c is 16 rows of the tile from first + 16 * c on, a multiple of 16 below 2 * Ring,
+// which is counted modulo Ring.
 template <int D, int Ring>
 struct WindowInOrder {
   Tile<D> tile;
@@ -94,7 +95,7 @@ struct WindowInOrder {
   XLNET_FAST_DEVICE void for_each_chunk(const Place&, const Use& use) const {
 #pragma unroll
     for (int chunk = 0; chunk < Columns / 16 + 1; ++chunk) {
-      use(chunk, tile, (first + 16 * chunk) % Ring);
+      use(chunk, tile, wrapped<Ring>(first + 16 * chunk));
     }
   }
 };
@@ -111,8 +112,8 @@ struct WindowAnywhere {
   RowOf row_of;
 
   XLNET_FAST_DEVICE void begin(int chunk, const Place& place) const {
-    copy_rows<D, 16, 32, kWarpSize>(stage, chunk % 2 * 16, source, head_dim, place.lane,
-                                    [&](int r) { return row_of(16 * chunk + r); });
+    copy_rows<D, 16, kWarpSize>(stage, chunk % 2 * 16, source, head_dim, place.lane,
+                                [&](int r) { return row_of(16 * chunk + r); });
     commit_copies();
   }
   template <int Columns, class Use>
