@@ -15,8 +15,11 @@ enum KeyState : int { kSeen = 0, kPadded = 1, kNoKey = 2 };
 
 // --- one head -----------------------------------------------------------------------------------
 
-XLNET_FAST_DEVICE const char* address(const View& view, int64_t i0, int64_t i1, int64_t i2) {
-  return view.data + 2 * (i0 * view.stride[0] + i1 * view.stride[1] + i2 * view.stride[2]);
+// Indices are not negative, which makes their products with 64 bits shorter.
+XLNET_FAST_DEVICE const char* address(const View& view, int i0, int i1, int i2) {
+  const auto u0 = static_cast<uint32_t>(i0), u1 = static_cast<uint32_t>(i1);
+  const auto u2 = static_cast<uint32_t>(i2);
+  return view.data + 2 * (u0 * view.stride[0] + u1 * view.stride[1] + u2 * view.stride[2]);
 }
 
 // One batch element and head of a call. Addresses are computed where they are used, from the call's
@@ -233,11 +236,12 @@ XLNET_FAST_DEVICE void uniform_range(int& begin, int& end, const Head& head,
   range_where<Warps>(begin, end, count, even, scratch, at);
 }
 
-// Begins to copy `Count` keys or values from j0 on. Padded ones are zero unless `padded_too`.
-template <int D, int Count, int Threads>
-XLNET_FAST_DEVICE void copy_keys(const Tile<D>& tile, const Source& source, const Head& head,
-                                 int j0, bool padded_too, int thread) {
-  copy_rows<D, Count, Threads>(tile, 0, source, head.head_dim(), thread, [&](int r) {
+// Begins to copy `Count` keys, values, or both from j0 on. Padded ones are zero unless
+// `padded_too`.
+template <int D, int Count, int Threads, int N>
+XLNET_FAST_DEVICE void copy_keys(const Tile<D> (&tiles)[N], const Source (&sources)[N],
+                                 const Head& head, int j0, bool padded_too, int thread) {
+  copy_rows<D, Count, Threads>(tiles, 0, sources, head.head_dim(), thread, [&](int r) {
     const int state = head.state(j0 + r);
     return state == kSeen || (state == kPadded && padded_too) ? j0 + r : -1;
   });

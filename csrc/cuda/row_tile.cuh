@@ -104,12 +104,12 @@ struct RowTile {
     const int j0 = tile * Keys;
     const Head here = head.anew();
     const int thread = opaque(at.thread);  // or addresses of all tiles would be kept
-    copy_keys<D, Keys, kThreads>(k(step), here.k(), here, j0, padded_too, thread);
-    copy_keys<D, Keys, kThreads>(v(step), here.v(), here, j0, padded_too, thread);
+    copy_keys<D, Keys, kThreads>({k(step), v(step)}, {here.k(), here.v()}, here, j0, padded_too,
+                                 thread);
     if constexpr (kInOrder) {
       const int p0 = j0 + from + head.current() - (first_row + Shape::kRows - 1);
       copy_rows<D, Count, kThreads>(
-          Tile<D>{Shape::kTable}, wrapped<Shape::kRing>(ring_row(step) + from), here.r(),
+          {Tile<D>{Shape::kTable}}, wrapped<Shape::kRing>(ring_row(step) + from), {here.r()},
           head.head_dim(), thread, [&](int w) { return here.row_of_r(p0 + w); });
     }
     commit_copies();

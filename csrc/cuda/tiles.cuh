@@ -76,8 +76,11 @@ struct Source {
   int64_t apart_stride = 0;
   int apart = 0;
 
+  // Chosen, not branched to: lanes of a warp may be on both sides.
   XLNET_FAST_DEVICE const char* at(int row) const {
-    return row < apart ? apart_rows + row * apart_stride : rows + (row - apart) * stride;
+    const bool is_apart = row < apart;
+    const auto there = static_cast<uint32_t>(is_apart ? row : row - apart);
+    return (is_apart ? apart_rows : rows) + there * (is_apart ? apart_stride : stride);
   }
 };
 
@@ -88,18 +91,27 @@ XLNET_FAST_DEVICE int wrapped(int row) {
   return row < Ring ? row : row - Ring;
 }
 
-// Begins to copy `Rows` rows: row r of the tile, counted from `first`, is source.at(row_of(r)), or
-// zero where that is negative. Elements from head_dim to D are zero.
-template <int D, int Rows, int Threads, class RowOf>
-XLNET_FAST_DEVICE void copy_rows(const Tile<D>& tile, int first, const Source& source, int head_dim,
-                                 int thread, const RowOf& row_of) {
-  constexpr int kPieces = Tile<D>::kPieces;
+// Begins to copy `Rows` rows of each source to its tile: row r, counted from `first`, is that of
+// number row_of(r), or zero where that is negative. Elements from head_dim to D are zero. A thread
+// copies the same piece of every row that is its own.
+template <int D, int Rows, int Threads, int Count, class RowOf>
+XLNET_FAST_DEVICE void copy_rows(const Tile<D> (&tiles)[Count], int first,
+                                 const Source (&sources)[Count], int head_dim, int thread,
+                                 const RowOf& row_of) {
+  constexpr int kPieces = Tile<D>::kPieces, kAtOnce = Threads / kPieces;
+  static_assert(Threads % kPieces == 0 && Rows % kAtOnce == 0);
+  const auto place = static_cast<uint32_t>(thread);
+  const int mine = static_cast<int>(place / kPieces), c = static_cast<int>(place % kPieces);
+  const bool inside = 8 * c < head_dim;
 #pragma unroll
-  for (int piece = thread; piece < Rows * kPieces; piece += Threads) {
-    const int r = piece / kPieces, c = piece % kPieces, row = row_of(r);
-    const bool present = row >= 0 && 8 * c < head_dim;
-    copy_async(tile.at(first + r, c), source.at(present ? row : 0) + (present ? 16 * c : 0),
-               present);
+  for (int r = mine, i = 0; i < Rows / kAtOnce; ++i, r += kAtOnce) {
+    const int row = row_of(r);
+    const bool present = row >= 0 && inside;
+#pragma unroll
+    for (int x = 0; x < Count; ++x) {
+      copy_async(tiles[x].at(first + r, c),
+                 sources[x].at(present ? row : 0) + (inside ? 16 * c : 0), present);
+    }
   }
 }
 

@@ -112,7 +112,7 @@ struct WindowAnywhere {
   RowOf row_of;
 
   XLNET_FAST_DEVICE void begin(int chunk, const Place& place) const {
-    copy_rows<D, 16, kWarpSize>(stage, chunk % 2 * 16, source, head_dim, place.lane,
+    copy_rows<D, 16, kWarpSize>({stage}, chunk % 2 * 16, {source}, head_dim, place.lane,
                                 [&](int r) { return row_of(16 * chunk + r); });
     commit_copies();
   }
