@@ -47,23 +47,27 @@ struct Tile {
     const int turned = kPieces >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
     return base + static_cast<uint32_t>(row * kRowBytes + 16 * turned);
   }
+  // Of row first + r, where `first` is a multiple of 8: what pieces are permuted by is that of r.
+  XLNET_FAST_DEVICE uint32_t at(int first, int r, int piece) const {
+    return at(r, piece) + static_cast<uint32_t>(first * kRowBytes);
+  }
 
-  // Of 16 rows from `row` on and 16 elements from 16 * step on. A: the rows of a product's left
-  // side. B: columns of its right side, words 0 and 1 those of the first eight rows.
+  // Of 16 rows from `row` on, a multiple of 16, and 16 elements from 16 * step on. A: the rows of a
+  // product's left side. B: columns of its right side, words 0 and 1 those of the first eight rows.
   XLNET_FAST_DEVICE void load_a(uint32_t (&words)[4], int row, int step, int lane) const {
-    load_matrices(words, at(row + lane % 16, 2 * step + lane / 16));
+    load_matrices(words, at(row, lane % 16, 2 * step + lane / 16));
   }
   XLNET_FAST_DEVICE void load_b(uint32_t (&words)[4], int row, int step, int lane) const {
-    load_matrices(words, at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+    load_matrices(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
   }
   // The same of the transposed tile: its rows are what a product sums over.
   XLNET_FAST_DEVICE void load_a_transposed(uint32_t (&words)[4], int row, int step,
                                            int lane) const {
-    load_matrices_transposed(words, at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+    load_matrices_transposed(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
   }
   XLNET_FAST_DEVICE void load_b_transposed(uint32_t (&words)[4], int row, int step,
                                            int lane) const {
-    load_matrices_transposed(words, at(row + lane % 16, 2 * step + lane / 16));
+    load_matrices_transposed(words, at(row, lane % 16, 2 * step + lane / 16));
   }
 };
 
@@ -78,8 +82,9 @@ struct Source {
 
   // Chosen, not branched to: lanes of a warp may be on both sides.
   XLNET_FAST_DEVICE const char* at(int row) const {
-    const bool is_apart = row < apart;
-    const auto there = static_cast<uint32_t>(is_apart ? row : row - apart);
+    const auto given = static_cast<uint32_t>(row), first = static_cast<uint32_t>(apart);
+    const bool is_apart = given < first;  // unsigned, or `apart` of zero would not decide it
+    const uint32_t there = is_apart ? given : given - first;
     return (is_apart ? apart_rows : rows) + there * (is_apart ? apart_stride : stride);
   }
 };
@@ -91,9 +96,9 @@ XLNET_FAST_DEVICE int wrapped(int row) {
   return row < Ring ? row : row - Ring;
 }
 
-// Begins to copy `Rows` rows of each source to its tile: row r, counted from `first`, is that of
-// number row_of(r), or zero where that is negative. Elements from head_dim to D are zero. A thread
-// copies the same piece of every row that is its own.
+// Begins to copy `Rows` rows of each source to its tile: row r, counted from `first`, a multiple of
+// 8, is that of number row_of(r), or zero where that is negative. Elements from head_dim to D are
+// zero. A thread copies the same piece of every row that is its own.
 template <int D, int Rows, int Threads, int Count, class RowOf>
 XLNET_FAST_DEVICE void copy_rows(const Tile<D> (&tiles)[Count], int first,
                                  const Source (&sources)[Count], int head_dim, int thread,
@@ -109,8 +114,8 @@ XLNET_FAST_DEVICE void copy_rows(const Tile<D> (&tiles)[Count], int first,
     const bool present = row >= 0 && inside;
 #pragma unroll
     for (int x = 0; x < Count; ++x) {
-      copy_async(tiles[x].at(first + r, c),
-                 sources[x].at(present ? row : 0) + (inside ? 16 * c : 0), present);
+      copy_async(tiles[x].at(first, r, c), sources[x].at(present ? row : 0) + (inside ? 16 * c : 0),
+                 present);
     }
   }
 }
@@ -251,7 +256,7 @@ XLNET_FAST_DEVICE void store_rows(const Tile<Columns>& tile, int row, const Resu
   for (int n = 0; n < Columns / 8; ++n) {
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
-      store_shared(tile.at(row + at.g + 8 * upper, n) + static_cast<uint32_t>(4 * at.t),
+      store_shared(tile.at(row + 8 * upper, at.g, n) + static_cast<uint32_t>(4 * at.t),
                    pack(Element{}, x[n][2 * upper], x[n][2 * upper + 1]));
     }
   }
