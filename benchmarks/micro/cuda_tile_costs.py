@@ -37,6 +37,7 @@ Edit = tuple[str, str, str]  # header, text, what takes its place
 _RARE: tuple[Edit, ...] = (
     ("sight.cuh", "if (stream.rank_q != nullptr) {", "if (false) {"),
     ("sight.cuh", "if (stream.causal) {", "if (false) {"),
+    ("sight.cuh", "if (Limits::any(stream)) {", "if (false) {"),
     ("sight.cuh", "if (stream.bits != nullptr) {", "if (false) {"),
     ("attention.cuh", "if (!head.all.dropout) return 0xffffffffu;", "return 0xffffffffu;"),
 )

@@ -15,8 +15,11 @@ enum KeyState : int { kSeen = 0, kPadded = 1, kNoKey = 2 };
 
 // --- one head -----------------------------------------------------------------------------------
 
-XLNET_FAST_DEVICE const char* address(const View& view, int64_t i0, int64_t i1, int64_t i2) {
-  return view.data + 2 * (i0 * view.stride[0] + i1 * view.stride[1] + i2 * view.stride[2]);
+// Indices are not negative, which makes their products with 64 bits shorter.
+XLNET_FAST_DEVICE const char* address(const View& view, int i0, int i1, int i2) {
+  const auto u0 = static_cast<uint32_t>(i0), u1 = static_cast<uint32_t>(i1);
+  const auto u2 = static_cast<uint32_t>(i2);
+  return view.data + 2 * (u0 * view.stride[0] + u1 * view.stride[1] + u2 * view.stride[2]);
 }
 
 // One batch element and head of a call. Addresses are computed where they are used, from the call's
@@ -24,9 +27,13 @@ XLNET_FAST_DEVICE const char* address(const View& view, int64_t i0, int64_t i1, 
 struct Head {
   const AttentionKeys& all;
   int b, n;
+  int group;  // of r: a quotient, so not computed anew
+
+  XLNET_FAST_DEVICE Head(const AttentionKeys& its_keys, int its_b, int its_n)
+      : Head(its_keys, its_b, its_n, its_b / static_cast<int>(its_keys.batch / its_keys.groups)) {}
 
   // The same head, of which the compiler cannot carry anything over from earlier uses.
-  XLNET_FAST_DEVICE Head anew() const { return {all, opaque(b), opaque(n)}; }
+  XLNET_FAST_DEVICE Head anew() const { return {all, opaque(b), opaque(n), opaque(group)}; }
 
   XLNET_FAST_DEVICE int keys() const { return static_cast<int>(all.keys); }
   XLNET_FAST_DEVICE int memory() const { return static_cast<int>(all.memory); }
@@ -35,10 +42,7 @@ struct Head {
   XLNET_FAST_DEVICE int flat() const { return b * static_cast<int>(all.heads) + n; }
   XLNET_FAST_DEVICE Source k() const { return of_keys(all.k, all.k_memory); }
   XLNET_FAST_DEVICE Source v() const { return of_keys(all.v, all.v_memory); }
-  XLNET_FAST_DEVICE int group() const { return b / static_cast<int>(all.batch / all.groups); }
-  XLNET_FAST_DEVICE Source r() const {
-    return {address(all.r, group(), 0, n), 2 * all.r.stride[1]};
-  }
+  XLNET_FAST_DEVICE Source r() const { return {address(all.r, group, 0, n), 2 * all.r.stride[1]}; }
   // The row of r for index p, or a negative number where there is none, or where no key has that
   // index: r may be longer.
   XLNET_FAST_DEVICE int row_of_r(int p) const {
@@ -60,6 +64,8 @@ struct Head {
   XLNET_FAST_DEVICE int rank(int j) const { return load(all.rank_k + b * all.keys + j); }
 
  private:
+  XLNET_FAST_DEVICE Head(const AttentionKeys& its_keys, int its_b, int its_n, int its_group)
+      : all(its_keys), b(its_b), n(its_n), group(its_group) {}
   XLNET_FAST_DEVICE Source of_keys(const View& x, const View& memory) const {
     return {address(x, b, 0, n), 2 * x.stride[1], address(memory, b, 0, n), 2 * memory.stride[1],
             static_cast<int>(all.apart)};
@@ -230,11 +236,12 @@ XLNET_FAST_DEVICE void uniform_range(int& begin, int& end, const Head& head,
   range_where<Warps>(begin, end, count, even, scratch, at);
 }
 
-// Begins to copy `Count` keys or values from j0 on. Padded ones are zero unless `padded_too`.
-template <int D, int Count, int Threads>
-XLNET_FAST_DEVICE void copy_keys(const Tile<D>& tile, const Source& source, const Head& head,
-                                 int j0, bool padded_too, int thread) {
-  copy_rows<D, Count, Count, Threads>(tile, 0, source, head.head_dim(), thread, [&](int r) {
+// Begins to copy `Count` keys, values, or both from j0 on. Padded ones are zero unless
+// `padded_too`.
+template <int D, int Count, int Threads, int N>
+XLNET_FAST_DEVICE void copy_keys(const Tile<D> (&tiles)[N], const Source (&sources)[N],
+                                 const Head& head, int j0, bool padded_too, int thread) {
+  copy_rows<D, Count, Threads>(tiles, 0, sources, head.head_dim(), thread, [&](int r) {
     const int state = head.state(j0 + r);
     return state == kSeen || (state == kPadded && padded_too) ? j0 + r : -1;
   });

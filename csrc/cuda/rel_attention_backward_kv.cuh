@@ -59,8 +59,8 @@ struct KeyTile {
 
   // Keys and values stay; padded ones too, for rows that see no other, NaN and infinity as zero.
   XLNET_FAST_DEVICE void load_keys() const {
-    copy_keys<D, kColumns, kOwnerThreads>(k(), head.k(), head, j0, true, at.thread);
-    copy_keys<D, kColumns, kOwnerThreads>(v(), head.v(), head, j0, true, at.thread);
+    copy_keys<D, kColumns, kOwnerThreads>({k(), v()}, {head.k(), head.v()}, head, j0, true,
+                                          at.thread);
     commit_copies();
     if (at.thread < kColumns) {
       facts().write(at.thread, KeyFacts<kColumns>::look_up(head, j0 + at.thread));
@@ -95,21 +95,21 @@ struct KeyTile {
     };
     const Source q_rows{address(stream.q, here.b, 0, here.n), 2 * stream.q.stride[1]};
     const Source d_rows{address(stream.d_out, here.b, 0, here.n), 2 * stream.d_out.stride[1]};
-    copy_rows<D, kTileRows, kTileRows, kOwnerThreads>(q(step), 0, q_rows, head.head_dim(),
-                                                      at.thread, row_of);
-    copy_rows<D, kTileRows, kTileRows, kOwnerThreads>(d_out(step), 0, d_rows, head.head_dim(),
-                                                      at.thread, row_of);
+    copy_rows<D, kTileRows, kOwnerThreads>({q(step), d_out(step)}, 0, {q_rows, d_rows},
+                                           head.head_dim(), at.thread, row_of);
     if constexpr (kInOrder) {
       const int p0 = j0 + head.current() - (first + kTileRows - 1);
-      copy_rows<D, Count, Shape::kRing, kOwnerThreads>(
-          Tile<D>{Shape::kTable}, ring_row(step), here.r(), head.head_dim(), at.thread,
-          [&](int w) { return here.row_of_r(p0 + w); });
+      copy_rows<D, Count, kOwnerThreads>({Tile<D>{Shape::kTable}}, ring_row(step), {here.r()},
+                                         head.head_dim(), at.thread,
+                                         [&](int w) { return here.row_of_r(p0 + w); });
     }
     commit_copies();
   }
-  // Where a step's window begins in the ring.
+  // Where a step's window begins in the ring. What a step copies is a whole part of the ring.
   XLNET_FAST_DEVICE static int ring_row(int step) {
-    return (Shape::kRing - step * kTileRows % Shape::kRing) % Shape::kRing;
+    static_assert(Shape::kRing % kTileRows == 0);
+    const auto moved = static_cast<int>(static_cast<uint32_t>(step * kTileRows) % Shape::kRing);
+    return wrapped<Shape::kRing>(Shape::kRing - moved);
   }
 
   template <bool kInOrder>

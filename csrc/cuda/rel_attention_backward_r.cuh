@@ -58,9 +58,8 @@ struct TableTile {
   }
 
   XLNET_FAST_DEVICE void load_table(const Head& head) const {
-    copy_rows<D, kColumns, kColumns, kOwnerThreads>(
-        r(), 0, head.r(), head.head_dim(), at.thread,
-        [&](int row) { return head.row_of_r(p0 + row); });
+    copy_rows<D, kColumns, kOwnerThreads>({r()}, 0, {head.r()}, head.head_dim(), at.thread,
+                                          [&](int row) { return head.row_of_r(p0 + row); });
     commit_copies();
     wait_copies<0>();
     block_barrier();
@@ -83,14 +82,12 @@ struct TableTile {
     };
     const Source q_rows{address(stream.q, head.b, 0, n), 2 * stream.q.stride[1]};
     const Source d_rows{address(stream.d_out, head.b, 0, n), 2 * stream.d_out.stride[1]};
-    copy_rows<D, kTileRows, kTileRows, kOwnerThreads>(q(), 0, q_rows, head.head_dim(), at.thread,
-                                                      row_of);
-    copy_rows<D, kTileRows, kTileRows, kOwnerThreads>(d_out(), 0, d_rows, head.head_dim(),
-                                                      at.thread, row_of);
+    copy_rows<D, kTileRows, kOwnerThreads>({q(), d_out()}, 0, {q_rows, d_rows}, head.head_dim(),
+                                           at.thread, row_of);
     if constexpr (kInOrder) {
       const int j0 = first_key(head, first);
-      copy_keys<D, kWindow, kOwnerThreads>(k(), head.k(), head, j0, true, at.thread);
-      copy_keys<D, kWindow, kOwnerThreads>(v(), head.v(), head, j0, true, at.thread);
+      copy_keys<D, kWindow, kOwnerThreads>({k(), v()}, {head.k(), head.v()}, head, j0, true,
+                                           at.thread);
       for (int key = at.thread; key < kWindow; key += kOwnerThreads) {
         facts().write(key, KeyFacts<kWindow>::look_up(head, j0 + key));
       }

@@ -91,7 +91,7 @@ struct ForwardTile : RowTile<Shape, kInOrder> {
     const Tile<D> v = Base::v(0);
     for (int j0 = 0; j0 < head.keys(); j0 += Keys) {
       block_barrier();
-      copy_keys<D, Keys, kThreads>(v, head.v(), head, j0, true, at.thread);
+      copy_keys<D, Keys, kThreads>({v}, {head.v()}, head, j0, true, at.thread);
       commit_copies();
       wait_copies<0>();
       clean_padded_keys<Element, D, Keys, kThreads>(v, head, j0, at.thread);

@@ -104,22 +104,28 @@ struct RowTile {
     const int j0 = tile * Keys;
     const Head here = head.anew();
     const int thread = opaque(at.thread);  // or addresses of all tiles would be kept
-    copy_keys<D, Keys, kThreads>(k(step), here.k(), here, j0, padded_too, thread);
-    copy_keys<D, Keys, kThreads>(v(step), here.v(), here, j0, padded_too, thread);
+    copy_keys<D, Keys, kThreads>({k(step), v(step)}, {here.k(), here.v()}, here, j0, padded_too,
+                                 thread);
     if constexpr (kInOrder) {
       const int p0 = j0 + from + head.current() - (first_row + Shape::kRows - 1);
-      copy_rows<D, Count, Shape::kRing, kThreads>(Tile<D>{Shape::kTable}, step * Keys + from,
-                                                  here.r(), head.head_dim(), thread,
-                                                  [&](int w) { return here.row_of_r(p0 + w); });
+      copy_rows<D, Count, kThreads>(
+          {Tile<D>{Shape::kTable}}, wrapped<Shape::kRing>(ring_row(step) + from), {here.r()},
+          head.head_dim(), thread, [&](int w) { return here.row_of_r(p0 + w); });
     }
     commit_copies();
+  }
+
+  // Where a step's window begins in the ring. What a step copies is a whole part of the ring.
+  XLNET_FAST_DEVICE static int ring_row(int step) {
+    static_assert(Shape::kRing % Keys == 0 && Shape::kRows % Keys == 0);
+    return static_cast<int>(static_cast<uint32_t>(step * Keys) % Shape::kRing);
   }
 
   // Calls use(window, shift) with the warp's window of r.
   template <class Use>
   XLNET_FAST_DEVICE void with_window(int j0, int step, const Use& use) const {
     const int mine = Shape::kRows - 16 * (at.warp + 1);  // window row of the warp's first
-    with_window_of_r<D, Shape::kRing>(head, rows, j0, Tile<D>{Shape::kTable}, step * Keys + mine,
+    with_window_of_r<D, Shape::kRing>(head, rows, j0, Tile<D>{Shape::kTable}, ring_row(step) + mine,
                                       at, use);
   }
 

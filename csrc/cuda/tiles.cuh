@@ -23,7 +23,6 @@ constexpr int greatest_of(int a, int b) { return a > b ? a : b; }
 
 XLNET_FAST_DEVICE int least(int a, int b) { return a < b ? a : b; }
 XLNET_FAST_DEVICE int greatest(int a, int b) { return a > b ? a : b; }
-XLNET_FAST_DEVICE float greatest(float a, float b) { return a > b ? a : b; }
 
 // Of four neighbouring lanes, which hold a row of a fragment.
 XLNET_FAST_DEVICE float sum_of_row(float x) {
@@ -48,23 +47,27 @@ struct Tile {
     const int turned = kPieces >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
     return base + static_cast<uint32_t>(row * kRowBytes + 16 * turned);
   }
+  // Of row first + r, where `first` is a multiple of 8: what pieces are permuted by is that of r.
+  XLNET_FAST_DEVICE uint32_t at(int first, int r, int piece) const {
+    return at(r, piece) + static_cast<uint32_t>(first * kRowBytes);
+  }
 
-  // Of 16 rows from `row` on and 16 elements from 16 * step on. A: the rows of a product's left
-  // side. B: columns of its right side, words 0 and 1 those of the first eight rows.
+  // Of 16 rows from `row` on, a multiple of 16, and 16 elements from 16 * step on. A: the rows of a
+  // product's left side. B: columns of its right side, words 0 and 1 those of the first eight rows.
   XLNET_FAST_DEVICE void load_a(uint32_t (&words)[4], int row, int step, int lane) const {
-    load_matrices(words, at(row + lane % 16, 2 * step + lane / 16));
+    load_matrices(words, at(row, lane % 16, 2 * step + lane / 16));
   }
   XLNET_FAST_DEVICE void load_b(uint32_t (&words)[4], int row, int step, int lane) const {
-    load_matrices(words, at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+    load_matrices(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
   }
   // The same of the transposed tile: its rows are what a product sums over.
   XLNET_FAST_DEVICE void load_a_transposed(uint32_t (&words)[4], int row, int step,
                                            int lane) const {
-    load_matrices_transposed(words, at(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+    load_matrices_transposed(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
   }
   XLNET_FAST_DEVICE void load_b_transposed(uint32_t (&words)[4], int row, int step,
                                            int lane) const {
-    load_matrices_transposed(words, at(row + lane % 16, 2 * step + lane / 16));
+    load_matrices_transposed(words, at(row, lane % 16, 2 * step + lane / 16));
   }
 };
 
@@ -77,23 +80,43 @@ struct Source {
   int64_t apart_stride = 0;
   int apart = 0;
 
+  // Chosen, not branched to: lanes of a warp may be on both sides.
   XLNET_FAST_DEVICE const char* at(int row) const {
-    return row < apart ? apart_rows + row * apart_stride : rows + (row - apart) * stride;
+    const auto given = static_cast<uint32_t>(row), first = static_cast<uint32_t>(apart);
+    const bool is_apart = given < first;  // unsigned, or `apart` of zero would not decide it
+    const uint32_t there = is_apart ? given : given - first;
+    return (is_apart ? apart_rows : rows) + there * (is_apart ? apart_stride : stride);
   }
 };
 
-// Begins to copy `Rows` rows: row r of the tile, counted from `first` and modulo `Ring`, is
-// source.at(row_of(r)), or zero where that is negative. Elements from head_dim to D are zero.
-template <int D, int Rows, int Ring, int Threads, class RowOf>
-XLNET_FAST_DEVICE void copy_rows(const Tile<D>& tile, int first, const Source& source, int head_dim,
-                                 int thread, const RowOf& row_of) {
-  constexpr int kPieces = Tile<D>::kPieces;
+// A row of a ring of `Ring` rows, counted from its start: `row` is below twice that.
+template <int Ring>
+XLNET_FAST_DEVICE int wrapped(int row) {
+  if constexpr ((Ring & (Ring - 1)) == 0) return row & (Ring - 1);
+  return row < Ring ? row : row - Ring;
+}
+
+// Begins to copy `Rows` rows of each source to its tile: row r, counted from `first`, a multiple of
+// 8, is that of number row_of(r), or zero where that is negative. Elements from head_dim to D are
+// zero. A thread copies the same piece of every row that is its own.
+template <int D, int Rows, int Threads, int Count, class RowOf>
+XLNET_FAST_DEVICE void copy_rows(const Tile<D> (&tiles)[Count], int first,
+                                 const Source (&sources)[Count], int head_dim, int thread,
+                                 const RowOf& row_of) {
+  constexpr int kPieces = Tile<D>::kPieces, kAtOnce = Threads / kPieces;
+  static_assert(Threads % kPieces == 0 && Rows % kAtOnce == 0);
+  const auto place = static_cast<uint32_t>(thread);
+  const int mine = static_cast<int>(place / kPieces), c = static_cast<int>(place % kPieces);
+  const bool inside = 8 * c < head_dim;
 #pragma unroll
-  for (int piece = thread; piece < Rows * kPieces; piece += Threads) {
-    const int r = piece / kPieces, c = piece % kPieces, row = row_of(r);
-    const bool present = row >= 0 && 8 * c < head_dim;
-    copy_async(tile.at((first + r) % Ring, c),
-               source.at(present ? row : 0) + (present ? 16 * c : 0), present);
+  for (int r = mine, i = 0; i < Rows / kAtOnce; ++i, r += kAtOnce) {
+    const int row = row_of(r);
+    const bool present = row >= 0 && inside;
+#pragma unroll
+    for (int x = 0; x < Count; ++x) {
+      copy_async(tiles[x].at(first, r, c), sources[x].at(present ? row : 0) + (inside ? 16 * c : 0),
+                 present);
+    }
   }
 }
 
@@ -233,7 +256,7 @@ XLNET_FAST_DEVICE void store_rows(const Tile<Columns>& tile, int row, const Resu
   for (int n = 0; n < Columns / 8; ++n) {
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
-      store_shared(tile.at(row + at.g + 8 * upper, n) + static_cast<uint32_t>(4 * at.t),
+      store_shared(tile.at(row + 8 * upper, at.g, n) + static_cast<uint32_t>(4 * at.t),
                    pack(Element{}, x[n][2 * upper], x[n][2 * upper + 1]));
     }
   }

@@ -24,20 +24,26 @@ struct Strip {
   XLNET_FAST_DEVICE uint32_t at(int row, int column) const {
     return base + static_cast<uint32_t>(4 * (row * kStride + column));
   }
-  XLNET_FAST_DEVICE static bool holds(int column) {
-    return static_cast<unsigned>(column) < static_cast<unsigned>(Columns);
+  // Whether there is such a column. Where `kNear` it is at most 15 below `from` and 6 above, which
+  // leaves a question at the ends only: `from` is known when the kernel is compiled.
+  template <bool kNear>
+  XLNET_FAST_DEVICE static bool holds(int column, int from) {
+    if constexpr (!kNear) return static_cast<unsigned>(column) < static_cast<unsigned>(Columns);
+    return (from >= 15 || column >= 0) && (from + 6 < Columns || column < Columns);
   }
 
-  // Products with window rows w .. w + 15, each row moved by shift(upper) to the left.
-  template <class Shift>
+  // Products with window rows w .. w + 15, each row moved by shift(upper) to the left, of which
+  // `kNear` says that it is between 0 and 15.
+  template <bool kNear, class Shift>
   XLNET_FAST_DEVICE void store_moved(const Result<2>& x, int w, const Shift& shift,
                                      const Place& place) const {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int column = w + 8 * n + 2 * place.t + e % 2 - shift(e / 2);
-        if (holds(column)) store_shared<float>(at(8 * (e / 2) + place.g, column), x[n][e]);
+        const int from = w + 8 * n + e % 2, column = from + 2 * place.t - shift(e / 2);
+        if (holds<kNear>(column, from))
+          store_shared<float>(at(8 * (e / 2) + place.g, column), x[n][e]);
       }
     }
   }
@@ -65,7 +71,7 @@ struct Strip {
       }
     }
   }
-  template <class Shift>
+  template <bool kNear, class Shift>
   XLNET_FAST_DEVICE void load_moved(uint32_t (&a)[4], int w, const Shift& shift,
                                     const Place& place) const {
 #pragma unroll
@@ -74,8 +80,8 @@ struct Strip {
       a[word] = 0;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int column = w + 8 * (word / 2) + 2 * place.t + e - shift(upper);
-        if (!holds(column)) continue;
+        const int from = w + 8 * (word / 2) + e, column = from + 2 * place.t - shift(upper);
+        if (!holds<kNear>(column, from)) continue;
         const uint32_t offset = at(8 * upper + place.g, 0) + 2 * static_cast<uint32_t>(column);
         a[word] |= uint32_t{load_shared<uint16_t>(offset)} << (16 * e);
       }
@@ -84,9 +90,12 @@ struct Strip {
 };
 
 // A window in rows that the whole block has loaded, for rows of the query tile that follow each
-// other: chunk c is 16 rows of the tile from first + 16 * c on, modulo Ring.
+// other: chunk c is 16 rows of the tile from first + 16 * c on, a multiple of 16 below 2 * Ring,
+// which is counted modulo Ring.
 template <int D, int Ring>
 struct WindowInOrder {
+  static constexpr bool kInOrder = true;  // so the 16 rows of a warp move by 0 to 15
+
   Tile<D> tile;
   int first;
 
@@ -94,7 +103,7 @@ struct WindowInOrder {
   XLNET_FAST_DEVICE void for_each_chunk(const Place&, const Use& use) const {
 #pragma unroll
     for (int chunk = 0; chunk < Columns / 16 + 1; ++chunk) {
-      use(chunk, tile, (first + 16 * chunk) % Ring);
+      use(chunk, tile, wrapped<Ring>(first + 16 * chunk));
     }
   }
 };
@@ -104,6 +113,8 @@ struct WindowInOrder {
 // way when it begins.
 template <int D, class RowOf>
 struct WindowAnywhere {
+  static constexpr bool kInOrder = false;
+
   Tile<D> stage;  // 32 rows
   Source source;
   int head_dim;
@@ -111,8 +122,8 @@ struct WindowAnywhere {
   RowOf row_of;
 
   XLNET_FAST_DEVICE void begin(int chunk, const Place& place) const {
-    copy_rows<D, 16, 32, kWarpSize>(stage, chunk % 2 * 16, source, head_dim, place.lane,
-                                    [&](int r) { return row_of(16 * chunk + r); });
+    copy_rows<D, 16, kWarpSize>({stage}, chunk % 2 * 16, {source}, head_dim, place.lane,
+                                [&](int r) { return row_of(16 * chunk + r); });
     commit_copies();
   }
   template <int Columns, class Use>
@@ -166,7 +177,7 @@ XLNET_FAST_DEVICE void moved_products(Result<Columns / 8>& x, const Side& left,
     clear<2>(products);
     add_product_transposed<Element, D, 2>(products, left, tile, row, place.lane);
     change(products, chunk);
-    strip.store_moved(products, 16 * chunk, shift, place);
+    strip.template store_moved<Window::kInOrder>(products, 16 * chunk, shift, place);
   });
   warp_barrier();
   strip.load(x, place);
@@ -182,7 +193,7 @@ XLNET_FAST_DEVICE void add_moved_product(Result<D / 8>& out, const Result<Column
   warp_barrier();
   window.template for_each_chunk<Columns>(place, [&](int chunk, const Tile<D>& tile, int row) {
     uint32_t a[4];
-    strip.load_moved(a, 16 * chunk, shift, place);
+    strip.template load_moved<Window::kInOrder>(a, 16 * chunk, shift, place);
     add_step<Element, D / 8>(out, a, tile, row, 0, place.lane);
   });
   warp_barrier();

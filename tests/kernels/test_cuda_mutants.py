@@ -74,8 +74,11 @@ FAULTS = {
         "return position;", "error",
     ),
     "whether a strip has such a column": Fault(
-        "window.cuh", "if (holds(column)) store_shared<float>", "store_shared<float>",
-        f"{RACE}|is beyond its",
+        "window.cuh", "        if (holds<kNear>(column, from))\n", "", f"{RACE}|is beyond its",
+    ),
+    "at which columns a strip has to be asked": Fault(
+        "window.cuh", "(from >= 15 || column >= 0)", "(from >= 8 || column >= 0)",
+        f"{RACE}|is beyond its|error",
     ),
     "the sum over the lanes of a row": Fault(
         "rel_attention_forward.cuh", "sum[0] = sum_of_row(sum[0]), sum[1] = sum_of_row(sum[1]);",

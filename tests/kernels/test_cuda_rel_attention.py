@@ -208,6 +208,24 @@ def test_absent_targets_may_hold_anything(device):
     assert_equal([*dirty_outs, *dirty.values()], [*outs, *grads.values()])
 
 
+@each_half
+@pytest.mark.parametrize("key", [3, 70])  # in the first tile of keys, and in one behind it
+def test_nan_in_a_visible_score_fills_its_row(key, dtype, device):
+    """The running maximum passes over NaN; a finite row in its place would hide it."""
+    case = Case(batch=1, rows=40, memory=60, heads=2, head_dim=16, mask=("causal",))
+    x = make_inputs(case, dtype, seed=0)
+    x.k[0, key, 1, 5] = float("nan")
+    forward = run_forward(x, case, rel_attention, device)
+    d_q = run_backward(forward, x, case, torch.ones_like(x.q), rel_attention)["q"]
+    sees = torch.arange(case.rows) + case.memory >= key
+    out = forward.out.cpu()
+    assert out[0, sees, 1].isnan().all()
+    assert d_q[0, sees, 1].isnan().all()
+    out[0, sees, 1] = 0
+    assert out.isfinite().all()
+    assert d_q[:, :, 0].isfinite().all()
+
+
 # --- layouts of what the kernels copy themselves --------------------------------------------------
 
 

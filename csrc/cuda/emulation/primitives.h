@@ -173,6 +173,7 @@ Pair unpack(Element, uint32_t word) {
 
 inline float power_of_two(float x) { return std::exp2(x); }
 inline float log_of_two(float x) { return std::log2(x); }
+inline float greatest(float a, float b) { return std::fmax(a, b); }
 inline int opaque(int x) { return x; }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) {
