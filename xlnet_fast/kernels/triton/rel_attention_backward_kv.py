@@ -11,9 +11,8 @@ from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
 from xlnet_fast.kernels.triton.rel_attention_pointers import (
     _batch_and_head,
-    _grads_of_head,
-    _keys_of_head,
     _row_vectors,
+    _source_of_head,
 )
 from xlnet_fast.kernels.triton.tile_ops import (
     SIZES,
@@ -24,7 +23,6 @@ from xlnet_fast.kernels.triton.tile_ops import (
     _load_vector,
     _positions_in_window,
     _row_tile,
-    _source,
     _stretch,
     _stretches,
     _uniform_range,
@@ -38,7 +36,7 @@ GEMM_UNITS = 6.0  # at BM = BN
 @jit()
 def _backward_kv_rows(
     stream, strides, rows, b_k, b_v, b_dk, b_dv, b_code, j0, j_first, j_stop,
-    tensors, key_mask, strip, i_bn, shared,
+    r, strip, i_bn, shared,
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, HEIGHT: tl.constexpr, START: tl.constexpr,
@@ -47,9 +45,10 @@ def _backward_kv_rows(
     keys, memory, window, biases = shared.keys, shared.memory, shared.window, shared.biases
     log2_scale, keep_from, keep_scale = shared.log2_scale, shared.keep_from, shared.keep_scale
     s_q, s_do, s_r, seed = strides.q, strides.d_out, shared.key_strides.r, stream.seed
+    padding, rank_k = shared.key_vectors.padding, shared.key_vectors.rank_k
     SEGMENTS: tl.constexpr = stream.segments is not None
     FULLY_MASKED: tl.constexpr = not SEE_SELF and (
-        key_mask.padding is not None or stream.rank_q is not None or stream.bits is not None
+        padding is not None or stream.rank_q is not None or stream.bits is not None
     )
     IN_ORDER: tl.constexpr = stream.positions is None
     BW: tl.constexpr = BM if BM < BN else BN
@@ -59,13 +58,15 @@ def _backward_kv_rows(
     length = keys - memory
     vector_rows = length if BY_POSITION else rows
     row_vectors = _row_vectors(stream, strides, i_b, rows, vector_rows)
-    positions = row_vectors.positions
+    positions, rank_q = row_vectors.positions, row_vectors.rank_q
+    if rank_q is not None:
+        rank_k += i_b * keys
     # [BN]
     o_j = j0 + tl.arange(0, BN)
     m_in = (o_j >= j_first) & (o_j < j_stop)
     m_j = m_in
-    if key_mask.padding is not None:
-        m_j = m_j & (tl.load(key_mask.padding + o_j, mask=m_in, other=1) == 0)
+    if padding is not None:
+        m_j = m_j & (tl.load(padding + i_b * keys + o_j, mask=m_in, other=1) == 0)
     o_tile = tl.arange(0, BM)[:, None] * STRIDE + tl.arange(0, BN)[None, :]
     # Rows that can see any of these keys. Those that see no key are uniform over all: where there
     # may be any, they are looked for only beside a window, which leaves few others.
@@ -80,7 +81,7 @@ def _backward_kv_rows(
             i_hi = tl.minimum(i_hi, j_stop)
         if WINDOWED:
             i_lo, i_hi = _positions_in_window(i_lo, i_hi, j0, j_stop, memory, window)
-        if key_mask.padding is not None:
+        if padding is not None:
             i_any = tl.max(m_j.to(tl.int32), axis=0)
             if FULLY_MASKED:
                 i_hi = tl.where(i_any > 0, i_hi, i_lo)
@@ -113,7 +114,7 @@ def _backward_kv_rows(
                 b_qr = _load_rows(p_q, s_q[1], m_row, BM, D, BD)
                 b_qr = b_qr.to(tl.float32) + _load_vector(biases.r_r_bias + i_n * D, D, BD)[None, :]
                 _write_strip(
-                    b_qr.to(b_k.dtype), tensors.r, s_r[1],
+                    b_qr.to(b_k.dtype), r, s_r[1],
                     strip + (i0 - i_base) * STRIDE + MARGIN, b_pos, m_row, i_low, i_top, j0, BN,
                     length, shared.r_rows + START, log2_scale, IN_ORDER, D, BD, BM, BW, BN, STRIDE,
                     START,
@@ -144,8 +145,8 @@ def _backward_kv_rows(
                     b_seg = tl.load(stream.segments + i_b * vector_rows + o_row).to(tl.int32)
                     b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
                 m_seen = _visible(
-                    m_j[None, :], o_j, b_pos, b_self, row_vectors.rank_q, o_row, key_mask.rank_k,
-                    row_vectors.bits, j0, keys, window, CAUSAL, SAME_LENGTH, BM, BN,
+                    m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, row_vectors.bits, j0,
+                    keys, window, CAUSAL, SAME_LENGTH, BM, BN,
                 )  # fmt: skip
                 if SEE_SELF:
                     m_seen = m_seen | ((o_j[None, :] == b_self[:, None]) & m_in[None, :])
@@ -202,22 +203,23 @@ def _backward_kv_kernel(
         i_tile = i_work % tiles
         j0, j_first, j_stop = _stretch(i_tile, n_memory, keys * 0, keys, memory, APART, BN, BN)
         i_b, i_n = _batch_and_head(i_bn, heads)
-        tensors, key_mask = _keys_of_head(shared, i_b, i_n, START)
         in_memory = i_tile < n_memory
         i_key = tl.cast(j0, tl.int64)
         o_j = j0 + tl.arange(0, BN)
         m_in = (o_j >= j_first) & (o_j < j_stop)
-        p_k, s_kj = _source(
-            tensors.k, s_key.k[1], tensors.k_memory, s_key.k_memory[1], in_memory, memory
-        )
-        p_v, s_vj = _source(
-            tensors.v, s_key.v[1], tensors.v_memory, s_key.v_memory[1], in_memory, memory
-        )
+        p_k, s_kj = _source_of_head(
+            key_tensors.k, s_key.k, key_tensors.k_memory, s_key.k_memory, i_b, i_n, in_memory,
+            memory,
+        )  # fmt: skip
+        p_v, s_vj = _source_of_head(
+            key_tensors.v, s_key.v, key_tensors.v_memory, s_key.v_memory, i_b, i_n, in_memory,
+            memory,
+        )  # fmt: skip
         # [BN, BD]
         b_k = _load_rows(p_k + i_key * s_kj, s_kj, m_in, BN, D, BD)
         b_v = _load_rows(p_v + i_key * s_vj, s_vj, m_in, BN, D, BD)
-        if key_mask.padding is not None:
-            m_pad = tl.load(key_mask.padding + o_j, mask=m_in, other=0) != 0
+        if key_vectors.padding is not None:
+            m_pad = tl.load(key_vectors.padding + i_b * keys + o_j, mask=m_in, other=0) != 0
             b_k = tl.where(m_pad[:, None], _finite_or_zero(b_k), b_k)
             b_v = tl.where(m_pad[:, None], _finite_or_zero(b_v), b_v)
         b_code = o_j
@@ -226,25 +228,27 @@ def _backward_kv_kernel(
             b_code = tl.load(p_segments + o_j, mask=m_in, other=0).to(tl.int32)
         b_dk = tl.zeros((BN, BD), tl.float32)
         b_dv = tl.zeros((BN, BD), tl.float32)
+        p_r = key_tensors.r + i_b // group_size * s_key.r[0] + i_n * s_key.r[2]
+        if START > 0:
+            p_r -= START * s_key.r[1]
         b_dk, b_dv = _backward_kv_rows(
             content, strides_h, rows_h, b_k, b_v, b_dk, b_dv, b_code, j0, j_first, j_stop,
-            tensors, key_mask, strip, i_bn, shared,
+            p_r, strip, i_bn, shared,
             CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, HEIGHT, START,
         )  # fmt: skip
         if query is not None:
             b_dk, b_dv = _backward_kv_rows(
                 query, strides_g, rows_g, b_k, b_v, b_dk, b_dv, b_code, j0, j_first, j_stop,
-                tensors, key_mask, strip, i_bn, shared,
+                p_r, strip, i_bn, shared,
                 CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, HEIGHT, START,
             )  # fmt: skip
-        targets = _grads_of_head(grads, s_grad, i_b, i_n)
-        p_dk, s_dkj = _source(
-            targets.dk, s_grad.dk[1], targets.dk_memory, s_grad.dk_memory[1], in_memory, memory
+        p_dk, s_dkj = _source_of_head(
+            grads.dk, s_grad.dk, grads.dk_memory, s_grad.dk_memory, i_b, i_n, in_memory, memory
         )
-        p_dv, s_dvj = _source(
-            targets.dv, s_grad.dv[1], targets.dv_memory, s_grad.dv_memory[1], in_memory, memory
+        p_dv, s_dvj = _source_of_head(
+            grads.dv, s_grad.dv, grads.dv_memory, s_grad.dv_memory, i_b, i_n, in_memory, memory
         )
-        if key_mask.padding is not None:
+        if key_vectors.padding is not None:
             # NaN and infinity of padded keys were read as zero: no gradient goes there.
             b_raw = _load_rows(p_k + i_key * s_kj, s_kj, m_in, BN, D, BD)
             b_dk = tl.where(_is_finite(b_raw) | (m_pad[:, None] == 0), b_dk, 0.0)

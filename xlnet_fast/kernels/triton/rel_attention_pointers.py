@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.rel_attention_arguments import (
-    KeyGrads,
     KeyMask,
     KeyTensors,
     RowVectors,
 )
+from xlnet_fast.kernels.triton.tile_ops import _source
 
 
 @jit()
@@ -61,12 +61,9 @@ def _row_vectors(stream, strides, i_b, rows, vector_rows):
 
 
 @jit()
-def _grads_of_head(grads, strides, i_b, i_n):
-    """`KeyGrads` of a batch element and a head."""
-    dk = grads.dk + i_b * strides.dk[0] + i_n * strides.dk[2]
-    dv = grads.dv + i_b * strides.dv[0] + i_n * strides.dv[2]
-    dk_memory, dv_memory = grads.dk_memory, grads.dv_memory
-    if dk_memory is not None:
-        dk_memory += i_b * strides.dk_memory[0] + i_n * strides.dk_memory[2]
-        dv_memory += i_b * strides.dv_memory[0] + i_n * strides.dv_memory[2]
-    return KeyGrads(dk=dk, dv=dv, dk_memory=dk_memory, dv_memory=dv_memory)
+def _source_of_head(x, s_x, x_memory, s_memory, i_b, i_n, in_memory, memory):
+    """`_source` of whole tensors, for a batch element and a head; s_x and s_memory: (b, row, n)."""
+    x = x + i_b * s_x[0] + i_n * s_x[2]
+    if x_memory is not None:
+        x_memory = x_memory + i_b * s_memory[0] + i_n * s_memory[2]
+    return _source(x, s_x[1], x_memory, s_memory[1], in_memory, memory)
