@@ -96,17 +96,6 @@ STREAMS: dict[str, tuple[type[Any], type[Any]]] = {
 """What each kernel takes of a stream: its tensors, and their strides."""
 
 
-class RowVectors(NamedTuple):
-    """Those of a stream, from a tile's batch element on; made in the kernel.
-
-    Segments are not among them: a pointer that is kept costs registers, and few places load them.
-    """
-
-    positions: Any
-    rank_q: Any
-    bits: Any
-
-
 class KeyTensors(NamedTuple):
     """Tensors of the keys, or the strides (b, row, n) of each."""
 
@@ -141,14 +130,6 @@ class KeyVectors(NamedTuple):
     code: Any  # the key's segment, PADDED for a padded one: one load tells both
     segments: Any
     padding: Any  # bytes
-    rank_k: Any
-
-
-class KeyMask(NamedTuple):
-    """Those of `KeyVectors` that hide keys, from a tile's batch element on; made in the kernel."""
-
-    code: Any
-    padding: Any
     rank_k: Any
 
 

@@ -11,7 +11,7 @@ from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
 from xlnet_fast.kernels.triton.rel_attention_pointers import (
     _batch_and_head,
-    _row_vectors,
+    _moved,
     _source_of_head,
 )
 from xlnet_fast.kernels.triton.tile_ops import (
@@ -45,7 +45,7 @@ def _backward_kv_rows(
     keys, memory, window, biases = shared.keys, shared.memory, shared.window, shared.biases
     log2_scale, keep_from, keep_scale = shared.log2_scale, shared.keep_from, shared.keep_scale
     s_q, s_do, s_r, seed = strides.q, strides.d_out, shared.key_strides.r, stream.seed
-    padding, rank_k = shared.key_vectors.padding, shared.key_vectors.rank_k
+    padding = shared.key_vectors.padding
     SEGMENTS: tl.constexpr = stream.segments is not None
     FULLY_MASKED: tl.constexpr = not SEE_SELF and (
         padding is not None or stream.rank_q is not None or stream.bits is not None
@@ -57,10 +57,10 @@ def _backward_kv_rows(
     i_b, i_n = _batch_and_head(i_bn, shared.heads)
     length = keys - memory
     vector_rows = length if BY_POSITION else rows
-    row_vectors = _row_vectors(stream, strides, i_b, rows, vector_rows)
-    positions, rank_q = row_vectors.positions, row_vectors.rank_q
-    if rank_q is not None:
-        rank_k += i_b * keys
+    positions = _moved(stream.positions, i_b * rows)
+    rank_q = _moved(stream.rank_q, i_b * vector_rows)
+    rank_k = _moved(shared.key_vectors.rank_k, i_b * keys)
+    bits = _moved(stream.bits, i_b * strides.bits)
     # [BN]
     o_j = j0 + tl.arange(0, BN)
     m_in = (o_j >= j_first) & (o_j < j_stop)
@@ -145,7 +145,7 @@ def _backward_kv_rows(
                     b_seg = tl.load(stream.segments + i_b * vector_rows + o_row).to(tl.int32)
                     b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
                 m_seen = _visible(
-                    m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, row_vectors.bits, j0,
+                    m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits, j0,
                     keys, window, CAUSAL, SAME_LENGTH, BM, BN,
                 )  # fmt: skip
                 if SEE_SELF:

@@ -23,7 +23,7 @@ from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
 from xlnet_fast.kernels.triton.rel_attention_pointers import (
     _batch_and_head,
     _keys_of_head,
-    _row_vectors,
+    _moved,
 )
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
@@ -103,18 +103,21 @@ def _backward_q_tile(
     q = stream.q + (i_b * s_q[0] + i_n * s_q[2] + i_row * s_q[1])
     out = stream.out + (i_b * s_out[0] + i_n * s_out[2] + i_row * s_out[1])
     d_out = stream.d_out + (i_b * s_do[0] + i_n * s_do[2] + i_row * s_do[1])
-    tensors, key_mask = _keys_of_head(shared, i_b, i_n, START)
-    row_vectors = _row_vectors(stream, strides, i_b, rows, vector_rows)
-    r_stop = shared.r_rows + START
+    tensors, r_stop = _keys_of_head(shared, i_b, i_n, START)
+    positions = _moved(stream.positions, i_b * rows)
+    padding = _moved(shared.key_vectors.padding, i_b * keys)
+    code = _moved(shared.key_vectors.code, i_b * keys)
+    rank_k = _moved(shared.key_vectors.rank_k, i_b * keys)
 
     o_bn = tl.arange(0, BN)
     o_d = tl.arange(0, BD)
     o_tile = tl.arange(0, BM)[:, None] * STRIDE + o_bn[None, :]
     o_dtile = tl.arange(0, BM)[:, None] * WIDTH + o_bn[None, :]
-    positions = row_vectors.positions
     o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i_tile * BM, rows, length, BM)
     b_self = b_pos + memory
     o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
+    rank_q = _moved(stream.rank_q, i_b * vector_rows)
+    bits = _moved(stream.bits, i_b * strides.bits)
     # [BM, BD]
     b_q = _load_rows(q, s_q[1], m_row, BM, D, BD)
     dtype = b_q.dtype
@@ -142,8 +145,8 @@ def _backward_q_tile(
 
     i_lo = keys * 0
     i_hi = keys
-    if key_mask.padding is not None:
-        i_lo, i_hi = _unpadded_range(key_mask.padding, keys, 1024)
+    if padding is not None:
+        i_lo, i_hi = _unpadded_range(padding, keys, 1024)
     if CAUSAL:
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
@@ -158,9 +161,7 @@ def _backward_q_tile(
     b_dqw = tl.zeros((BM, BD), tl.float32)
     b_dqr = tl.zeros((BM, BD), tl.float32)
     if SEE_SELF:
-        b_k_self, b_v_self = _self_key(
-            tensors, s_key, key_mask.padding, b_self, m_row, memory, D, BD
-        )
+        b_k_self, b_v_self = _self_key(tensors, s_key, padding, b_self, m_row, memory, D, BD)
         b_r_self = _load_vector(tensors.r + keys.to(tl.int64) * s_key.r[1], D, BD)
         b_s_self = tl.sum(b_qw.to(tl.float32) * b_k_self.to(tl.float32), axis=1) * log2_scale
         b_s_self += tl.sum(b_qr.to(tl.float32) * b_r_self[None, :], axis=1) * log2_scale
@@ -216,9 +217,9 @@ def _backward_q_tile(
             if APART:
                 m_in = m_in & (o_j >= j_first)
             m_j = m_in
-            if key_mask.code is not None:
+            if code is not None:
                 # [BN]
-                b_code = tl.load(key_mask.code + o_j, mask=m_in, other=PADDED)
+                b_code = tl.load(code + o_j, mask=m_in, other=PADDED)
                 m_j = b_code != PADDED
             m_load = m_in if CLEAN else m_j
             # [BM, BN]
@@ -238,8 +239,8 @@ def _backward_q_tile(
                 m_differ = b_seg[:, None] != b_code[None, :]
                 b_s += tl.where(m_differ, b_c[:, None], 0.0)
             m_seen = _visible(
-                m_j[None, :] & m_row[:, None], o_j, b_pos, b_self, row_vectors.rank_q, o_row,
-                key_mask.rank_k, row_vectors.bits, j0, keys, window, CAUSAL, SAME_LENGTH, BM, BN,
+                m_j[None, :] & m_row[:, None], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits,
+                j0, keys, window, CAUSAL, SAME_LENGTH, BM, BN,
             )  # fmt: skip
             if SEE_SELF:
                 m_seen = m_seen & (o_j[None, :] != b_self[:, None])

@@ -42,7 +42,7 @@ from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
 from xlnet_fast.kernels.triton.rel_attention_pointers import (
     _batch_and_head,
     _keys_of_head,
-    _row_vectors,
+    _moved,
 )
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
@@ -97,15 +97,19 @@ def _forward_tile(
     s_q, s_out, s_key = strides.q, strides.out, shared.key_strides
     q = stream.q + (i_b * s_q[0] + i_n * s_q[2])
     out = stream.out + (i_b * s_out[0] + i_n * s_out[2])
-    tensors, key_mask = _keys_of_head(shared, i_b, i_n, START)
-    row_vectors = _row_vectors(stream, strides, i_b, rows, vector_rows)
+    tensors, _ = _keys_of_head(shared, i_b, i_n, START)
+    positions = _moved(stream.positions, i_b * rows)
+    padding = _moved(shared.key_vectors.padding, i_b * keys)
+    code = _moved(shared.key_vectors.code, i_b * keys)
+    rank_k = _moved(shared.key_vectors.rank_k, i_b * keys)
 
     o_bn = tl.arange(0, BN)
     o_tile = tl.arange(0, BM)[:, None] * STRIDE + o_bn[None, :]
-    positions = row_vectors.positions
     o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i_tile * BM, rows, length, BM)
     b_self = b_pos + memory
     o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
+    rank_q = _moved(stream.rank_q, i_b * vector_rows)
+    bits = _moved(stream.bits, i_b * strides.bits)
     i_row = tl.cast(i_tile * BM, tl.int64)
     q += i_row * s_q[1]
     # [BM, BD]
@@ -122,8 +126,8 @@ def _forward_tile(
 
     i_lo = keys * 0
     i_hi = keys
-    if key_mask.padding is not None:
-        i_lo, i_hi = _unpadded_range(key_mask.padding, keys, 1024)
+    if padding is not None:
+        i_lo, i_hi = _unpadded_range(padding, keys, 1024)
     if CAUSAL:
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
@@ -137,9 +141,7 @@ def _forward_tile(
     if SEE_SELF:
         b_qr = b_q.to(tl.float32) + _load_vector(biases.r_r_bias + i_n * D, D, BD)[None, :]
         b_qr = b_qr.to(dtype)
-        b_k_self, b_v_self = _self_key(
-            tensors, s_key, key_mask.padding, b_self, m_row, memory, D, BD
-        )
+        b_k_self, b_v_self = _self_key(tensors, s_key, padding, b_self, m_row, memory, D, BD)
         b_r_self = _load_vector(tensors.r + keys.to(tl.int64) * s_key.r[1], D, BD)
         b_max = tl.sum(b_qw.to(tl.float32) * b_k_self.to(tl.float32), axis=1) * scale
         b_max += tl.sum(b_qr.to(tl.float32) * b_r_self[None, :], axis=1) * scale
@@ -179,9 +181,9 @@ def _forward_tile(
             m_j = o_j < j_stop
             if APART:
                 m_j = m_j & (o_j >= j_first)
-            if key_mask.code is not None:
+            if code is not None:
                 # [BN]
-                b_code = tl.load(key_mask.code + o_j, mask=m_j, other=PADDED)
+                b_code = tl.load(code + o_j, mask=m_j, other=PADDED)
                 m_j = b_code != PADDED
             # [BM, BN]
             b_bd = tl.load(strip + (MARGIN + j0 - j_base) + o_tile)
@@ -192,8 +194,8 @@ def _forward_tile(
             if SEGMENTS:
                 b_s += tl.where(b_seg[:, None] != b_code[None, :], b_c[:, None], 0.0)
             m_seen = _visible(
-                m_j[None, :], o_j, b_pos, b_self, row_vectors.rank_q, o_row, key_mask.rank_k,
-                row_vectors.bits, j0, keys, window, CAUSAL, SAME_LENGTH, BM, BN,
+                m_j[None, :], o_j, b_pos, b_self, rank_q, o_row, rank_k, bits, j0, keys,
+                window, CAUSAL, SAME_LENGTH, BM, BN,
             )  # fmt: skip
             if SEE_SELF:
                 m_seen = m_seen & (o_j[None, :] != b_self[:, None])
@@ -231,8 +233,8 @@ def _forward_tile(
                 m_j = (o_j >= j_first) & (o_j < j_stop)
                 # [BN, BD]
                 b_v = _load_rows(p_v + tl.cast(j0, tl.int64) * s_vj, s_vj, m_j, BN, D, BD)
-                if key_mask.padding is not None:
-                    m_hid = tl.load(key_mask.padding + o_j, mask=m_j, other=0) != 0
+                if padding is not None:
+                    m_hid = tl.load(padding + o_j, mask=m_j, other=0) != 0
                     b_v = tl.where(m_hid[:, None], _finite_or_zero(b_v), b_v)
                 b_p = tl.where(m_all_masked[:, None] & m_j[None, :], 1.0, 0.0)
                 if seed is not None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from xlnet_fast.kernels.triton import jit, tl
-from xlnet_fast.kernels.triton.rel_attention_arguments import (
-    KeyMask,
-    KeyTensors,
-    RowVectors,
-)
+from xlnet_fast.kernels.triton.rel_attention_arguments import KeyTensors
 from xlnet_fast.kernels.triton.tile_ops import _source
 
 
@@ -18,46 +14,30 @@ def _batch_and_head(i_bn, heads):
 
 
 @jit()
+def _moved(x, offset):
+    """A pointer moved by an offset; None where there is none."""
+    if x is not None:
+        x += offset
+    return x
+
+
+@jit()
 def _keys_of_head(shared, i_b, i_n, START: tl.constexpr):
-    """`KeyTensors` of a batch element and a head, `KeyMask` of the batch element.
+    """`KeyTensors` of a batch element and a head, and one past the last row of r.
 
     r begins where the row would be that encodes distance J, START rows before its own first.
     """
-    tensors, strides, vectors = shared.key_tensors, shared.key_strides, shared.key_vectors
+    tensors, strides = shared.key_tensors, shared.key_strides
     k = tensors.k + (i_b * strides.k[0] + i_n * strides.k[2])
     v = tensors.v + (i_b * strides.v[0] + i_n * strides.v[2])
     r = tensors.r + (i_b // shared.group_size * strides.r[0] + i_n * strides.r[2])
     if START > 0:
         r -= START * strides.r[1]
-    k_memory, v_memory = tensors.k_memory, tensors.v_memory
-    if k_memory is not None:
-        k_memory += i_b * strides.k_memory[0] + i_n * strides.k_memory[2]
-        v_memory += i_b * strides.v_memory[0] + i_n * strides.v_memory[2]
-    o_key = i_b * shared.keys
-    code, padding, rank_k = vectors.code, vectors.padding, vectors.rank_k
-    if padding is not None:
-        padding += o_key
-    if code is not None:
-        code += o_key
-    if rank_k is not None:
-        rank_k += o_key
-    return (
-        KeyTensors(k=k, v=v, k_memory=k_memory, v_memory=v_memory, r=r),
-        KeyMask(code=code, padding=padding, rank_k=rank_k),
-    )
-
-
-@jit()
-def _row_vectors(stream, strides, i_b, rows, vector_rows):
-    """`RowVectors` of a batch element; all but positions have `vector_rows` rows."""
-    positions, rank_q, bits = stream.positions, stream.rank_q, stream.bits
-    if positions is not None:
-        positions += i_b * rows
-    if rank_q is not None:
-        rank_q += i_b * vector_rows
-    if bits is not None:
-        bits += i_b * strides.bits
-    return RowVectors(positions=positions, rank_q=rank_q, bits=bits)
+    r_stop = shared.r_rows + START
+    s_k, s_v = strides.k_memory, strides.v_memory
+    k_memory = _moved(tensors.k_memory, i_b * s_k[0] + i_n * s_k[2])
+    v_memory = _moved(tensors.v_memory, i_b * s_v[0] + i_n * s_v[2])
+    return KeyTensors(k=k, v=v, k_memory=k_memory, v_memory=v_memory, r=r), r_stop
 
 
 @jit()
