@@ -11,7 +11,6 @@ from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
 from xlnet_fast.kernels.triton.rel_attention_pointers import (
     _batch_and_head,
-    _moved,
     _source_of_head,
 )
 from xlnet_fast.kernels.triton.tile_ops import (
@@ -45,7 +44,8 @@ def _backward_kv_rows(
     keys, memory, window, biases = shared.keys, shared.memory, shared.window, shared.biases
     log2_scale, keep_from, keep_scale = shared.log2_scale, shared.keep_from, shared.keep_scale
     s_q, s_do, s_r, seed = strides.q, strides.d_out, shared.key_strides.r, stream.seed
-    padding = shared.key_vectors.padding
+    vectors = shared.key_vectors
+    padding = vectors.padding
     SEGMENTS: tl.constexpr = stream.segments is not None
     FULLY_MASKED: tl.constexpr = not SEE_SELF and (
         padding is not None or stream.rank_q is not None or stream.bits is not None
@@ -57,10 +57,10 @@ def _backward_kv_rows(
     i_b, i_n = _batch_and_head(i_bn, shared.heads)
     length = keys - memory
     vector_rows = length if BY_POSITION else rows
-    positions = _moved(stream.positions, i_b * rows)
-    rank_q = _moved(stream.rank_q, i_b * vector_rows)
-    rank_k = _moved(shared.key_vectors.rank_k, i_b * keys)
-    bits = _moved(stream.bits, i_b * strides.bits)
+    positions = None if stream.positions is None else stream.positions + i_b * rows
+    rank_q = None if stream.rank_q is None else stream.rank_q + i_b * vector_rows
+    rank_k = None if vectors.rank_k is None else vectors.rank_k + i_b * keys
+    bits = None if stream.bits is None else stream.bits + i_b * strides.bits
     # [BN]
     o_j = j0 + tl.arange(0, BN)
     m_in = (o_j >= j_first) & (o_j < j_stop)
@@ -209,11 +209,11 @@ def _backward_kv_kernel(
         m_in = (o_j >= j_first) & (o_j < j_stop)
         p_k, s_kj = _source_of_head(
             key_tensors.k, s_key.k, key_tensors.k_memory, s_key.k_memory, i_b, i_n, in_memory,
-            memory,
+            memory, APART,
         )  # fmt: skip
         p_v, s_vj = _source_of_head(
             key_tensors.v, s_key.v, key_tensors.v_memory, s_key.v_memory, i_b, i_n, in_memory,
-            memory,
+            memory, APART,
         )  # fmt: skip
         # [BN, BD]
         b_k = _load_rows(p_k + i_key * s_kj, s_kj, m_in, BN, D, BD)
@@ -243,11 +243,13 @@ def _backward_kv_kernel(
                 CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, HEIGHT, START,
             )  # fmt: skip
         p_dk, s_dkj = _source_of_head(
-            grads.dk, s_grad.dk, grads.dk_memory, s_grad.dk_memory, i_b, i_n, in_memory, memory
-        )
+            grads.dk, s_grad.dk, grads.dk_memory, s_grad.dk_memory, i_b, i_n, in_memory, memory,
+            APART,
+        )  # fmt: skip
         p_dv, s_dvj = _source_of_head(
-            grads.dv, s_grad.dv, grads.dv_memory, s_grad.dv_memory, i_b, i_n, in_memory, memory
-        )
+            grads.dv, s_grad.dv, grads.dv_memory, s_grad.dv_memory, i_b, i_n, in_memory, memory,
+            APART,
+        )  # fmt: skip
         if key_vectors.padding is not None:
             # NaN and infinity of padded keys were read as zero: no gradient goes there.
             b_raw = _load_rows(p_k + i_key * s_kj, s_kj, m_in, BN, D, BD)

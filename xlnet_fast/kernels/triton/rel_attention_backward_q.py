@@ -23,7 +23,6 @@ from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
 from xlnet_fast.kernels.triton.rel_attention_pointers import (
     _batch_and_head,
     _keys_of_head,
-    _moved,
 )
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
@@ -104,10 +103,11 @@ def _backward_q_tile(
     out = stream.out + (i_b * s_out[0] + i_n * s_out[2] + i_row * s_out[1])
     d_out = stream.d_out + (i_b * s_do[0] + i_n * s_do[2] + i_row * s_do[1])
     tensors, r_stop = _keys_of_head(shared, i_b, i_n, START)
-    positions = _moved(stream.positions, i_b * rows)
-    padding = _moved(shared.key_vectors.padding, i_b * keys)
-    code = _moved(shared.key_vectors.code, i_b * keys)
-    rank_k = _moved(shared.key_vectors.rank_k, i_b * keys)
+    vectors = shared.key_vectors
+    positions = None if stream.positions is None else stream.positions + i_b * rows
+    padding = None if vectors.padding is None else vectors.padding + i_b * keys
+    code = None if vectors.code is None else vectors.code + i_b * keys
+    rank_k = None if vectors.rank_k is None else vectors.rank_k + i_b * keys
 
     o_bn = tl.arange(0, BN)
     o_d = tl.arange(0, BD)
@@ -116,8 +116,8 @@ def _backward_q_tile(
     o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i_tile * BM, rows, length, BM)
     b_self = b_pos + memory
     o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
-    rank_q = _moved(stream.rank_q, i_b * vector_rows)
-    bits = _moved(stream.bits, i_b * strides.bits)
+    rank_q = None if stream.rank_q is None else stream.rank_q + i_b * vector_rows
+    bits = None if stream.bits is None else stream.bits + i_b * strides.bits
     # [BM, BD]
     b_q = _load_rows(q, s_q[1], m_row, BM, D, BD)
     dtype = b_q.dtype
@@ -161,7 +161,9 @@ def _backward_q_tile(
     b_dqw = tl.zeros((BM, BD), tl.float32)
     b_dqr = tl.zeros((BM, BD), tl.float32)
     if SEE_SELF:
-        b_k_self, b_v_self = _self_key(tensors, s_key, padding, b_self, m_row, memory, D, BD)
+        b_k_self, b_v_self = _self_key(
+            tensors, s_key, padding, b_self, m_row, memory, APART, D, BD
+        )
         b_r_self = _load_vector(tensors.r + keys.to(tl.int64) * s_key.r[1], D, BD)
         b_s_self = tl.sum(b_qw.to(tl.float32) * b_k_self.to(tl.float32), axis=1) * log2_scale
         b_s_self += tl.sum(b_qr.to(tl.float32) * b_r_self[None, :], axis=1) * log2_scale
@@ -204,10 +206,10 @@ def _backward_q_tile(
         )  # fmt: skip
         in_memory = i_stretch < n_memory
         p_k, s_kj = _source(
-            tensors.k, s_key.k[1], tensors.k_memory, s_key.k_memory[1], in_memory, memory
+            tensors.k, s_key.k[1], tensors.k_memory, s_key.k_memory[1], in_memory, memory, APART
         )
         p_v, s_vj = _source(
-            tensors.v, s_key.v[1], tensors.v_memory, s_key.v_memory[1], in_memory, memory
+            tensors.v, s_key.v[1], tensors.v_memory, s_key.v_memory[1], in_memory, memory, APART
         )
         tl.debug_barrier()
         for j0 in tl.range(j_base, j_stop, BN, disable_licm=True):

@@ -14,18 +14,11 @@ def _batch_and_head(i_bn, heads):
 
 
 @jit()
-def _moved(x, offset):
-    """A pointer moved by an offset; None where there is none."""
-    if x is not None:
-        x += offset
-    return x
-
-
-@jit()
 def _keys_of_head(shared, i_b, i_n, START: tl.constexpr):
     """`KeyTensors` of a batch element and a head, and one past the last row of r.
 
     r begins where the row would be that encodes distance J, START rows before its own first.
+    Without a memory apart the current keys stand for it, as Triton 3.6 cannot return None.
     """
     tensors, strides = shared.key_tensors, shared.key_strides
     k = tensors.k + (i_b * strides.k[0] + i_n * strides.k[2])
@@ -34,16 +27,21 @@ def _keys_of_head(shared, i_b, i_n, START: tl.constexpr):
     if START > 0:
         r -= START * strides.r[1]
     r_stop = shared.r_rows + START
-    s_k, s_v = strides.k_memory, strides.v_memory
-    k_memory = _moved(tensors.k_memory, i_b * s_k[0] + i_n * s_k[2])
-    v_memory = _moved(tensors.v_memory, i_b * s_v[0] + i_n * s_v[2])
+    k_memory = k
+    v_memory = v
+    if tensors.k_memory is not None:
+        s_k, s_v = strides.k_memory, strides.v_memory
+        k_memory = tensors.k_memory + (i_b * s_k[0] + i_n * s_k[2])
+        v_memory = tensors.v_memory + (i_b * s_v[0] + i_n * s_v[2])
     return KeyTensors(k=k, v=v, k_memory=k_memory, v_memory=v_memory, r=r), r_stop
 
 
 @jit()
-def _source_of_head(x, s_x, x_memory, s_memory, i_b, i_n, in_memory, memory):
+def _source_of_head(
+    x, s_x, x_memory, s_memory, i_b, i_n, in_memory, memory, APART: tl.constexpr
+):  # fmt: skip
     """`_source` of whole tensors, for a batch element and a head; s_x and s_memory: (b, row, n)."""
     x = x + i_b * s_x[0] + i_n * s_x[2]
-    if x_memory is not None:
+    if APART:
         x_memory = x_memory + i_b * s_memory[0] + i_n * s_memory[2]
-    return _source(x, s_x[1], x_memory, s_memory[1], in_memory, memory)
+    return _source(x, s_x[1], x_memory, s_memory[1], in_memory, memory, APART)

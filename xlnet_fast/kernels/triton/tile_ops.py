@@ -226,9 +226,9 @@ def _stretch(
 
 
 @jit()
-def _source(x, s_row, x_memory, s_memory, in_memory, memory):
+def _source(x, s_row, x_memory, s_memory, in_memory, memory, APART: tl.constexpr):
     """Where key 0 would be and the stride of keys, in the tensor a stretch lies in."""
-    if x_memory is not None:
+    if APART:
         x = tl.where(in_memory, x_memory, x - memory.to(tl.int64) * s_row)
         s_row = tl.where(in_memory, s_memory, s_row)
     return x, s_row
@@ -260,11 +260,14 @@ def _segment_difference(seg_embed, heads, i_n, D: tl.constexpr, BD: tl.constexpr
 
 
 @jit()
-def _self_key(tensors, strides, padding, b_self, m_row, memory, D: tl.constexpr, BD: tl.constexpr):
+def _self_key(
+    tensors, strides, padding, b_self, m_row, memory,
+    APART: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """k and v of each row's own key, [BM, BD] each; NaN and infinity of a padded key are zero."""
     o_d = tl.arange(0, BD)
     o_self = b_self.to(tl.int64)
-    if tensors.k_memory is not None:
+    if APART:
         o_self -= memory
     m_self = m_row[:, None] & (o_d < D)[None, :]
     p_k = tensors.k + (o_self * strides.k[1])[:, None] + o_d[None, :]
