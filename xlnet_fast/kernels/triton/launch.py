@@ -182,11 +182,11 @@ class Call:
                 "seed": stream.seed if self.keys.dropout_p > 0.0 else None,
                 **{name: values[number] for name, values in own.items()},
             }
-            b_bits = 0 if bits is None or bits.shape[0] == 1 else bits[0].numel()
+            bits_stride = 0 if bits is None or bits.shape[0] == 1 else bits[0].numel()
             tensors.append(tensors_type(**fields))
             strides.append(
                 strides_type._make(
-                    b_bits if name == "bits" else _strides(fields[name])
+                    bits_stride if name == "bits" else _strides(fields[name])
                     for name in strides_type._fields
                 )
             )

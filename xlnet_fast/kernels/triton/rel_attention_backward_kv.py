@@ -47,6 +47,7 @@ def _backward_kv_rows(
     vectors = shared.key_vectors
     padding = vectors.padding
     SEGMENTS: tl.constexpr = stream.segments is not None
+    # Whether a row may see no key.
     FULLY_MASKED: tl.constexpr = not SEE_SELF and (
         padding is not None or stream.rank_q is not None or stream.bits is not None
     )

@@ -78,14 +78,14 @@ def _backward_q_tile(
     keys, memory, window, heads = shared.keys, shared.memory, shared.window, shared.heads
     log2_scale, biases, seed = shared.log2_scale, shared.biases, stream.seed
     keep_from, keep_scale = shared.keep_from, shared.keep_scale
+    vectors = shared.key_vectors
     SEGMENTS: tl.constexpr = stream.segments is not None
+    # Whether a row may see no key.
     FULLY_MASKED: tl.constexpr = not SEE_SELF and (
-        shared.key_vectors.padding is not None
-        or stream.rank_q is not None
-        or stream.bits is not None
+        vectors.padding is not None or stream.rank_q is not None or stream.bits is not None
     )
     # Rows that see no key have gradients to padded keys too.
-    CLEAN: tl.constexpr = FULLY_MASKED and shared.key_vectors.padding is not None
+    CLEAN: tl.constexpr = FULLY_MASKED and vectors.padding is not None
     APART: tl.constexpr = shared.key_tensors.k_memory is not None
     IN_ORDER: tl.constexpr = stream.positions is None
     MARGIN: tl.constexpr = BM if IN_ORDER else 0
@@ -103,7 +103,6 @@ def _backward_q_tile(
     out = stream.out + (i_b * s_out[0] + i_n * s_out[2] + i_row * s_out[1])
     d_out = stream.d_out + (i_b * s_do[0] + i_n * s_do[2] + i_row * s_do[1])
     tensors, r_stop = _keys_of_head(shared, i_b, i_n, START)
-    vectors = shared.key_vectors
     positions = None if stream.positions is None else stream.positions + i_b * rows
     padding = None if vectors.padding is None else vectors.padding + i_b * keys
     code = None if vectors.code is None else vectors.code + i_b * keys
@@ -161,14 +160,12 @@ def _backward_q_tile(
     b_dqw = tl.zeros((BM, BD), tl.float32)
     b_dqr = tl.zeros((BM, BD), tl.float32)
     if SEE_SELF:
-        b_k_self, b_v_self = _self_key(
-            tensors, s_key, padding, b_self, m_row, memory, APART, D, BD
-        )
+        b_k_self, b_v_self = _self_key(tensors, s_key, padding, b_self, m_row, memory, APART, D, BD)
         b_r_self = _load_vector(tensors.r + keys.to(tl.int64) * s_key.r[1], D, BD)
         b_s_self = tl.sum(b_qw.to(tl.float32) * b_k_self.to(tl.float32), axis=1) * log2_scale
         b_s_self += tl.sum(b_qr.to(tl.float32) * b_r_self[None, :], axis=1) * log2_scale
         if SEGMENTS:
-            b_seg_self = tl.load(shared.key_vectors.segments + i_b * keys + b_self).to(tl.int32)
+            b_seg_self = tl.load(vectors.segments + i_b * keys + b_self).to(tl.int32)
             b_s_self += tl.where(b_seg != b_seg_self, b_c, 0.0)
         b_p_self = tl.exp2(b_s_self - b_lse)
         b_dp_self = tl.sum(b_do.to(tl.float32) * b_v_self.to(tl.float32), axis=1)
@@ -236,7 +233,7 @@ def _backward_q_tile(
             b_s = tl.dot(b_qw, tl.trans(b_k), input_precision="ieee") * log2_scale + b_bd
             if SEGMENTS:
                 if CLEAN:
-                    p_segments = shared.key_vectors.segments + i_b * keys
+                    p_segments = vectors.segments + i_b * keys
                     b_code = tl.load(p_segments + o_j, mask=m_in, other=0).to(tl.int32)
                 m_differ = b_seg[:, None] != b_code[None, :]
                 b_s += tl.where(m_differ, b_c[:, None], 0.0)

@@ -80,11 +80,11 @@ def _forward_tile(
     keys, memory, window, scale = shared.keys, shared.memory, shared.window, shared.log2_scale
     keep_from, keep_scale, seed = shared.keep_from, shared.keep_scale, stream.seed
     heads, biases = shared.heads, shared.biases
+    vectors = shared.key_vectors
     SEGMENTS: tl.constexpr = stream.segments is not None
+    # Whether a row may see no key.
     FULLY_MASKED: tl.constexpr = not SEE_SELF and (
-        shared.key_vectors.padding is not None
-        or stream.rank_q is not None
-        or stream.bits is not None
+        vectors.padding is not None or stream.rank_q is not None or stream.bits is not None
     )
     APART: tl.constexpr = shared.key_tensors.k_memory is not None
     IN_ORDER: tl.constexpr = stream.positions is None
@@ -97,7 +97,6 @@ def _forward_tile(
     q = stream.q + (i_b * s_q[0] + i_n * s_q[2])
     out = stream.out + (i_b * s_out[0] + i_n * s_out[2])
     tensors, _ = _keys_of_head(shared, i_b, i_n, START)
-    vectors = shared.key_vectors
     positions = None if stream.positions is None else stream.positions + i_b * rows
     padding = None if vectors.padding is None else vectors.padding + i_b * keys
     code = None if vectors.code is None else vectors.code + i_b * keys
@@ -141,14 +140,12 @@ def _forward_tile(
     if SEE_SELF:
         b_qr = b_q.to(tl.float32) + _load_vector(biases.r_r_bias + i_n * D, D, BD)[None, :]
         b_qr = b_qr.to(dtype)
-        b_k_self, b_v_self = _self_key(
-            tensors, s_key, padding, b_self, m_row, memory, APART, D, BD
-        )
+        b_k_self, b_v_self = _self_key(tensors, s_key, padding, b_self, m_row, memory, APART, D, BD)
         b_r_self = _load_vector(tensors.r + keys.to(tl.int64) * s_key.r[1], D, BD)
         b_max = tl.sum(b_qw.to(tl.float32) * b_k_self.to(tl.float32), axis=1) * scale
         b_max += tl.sum(b_qr.to(tl.float32) * b_r_self[None, :], axis=1) * scale
         if SEGMENTS:
-            b_seg_self = tl.load(shared.key_vectors.segments + i_b * keys + b_self).to(tl.int32)
+            b_seg_self = tl.load(vectors.segments + i_b * keys + b_self).to(tl.int32)
             b_max += tl.where(b_seg != b_seg_self, b_c, 0.0)
         b_sum = tl.full((BM,), 1.0, tl.float32)
         b_acc = b_v_self.to(tl.float32)
