@@ -41,7 +41,7 @@ FAULTS = [
         ATTENTION,
         (
             "triton: rows of r beyond the table are read",
-            "mask=((o_p >= START) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,",
+            "mask=((o_p >= START) & (o_p < r_stop))[None, :] & (o_d < D)[:, None], other=0.0,",
             "mask=(o_p >= START)[None, :] & (o_d < D)[:, None], other=0.0,",
         ),
         select="interpreted and shapes-uni",
