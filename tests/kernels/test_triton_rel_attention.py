@@ -145,7 +145,7 @@ class Recorder:
 def fits(value, kind) -> bool:
     """Whether an argument is of the type that the report compiles for it."""
     if isinstance(kind, tuple):
-        return len(value) == len(kind) and all(map(fits, value, kind))
+        return type(value) is type(kind) and len(value) == len(kind) and all(map(fits, value, kind))
     if kind is None or value is None:
         return kind is None and value is None
     if isinstance(value, torch.Tensor):

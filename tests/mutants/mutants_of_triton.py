@@ -41,7 +41,7 @@ FAULTS = [
         ATTENTION,
         (
             "triton: rows of r beyond the table are read",
-            "mask=((o_p >= START) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,",
+            "mask=((o_p >= START) & (o_p < r_stop))[None, :] & (o_d < D)[:, None], other=0.0,",
             "mask=(o_p >= START)[None, :] & (o_d < D)[:, None], other=0.0,",
         ),
         select="interpreted and shapes-uni",
@@ -71,7 +71,7 @@ FAULTS = [
         ATTENTION,
         (
             "triton: rows that see no key give nothing to keys beyond their window",
-            "PARTS: tl.constexpr = 3 if WINDOWED and HIDES_ROWS else 1",
+            "PARTS: tl.constexpr = 3 if WINDOWED and FULLY_MASKED else 1",
             "PARTS: tl.constexpr = 1",
         ),
         select="gradients and window-padding",
@@ -101,8 +101,8 @@ FAULTS = [
         ATTENTION,
         (
             "triton: dropout of a row's own key is another's",
-            "m_keep1 = _keep_one(tl.load(seed), o_i, b_self, i_bn, keep_from)",
-            "m_keep1 = _keep_one(tl.load(seed), b_self, b_self, i_bn, keep_from)",
+            "m_keep_self = _keep_one(tl.load(seed), o_i, b_self, i_bn, keep_from)",
+            "m_keep_self = _keep_one(tl.load(seed), b_self, b_self, i_bn, keep_from)",
         ),
         select="interpreted and dropout-self",
     ),
@@ -121,7 +121,7 @@ FAULTS = [
         ATTENTION,
         (
             "triton: dc is not corrected for what O was rounded",
-            "b_dc = tl.where(m_row, (b_dc + (b_d - b_exact) * b_pc) * b_norm * scale, 0.0)",
+            "b_dc = tl.where(m_row, (b_dc + (b_delta - b_exact) * b_pc) * b_norm * scale, 0.0)",
             "b_dc = tl.where(m_row, b_dc * b_norm * scale, 0.0)",
         ),
         select="gradients and apart-hidden-rows",

@@ -22,7 +22,7 @@ class Compilation:
         head_dim: D, or None where the kernel knows no head dim.
         function: the jit function.
         types: argument name -> "*bf16", "i32", "fp32", None for an absent argument, or a tuple of
-            these.
+            these, named like the one that the launcher passes.
         constants: constexpr argument name -> value.
         options: for the compiler: num_warps, num_stages, maxnreg, enable_fp_fusion.
         tile: rows and keys of a tile, or elements of a block.

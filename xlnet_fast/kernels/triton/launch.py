@@ -15,6 +15,12 @@ from torch import Tensor
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels.chips import CHIPS, WARP, blocks_per_multiprocessor
 from xlnet_fast.kernels.triton import why_unavailable
+from xlnet_fast.kernels.triton.rel_attention_arguments import (
+    STREAMS,
+    Biases,
+    KeyTensors,
+    KeyVectors,
+)
 from xlnet_fast.kernels.triton.tile_ops import PADDED_CODE
 from xlnet_fast.kernels.triton.tiles import (
     DTYPES,
@@ -57,20 +63,21 @@ class Call:
         self.keep_from = keep_threshold(keys.dropout_p) - 2**31
         self.keep_scale = 1.0 / (1.0 - keys.dropout_p)
         self.rows = [stream.q.shape[1] for stream in streams] + [0] * (2 - len(streams))
-        tiles = [
+        tensors = KeyTensors._make(
             None if x is None else _as_tiles(x, self.padded_d)
-            for x in (keys.k, keys.v, keys.k_memory, keys.v_memory, keys.r)
-        ]
-        self.sources = tuple(tiles)
-        self.key_strides = tuple(_strides(x) for x in tiles)
-        self.tables = tuple(
-            _pad_last(x, self.padded_d)
-            for x in (keys.r_w_bias, keys.r_r_bias, keys.r_s_bias, keys.seg_embed)
+            for x in (getattr(keys, name) for name in KeyTensors._fields)
         )
-        self.key_vectors = (
-            _key_code(keys.segments, mask.key_padding), _contiguous(keys.segments),
-            _bytes(mask.key_padding), _contiguous(mask.rank_k),
-        )  # fmt: skip
+        self.key_arguments = (
+            tensors,
+            KeyTensors._make(map(_strides, tensors)),
+            Biases._make(_pad_last(getattr(keys, x), self.padded_d) for x in Biases._fields),
+            KeyVectors(
+                code=_key_code(keys.segments, mask.key_padding),
+                segments=_contiguous(keys.segments),
+                padding=_bytes(mask.key_padding),
+                rank_k=_contiguous(mask.rank_k),
+            ),
+        )
         self.sizes = (
             self.batch, self.heads, keys.count, keys.memory_length,
             *window(mask, keys.count, keys.current),
@@ -154,26 +161,37 @@ class Call:
         if target is not out:
             out.copy_(target[..., : out.shape[-1]])
 
-    def streams_with(
-        self, *extra: Sequence[Tensor | None]
-    ) -> tuple[list[tuple[Any, ...] | None], list[tuple[Any, ...] | None]]:
-        """Per stream its tensors, `extra` after q, and their strides; two entries of each."""
-        tensors: list[tuple[Any, ...] | None] = []
-        strides: list[tuple[Any, ...] | None] = []
+    def per_stream(self, kernel: str, **own: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """The tuples of `STREAMS` that a kernel takes: both streams, then the strides of both.
+
+        Args:
+            kernel: one of `KERNELS`.
+            own: what it takes of each stream beyond the operands, by the name of the field.
+        """
+        tensors_type, strides_type = STREAMS[kernel]
+        tensors: list[Any] = []
+        strides: list[Any] = []
         for number, stream in enumerate(self.streams):
-            mask, mine = stream.mask, [x[number] for x in extra]
-            q = _as_tiles(stream.q, self.padded_d)
-            vectors = [
-                _contiguous(x) for x in (stream.positions, stream.segments, mask.rank_q, mask.bits)
-            ]
-            seed = stream.seed if self.keys.dropout_p > 0.0 else None
-            tensors.append((q, *mine, *vectors, seed))
-            bits = 0 if mask.bits is None or mask.bits.shape[0] == 1 else mask.bits[0].numel()
+            bits = stream.mask.bits
+            fields = {
+                "q": _as_tiles(stream.q, self.padded_d),
+                "positions": _contiguous(stream.positions),
+                "segments": _contiguous(stream.segments),
+                "rank_q": _contiguous(stream.mask.rank_q),
+                "bits": _contiguous(bits),
+                "seed": stream.seed if self.keys.dropout_p > 0.0 else None,
+                **{name: values[number] for name, values in own.items()},
+            }
+            bits_stride = 0 if bits is None or bits.shape[0] == 1 else bits[0].numel()
+            tensors.append(tensors_type(**fields))
             strides.append(
-                (*(_strides(x) for x in (q, *mine) if x is not None and x.dim() == 4), bits)
+                strides_type._make(
+                    bits_stride if name == "bits" else _strides(fields[name])
+                    for name in strides_type._fields
+                )
             )
         missing = [None] * (2 - len(self.streams))
-        return tensors + missing, strides + missing
+        return *tensors, *missing, *strides, *missing
 
 
 def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:

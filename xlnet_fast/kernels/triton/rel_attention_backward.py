@@ -16,19 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.launch import Call, device_guard
+from xlnet_fast.kernels.triton.rel_attention_arguments import KeyGrads
 from xlnet_fast.kernels.triton.rel_attention_backward_kv import _backward_kv_kernel
 from xlnet_fast.kernels.triton.rel_attention_backward_q import _backward_q_kernel
 from xlnet_fast.operands import Keys, Queries
 
-_Made = tuple[Sequence[Tensor], Sequence[Tensor | None], Sequence[Tensor]]
-"""Per stream what the first kernel leaves to the second, fp32 (B, N, I): D, c with the scale in
-units of log2 (None without segments), and one over the sum of P."""
+
+class _RowSums(NamedTuple):
+    """Per stream what the first kernel leaves to the second, fp32 (B, N, I)."""
+
+    delta: Sequence[Tensor]  # D_i
+    c: Sequence[Tensor | None]  # with the scale in units of log2; None without segments
+    norm: Sequence[Tensor]  # one over the sum of P
 
 
 def rel_attention_backward(
@@ -62,21 +68,22 @@ def rel_attention_backward(
             if grad is not None:
                 grad.zero_()
         return
-    deltas, norms = ([torch.empty_like(x) for x in stats] for _ in range(2))
-    c = [None if keys.segments is None else torch.empty_like(x) for x in stats]
+    row_sums = _RowSums(
+        delta=[torch.empty_like(x) for x in stats],
+        c=[None if keys.segments is None else torch.empty_like(x) for x in stats],
+        norm=[torch.empty_like(x) for x in stats],
+    )
     with device_guard(streams[0].q):
-        _launch_q(
-            call, outs, stats, (deltas, c, norms), grad_outs, d_streams, of_keys[4:], deterministic
-        )
-        _launch_kv(call, stats, (deltas, c, norms), grad_outs, of_keys[:4])
+        _launch_q(call, outs, stats, row_sums, grad_outs, d_streams, of_keys[4:], deterministic)
+        _launch_kv(call, stats, row_sums, grad_outs, of_keys[:4])
 
 
 def _launch_q(
-    call: Call, outs: Sequence[Tensor], stats: Sequence[Tensor], made: _Made,
+    call: Call, outs: Sequence[Tensor], stats: Sequence[Tensor], row_sums: _RowSums,
     grad_outs: Sequence[Tensor], d_streams: Sequence[Tensor | None],
-    d_tables: Sequence[Tensor | None], deterministic: bool,
+    d_r_and_biases: Sequence[Tensor | None], deterministic: bool,
 ) -> None:  # fmt: skip
-    """dq of every stream, dr, the biases' gradients; also `made`, for `_launch_kv`."""
+    """dq of every stream, dr, the biases' gradients; also `row_sums`, for `_launch_kv`."""
     keys, heads, groups = call.keys, call.heads, call.keys.r.shape[0]
     config = call.config("backward_q")
     work = call.row_tiles(config) // (heads * groups)
@@ -89,24 +96,25 @@ def _launch_q(
         call.target(torch.empty_like(stream.q) if dq is None else dq)
         for stream, dq in zip(call.streams, d_streams, strict=True)
     ]
-    tensors, strides = call.streams_with(
-        [call.tiles(x) for x in outs], [call.tiles(x) for x in grad_outs], targets, stats, *made
-    )
+    of_streams = call.per_stream(
+        "backward_q", out=[call.tiles(x) for x in outs], d_out=[call.tiles(x) for x in grad_outs],
+        dq=targets, lse=stats, **row_sums._asdict(),
+    )  # fmt: skip
     table, copies = keys.r.shape[1], splits if deterministic else 1
     fp32 = partial(torch.zeros, dtype=torch.float32, device=call.device)
     dr = fp32((heads, groups, copies, table, call.padded_d))
     sums = fp32((heads, groups * splits, 4, call.padded_d))
     run_kernel(
         _backward_q_kernel, (programs,),
-        *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
-        call.key_vectors, dr, sums, strips, d_strips, *call.sizes[1:], groups, splits, keys.scale,
-        call.log2_scale, call.keep_from, call.keep_scale, **call.flags, **call.shape(config),
-        WIDTH=call.width, STRIP=strip, D_STRIP=d_strip, ATOMIC=not deterministic, **config.options,
+        *of_streams, *call.rows, *call.key_arguments, dr, sums, strips, d_strips, *call.sizes[1:],
+        groups, splits, keys.scale, call.log2_scale, call.keep_from, call.keep_scale, **call.flags,
+        **call.shape(config), WIDTH=call.width, STRIP=strip, D_STRIP=d_strip,
+        ATOMIC=not deterministic, **config.options,
     )  # fmt: skip
     for dq, target in zip(d_streams, targets, strict=True):
         if dq is not None:
             call.write_back(dq, target)
-    d_r, d_w_bias, d_r_bias, d_s_bias, d_embed = d_tables
+    d_r, d_w_bias, d_r_bias, d_s_bias, d_embed = d_r_and_biases
     dim = call.head_dim
     if d_r is not None:
         d_r.copy_(dr.sum(2).permute(1, 2, 0, 3)[..., :dim])
@@ -126,7 +134,7 @@ def _launch_q(
 
 
 def _launch_kv(
-    call: Call, stats: Sequence[Tensor], made: _Made, grad_outs: Sequence[Tensor],
+    call: Call, stats: Sequence[Tensor], row_sums: _RowSums, grad_outs: Sequence[Tensor],
     of_keys: Sequence[Tensor | None],
 ) -> None:  # fmt: skip
     """dk and dv, and those of the memory."""
@@ -135,20 +143,20 @@ def _launch_kv(
     keys = call.keys
     config = call.config("backward_kv")
     likes = (keys.k, keys.v, keys.k_memory, keys.v_memory)
-    targets = [
+    targets = KeyGrads._make(
         None if like is None else call.target(torch.empty_like(like) if grad is None else grad)
         for like, grad in zip(likes, of_keys, strict=True)
-    ]
+    )
     tiles = -(-keys.count // config.block_n) + (keys.k_memory is not None)
     programs = min(call.batch * call.heads * tiles, call.programs(config))
     strip = call.width * (config.block_n + 2 * config.block_m) + config.block_m
     strips = call.scratch(programs, strip)
     d_outs = [call.tiles(x) for x in grad_outs]
-    tensors, strides = call.streams_with(d_outs, stats, *made)
+    of_streams = call.per_stream("backward_kv", d_out=d_outs, lse=stats, **row_sums._asdict())
     run_kernel(
         _backward_kv_kernel, (programs,),
-        *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
-        call.key_vectors, tuple(targets), tuple(call.strides(x) for x in targets), strips,
+        *of_streams, *call.rows, *call.key_arguments,
+        targets, KeyGrads._make(map(call.strides, targets)), strips,
         *call.sizes, keys.scale, call.log2_scale, call.keep_from, call.keep_scale, **call.flags,
         **call.shape(config), HEIGHT=call.width, **config.options,
     )  # fmt: skip

@@ -18,6 +18,13 @@ from xlnet_fast.kernels.triton import rel_attention_backward_q as backward_q
 from xlnet_fast.kernels.triton import rel_attention_forward as forward
 from xlnet_fast.kernels.triton.compilation import Compilation
 from xlnet_fast.kernels.triton.launch import QUERY_ROWS, STRIP_KEYS
+from xlnet_fast.kernels.triton.rel_attention_arguments import (
+    STREAMS,
+    Biases,
+    KeyGrads,
+    KeyTensors,
+    KeyVectors,
+)
 from xlnet_fast.kernels.triton.tiles import Config, block_d, candidates
 
 HEAD_DIMS = (32, 64, 128)  # one of each tile width
@@ -85,35 +92,42 @@ def compilation(
 
 def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
     """Argument types of a kernel as its launcher passes them."""
-    tensors, four = {
-        "forward": ((scalar, scalar, "*fp32"), 2),
-        "backward_q": ((*(scalar,) * 4, *("*fp32",) * 4), 4),
-        "backward_kv": ((scalar, scalar, *("*fp32",) * 4), 2),
-    }[kernel]
-    vectors = ("*i64", *(("*i32", "*u8", "*i64") if heavy else (None, None, None)))
-    strides = (*(_ROW,) * four, "i32")
-    sizes = ["heads", "keys", "memory", "table", "group_size"]
+    of_tensors, of_strides = STREAMS[kernel]
+    fields: dict[str, str | None] = {
+        **dict.fromkeys(("q", "out", "d_out", "dq"), scalar),
+        **dict.fromkeys(("lse", "delta", "c", "norm"), "*fp32"),
+        "positions": None, "segments": "*i64",
+        **dict.fromkeys(("rank_q", "bits", "seed")),
+    }  # fmt: skip
+    if heavy:
+        fields |= {"rank_q": "*i32", "bits": "*u8", "seed": "*i64"}
+    content = of_tensors._make(fields[name] for name in of_tensors._fields)
+    strides = of_strides._make("i32" if x == "bits" else _ROW for x in of_strides._fields)
+    sizes = ["heads", "keys", "memory", "r_rows", "group_size"]
     types: dict[str, Any] = {
-        "content": (*tensors, None, *vectors),
-        "query": (*tensors, "*i32", *vectors) if heavy else None,
+        "content": content,
+        "query": content._replace(positions="*i32") if heavy else None,
         "strides_h": strides,
         "strides_g": strides if heavy else None,
         "rows_h": "i32", "rows_g": "i32",
-        "sources": (scalar,) * 5,
-        "key_strides": (_ROW,) * 5,
-        "tables": (scalar,) * 4,
-        "key_vectors": ("*i32", "*i64", "*u8", "*i32" if heavy else None),
+        "key_tensors": KeyTensors._make([scalar] * len(KeyTensors._fields)),
+        "key_strides": KeyTensors._make([_ROW] * len(KeyTensors._fields)),
+        "biases": Biases._make([scalar] * len(Biases._fields)),
+        "key_vectors": KeyVectors(
+            code="*i32", segments="*i64", padding="*u8", rank_k="*i32" if heavy else None
+        ),
         **dict.fromkeys(("left", "ahead", "chunk"), "i32" if heavy else None),
         "strips": scalar,
-        "scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
+        "log2_scale": "fp32", "keep_from": "i32", "keep_scale": "fp32",
     }  # fmt: skip
     if kernel != "forward":
-        types["log2_scale"] = "fp32"
+        types["scale"] = "fp32"
     if kernel == "backward_q":
         types |= {"dr": "*fp32", "sums": "*fp32", "d_strips": scalar}
         sizes += ["groups", "splits"]
     else:
         sizes.append("batch")
     if kernel == "backward_kv":
-        types |= {"grads": (scalar,) * 4, "grad_strides": (_ROW,) * 4}
+        types["grads"] = KeyGrads._make([scalar] * len(KeyGrads._fields))
+        types["grad_strides"] = KeyGrads._make([_ROW] * len(KeyGrads._fields))
     return types | dict.fromkeys(sizes, "i32")

@@ -38,6 +38,11 @@ from torch import Tensor
 from xlnet_fast.kernels.triton import jit, tl
 from xlnet_fast.kernels.triton.compiling import run_kernel
 from xlnet_fast.kernels.triton.launch import Call, device_guard
+from xlnet_fast.kernels.triton.rel_attention_arguments import Shared
+from xlnet_fast.kernels.triton.rel_attention_pointers import (
+    _batch_and_head,
+    _keys_of_head,
+)
 from xlnet_fast.kernels.triton.tile_ops import (
     PADDED,
     SIZES,
@@ -48,6 +53,7 @@ from xlnet_fast.kernels.triton.tile_ops import (
     _load_rows,
     _load_vector,
     _row_tile,
+    _segment_difference,
     _self_key,
     _source,
     _stretch,
@@ -65,60 +71,44 @@ rows of r that only its edge meets: BM / WIDTH of one product."""
 
 @jit()
 def _forward_tile(
-    stream, strides, rows, i_tile, i_bn, strip, shared, sizes, keep_from,  # of `_forward_kernel`
+    stream, strides, rows, i_tile, i_bn, strip, shared,  # of `_forward_kernel`
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SEE_SELF: tl.constexpr,
     BY_POSITION: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, WIDTH: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
     """Attention of BM query rows of one stream; the algorithm is in the module's docstring."""
-    q, out, stats, positions, segments_q, rank_q, bits, seed = stream
-    s_q, s_out, s_bits = strides
-    sources, key_strides, tables, key_vectors = shared
-    heads, keys, memory, window, table, group_size, scale, keep_scale = sizes
-    k, v, k_memory, v_memory, r = sources
-    s_k, s_v, s_km, s_vm, s_r = key_strides
-    r_w_bias, r_r_bias, r_s_bias, seg_embed = tables
-    key_code, segments_k, key_padding, rank_k = key_vectors
-    SEGMENTS: tl.constexpr = segments_q is not None
-    HIDES_ROWS: tl.constexpr = not SEE_SELF and (
-        key_padding is not None or rank_q is not None or bits is not None
+    keys, memory, window, scale = shared.keys, shared.memory, shared.window, shared.log2_scale
+    keep_from, keep_scale, seed = shared.keep_from, shared.keep_scale, stream.seed
+    heads, biases = shared.heads, shared.biases
+    vectors = shared.key_vectors
+    SEGMENTS: tl.constexpr = stream.segments is not None
+    # Whether a row may see no key.
+    FULLY_MASKED: tl.constexpr = not SEE_SELF and (
+        vectors.padding is not None or stream.rank_q is not None or stream.bits is not None
     )
-    APART: tl.constexpr = k_memory is not None
-    IN_ORDER: tl.constexpr = positions is None
+    APART: tl.constexpr = shared.key_tensors.k_memory is not None
+    IN_ORDER: tl.constexpr = stream.positions is None
     MARGIN: tl.constexpr = BM if IN_ORDER else 0
     STRIDE: tl.constexpr = WIDTH + (BM + BN if IN_ORDER else 0)
-    i_b = (i_bn // heads).to(tl.int64)
-    i_n = (i_bn % heads).to(tl.int64)
+    i_b, i_n = _batch_and_head(i_bn, heads)
     length = keys - memory
-    q += i_b * s_q[0] + i_n * s_q[2]
-    out += i_b * s_out[0] + i_n * s_out[2]
-    k += i_b * s_k[0] + i_n * s_k[2]
-    v += i_b * s_v[0] + i_n * s_v[2]
-    r += i_b // group_size * s_r[0] + i_n * s_r[2]
-    if START > 0:
-        r -= START * s_r[1]
-    if k_memory is not None:
-        k_memory += i_b * s_km[0] + i_n * s_km[2]
-        v_memory += i_b * s_vm[0] + i_n * s_vm[2]
-    if positions is not None:
-        positions += i_b * rows
-    if key_padding is not None:
-        key_padding += i_b * keys
-    if key_code is not None:
-        key_code += i_b * keys
-    if rank_k is not None:
-        rank_k += i_b * keys
+    vector_rows = length if BY_POSITION else rows
+    s_q, s_out, s_key = strides.q, strides.out, shared.key_strides
+    q = stream.q + (i_b * s_q[0] + i_n * s_q[2])
+    out = stream.out + (i_b * s_out[0] + i_n * s_out[2])
+    tensors, _ = _keys_of_head(shared, i_b, i_n, START)
+    positions = None if stream.positions is None else stream.positions + i_b * rows
+    padding = None if vectors.padding is None else vectors.padding + i_b * keys
+    code = None if vectors.code is None else vectors.code + i_b * keys
+    rank_k = None if vectors.rank_k is None else vectors.rank_k + i_b * keys
 
     o_bn = tl.arange(0, BN)
     o_tile = tl.arange(0, BM)[:, None] * STRIDE + o_bn[None, :]
     o_i, m_row, b_pos, i_low, i_top = _row_tile(positions, i_tile * BM, rows, length, BM)
     b_self = b_pos + memory
     o_row = b_pos if BY_POSITION else tl.minimum(o_i, rows - 1)
-    table_rows = length if BY_POSITION else rows
-    if rank_q is not None:
-        rank_q += i_b * table_rows
-    if bits is not None:
-        bits += i_b * s_bits
+    rank_q = None if stream.rank_q is None else stream.rank_q + i_b * vector_rows
+    bits = None if stream.bits is None else stream.bits + i_b * strides.bits
     i_row = tl.cast(i_tile * BM, tl.int64)
     q += i_row * s_q[1]
     # [BM, BD]
@@ -126,18 +116,17 @@ def _forward_tile(
     dtype = b_q.dtype
     if SEGMENTS:
         # [BD], [BM]
-        b_diff = _load_vector(seg_embed + (heads + i_n) * D, D, BD)
-        b_diff -= _load_vector(seg_embed + i_n * D, D, BD)
-        b_rs = _load_vector(r_s_bias + i_n * D, D, BD)
+        b_diff = _segment_difference(biases.seg_embed, heads, i_n, D, BD)
+        b_rs = _load_vector(biases.r_s_bias + i_n * D, D, BD)
         b_c = tl.sum((b_q.to(tl.float32) + b_rs[None, :]) * b_diff[None, :], axis=1) * scale
-        b_seg = tl.load(segments_q + i_b * table_rows + o_row).to(tl.int32)
+        b_seg = tl.load(stream.segments + i_b * vector_rows + o_row).to(tl.int32)
     # [BM, BD]
-    b_qw = (b_q.to(tl.float32) + _load_vector(r_w_bias + i_n * D, D, BD)[None, :]).to(dtype)
+    b_qw = (b_q.to(tl.float32) + _load_vector(biases.r_w_bias + i_n * D, D, BD)[None, :]).to(dtype)
 
     i_lo = keys * 0
     i_hi = keys
-    if key_padding is not None:
-        i_lo, i_hi = _unpadded_range(key_padding, keys, 1024)
+    if padding is not None:
+        i_lo, i_hi = _unpadded_range(padding, keys, 1024)
     if CAUSAL:
         i_hi = tl.minimum(i_hi, i_top + memory + 1)
     if SAME_LENGTH:
@@ -149,21 +138,20 @@ def _forward_tile(
     b_sum = tl.zeros((BM,), tl.float32)
     b_acc = tl.zeros((BM, BD), tl.float32)
     if SEE_SELF:
-        b_qr = (b_q.to(tl.float32) + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
-        b_k1, b_v1 = _self_key(
-            k, v, k_memory, v_memory, s_k[1], s_v[1], key_padding, b_self, m_row, memory, D, BD,
-        )  # fmt: skip
-        b_r1 = _load_vector(r + keys.to(tl.int64) * s_r[1], D, BD)
-        b_max = tl.sum(b_qw.to(tl.float32) * b_k1.to(tl.float32), axis=1) * scale
-        b_max += tl.sum(b_qr.to(tl.float32) * b_r1[None, :], axis=1) * scale
+        b_qr = b_q.to(tl.float32) + _load_vector(biases.r_r_bias + i_n * D, D, BD)[None, :]
+        b_qr = b_qr.to(dtype)
+        b_k_self, b_v_self = _self_key(tensors, s_key, padding, b_self, m_row, memory, APART, D, BD)
+        b_r_self = _load_vector(tensors.r + keys.to(tl.int64) * s_key.r[1], D, BD)
+        b_max = tl.sum(b_qw.to(tl.float32) * b_k_self.to(tl.float32), axis=1) * scale
+        b_max += tl.sum(b_qr.to(tl.float32) * b_r_self[None, :], axis=1) * scale
         if SEGMENTS:
-            b_seg1 = tl.load(segments_k + i_b * keys + b_self).to(tl.int32)
-            b_max += tl.where(b_seg != b_seg1, b_c, 0.0)
+            b_seg_self = tl.load(vectors.segments + i_b * keys + b_self).to(tl.int32)
+            b_max += tl.where(b_seg != b_seg_self, b_c, 0.0)
         b_sum = tl.full((BM,), 1.0, tl.float32)
-        b_acc = b_v1.to(tl.float32)
+        b_acc = b_v_self.to(tl.float32)
         if seed is not None:
-            m_keep1 = _keep_one(tl.load(seed), o_i, b_self, i_bn, keep_from)
-            b_acc = tl.where(m_keep1[:, None], b_acc, 0.0)
+            m_keep_self = _keep_one(tl.load(seed), o_i, b_self, i_bn, keep_from)
+            b_acc = tl.where(m_keep_self[:, None], b_acc, 0.0)
 
     n_memory, n_stretches = _stretches(i_lo, i_hi, memory, APART, BN, WIDTH)
     for i_stretch in tl.range(0, n_stretches, disable_licm=True):
@@ -172,13 +160,19 @@ def _forward_tile(
         )
         # [BM, BD]
         b_qr = _load_rows(q, s_q[1], m_row, BM, D, BD).to(tl.float32)
-        b_qr = (b_qr + _load_vector(r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
+        b_qr = (b_qr + _load_vector(biases.r_r_bias + i_n * D, D, BD)[None, :]).to(dtype)
         _write_strip(
-            b_qr, r, s_r[1], strip + MARGIN, b_pos, m_row, i_low, i_top, j_base, j_stop - j_base,
-            length, table + START, scale, IN_ORDER, D, BD, BM, BN, WIDTH, STRIDE, START,
+            b_qr, tensors.r, s_key.r[1], strip + MARGIN, b_pos, m_row, i_low, i_top, j_base,
+            j_stop - j_base, length, shared.r_rows + START, scale, IN_ORDER, D, BD, BM, BN, WIDTH,
+            STRIDE, START,
         )  # fmt: skip
-        p_k, s_kj = _source(k, s_k[1], k_memory, s_km[1], i_stretch < n_memory, memory)
-        p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
+        in_memory = i_stretch < n_memory
+        p_k, s_kj = _source(
+            tensors.k, s_key.k[1], tensors.k_memory, s_key.k_memory[1], in_memory, memory, APART
+        )
+        p_v, s_vj = _source(
+            tensors.v, s_key.v[1], tensors.v_memory, s_key.v_memory[1], in_memory, memory, APART
+        )
         tl.debug_barrier()
         for j0 in range(j_base, j_stop, BN):
             o_j = j0 + o_bn
@@ -186,9 +180,9 @@ def _forward_tile(
             m_j = o_j < j_stop
             if APART:
                 m_j = m_j & (o_j >= j_first)
-            if key_code is not None:
+            if code is not None:
                 # [BN]
-                b_code = tl.load(key_code + o_j, mask=m_j, other=PADDED)
+                b_code = tl.load(code + o_j, mask=m_j, other=PADDED)
                 m_j = b_code != PADDED
             # [BM, BN]
             b_bd = tl.load(strip + (MARGIN + j0 - j_base) + o_tile)
@@ -220,30 +214,33 @@ def _forward_tile(
         tl.debug_barrier()  # the strip is free again
 
     # No sum is zero but that of a row that saw no key: any seen key adds at least exp2(0) to it.
-    m_none = m_row & (b_sum == 0.0)
+    m_all_masked = m_row & (b_sum == 0.0)
     b_acc *= (keep_scale / tl.where(b_sum == 0.0, 1.0, b_sum))[:, None]
-    if HIDES_ROWS and tl.max(m_none.to(tl.int32), axis=0) > 0:
+    if FULLY_MASKED and tl.max(m_all_masked.to(tl.int32), axis=0) > 0:
         b_mean = tl.zeros((BM, BD), tl.float32)
         n_memory, n_stretches = _stretches(0, keys, memory, APART, BN, WIDTH)
         for i_stretch in tl.range(0, n_stretches, disable_licm=True):
             j_base, j_first, j_stop = _stretch(
                 i_stretch, n_memory, 0, keys, memory, APART, BN, WIDTH
             )
-            p_v, s_vj = _source(v, s_v[1], v_memory, s_vm[1], i_stretch < n_memory, memory)
+            p_v, s_vj = _source(
+                tensors.v, s_key.v[1], tensors.v_memory, s_key.v_memory[1], i_stretch < n_memory,
+                memory, APART,
+            )  # fmt: skip
             for j0 in range(j_base, j_stop, BN):
                 o_j = j0 + o_bn
                 m_j = (o_j >= j_first) & (o_j < j_stop)
                 # [BN, BD]
                 b_v = _load_rows(p_v + tl.cast(j0, tl.int64) * s_vj, s_vj, m_j, BN, D, BD)
-                if key_padding is not None:
-                    m_hid = tl.load(key_padding + o_j, mask=m_j, other=0) != 0
+                if padding is not None:
+                    m_hid = tl.load(padding + o_j, mask=m_j, other=0) != 0
                     b_v = tl.where(m_hid[:, None], _finite_or_zero(b_v), b_v)
-                b_p = tl.where(m_none[:, None] & m_j[None, :], 1.0, 0.0)
+                b_p = tl.where(m_all_masked[:, None] & m_j[None, :], 1.0, 0.0)
                 if seed is not None:
                     m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
                     b_p = tl.where(m_keep, b_p, 0.0)
                 b_mean = tl.dot(b_p.to(dtype), b_v, b_mean, input_precision="ieee")
-        b_acc = tl.where(m_none[:, None], b_mean * (keep_scale / keys), b_acc)
+        b_acc = tl.where(m_all_masked[:, None], b_mean * (keep_scale / keys), b_acc)
 
     # [BM, BD]
     o_d = tl.arange(0, BD)
@@ -252,25 +249,21 @@ def _forward_tile(
     tl.store(p_out, b_acc.to(dtype), mask=(o_i < rows)[:, None] & (o_d < D)[None, :])
     # [BM]
     b_lse = b_max + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))
-    b_lse = tl.where(m_none | (m_row == 0), float("inf"), b_lse)
-    tl.store(stats + i_bn.to(tl.int64) * rows + o_i, b_lse, mask=o_i < rows)
+    b_lse = tl.where(m_all_masked | (m_row == 0), float("inf"), b_lse)
+    tl.store(stream.lse + i_bn.to(tl.int64) * rows + o_i, b_lse, mask=o_i < rows)
 
 
 @jit(do_not_specialize=[*SIZES, "batch"])
 def _forward_kernel(
-    content, query,  # streams: (q, out (B, I, N, D), stats (B, N, I), positions (B, I), segments,
-    #  rank_q, bits (one for each row, or for each position), seed); None where there is none
-    strides_h, strides_g,  # of a stream: of q and out (b, row, n), of bits b
+    content, query,  # `ForwardStream`; query None where there is one stream
+    strides_h, strides_g,  # `ForwardStrides`
     rows_h, rows_g,  # I, I'
-    sources,  # k, v (B, J or L, N, D), k_memory, v_memory (B, M, N, D) or None, r (G, P, N, D)
-    key_strides,  # of each of them: (b, row, n)
-    tables,  # r_w_bias, r_r_bias, r_s_bias (N, D), seg_embed (2, N, D); the last two may be None
-    key_vectors,  # key_code (segment or PADDED), segments_k, key_padding, rank_k (B, J); or None
+    key_tensors, key_strides, biases, key_vectors,  # `KeyTensors` twice, `Biases`, `KeyVectors`
     strips,  # scratch (programs, max(BM, BM_G), WIDTH)
     batch, heads, keys, memory,  # B, N, J, M
     left, ahead, chunk,  # `launch.window`
-    table, group_size,  # P, B / G
-    scale, keep_from, keep_scale,  # softmax scale * log2(e); dropout threshold; 1 / (1 - dropout_p)
+    r_rows, group_size,  # P, B / G
+    log2_scale, keep_from, keep_scale,  # as in `Shared`
     CAUSAL: tl.constexpr, SAME_LENGTH: tl.constexpr, SELF: tl.constexpr, BY_POSITION: tl.constexpr,
     D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BM_G: tl.constexpr, BN: tl.constexpr,
     WIDTH: tl.constexpr, START: tl.constexpr,
@@ -278,8 +271,11 @@ def _forward_kernel(
     tiles_h = tl.cdiv(rows_h, BM)
     tiles = tiles_h
     strip = strips + tl.program_id(0).to(tl.int64) * (BM * (WIDTH + BM + BN + 1))
-    shared = (sources, key_strides, tables, key_vectors)
-    sizes = (heads, keys, memory, (left, ahead, chunk), table, group_size, scale, keep_scale)
+    shared = Shared(
+        key_tensors=key_tensors, key_strides=key_strides, biases=biases, key_vectors=key_vectors,
+        heads=heads, keys=keys, memory=memory, window=(left, ahead, chunk), r_rows=r_rows,
+        group_size=group_size, log2_scale=log2_scale, keep_from=keep_from, keep_scale=keep_scale,
+    )  # fmt: skip
     if query is not None:
         tiles += tl.cdiv(rows_g, BM_G)
     for i_work in tl.range(
@@ -289,19 +285,19 @@ def _forward_kernel(
         i_tile = i_work % tiles
         if query is None:
             _forward_tile(
-                content, strides_h, rows_h, i_tile, i_bn, strip, shared, sizes, keep_from,
+                content, strides_h, rows_h, i_tile, i_bn, strip, shared,
                 CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH, START,
             )  # fmt: skip
         else:
             if i_tile < tiles_h:
                 _forward_tile(
-                    content, strides_h, rows_h, i_tile, i_bn, strip, shared, sizes, keep_from,
+                    content, strides_h, rows_h, i_tile, i_bn, strip, shared,
                     CAUSAL, SAME_LENGTH, SELF[0], BY_POSITION[0], D, BD, BM, BN, WIDTH, START,
                 )  # fmt: skip
             else:
                 i_tile -= tiles_h
                 _forward_tile(
-                    query, strides_g, rows_g, i_tile, i_bn, strip, shared, sizes, keep_from,
+                    query, strides_g, rows_g, i_tile, i_bn, strip, shared,
                     CAUSAL, SAME_LENGTH, SELF[1], BY_POSITION[1], D, BD, BM_G, BN, WIDTH, START,
                 )  # fmt: skip
 
@@ -331,13 +327,12 @@ def rel_attention_forward(
     targets = [call.target(out) for out in outs]
     programs = min(call.row_tiles(config), call.programs(config))
     strips = call.scratch(programs, call.strip_elements(config))
-    tensors, strides = call.streams_with(targets, stats)
     with device_guard(streams[0].q):
         run_kernel(
             _forward_kernel, (programs,),
-            *tensors, *strides, *call.rows, call.sources, call.key_strides, call.tables,
-            call.key_vectors, strips, *call.sizes, call.log2_scale, call.keep_from,
-            call.keep_scale, **call.flags, **call.shape(config), WIDTH=call.width, **config.options,
+            *call.per_stream("forward", out=targets, lse=stats), *call.rows, *call.key_arguments,
+            strips, *call.sizes, call.log2_scale, call.keep_from, call.keep_scale, **call.flags,
+            **call.shape(config), WIDTH=call.width, **config.options,
         )  # fmt: skip
     for out, target in zip(outs, targets, strict=True):
         call.write_back(out, target)

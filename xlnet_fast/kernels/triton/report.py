@@ -365,7 +365,8 @@ def _source(compilation: Compilation) -> Any:
     def walk(path: tuple[int, ...], kind: Any, specialised: bool) -> Any:
         """Turn absent arguments into constants, and mark what the launcher aligns as aligned."""
         if isinstance(kind, tuple):
-            return tuple(walk((*path, index), part, specialised) for index, part in enumerate(kind))
+            parts = [walk((*path, index), part, specialised) for index, part in enumerate(kind)]
+            return type(kind)(*parts) if hasattr(kind, "_fields") else tuple(parts)
         if kind is None:
             constants[path] = None
             return "constexpr"

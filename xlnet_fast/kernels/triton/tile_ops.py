@@ -9,7 +9,7 @@ from __future__ import annotations
 from xlnet_fast.kernels.triton import jit, tl
 
 SIZES = (
-    "rows_h", "rows_g", "heads", "keys", "memory", "left", "ahead", "chunk", "table", "group_size",
+    "rows_h", "rows_g", "heads", "keys", "memory", "left", "ahead", "chunk", "r_rows", "group_size",
     "keep_from",
 )  # fmt: skip
 """Arguments of a kernel of relative attention that are not specialised: a new length must not mean
@@ -113,15 +113,15 @@ def _positions_in_window(i_lo, i_hi, j0, j_stop, memory, window):
 
 
 @jit()
-def _uniform_range(p_stats, rows, BLOCK: tl.constexpr):
+def _uniform_range(p_lse, rows, BLOCK: tl.constexpr):
     """First row that sees no key and one past the last, of rows in order; (rows, 0) without any."""
     i_first = rows
     i_stop = rows * 0
     for i0 in range(0, rows, BLOCK):
         o_i = i0 + tl.arange(0, BLOCK)
-        m_none = tl.load(p_stats + o_i, mask=o_i < rows, other=0.0) == float("inf")
-        i_first = tl.minimum(i_first, tl.min(tl.where(m_none, o_i, rows), axis=0))
-        i_stop = tl.maximum(i_stop, tl.max(tl.where(m_none, o_i + 1, 0), axis=0))
+        m_all_masked = tl.load(p_lse + o_i, mask=o_i < rows, other=0.0) == float("inf")
+        i_first = tl.minimum(i_first, tl.min(tl.where(m_all_masked, o_i, rows), axis=0))
+        i_stop = tl.maximum(i_stop, tl.max(tl.where(m_all_masked, o_i + 1, 0), axis=0))
     return i_first, i_stop
 
 
@@ -226,9 +226,9 @@ def _stretch(
 
 
 @jit()
-def _source(x, s_row, x_memory, s_memory, in_memory, memory):
+def _source(x, s_row, x_memory, s_memory, in_memory, memory, APART: tl.constexpr):
     """Where key 0 would be and the stride of keys, in the tensor a stretch lies in."""
-    if x_memory is not None:
+    if APART:
         x = tl.where(in_memory, x_memory, x - memory.to(tl.int64) * s_row)
         s_row = tl.where(in_memory, s_memory, s_row)
     return x, s_row
@@ -252,20 +252,30 @@ def _load_vector(p_x, D: tl.constexpr, BD: tl.constexpr):
 
 
 @jit()
+def _segment_difference(seg_embed, heads, i_n, D: tl.constexpr, BD: tl.constexpr):
+    """seg_embed_1 - seg_embed_0 of a head in fp32: [BD]."""
+    b_diff = _load_vector(seg_embed + (heads + i_n) * D, D, BD)
+    b_diff -= _load_vector(seg_embed + i_n * D, D, BD)
+    return b_diff
+
+
+@jit()
 def _self_key(
-    k, v, k_memory, v_memory, s_k, s_v, key_padding, b_self, m_row, memory,
-    D: tl.constexpr, BD: tl.constexpr,
+    tensors, strides, padding, b_self, m_row, memory,
+    APART: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """k and v of each row's own key, [BM, BD] each; NaN and infinity of a padded key are zero."""
     o_d = tl.arange(0, BD)
     o_self = b_self.to(tl.int64)
-    if k_memory is not None:
+    if APART:
         o_self -= memory
     m_self = m_row[:, None] & (o_d < D)[None, :]
-    b_k = tl.load(k + (o_self * s_k)[:, None] + o_d[None, :], mask=m_self, other=0.0)
-    b_v = tl.load(v + (o_self * s_v)[:, None] + o_d[None, :], mask=m_self, other=0.0)
-    if key_padding is not None:
-        m_hid = tl.load(key_padding + b_self) != 0
+    p_k = tensors.k + (o_self * strides.k[1])[:, None] + o_d[None, :]
+    b_k = tl.load(p_k, mask=m_self, other=0.0)
+    p_v = tensors.v + (o_self * strides.v[1])[:, None] + o_d[None, :]
+    b_v = tl.load(p_v, mask=m_self, other=0.0)
+    if padding is not None:
+        m_hid = tl.load(padding + b_self) != 0
         b_k = tl.where(m_hid[:, None], _finite_or_zero(b_k), b_k)
         b_v = tl.where(m_hid[:, None], _finite_or_zero(b_v), b_v)
     return b_k, b_v
@@ -279,7 +289,7 @@ def _write_strip(
     b_q, r, s_r, strip,  # q + r_r_bias [BM, BD]; r of this group and head; BM rows of STRIDE
     b_pos, m_row, i_low, i_top,  # of `_row_tile`
     j_base, n_keys,  # the keys j_base .. j_base + n_keys - 1, n_keys <= WIDTH
-    length, table, scale,  # L, one past the last row of r
+    length, r_stop, scale,  # L, one past the last row of r
     IN_ORDER: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, START: tl.constexpr,
 ):  # fmt: skip
@@ -303,7 +313,7 @@ def _write_strip(
         # [BD, BW]
         b_r = tl.load(
             r + tl.cast(i_p + w0, tl.int64) * s_r + (o_w[None, :] * s_r + o_d[:, None]),
-            mask=((o_p >= START) & (o_p < table))[None, :] & (o_d < D)[:, None], other=0.0,
+            mask=((o_p >= START) & (o_p < r_stop))[None, :] & (o_d < D)[:, None], other=0.0,
         )  # fmt: skip
         b_w = tl.dot(b_q, b_r, input_precision="ieee") * scale
         o_w2 = o_strip[:, None] + (w0 + o_w)[None, :]
