@@ -100,6 +100,12 @@ def _config(path: Path) -> dict[str, Any]:
         raise ArgumentError(f"{path} is a {kind} model, expected a Transformer-XL")
     if "tie_weight" in said:  # the word of the first releases
         said.setdefault("tie_word_embeddings", bool(said["tie_weight"]))
+    labels = said.get("num_labels")  # of which transformers 4 takes anything, with a warning
+    if not isinstance(labels, (int, type(None))):
+        raise ArgumentError(
+            f"{path / CONFIG} has an entry of another type than transformers expects: num_labels "
+            f"is {labels!r}"
+        )
     for other, name in TransfoXLConfig.attribute_map.items():
         if other in said:
             said.setdefault(name, said[other])
