@@ -3,11 +3,12 @@
     python -m benchmarks.micro.transfo_xl_step [--dtype fp32] [--length 150] [--rounds 9]
 
 Two layers at the sizes of transfo-xl-wt103, one segment with as much memory, without an optimizer.
-The first row is the step. `products` are those that no step can do without, forwards and both ways
-backwards, by our linear layer and by `F.linear`: the layers' projections and feed-forward, the
-head's words and the tails', each tail for the tokens whose target is there. Attention, dropout,
-norms, the softmax and the gradients of the embeddings are left out. Each row is a median of rounds
-in turn, and its share of the step.
+The first row is the step, the second the same with the embedding's gradient in arrays of its own,
+as autograd makes it, and not added to the softmax's. `products` are those that no step can do
+without, forwards and both ways backwards, by our linear layer and by `F.linear`: the layers'
+projections and feed-forward, the head's words and the tails', each tail for the tokens whose target
+is there. Attention, dropout, norms, the softmax and the gradients of the embeddings are left out.
+Each row is a median of rounds in turn, and its share of the step.
 
 The last row is the step with `THP_MEM_ALLOC_ENABLE=1`, by which PyTorch asks the system for pages
 of 2 MiB (Linux, where /sys/kernel/mm/transparent_hugepage/enabled says madvise or always), over the
@@ -24,15 +25,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from xlnet_fast.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel
+from xlnet_fast.models.transfo_xl import TransfoXLConfig, TransfoXLLMHeadModel, embedding
 from xlnet_fast.ops.linear import linear
 
 from ..cases.rel_attention import DTYPES
@@ -56,6 +59,12 @@ def training_step(case: TransfoXLCase) -> Callable[[], None]:
         state.update(mems=output.mems, turn=state["turn"] + 1)
 
     return step
+
+
+def with_two_gradients(step: Callable[[], None]) -> None:
+    """Call a step whose embedding and softmax each make a gradient of the words' vectors."""
+    with mock.patch.object(embedding, "rows_of", lambda table, ids: F.embedding(ids, table)):
+        step()
 
 
 def shapes(case: TransfoXLCase) -> list[tuple[int, int, int, bool]]:
@@ -103,6 +112,24 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def in_turn(case: TransfoXLCase, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each round of the step and of what it is compared with."""
+    step = training_step(case)
+    calls = {
+        "step": step,
+        "step, two gradients": partial(with_two_gradients, step),
+        "products, ours": products(case, linear),
+        "products, F.linear": products(case, F.linear),
+    }
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            took_s = seconds(call)
+            if number:
+                found[name].append(took_s)
+    return found
+
+
 def in_a_process(arguments: argparse.Namespace, pages: str) -> float:
     """Return the seconds of a step in a new process with PyTorch's huge pages "1" or "0"."""
     command = [
@@ -125,25 +152,17 @@ def main() -> None:
     parser.add_argument("--step-alone", action="store_true", help="print its seconds, as JSON")
     arguments = parser.parse_args()
     case = TransfoXLCase("training_step", 1, arguments.length, arguments.length, arguments.dtype)
-    step = training_step(case)
     if arguments.step_alone:
+        step = training_step(case)
         step()
         print(json.dumps(statistics.median(seconds(step) for _ in range(arguments.rounds))))
         return
-    calls = {"step": step, "products, ours": products(case, linear),
-             "products, F.linear": products(case, F.linear)}  # fmt: skip
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(arguments.rounds + 1):
-        for name, call in calls.items():
-            took_s = seconds(call)
-            if number:
-                found[name].append(took_s)
     console = Console()
     console.print(f"{case.label}, {torch.get_num_threads()} threads")
+    found = in_turn(case, arguments.rounds)
     for name, times in found.items():
         share = statistics.median(t / s for t, s in zip(times, found["step"], strict=True))
         console.print(f"{name:20} {1e3 * statistics.median(times):7.0f} ms  {share:5.2f}")
-    del step, calls
     turns = [(in_a_process(arguments, "0"), in_a_process(arguments, "1")) for _ in range(PROCESSES)]
     gain = statistics.median(small / huge for small, huge in turns)
     huge_s = statistics.median(huge for _, huge in turns)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import cuda_emulation
+import native_modules
 import pytest
 import torch
 from torch import Tensor
@@ -206,7 +207,7 @@ def test_what_was_built_is_found_again(emulator, monkeypatch):
     def refuse(target: Path, command: list[str]) -> None:
         raise AssertionError(f"{target.name} is made a second time")
 
-    monkeypatch.setattr(cuda_emulation, "_make", refuse)
+    monkeypatch.setattr(native_modules, "make", refuse)
     assert sorted(build_kernels("").names()) == sorted(emulator.names())
 
 
