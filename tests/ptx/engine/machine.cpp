@@ -376,15 +376,4 @@ Counters run(const Program& program, const Extent& grid, const Extent& threads,
   }
 }
 
-// Of files that a build leaves out.
-
-[[gnu::weak]] bool decode_memory(Instruction&, Loader&) { return false; }
-[[gnu::weak]] bool decode_matrix(Instruction&, Loader&) { return false; }
-[[gnu::weak]] void begin_launch(const std::string&) {}
-[[gnu::weak]] void end_launch() {}
-[[gnu::weak]] void begin_block(Block&) {}
-[[gnu::weak]] void end_block(Block&) {}
-[[gnu::weak]] void passed_barrier(Block&) {}
-[[gnu::weak]] void bind_memory(pybind11::module_&) {}
-
 }  // namespace xlnet_fast::ptx
