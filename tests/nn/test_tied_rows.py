@@ -195,6 +195,25 @@ def test_a_pass_that_raises_does_not_leave_its_gradient_to_the_next(pair):
     same_gradients(*pair)
 
 
+def test_a_gradient_left_by_a_pass_that_raised_is_in_no_other_pass(pair, waited):
+    """The next one meets the lookup alone."""
+
+    def refuse(grad):
+        raise RuntimeError("no")
+
+    for model in pair:
+        looked_up = model.look_up(IDS)
+        loss = F.linear(looked_up @ model.mix, model.weight()).sum()
+        handle = model.mix.register_hook(refuse)
+        with pytest.raises(RuntimeError, match="no"):
+            loss.backward(retain_graph=True)
+        handle.remove()
+        model.zero_grad()
+        looked_up.sum().backward()
+    torch.testing.assert_close(pair[0].table.grad, pair[1].table.grad)
+    assert not waited
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rows_of_one_word_are_summed_before_they_are_rounded(dtype):
     """Added one by one to a large number, none of them would be seen."""
