@@ -8,21 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from report_rows import triton_row
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, PerformanceWarning
 from xlnet_fast.info import facts
-from xlnet_fast.kernels import ptx
-from xlnet_fast.kernels import report as whole_report
 from xlnet_fast.kernels.chips import CHIPS, SHARED_LIMITS, blocks_per_multiprocessor
-from xlnet_fast.kernels.triton import (
-    INTERPRETED,
-    launch,
-    rel_attention_compilations,
-    report,
-    tile_search,
-    tiles,
-    triton,
-)
+from xlnet_fast.kernels.report import command, ptx, tile_search
+from xlnet_fast.kernels.report import triton as report
+from xlnet_fast.kernels.report.rows import check
+from xlnet_fast.kernels.triton import INTERPRETED, launch, rel_attention_compilations, tiles, triton
 from xlnet_fast.kernels.triton.tiles import Config, Table, chip_class
 
 needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs Triton's compiler")
@@ -143,12 +137,12 @@ def test_without_triton_the_newest_table_is_looked_at(monkeypatch):
 @needs_compiler
 def test_the_report_says_which_tiles_it_compiles(monkeypatch, capsys):
     monkeypatch.setattr(report, "compile_report", lambda archs, on_progress: [])
-    assert whole_report.run_report(None, (90,), ("triton",)) == 0
+    assert command.run_report(None, (90,), ("triton",)) == 0
     said = " ".join(capsys.readouterr().out.split())
     release = tiles.release_of(triton.__version__)
     assert f"Triton {triton.__version__}: tiles for {release}, chosen on sm_80" in said
     install(monkeypatch, "3.8.0")
-    assert whole_report.run_report(None, (90,), ("triton",)) == 0
+    assert command.run_report(None, (90,), ("triton",)) == 0
     assert "no tiles were checked with Triton 3.8" in " ".join(capsys.readouterr().out.split())
 
 
@@ -198,13 +192,11 @@ def measuring(monkeypatch, spills, shared=None):
     def measure(compilation, arch):
         tile = (*compilation.tile, compilation.options["num_stages"])
         seen.append((tile, arch, compilation.constants.get("ATOMIC")))
-        return {
-            "kernel": compilation.kernel, "variant": "strip", "arch": arch, "dtype": "bf16",
-            "head_dim": 64, "block_m": tile[0], "block_n": tile[1], "registers": 200 + arch // 10,
-            "spill_bytes": 0, "loop_spills": int(spills(tile, arch)),
-            "shared_bytes": shared or 1000 * arch,
-            "disorder": [],
-        }  # fmt: skip
+        return triton_row(
+            kernel=compilation.kernel, arch=arch, block_m=tile[0], block_n=tile[1],
+            registers=200 + arch // 10, loop_spills=int(spills(tile, arch)),
+            shared_bytes=shared or 1000 * arch,
+        )  # fmt: skip
 
     monkeypatch.setattr(report, "measure", measure)
     monkeypatch.setattr(report, "require_compiler", lambda: None)
@@ -228,10 +220,7 @@ def test_the_search_takes_the_first_tile_that_suits_every_chip_of_the_class(monk
 
 
 def test_a_chip_that_was_not_compiled_for_still_bounds_shared_memory():
-    row = {
-        "kernel": "k", "variant": "-", "arch": 80, "dtype": "bf16", "head_dim": 64,
-        "loop_spills": 0, "spill_bytes": 0, "disorder": [],
-    }  # fmt: skip
+    row = triton_row(arch=80)
     small = tile_search.Slot("small", "forward", "bf16", False, 64)
     limit = SHARED_LIMITS[86]
     assert tile_search.judge(small, [row | {"shared_bytes": limit}]) == []
@@ -293,19 +282,19 @@ def test_the_command_writes_what_the_search_finds(monkeypatch, tmp_path, capsys)
     table = Table("3.6", (80, 90), {"a": (Config(32, 32, 8, 2),)})
     monkeypatch.setattr(tile_search, "search", lambda archs, on_progress: table)
     monkeypatch.setattr(tile_search, "write", written.append)
-    assert whole_report.write_tiles((80, 90)) == 0
+    assert command.write_tiles((80, 90)) == 0
     assert written == [table]
     assert "wrote 1 entries for Triton 3.6, compiled for sm_80, sm_90" in capsys.readouterr().out
     spilling = replace(table, spilling=("a",))
     monkeypatch.setattr(tile_search, "search", lambda archs, on_progress: spilling)
-    assert whole_report.write_tiles() == 1
+    assert command.write_tiles() == 1
     assert "a: every candidate spills" in capsys.readouterr().out
 
     def fail(*_, **__):
         raise BackendUnavailable("there is no compiler")
 
     monkeypatch.setattr(tile_search, "search", fail)
-    assert whole_report.write_tiles() == 2
+    assert command.write_tiles() == 2
     assert "kernels-report: there is no compiler" in capsys.readouterr().out
     assert len(written) == 2
 
@@ -325,7 +314,7 @@ def test_chosen_tiles_compile_as_the_table_says(monkeypatch):
         row = report.measure(
             rel_attention_compilations.compilation(kernel, "bf16", 64, False, config, None), arch
         )
-        assert report.check([row]) == []
+        assert check([row]) == []
         if config.registers > 0:
             assert row["registers"] <= config.registers
             assert row["shared_bytes"] <= config.shared_bytes

@@ -28,7 +28,7 @@ class Compilation:
         tile: rows and keys of a tile, or elements of a block.
         gemm_units: matrix products per score tile, None for a kernel without any.
         scratch: names of pointer arguments to memory through which threads of a block hand values
-            on: the report checks the barriers (`kernels/ptx.py`).
+            on: the report checks the barriers (`kernels/report/ptx.py`).
         aligned: whether integers that Triton specialises on are multiples of 16, as pointers are.
     """
 

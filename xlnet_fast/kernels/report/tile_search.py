@@ -13,12 +13,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import product
-from typing import Any
 
 from xlnet_fast import files
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.kernels.chips import SHARED_LIMITS
-from xlnet_fast.kernels.triton import rel_attention_compilations, report, tiles, triton
+from xlnet_fast.kernels.report import triton as report
+from xlnet_fast.kernels.report.jobs import run_jobs
+from xlnet_fast.kernels.report.rows import Row, check
+from xlnet_fast.kernels.triton import rel_attention_compilations, tiles, triton
 from xlnet_fast.kernels.triton.tiles import (
     KERNELS,
     Config,
@@ -99,10 +101,8 @@ def search(
     found: dict[str, tuple[Config, ...]] = {}
     before = installed_table()[0]
     spilling = {slot.key: slot.key in before.spilling for slot in slots()}
-    for (slot, _), (entry, spills) in report.run_tasks(_find, tasks, workers):
-        found[slot.key], spilling[slot.key] = entry, spills
-        if on_progress is not None:
-            on_progress(len(found), len(tasks))
+    for (slot, _), result in zip(tasks, run_jobs(_find, tasks, workers, on_progress), strict=True):
+        found[slot.key], spilling[slot.key] = result
     return Table(
         release_of(triton.__version__),
         tuple(sorted(archs)),
@@ -136,7 +136,7 @@ def _find(task: tuple[Slot, tuple[int, ...]]) -> tuple[tuple[Config, ...], bool]
     return (_with_figures(least, list(_rows(slot, least, archs, to_the_end=True))),), True
 
 
-def _with_figures(config: Config, rows: Sequence[dict[str, Any]]) -> Config:
+def _with_figures(config: Config, rows: Sequence[Row]) -> Config:
     registers, shared = (max(row[name] for row in rows) for name in ("registers", "shared_bytes"))
     return replace(config, registers=registers, shared_bytes=shared)
 
@@ -154,7 +154,7 @@ def tried(slot: Slot) -> tuple[Config, ...]:
 
 def _rows(
     slot: Slot, config: Config, archs: Sequence[int], to_the_end: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """The report's rows of a candidate, up to the first with a problem unless `to_the_end`."""
     for arch, atomic in product(
         archs, rel_attention_compilations.orders(slot.kernel, slot.head_dim)
@@ -170,17 +170,17 @@ def _rows(
             return
 
 
-def judge(slot: Slot, rows: Sequence[dict[str, Any]]) -> list[str]:
+def judge(slot: Slot, rows: Sequence[Row]) -> list[str]:
     """What the report finds wrong with a candidate, and where it is too big for another chip.
 
     Those are the chips of its class, compiled for or not.
     """
     limits = {arch: limit for arch, limit in SHARED_LIMITS.items() if chip_class(arch) == slot.chip}
     smallest = min(limits, key=lambda arch: limits[arch])
-    problems = report.check(rows)
+    problems = check(rows)
     for row in rows:
         if limits[smallest] < row["shared_bytes"] <= limits[row["arch"]]:
-            problems += report.check([row | {"arch": smallest}])
+            problems += check([row | {"arch": smallest}])
     return problems
 
 
