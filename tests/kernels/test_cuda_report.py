@@ -90,7 +90,7 @@ def test_names_are_demangled(monkeypatch):
 
 
 def test_check_accepts_a_clean_row():
-    assert check([cuda_row(), cuda_row(spill_bytes=64, product_loop_spills=2)]) == []
+    assert check([cuda_row(), cuda_row(spill_bytes=400, product_loop_spills=2)]) == []
     assert check([cuda_row(dynamic_bytes=None, max_threads=None)]) == []
 
 
@@ -171,6 +171,7 @@ def test_the_smaller_of_two_tiles_counts():
     rows = [*attention(86, forward_kernel=99 * KIB), smaller | {"dynamic_bytes": KIB}]
     assert "does not fit:" not in text_of(render(rows))
     assert shapes_of(rows)[0] == ("forward", False, 64, 100 * KIB, 2 * KIB)
+    assert shapes_of([smaller | {"dynamic_bytes": None}]) == [], "half of what it needs is unknown"
 
 
 def test_a_kernel_tells_its_dynamic_shared_memory():
