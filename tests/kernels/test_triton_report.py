@@ -27,7 +27,7 @@ needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs
 SMALL = ("masked_softmax", "concat_memory")
 KEYS = {
     "kernel", "variant", "arch", "dtype", "head_dim", "registers", "spill_bytes", "loop_spills",
-    "shared_bytes", "gemm_units", "disorder",
+    "shared_bytes", "gemm_units", "disorder", "is_paired",
 }  # fmt: skip
 
 
@@ -60,6 +60,17 @@ def test_check_catches_a_spill():
 def test_check_catches_a_spill_in_a_loop():
     (problem,) = report.check([row(spill_bytes=8, loop_spills=2)])
     assert "spills registers in 2 places of a loop" in problem
+
+
+def test_check_lets_a_tile_that_is_to_be_timed_spill_a_little():
+    most = {"spill_bytes": report.PAIRED_SPILL_LIMIT, "loop_spills": report.PAIRED_LOOP_SPILLS}
+    assert report.check([row(is_paired=True, **most)]) == []
+    assert len(report.check([row(is_paired=False, **most)])) == 2
+    for name in most:
+        (problem,) = report.check([row(is_paired=True, **most | {name: most[name] + 1})])
+        assert str(most[name] + 1) in problem
+    (problem,) = report.check([row(is_paired=True, shared_bytes=2**20)])
+    assert "shared memory" in problem
 
 
 def test_check_catches_scratch_memory_read_too_early():

@@ -21,7 +21,8 @@ def concat_memory_forward(
     """
     length = 0 if memory is None else memory[0].shape[0]
     from_memory = max(0, length - start)
-    targets, sources = [], []
+    targets: list[Tensor] = []
+    sources: list[Tensor] = []
     if memory is not None and from_memory:
         targets += out[:, :from_memory].unbind()
         sources += [x[start:] for x in memory]
