@@ -18,6 +18,7 @@ def triton_row(**changes: Any) -> Row:
         "features": "light", "arch": 80, "dtype": "bf16", "head_dim": 64, "block_m": 64,
         "block_n": 32, "num_warps": 4, "num_stages": 2, "maxnreg": None, "registers": 200,
         "spill_bytes": 0, "loop_spills": 0, "shared_bytes": 65536, "gemm_units": 2, "disorder": [],
+        "is_paired": False,
     }  # fmt: skip
     return row | changes
 

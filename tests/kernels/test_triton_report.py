@@ -11,7 +11,12 @@ from report_rows import text_of, triton_row
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.chips import SHARED_LIMITS
 from xlnet_fast.kernels.report import triton as report
-from xlnet_fast.kernels.report.rows import SPILL_LIMIT, check
+from xlnet_fast.kernels.report.rows import (
+    PAIRED_LOOP_SPILLS,
+    PAIRED_SPILL_LIMIT,
+    SPILL_LIMIT,
+    check,
+)
 from xlnet_fast.kernels.report.tables import render
 from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax, philox, triton
 from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
@@ -38,6 +43,17 @@ def test_check_catches_a_spill():
 def test_check_catches_a_spill_in_a_loop():
     (problem,) = check([triton_row(spill_bytes=8, loop_spills=2)])
     assert "spills registers in 2 places of a loop" in problem
+
+
+def test_check_lets_a_tile_that_is_to_be_timed_spill_a_little():
+    most = {"spill_bytes": PAIRED_SPILL_LIMIT, "loop_spills": PAIRED_LOOP_SPILLS}
+    assert check([triton_row(is_paired=True, **most)]) == []
+    assert len(check([triton_row(is_paired=False, **most)])) == 2
+    for name in most:
+        (problem,) = check([triton_row(is_paired=True, **most | {name: most[name] + 1})])
+        assert str(most[name] + 1) in problem
+    (problem,) = check([triton_row(is_paired=True, shared_bytes=2**20)])
+    assert "shared memory" in problem
 
 
 def test_check_catches_scratch_memory_read_too_early():

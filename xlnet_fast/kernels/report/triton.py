@@ -175,6 +175,7 @@ def measure(compilation: Compilation, arch: int) -> Row:
         "shared_bytes": compiled.metadata.shared,
         "gemm_units": compilation.gemm_units,
         "disorder": _disorder(compilation, source.signature, compiled.asm["ptx"]),
+        "is_paired": compilation.is_paired,
     }
 
 
