@@ -3,6 +3,10 @@
 Safe ones spill in no loop and fit the chip, as the kernels report found by compiling them. That
 depends on the compiler, so `safe_tiles.json` has a table of them for each release of Triton, which
 `tile_search.py` makes. A release without one takes that of another, and it is said.
+
+Beside them stand tiles of which two programs share a multiprocessor. They may spill a few registers
+in a loop; whether the second program is worth that, nothing but a clock tells, so they are taken
+where they were measured to be the faster, and nowhere else.
 """
 
 from __future__ import annotations
@@ -73,12 +77,15 @@ class Table:
         archs: chips that every tile of its class was compiled for, 90 for sm_90.
         tiles: `safe_key` -> tiles, the preferred one first.
         spilling: the keys of `tiles` for which no candidate was clean; what spills least is there.
+        paired: `safe_key` -> tiles of which two programs share a multiprocessor, which may spill in
+            a loop: to be timed, never taken untimed.
     """
 
     release: str
     archs: tuple[int, ...]
     tiles: Mapping[str, tuple[Config, ...]]
     spilling: tuple[str, ...] = ()
+    paired: Mapping[str, tuple[Config, ...]] = field(default_factory=dict)
 
 
 def block_d(head_dim: int) -> int:
@@ -123,13 +130,13 @@ def choose_config(
     if measured is not None:
         return Config(*measured)
     _warn_of_another_release()
-    return candidates(kernel, dtype, head_dim, heavy, arch)[0]
+    return safe_tiles(kernel, dtype, head_dim, heavy, arch)[0]
 
 
-def candidates(
+def safe_tiles(
     kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
 ) -> tuple[Config, ...]:
-    """Tiles that fit the chip, the safe one first: what `benchmarks/gpu/tune.py` tries.
+    """Tiles that fit the chip and spill in no loop, the preferred one first.
 
     Raises:
         ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
@@ -137,6 +144,27 @@ def candidates(
     _check(kernel, dtype, head_dim, arch)
     table, _ = installed_table()
     return table.tiles[safe_key(chip_class(arch), kernel, dtype, head_dim, heavy)]
+
+
+def paired_tiles(
+    kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
+) -> tuple[Config, ...]:
+    """Tiles of which two programs share a multiprocessor of the chip, to be timed first.
+
+    Raises:
+        ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
+    """
+    _check(kernel, dtype, head_dim, arch)
+    table, _ = installed_table()
+    return table.paired.get(safe_key(chip_class(arch), kernel, dtype, head_dim, heavy), ())
+
+
+def candidates(
+    kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
+) -> tuple[Config, ...]:
+    """What may be chosen by measurement: `safe_tiles`, then `paired_tiles`; arguments as there."""
+    arguments = (kernel, dtype, head_dim, heavy, arch)
+    return (*safe_tiles(*arguments), *paired_tiles(*arguments))
 
 
 def chip_class(arch: int) -> str:
@@ -163,12 +191,17 @@ def load_safe() -> dict[str, Table]:
         release: Table(
             release,
             tuple(table["archs"]),
-            {key: tuple(Config(*tile) for tile in tiles) for key, tiles in table["tiles"].items()},
+            _configs(table["tiles"]),
             tuple(table["spilling"]),
+            _configs(table["paired"]),
         )
         for release, table in stored.items()
     }
     return dict(sorted(tables.items(), key=lambda item: _order(item[0])))
+
+
+def _configs(stored: Mapping[str, list[list[int]]]) -> dict[str, tuple[Config, ...]]:
+    return {key: tuple(Config(*tile) for tile in entry) for key, entry in stored.items()}
 
 
 def table_for(release: str) -> tuple[Table, str | None]:
