@@ -5,7 +5,7 @@ compiled for one chip of the class after the other, until as many are found that
 nothing wrong with as the entry is to have. First come those of the tables that there are, as what
 one release of Triton takes mostly suits another; then all tiles that are no larger, the larger
 ones first. Then come tiles of which two programs share a multiprocessor, by half the warps or half
-the registers a thread: at most half as large, and free to spill a little. None is timed:
+the registers a thread: no larger than the safe one, and free to spill a little. None is timed:
 `benchmarks/gpu/tune.py` and `xlnet-fast qualify --full` do that, on a GPU.
 """
 
@@ -54,7 +54,7 @@ is left."""
 
 PAIRS = ((4, MAX_REGISTERS), (8, 128))
 """Warps and registers a thread, either of which leaves a program half of the 64K registers."""
-_MOST_TRIED = 3  # tiles of each of `PAIRS`, as most entries have one among the first
+_MOST_TRIED = 4  # tiles of each of `PAIRS`: much smaller ones are no rivals of the safe one
 
 
 class _Found(NamedTuple):
@@ -158,12 +158,14 @@ def _find(task: tuple[Slot, tuple[int, ...]]) -> _Found:
 
 
 def _pairs(slot: Slot, archs: Sequence[int], safe: Config) -> Iterator[Config]:
-    """For each of `PAIRS` the largest tile that suits, of those at most half as large as `safe`."""
-    area = safe.block_m * safe.block_n // 2
+    """For each of `PAIRS` the first known one that suits, else the largest, up to `safe`."""
+    known = [each for table in load_safe().values() for each in table.paired.get(slot.key, ())]
+    area = safe.block_m * safe.block_n
     blocks = [block for block in _BLOCKS if block[0] * block[1] <= area][:_MOST_TRIED]
     for num_warps, registers in PAIRS:
-        for block_m, block_n in blocks:
-            config = Config(block_m, block_n, num_warps, 2, registers)
+        ladder = [Config(*block, num_warps, 2, registers) for block in blocks]
+        ours = [each for each in known if (each.num_warps, each.maxnreg) == (num_warps, registers)]
+        for config in dict.fromkeys((*ours, *ladder)):
             try:
                 rows = list(_rows(slot, config, archs, is_paired=True))
             except ArgumentError:  # the compiler fails on some, and none of them is needed

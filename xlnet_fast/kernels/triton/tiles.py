@@ -15,10 +15,11 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -32,6 +33,15 @@ MAX_REGISTERS = 255  # of a thread, on every chip
 LONG_KEYS = 1024  # a call with more keys than this is "long"
 TUNED_FILE = Path(__file__).with_name("tuned.json")
 SAFE_FILE = Path(__file__).with_name("safe_tiles.json")
+_NOTHING: Mapping[str, Sequence[int]] = MappingProxyType({})
+
+
+def _nothing_recorded(device: torch.device) -> Mapping[str, Sequence[int]]:
+    return _NOTHING
+
+
+recorded_on: Callable[[torch.device], Mapping[str, Sequence[int]]] = _nothing_recorded
+"""What a qualification chose on a device; `ops` puts its reader of records here."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,7 @@ def choose_config(
     arch: int,
     shape: str = "long",
     gpu: str | None = None,
+    recorded: Mapping[str, Sequence[int]] = _NOTHING,
 ) -> Config:
     """The tile of a kernel: forced by `using`, else measured on this GPU, else safe on the chip.
 
@@ -118,6 +129,7 @@ def choose_config(
         arch: compute capability as one number, 90 for 9.0; at least 80.
         shape: "short" or "long", see `shape_class`.
         gpu: what the driver calls it, as in the table of measured tiles.
+        recorded: what a qualification of this GPU chose: `entry_key` -> fields of `Config`.
 
     Raises:
         ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
@@ -125,8 +137,10 @@ def choose_config(
     _check(kernel, dtype, head_dim, arch)
     if kernel in _forced:
         return _forced[kernel]
-    key = tuned_key(kernel, dtype, head_dim, heavy, shape)
-    measured = load_tuned().get(tuned_gpu(gpu), {}).get(key) if gpu else None
+    measured = recorded.get(entry_key(kernel, dtype, head_dim, heavy))
+    if measured is None and gpu:
+        key = tuned_key(kernel, dtype, head_dim, heavy, shape)
+        measured = load_tuned().get(tuned_gpu(gpu), {}).get(key)
     if measured is not None:
         return Config(*measured)
     _warn_of_another_release()
@@ -246,10 +260,15 @@ def tuned_gpu(gpu: str) -> str:
     return gpu if triton is None else f"{gpu}, Triton {release_of(triton.__version__)}"
 
 
+def entry_key(kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool) -> str:
+    """The name of a tile that a qualification chose, whatever the call's shape."""
+    name = str(dtype).removeprefix("torch.")
+    return f"{kernel}/{name}/{head_dim}/{'heavy' if heavy else 'light'}"
+
+
 def tuned_key(kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, shape: str) -> str:
     """The name of an entry of the table of measured tiles."""
-    name = str(dtype).removeprefix("torch.")
-    return f"{kernel}/{name}/{head_dim}/{'heavy' if heavy else 'light'}/{shape}"
+    return f"{entry_key(kernel, dtype, head_dim, heavy)}/{shape}"
 
 
 @cache
