@@ -107,6 +107,17 @@ def test_a_barrier_of_the_warp_orders_its_lanes(first: str, second: str) -> None
     run(f"{first}\nbar.sync 0;\n{second}", threads=32)
 
 
+def test_a_barrier_of_some_lanes_orders_no_others() -> None:
+    """Lanes 0 to 15 have passed a barrier more than lane 20, which it tells nothing."""
+    met = "setp.lt.u32 %p4, %lane, 16;\n@%p4 bar.warp.sync 0xffff;\n"
+    write = "@%p0 st.shared.b32 [kept], %a0;\n"
+    reads = "setp.eq.u32 %p5, %lane, {lane};\n@%p5 ld.shared.b32 %a2, [kept];\n"
+    run(f"{write}{met}{reads.format(lane=9)}", threads=32)
+    race(f"{write}{met}{reads.format(lane=20)}", threads=32)
+    race(f"{met}{write}{reads.format(lane=20)}", threads=32)
+    race(f"{met}{reads.format(lane=20)}{write}", threads=32)
+
+
 def test_a_fault_names_instruction_bytes_and_both_threads() -> None:
     body = "setp.eq.u32 %p3, %tid_x, 7;\n@%p3 st.shared.b16 [kept+36], %n0;\n"
     body += "setp.eq.u32 %p4, %tid_x, 3;\n@%p4 ld.shared.b32 %a2, [kept+36];"
