@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import ptx_machine
@@ -47,11 +48,13 @@ def run(body: str, *, threads: int = 64, blocks: int = 1) -> np.ndarray:
     return found[0]
 
 
-def race(body: str, *, threads: int = 64, blocks: int = 1) -> list[str]:
+def race(
+    body: str, *, threads: int = 64, blocks: int = 1, seeds: Sequence[int] = SEEDS
+) -> list[str]:
     """What is said of it; found in every order of warps and blocks."""
     text = entry(f"{PLACES}{body}\nret;", registers=STORAGE)
     said = []
-    for seed in SEEDS:
+    for seed in seeds:
         with pytest.raises(ptx_machine.Fault) as caught:
             launched(text, [WORDS], (blocks,), threads, seed=seed)
         said.append(str(caught.value))
@@ -156,7 +159,9 @@ def test_reads_before_a_barrier_of_the_warp_still_race_with_other_warps() -> Non
     body = "@%p1 ld.shared.b32 %a2, [kept];\nsetp.eq.u32 %p4, %tid_x, 40;\n"
     only = "bar.warp.sync -1;\nsetp.eq.u32 %p3, %tid_x, 9;\n@%p3 st.shared.b32 [kept], %a0;"
     run(f"{body}{only}")
-    race(f"{body}@%p4 ld.shared.b32 %a2, [kept];\n{only}")
+    # Long enough that in some orders the other warp reads between this one's reads and its write.
+    wait = "add.u32 %a2, %a2, 1;\n" * 200
+    race(f"{body}@%p4 ld.shared.b32 %a2, [kept];\n{wait}{only}", seeds=range(24))
 
 
 def test_neighbouring_bytes_are_no_race() -> None:
