@@ -43,8 +43,9 @@ SHORT_STRETCH = 64
 CONTENT = Case(rows=33, memory=37, segments=True, mask=("padding_left", "see_self"))
 ATTENTION: dict[str, tuple[torch.dtype, Case, bool]] = {
     # the dtype, the case, whether dr is summed in order
-    "training-d64": (FP16, replace(CONTENT, head_dim=64, dropout_p=0.3), True),
+    "content-d64": (FP16, replace(CONTENT, head_dim=64), True),
     "content-d128": (BF16, replace(CONTENT, head_dim=128, heads=1), False),
+    "training-d64": (BF16, replace(CONTENT, head_dim=64, heads=1, dropout_p=0.3), False),
     "bits-causal": (FP16, Case(rows=33, memory=40, heads=1, mask=("bits", "causal")), False),
     "same-length-padding": (
         BF16,
