@@ -235,8 +235,8 @@ class Runner:
             return mock.patch.object(ptx_triton, "_loaded", loaded)
         of_name = ptx_cuda.load
 
-        def load(name: str) -> Any:
-            return changed(_cuda_text(name))[name] if self.kernel in name else of_name(name)
+        def load(name: str, arch: str) -> Any:
+            return changed(_cuda_text(name))[name] if self.kernel in name else of_name(name, arch)
 
         return mock.patch.object(ptx_cuda, "load", load)
 

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <type_traits>
 
-#include "memory.h"
+#include "warpgroup.h"
 
 namespace xlnet_fast::ptx {
 
@@ -352,6 +352,15 @@ void write_of(const Step& step, const Region& region, const Now& now, Lanes lane
   }
 }
 
+// What products of warpgroups have to do with a write.
+void note_write(const Step& step, const Region& region, Lanes lanes, const Addresses& address,
+                uint32_t bytes, bool is_done) {
+  AsyncProxy* const proxy = step.block.memory->proxy.get();
+  if (proxy != nullptr && region.space == Space::kShared) {
+    proxy->note_writes(step, lanes, address, bytes, is_done);
+  }
+}
+
 // Calls f with a constant: how many granules an access has.
 template <class F>
 void with_count(size_t count, F&& f) {
@@ -387,6 +396,7 @@ void note_atomics(const Step& step, const Region& region, const Now& now, Lanes 
   refine_to(region, bytes);
   Shadow& shadow = *region.shadow;
   shadow.expect_atomics(region.space == Space::kGlobal);
+  note_write(step, region, lanes, address, bytes, true);
   const size_t count = bytes >> shadow.shift;
   const char* const doing = "changes by an atomic";
   for_lanes(lanes, [&](int lane) {
@@ -408,6 +418,7 @@ void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
     return;
   }
   refine_to(region, bytes);
+  note_write(step, region, lanes, address, bytes, true);
   with_count(bytes >> region.shadow->shift, [&](auto count) {
     write_of<count()>(step, region, now, lanes, address, bytes, data);
   });
@@ -416,6 +427,7 @@ void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
 void begin_writes(const Step& step, const Region& region, const Now& now, Lanes lanes,
                   const Addresses& address, uint32_t bytes) {
   refine_to(region, bytes);
+  note_write(step, region, lanes, address, bytes, false);
   Shadow& shadow = *region.shadow;
   const size_t count = bytes >> shadow.shift;
   const bool has_atomics = !shadow.atomics.empty();
