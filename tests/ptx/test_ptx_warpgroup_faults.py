@@ -5,6 +5,8 @@ A product is under way until it is waited for, and reads shared memory through a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import ptx_machine
 import pytest
@@ -27,14 +29,16 @@ def text_of(body: str, threads: int = 128, ready: str = READY) -> str:
     return kernel(more + ready + body, len(D), DESCRIPTORS, threads)
 
 
-def launch(body: str, *, warpgroups: int = 1, ready: str = READY) -> list[np.ndarray]:
+def launch(
+    body: str, *, warpgroups: int = 1, ready: str = READY, seeds: Iterable[int] = range(3)
+) -> list[np.ndarray]:
     """D's registers, of each order of warps; two warpgroups have the same operands."""
     text = text_of(body, 128 * warpgroups, ready)
     if warpgroups == 2:  # the second fills nothing
         text = text.replace("MORE:", "setp.ge.u32 %p3, %tid_x, 128;\n@%p3 bra FILLED;\nMORE:")
         text = text.replace("@%p0 bra MORE;", "@%p0 bra MORE;\nFILLED:")
     d, a = (np.concatenate([each] * warpgroups, axis=1) for each in (D, A))
-    return [run(text, MEMORY, d, a, 128 * warpgroups, seed) for seed in SEEDS]
+    return [run(text, MEMORY, d, a, 128 * warpgroups, seed) for seed in seeds]
 
 
 UNDER_WAY, UNFENCED = "issued and not waited for", "no fence.proxy.async is in between"
@@ -174,6 +178,24 @@ def test_a_fence_of_the_writers_alone_comes_before_the_barrier(is_behind: bool) 
         return
     with pytest.raises(ptx_machine.Fault, match=UNFENCED):
         launch(body, warpgroups=2, ready=ready)
+
+
+def test_a_product_reads_until_it_is_waited_for() -> None:
+    """The first warpgroup waits behind a barrier, and the second writes behind it, much later."""
+    later = "mov.b32 %r6, 0;\nLATER:\nadd.u32 %r6, %r6, 1;\nsetp.lt.u32 %p4, %r6, 2000;\n"
+    body = (
+        f"{FENCE}@%p3 bra ISSUED;\n{PRODUCT}{COMMIT}ISSUED:\nbar.sync 0;\n@%p3 bra WAITED;\n"
+        f"{WAIT}bra.uni END;\nWAITED:\n{later}@%p4 bra LATER;\nsetp.eq.u32 %p2, %tid_x, 128;\n"
+        "@%p2 st.shared.b32 [%r5], %e0;\nEND:\n"
+    )
+    said = []
+    for seed in SEEDS:
+        with pytest.raises(ptx_machine.Fault, match=f"{RACE}|{UNDER_WAY}") as caught:
+            launch(body, warpgroups=2, seeds=[seed])
+        said.append(str(caught.value))
+    assert any(RACE in each for each in said)
+    behind = body.replace(WAIT, f"{WAIT}bar.sync 0;\n").replace("LATER;\n", "LATER;\nbar.sync 0;\n")
+    launch(behind, warpgroups=2)
 
 
 def test_what_is_no_fault() -> None:

@@ -8,7 +8,6 @@ namespace xlnet_fast::ptx {
 namespace {
 
 constexpr uint32_t kUnit = 2;  // bytes of which `written_` knows: an element of a matrix
-constexpr uint32_t kChunk = 16;
 
 uint32_t offset_of(uint64_t address) { return static_cast<uint32_t>(address - kSharedBase); }
 

@@ -127,8 +127,10 @@ class Machine {
       }
       if (!running) break;
       if (able.empty()) {
-        for (const Warp& warp : block_.warps) {
-          if (warp.at_warpgroup >= 0) fail_meeting(warp);
+        for (Warp& warp : block_.warps) {
+          if (warp.at_warpgroup < 0) continue;
+          const Instruction& instruction = program_.code[static_cast<size_t>(warp.at_warpgroup)];
+          fail_meeting({block_, warp, instruction, kAllLanes});
         }
         pass_barrier();
         continue;
@@ -276,39 +278,6 @@ class Machine {
       rest &= ~group;
     }
     return true;
-  }
-
-  // Runs it for the warps of a group, the others of which go on too; false where one of them is not
-  // here yet.
-  bool run_warpgroup(const Step& step, int pc) {
-    const size_t first = static_cast<size_t>(step.warp.number / kGroupWarps * kGroupWarps);
-    if (first + kGroupWarps > block_.warps.size()) {
-      fail(step, 0, "is of a warp without a whole warpgroup");
-    }
-    step.warp.at_warpgroup = pc;
-    bool all_here = true;
-    for (size_t i = first; i < first + kGroupWarps; ++i) {
-      const Warp& other = block_.warps[i];
-      if (other.exited != 0) fail(step, 0, "is not run by all threads of the warpgroup");
-      all_here &= other.at_warpgroup >= 0;
-      if (other.at_warpgroup >= 0 && other.at_warpgroup != pc) fail_meeting(other);
-    }
-    if (!all_here) return false;
-    step.instruction.run(step);
-    for (size_t i = first; i < first + kGroupWarps; ++i) {
-      Warp& other = block_.warps[i];
-      if (&other != &step.warp) leave(other, pc + 1, kAllLanes, 0);
-      other.at_warpgroup = -1;
-    }
-    return true;
-  }
-
-  // A warp waits for others of its group, which do not come.
-  [[noreturn]] void fail_meeting(const Warp& warp) {
-    const Instruction& instruction = program_.code[static_cast<size_t>(warp.at_warpgroup)];
-    Warp& waiting = block_.warps[static_cast<size_t>(warp.number)];
-    fail({block_, waiting, instruction, kAllLanes}, 0,
-         "waits for the other warps of its warpgroup, which never come here");
   }
 
   [[noreturn]] void fail_waiting(Warp& warp, Lanes waiting) {

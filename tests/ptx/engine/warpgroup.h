@@ -11,6 +11,11 @@
 namespace xlnet_fast::ptx {
 
 constexpr int kGroupWarps = 4;
+constexpr uint32_t kChunk = 16;  // bytes of a matrix in shared memory that lie side by side
+
+// A product's `instruction.constants` are the registers of D, as many as `at[kRegistersOfD]` says,
+// and those of A if it is in registers.
+constexpr size_t kRegistersOfD = 0;
 
 // A product that has been issued.
 struct Product {
@@ -39,10 +44,33 @@ struct ProductRegisters {
 // Registers begin at multiples of 64 bytes.
 constexpr uint32_t register_number(uint32_t at) { return at / 64; }
 
+inline int first_warp(const Step& step) { return step.warp.number / kGroupWarps * kGroupWarps; }
+
+// Calls f with a step of each warp of the group.
+template <class F>
+void each_warp(const Step& step, F&& f) {
+  for (int i = first_warp(step); i < first_warp(step) + kGroupWarps; ++i) {
+    f(Step{step.block, step.block.warps[static_cast<size_t>(i)], step.instruction, kAllLanes});
+  }
+}
+
+// Runs an instruction for the warps of a group when the last of them comes to it, at `pc`, and lets
+// all go on; false where one is not here yet.
+bool run_warpgroup(const Step& step, int pc);
+[[noreturn]] void fail_meeting(const Step& step);
+
+// A product begins to read its registers and these bytes of shared memory; fails if one of them
+// may not be read yet.
+void issue_product(const Step& step, const std::vector<uint64_t>& chunks);
+
 // Fails if an instruction touches a register that a product under way has, and notes what it does.
 void watch_registers(const Step& step);
 // Fails if a warp ends with a product under way.
 void watch_exit(const Step& step);
+
+// Of decode_warpgroup: wgmma.mma_async. And an operand that has one value.
+void decode_product(Instruction& instruction, Loader& loader);
+const Value& single(const Instruction& instruction, size_t operand);
 
 // A block's shared memory, as the async proxy sees it: what the other instructions, the generic
 // proxy, wrote there is there for a product only behind a `fence.proxy.async`.
