@@ -167,25 +167,40 @@ def test_what_was_written_is_there_behind_a_fence_of_proxies(name: str) -> None:
         launch(body, ready=between)
 
 
-@pytest.mark.parametrize("is_behind", [False, True])
-def test_a_fence_of_the_writers_alone_comes_before_the_barrier(is_behind: bool) -> None:
-    """The first warpgroup wrote, the second has the product."""
-    one = f"setp.ge.u32 %p3, %tid_x, 128;\n@!%p3 {PROXY}"
-    ready = f"bar.sync 0;\n{one}" if is_behind else f"{one}bar.sync 0;\n"
-    body = f"{FENCE}@!%p3 bra AROUND;\n{PRODUCT}{DONE}AROUND:\n"
-    if not is_behind:
-        launch(body, warpgroups=2, ready=ready)
-        return
-    with pytest.raises(ptx_machine.Fault, match=UNFENCED):
-        launch(body, warpgroups=2, ready=ready)
+# A thread that runs it comes much later than one that does not.
+LATER = (
+    "mov.b32 %r6, 0;\nLATER:\nadd.u32 %r6, %r6, 1;\nsetp.lt.u32 %p4, %r6, 2000;\n@%p4 bra LATER;\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("order", "is_enough"),
+    [
+        (("fence", "bar.sync 0;\n"), True),
+        (("bar.sync 0;\n", "fence"), False),
+        (("bar.sync 0;\n", "fence", "fence"), False),
+        (("bar.sync 0;\n", "fence", "bar.sync 0;\n"), True),
+    ],
+)
+def test_a_fence_of_the_writers_alone_comes_before_a_barrier(
+    order: tuple[str, ...], is_enough: bool
+) -> None:
+    """The first warpgroup wrote, the second has the product, much later."""
+    ready = "".join(f"@!%p3 {PROXY}" if each == "fence" else each for each in order)
+    body = f"{FENCE}@!%p3 bra AROUND;\n{LATER}{PRODUCT}{DONE}AROUND:\n"
+    for seed in SEEDS:
+        if is_enough:
+            launch(body, warpgroups=2, ready=ready, seeds=[seed])
+            continue
+        with pytest.raises(ptx_machine.Fault, match=UNFENCED):
+            launch(body, warpgroups=2, ready=ready, seeds=[seed])
 
 
 def test_a_product_reads_until_it_is_waited_for() -> None:
     """The first warpgroup waits behind a barrier, and the second writes behind it, much later."""
-    later = "mov.b32 %r6, 0;\nLATER:\nadd.u32 %r6, %r6, 1;\nsetp.lt.u32 %p4, %r6, 2000;\n"
     body = (
         f"{FENCE}@%p3 bra ISSUED;\n{PRODUCT}{COMMIT}ISSUED:\nbar.sync 0;\n@%p3 bra WAITED;\n"
-        f"{WAIT}bra.uni END;\nWAITED:\n{later}@%p4 bra LATER;\nsetp.eq.u32 %p2, %tid_x, 128;\n"
+        f"{WAIT}bra.uni END;\nWAITED:\n{LATER}setp.eq.u32 %p2, %tid_x, 128;\n"
         "@%p2 st.shared.b32 [%r5], %e0;\nEND:\n"
     )
     said = []
