@@ -42,7 +42,7 @@ def launch(
 
 
 UNDER_WAY, UNFENCED = "issued and not waited for", "no fence.proxy.async is in between"
-REGISTERS, MEETING = "since the last wgmma.fence", "which never come here|of the warpgroup"
+REGISTERS, MEETING = "since the last wgmma.fence", "which never come here"
 RACE = "races: it"
 
 # Bodies, and what is said of them. `ready` is what comes before; default is as it should be.
@@ -99,6 +99,7 @@ FAULTS: dict[str, tuple[str, str]] = {
         MEETING,
     ),
     "a-warp-ends": (f"setp.ge.u32 %p3, %tid_x, 96;\n@%p3 ret;\n{FENCE}{PRODUCT}{DONE}", MEETING),
+    "a-lane-ends": (f"@%p2 ret;\n{FENCE}{PRODUCT}{DONE}", "is not run by all threads"),
     "a-warp-has-another": (
         f"{FENCE}setp.ge.u32 %p3, %tid_x, 96;\n@%p3 bra OTHER;\n{PRODUCT}bra.uni BOTH;\n"
         f"OTHER:\n{PRODUCT}BOTH:\n{DONE}",

@@ -134,10 +134,10 @@ bool run_warpgroup(const Step& step, int pc) {
   if (first_warp(step) + kGroupWarps > static_cast<int>(step.block.warps.size())) {
     fail(step, 0, "is of a warp without a whole warpgroup");
   }
+  if (step.active != kAllLanes) fail(step, 0, "is not run by all threads of the warpgroup");
   step.warp.at_warpgroup = pc;
   bool all_here = true;
   each_warp(step, [&](const Step& each) {
-    if (each.warp.exited != 0) fail(step, 0, "is not run by all threads of the warpgroup");
     if (each.warp.at_warpgroup < 0) {
       all_here = false;
     } else if (each.warp.at_warpgroup != pc) {
