@@ -30,20 +30,23 @@ from xlnet_fast.errors import BuildError
 from xlnet_fast.kernels.chips import SHARED_LIMITS
 from xlnet_fast.kernels.cuda import entries
 
-ARCH = 80
+ARCH = "80"
 TIMEOUT_S = 1200.0
 CACHE = native.ROOT / "build" / "ptx" / "cuda"
 
 
 @contextmanager
-def running(*, shared_limit: int = SHARED_LIMITS[ARCH], seed: int = 0) -> Iterator[Counter[str]]:
+def running(
+    *, arch: str = ARCH, shared_limit: int | None = None, seed: int = 0
+) -> Iterator[Counter[str]]:
     """Within the block, launches of backend ``cuda`` on CPU tensors run what nvcc compiles.
 
     The tensors must be those of `ptx_machine.memory`.
 
     Args:
-        shared_limit: bytes of shared memory that a block may have: what kernels of another chip
-            would choose their tiles by.
+        arch: "80" or "90a": what is compiled is for sm_80 or sm_90a.
+        shared_limit: bytes of shared memory that a block may have, by which kernels choose their
+            tiles; None: as many as the chip gives.
         seed: of the order of warps.
 
     Yields:
@@ -54,12 +57,14 @@ def running(*, shared_limit: int = SHARED_LIMITS[ARCH], seed: int = 0) -> Iterat
 
     def launch(place: int, blocks: int, threads: int, shared_bytes: int, parameter: bytes) -> None:
         name = _names(Path(str(module.__file__)))[place]
-        kernel = load(name)
+        kernel = load(name, arch)
         launched[name] += 1
         ptx_machine.launch(
             kernel, (blocks,), threads, parameter, shared_bytes=shared_bytes, seed=seed
         )
 
+    if shared_limit is None:
+        shared_limit = SHARED_LIMITS[int(arch.rstrip("a"))]
     module.set_device(shared_limit=shared_limit)
     module.set_launcher(launch)
     try:
@@ -87,9 +92,9 @@ def emulation_or_skip() -> ModuleType:
 
 
 @functools.cache
-def load(name: str) -> ptx_machine.Loaded:
+def load(name: str, arch: str) -> ptx_machine.Loaded:
     """A kernel by its mangled name, ready to run."""
-    text = ptx_of(_source_of(name)).read_text(encoding="utf-8")
+    text = ptx_of(_source_of(name), arch).read_text(encoding="utf-8")
     return ptx_machine.load(_without_others(text, name))[name]
 
 
@@ -102,14 +107,14 @@ def _without_others(text: str, name: str) -> str:
     return re.sub(r"(?ms)^\.visible \.entry (\w+)\(.*?^\}$", kept, text)
 
 
-def ptx_of(source: Path) -> Path:
-    """The file of a source's PTX, made if it is not there.
+def ptx_of(source: Path, arch: str = ARCH) -> Path:
+    """The file of a source's PTX for a chip, made if it is not there.
 
     Raises:
         BuildError: nvcc failed, and what it said.
     """
     found = _nvcc()
-    flags = [*nvcc.FLAGS, f"-arch=sm_{ARCH}"]
+    flags = [*nvcc.FLAGS, f"-arch=sm_{arch}"]
     digest = native.digest_of(source, [found.version, *flags], cuda_emulation.CSRC)
     target = CACHE / f"{source.stem}-{digest}.ptx"
     if target.exists():

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("triton")
 
 from ptx_harm import runner
-from test_ptx_faults import CUDA, KINDS, NOT_OF_TRITON, OF_CUDA, TRITON, held, spread
+from test_ptx_faults import CUDA, KINDS, NOT_OF_TRITON, OF_CUDA, TRITON, Kind, held, spread
+from test_ptx_sm_90 import KINDS as KINDS_OF_WARPGROUPS
 
 EVERY = [
     (backend, kernel, name)
@@ -31,8 +32,18 @@ EVERY = [
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("backend", "kernel", "name"), EVERY)
 def test_faults_in_many_places(backend: str, kernel: str, name: str) -> None:
-    found = runner(backend, kernel)
-    kind = KINDS[name]
+    check(backend, kernel, 80, KINDS[name])
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", KINDS_OF_WARPGROUPS)
+@pytest.mark.parametrize("kernel", ["_forward_kernel", "_backward_kv_kernel", "_backward_q_kernel"])
+def test_faults_of_warpgroups_in_many_places(kernel: str, name: str) -> None:
+    check("triton", kernel, 90, KINDS_OF_WARPGROUPS[name])
+
+
+def check(backend: str, kernel: str, arch: int, kind: Kind) -> None:
+    found = runner(backend, kernel, arch)
     texts = list(kind.harm(found.lines))
     if not texts:
         pytest.skip(f"{kernel} has no place for it")

@@ -56,14 +56,16 @@ class Lines:
 Harm = Callable[[Lines], Iterator[str]]
 
 
-def barrier_removed(lines: Lines) -> Iterator[str]:
-    for place in lines.like(r"^bar\.sync\s+0;"):
-        yield lines.instead(place, "")
+def removed(pattern: str) -> Harm:
+    def harm(lines: Lines) -> Iterator[str]:
+        for place in lines.like(pattern):
+            yield lines.instead(place, "")
+
+    return harm
 
 
-def warp_barrier_removed(lines: Lines) -> Iterator[str]:
-    for place in lines.like(r"^bar\.warp\.sync\s+-1;"):
-        yield lines.instead(place, "")
+barrier_removed = removed(r"^bar\.sync\s+0;")
+warp_barrier_removed = removed(r"^bar\.warp\.sync\s+-1;")
 
 
 def barrier_in_a_branch(lines: Lines) -> Iterator[str]:
@@ -123,6 +125,37 @@ def moved(pattern: str, by: int) -> Harm:
     return harm
 
 
+def product_waited_for_too_late(lines: Lines) -> Iterator[str]:
+    for place in lines.like(r"^wgmma\.wait_group"):
+        found = re.search(r"aligned\s+(\d+)", lines.text[place])
+        assert found is not None
+        yield lines.instead(place, f"wgmma.wait_group.sync.aligned {int(found[1]) + 1};")
+
+
+def transposed_in_memory(lines: Lines) -> Iterator[str]:
+    """The right operand of a product, whose last number says so."""
+    for place in lines.like(r"^wgmma\.mma_async.*, [01];"):
+        line, last = lines.text[place].rsplit(", ", 1)
+        yield lines.instead(place, f"{line}, {1 - int(last.strip().rstrip(';'))};")
+
+
+def swizzled_otherwise(lines: Lines) -> Iterator[str]:
+    """A descriptor says 128 bytes for 64, or 32 for none: the lowest bit of what it says."""
+    for place in lines.like(r"^or\.b64\s.*, -?\d{17,};"):
+        line, last = lines.text[place].rsplit(", ", 1)
+        bits = (int(last.strip().rstrip(";")) & (1 << 64) - 1) ^ (1 << 62)
+        yield lines.instead(place, f"{line}, {bits - (1 << 64) if bits >> 63 else bits};")
+
+
+def swapped_fragment_of_a_warpgroup(lines: Lines) -> Iterator[str]:
+    """The second and the third register of the left operand change places."""
+    for place in lines.like(r"^wgmma\.mma_async.*\}, \{"):
+        found = re.match(r"(.*\}, \{)(%\w+,)(%\w+,)(%\w+,)(.*)", lines.text[place])
+        assert found is not None
+        before, a, b, c, after = found.groups()
+        yield lines.instead(place, f"{before}{a}{c}{b}{after}")
+
+
 def predicate_dropped(pattern: str) -> Harm:
     def harm(lines: Lines) -> Iterator[str]:
         for place in lines.like(r"^@!?%p\w+\s+" + pattern):
@@ -155,8 +188,9 @@ def comparison_turned(pattern: str) -> Harm:
 class Runner:
     """One kernel of one backend: its unharmed run, and runs of other texts in its place."""
 
-    def __init__(self, backend: str, kernel: str) -> None:
+    def __init__(self, backend: str, kernel: str, arch: int) -> None:
         self.kernel = kernel
+        self.arch: int | str = arch if backend == "triton" else {80: "80", 90: "90a"}[arch]
         self.host: Any = {"triton": ptx_triton, "cuda": ptx_cuda}[backend]
         name = f"xlnet_fast.kernels.{backend}.rel_attention"
         self.module: Any = importlib.import_module(name)
@@ -185,7 +219,11 @@ class Runner:
             Fault: the machine found something.
             AssertionError: a result is out of tolerance.
         """
-        with self._changed(change), ptx_machine.memory(), self.host.running(seed=seed):
+        with (
+            self._changed(change),
+            ptx_machine.memory(),
+            self.host.running(arch=self.arch, seed=seed),
+        ):
             forward = run_forward(self.x, CASE, self.module, "cpu")
             assert_within(forward.out, self.eager, self.exact, "out")
             if "forward" in self.kernel:
@@ -235,18 +273,22 @@ class Runner:
             return mock.patch.object(ptx_triton, "_loaded", loaded)
         of_name = ptx_cuda.load
 
-        def load(name: str) -> Any:
-            return changed(_cuda_text(name))[name] if self.kernel in name else of_name(name)
+        def load(name: str, arch: str) -> Any:
+            return (
+                changed(_cuda_text(name, arch))[name]
+                if self.kernel in name
+                else of_name(name, arch)
+            )
 
         return mock.patch.object(ptx_cuda, "load", load)
 
 
 @functools.cache
-def _cuda_text(name: str) -> str:
-    return ptx_cuda.ptx_of(ptx_cuda._source_of(name)).read_text(encoding="utf-8")
+def _cuda_text(name: str, arch: str) -> str:
+    return ptx_cuda.ptx_of(ptx_cuda._source_of(name), arch).read_text(encoding="utf-8")
 
 
 @functools.cache
-def runner(backend: str, kernel: str) -> Runner:
+def runner(backend: str, kernel: str, arch: int = 80) -> Runner:
     """One for all tests of a kernel: a process runs it unharmed once."""
-    return Runner(backend, kernel)
+    return Runner(backend, kernel, arch)

@@ -49,12 +49,13 @@ class Compiled:
 
 
 @contextmanager
-def running(*, seed: int = 0) -> Iterator[Counter[str]]:
-    """Within the block, launches of Triton kernels on CPU tensors run what is compiled for sm_80.
+def running(*, arch: int = ARCH, seed: int = 0) -> Iterator[Counter[str]]:
+    """Within the block, launches of Triton kernels on CPU tensors run what is compiled for a GPU.
 
-    The tensors must be those of `ptx_machine.memory`. Tiles are those for sm_80.
+    The tensors must be those of `ptx_machine.memory`. Tiles are those for the GPU.
 
     Args:
+        arch: 80 or 90: the GPU is an sm_80 or an sm_90.
         seed: of the order of warps.
 
     Yields:
@@ -67,7 +68,7 @@ def running(*, seed: int = 0) -> Iterator[Counter[str]]:
     launched: Counter[str] = Counter()
 
     def run_kernel(function: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-        compiled, values = _bound(function, arguments, options)
+        compiled, values = _bound(function, arguments, options, arch)
         kernel = _loaded(compiled.text)[compiled.name]
         launched[f"{function.__module__.rpartition('.')[2]}.{function.__name__}"] += 1
         ptx_machine.launch(
@@ -93,7 +94,7 @@ def running(*, seed: int = 0) -> Iterator[Counter[str]]:
         # A sum over lanes has its own product unrounded (fused into the first addition) and another
         # lane's rounded, so that lanes differ in the last bit of what they store to one place.
         changes.enter_context(ptx_machine.open_stores())
-        changes.enter_context(mock.patch.object(launch_module, "arch", return_value=ARCH))
+        changes.enter_context(mock.patch.object(launch_module, "arch", return_value=arch))
         yield launched
 
 
@@ -109,7 +110,7 @@ def _available_here(
 # --- compiling ------------------------------------------------------------------------------------
 
 
-def compiled(source: Any, options: Mapping[str, Any], arch: int = ARCH) -> Compiled:
+def compiled(source: Any, options: Mapping[str, Any], arch: int) -> Compiled:
     """An `ASTSource` compiled to PTX, or what an earlier process compiled of the same."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
@@ -162,13 +163,13 @@ def _loaded(text: str) -> dict[str, ptx_machine.Loaded]:
 
 
 @functools.cache
-def _binder(function: Any) -> tuple[Any, Any]:
+def _binder(function: Any, arch: int) -> tuple[Any, Any]:
     """How a GPU's Triton binds the arguments of a kernel, and the backend that it does it for."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    backend = make_backend(GPUTarget("cuda", ARCH, 32))
+    backend = make_backend(GPUTarget("cuda", arch, 32))
     return create_function_from_signature(function.signature, function.params, backend), backend
 
 
@@ -176,20 +177,20 @@ _compilations: dict[Any, Compiled] = {}
 
 
 def _bound(
-    function: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+    function: Any, arguments: tuple[Any, ...], options: dict[str, Any], arch: int
 ) -> tuple[Compiled, list[tuple[str, Any]]]:
     """The compilation for some arguments, and (type, value) of those that a launch passes."""
     from triton.compiler import ASTSource
 
-    binder, backend = _binder(function)
+    binder, backend = _binder(function, arch)
     bound, specialisation, of_compiler = binder(*arguments, **options)
-    key = (function, str(specialisation), str(of_compiler), str(_constants(function, bound)))
+    key = (function, arch, str(specialisation), str(of_compiler), str(_constants(function, bound)))
     parsed, signature, constants, attributes = function._pack_args(
         backend, options, bound, specialisation, of_compiler
     )
     if key not in _compilations:
         source = ASTSource(function, signature, constants, attributes)
-        _compilations[key] = compiled(source, vars(parsed))
+        _compilations[key] = compiled(source, vars(parsed), arch)
     values = [pair for name, kind in signature.items() for pair in _flattened(kind, bound[name])]
     return _compilations[key], values
 

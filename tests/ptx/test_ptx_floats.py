@@ -228,46 +228,6 @@ def test_sign_taken_and_turned(kind: str) -> None:
     check(f"abs.{kind}", form, 1, values, lambda a: None if is_nan(a, form) else a & ~form.sign)
 
 
-ORDERED: dict[str, Callable[[float, float], bool]] = {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b and not _unordered(a, b),
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-    "num": lambda a, b: not _unordered(a, b),
-    "nan": lambda a, b: _unordered(a, b),
-}
-
-
-def _unordered(a: float, b: float) -> bool:
-    return math.isnan(a) or math.isnan(b)
-
-
-def _compares(name: str) -> Callable[[float, float], bool]:
-    if name in ORDERED:
-        return ORDERED[name]
-    ordered = ORDERED[name.removesuffix("u")]
-    return lambda a, b: _unordered(a, b) or ordered(a, b)
-
-
-@pytest.mark.parametrize("ftz", ["", ".ftz"])
-def test_floats_compared(ftz: str) -> None:
-    names = [*ORDERED, "equ", "neu", "ltu", "leu", "gtu", "geu"]
-    pairs = ptx_snippets.rows(edges(F32), edges(F32))
-    columns = {
-        name: np.array([pair[i] for pair in pairs], np.uint32) for i, name in enumerate("ab")
-    }
-    body = "\n".join(f"setp.{name}{ftz}.f32 %is_{name}, %a, %b;" for name in names)
-    found = ptx_snippets.table(body, columns, {f"is_{name}": 1 for name in names})
-    doubles = [
-        tuple(as_double(flushed(bits) if ftz else bits, F32) for bits in pair) for pair in pairs
-    ]
-    for name in names:
-        expected = [_compares(name)(*pair) for pair in doubles]
-        assert found[f"is_{name}"].tolist() == expected, name
-
-
 def _relative(bits: int) -> Callable[[int, int], bool]:
     """Whether two floats differ by 2**-bits of the second at most; zeros and infinities agree."""
 

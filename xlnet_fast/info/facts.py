@@ -40,8 +40,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16", "asimd", "bf16")
 # What was done with GPU kernels that no GPU has run.
 _TRIED = {
-    "triton": "compiled, interpreted, executed as PTX for sm_80",
-    "cuda": "emulated on the CPU, executed as PTX for sm_80",
+    "triton": "compiled, interpreted, executed as PTX for sm_80 and sm_90",
+    "cuda": "emulated on the CPU, executed as PTX for sm_80 and sm_90",
 }
 _EXTRAS = {
     "matplotlib": "the plots of `xlnet-fast bench`",

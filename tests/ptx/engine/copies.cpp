@@ -3,7 +3,7 @@
 #include <optional>
 #include <string>
 
-#include "memory.h"
+#include "warpgroup.h"
 
 namespace xlnet_fast::ptx {
 namespace {
@@ -113,6 +113,7 @@ void arrive_of(const Step& step, const Now& now, int lane, const Copy& copy) {
   const int shift = memory.shadow.shift;
   Record* const writes = memory.shadow.writes.data() + (offset >> shift);
   for (size_t i = 0; i < Bytes >> shift; ++i) writes[i] = now.own[lane];
+  if (memory.proxy) memory.proxy->note_written(step.warp.thread(lane), copy.to, Bytes);
   step.block.counters->shared_written += Bytes;
 }
 

@@ -3,6 +3,7 @@
 #include <climits>
 
 #include "program.h"
+#include "warpgroup.h"
 
 namespace xlnet_fast::ptx {
 
@@ -29,6 +30,7 @@ class Machine {
     block_.counters = &counters_;
     block_.kernel = &program.name;
     block_.local_bytes = program.local_bytes;
+    block_.has_products = program.has_products;
   }
 
   Counters run(const std::string& parameters, size_t shared_bytes) {
@@ -103,6 +105,10 @@ class Machine {
       warp.block_epoch.fill(0);
       warp.warp_epoch.fill(0);
       warp.has_parted = false;
+      warp.at_warpgroup = -1;
+      if (program_.has_products) {
+        warp.products = std::make_shared<ProductRegisters>(program_.register_bytes);
+      }
       // What no instruction wrote is NaN.
       std::memset(warp.registers, 0xff, program_.first_constant);
       set_specials(warp);
@@ -115,10 +121,17 @@ class Machine {
       bool running = false;
       for (Warp& warp : block_.warps) {
         if (~warp.exited != 0) running = true;
-        if (~(warp.exited | warp.at_barrier) != 0) able.push_back(&warp);
+        const bool is_stopped =
+            warp.at_warpgroup >= 0 || (warp.exited | warp.at_barrier) == kAllLanes;
+        if (!is_stopped) able.push_back(&warp);
       }
       if (!running) break;
       if (able.empty()) {
+        for (Warp& warp : block_.warps) {
+          if (warp.at_warpgroup < 0) continue;
+          const Instruction& instruction = program_.code[static_cast<size_t>(warp.at_warpgroup)];
+          fail_meeting({block_, warp, instruction, kAllLanes});
+        }
         pass_barrier();
         continue;
       }
@@ -134,7 +147,7 @@ class Machine {
   void run_warp(Warp& warp, int budget) {
     const Instruction* const code = program_.code.data();
     const int before = budget;
-    while (budget > 0) {
+    while (budget > 0 && warp.at_warpgroup < 0) {
       const Lanes live = ~(warp.exited | warp.at_barrier);
       if (live == 0) break;
       const Lanes candidates = live & ~warp.waiting;
@@ -153,13 +166,17 @@ class Machine {
         }
       }
       warp.waiting &= ~here;
-      budget = run_lanes(warp, code, pc, next, here, here == live, budget);
+      const auto run =
+          program_.has_products ? &Machine::run_lanes<true> : &Machine::run_lanes<false>;
+      budget = (this->*run)(warp, code, pc, next, here, here == live, budget);
     }
     steps_ += before - budget;
   }
 
   // Runs the lanes `here` from `pc` on until they part, meet others (at `next`) or have to stop.
   // Leaves where they are in `warp.at`; returns what is left of the budget.
+  // `kWatched`: whether products of warpgroups may be under way.
+  template <bool kWatched>
   int run_lanes(Warp& warp, const Instruction* code, int pc, int next, Lanes here, bool alone,
                 int budget) {
     while (true) {
@@ -171,6 +188,11 @@ class Machine {
       }
       ++instruction.runs;
       --budget;
+      if (kWatched && active != 0) {
+        const Step step{block_, warp, instruction, active};
+        watch_registers(step);
+        if (instruction.kind == Kind::kExit) watch_exit(step);
+      }
       switch (instruction.kind) {
         case Kind::kPlain:
           if (active != 0) instruction.run({block_, warp, instruction, active});
@@ -183,6 +205,13 @@ class Machine {
         case Kind::kMembers:
           if (active == 0) break;
           if (!run_members(warp, instruction, active)) return park(warp, pc, here, active, budget);
+          break;
+        case Kind::kWarpgroup:
+          if (active == 0) break;
+          if (active != ~warp.exited) return park(warp, pc, here, active, budget);
+          if (!run_warpgroup({block_, warp, instruction, active}, pc)) {
+            return leave(warp, pc, here, budget);
+          }
           break;
         case Kind::kBranch:
           if (active == here) {

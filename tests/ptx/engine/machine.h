@@ -1,9 +1,9 @@
 // A machine that runs PTX on the host: blocks one after the other, warps in a random order, the
 // 32 lanes of a warp at once. What a GPU would not tell ends a launch with a `Fault`.
 //
-// `machine.cpp` schedules, `arithmetic.cpp`, `exchange.cpp`, `memory.cpp` and `matrix.cpp` have the
-// instructions. Each registers by name: `decode_*` looks at an instruction once, when a kernel is
-// loaded, and leaves in it the function that runs it for a whole warp.
+// `machine.cpp` schedules, `arithmetic.cpp`, `exchange.cpp`, `memory.cpp`, `matrix.cpp` and
+// `warpgroup.cpp` have the instructions. Each registers by name: `decode_*` looks at an instruction
+// once, when a kernel is loaded, and leaves in it the function that runs it for a whole warp.
 #pragma once
 
 #include <array>
@@ -31,6 +31,7 @@ class Block;
 struct Warp;
 struct Instruction;
 class Loader;
+struct ProductRegisters;
 
 // A set of lanes of a warp, a bit each.
 using Lanes = uint32_t;
@@ -67,9 +68,10 @@ using Run = void (*)(const Step&);
 
 // What the scheduler does with an instruction.
 enum class Kind : uint8_t {
-  kPlain,     // calls `run` for the lanes that are here
-  kTogether,  // the same, once all lanes of the warp that have not exited are here (".aligned")
-  kMembers,   // the same, once those of the member mask in the register `members` are here
+  kPlain,      // calls `run` for the lanes that are here
+  kTogether,   // the same, once all lanes of the warp that have not exited are here (".aligned")
+  kMembers,    // the same, once those of the member mask in the register `members` are here
+  kWarpgroup,  // calls `run` once for four warps, when all their lanes are here
   kBranch,
   kTable,  // brx.idx
   kBarrier,
@@ -92,6 +94,8 @@ struct alignas(64) Instruction {
   std::vector<std::string> name;    // "ld.global.v4.b32" -> {"ld", "global", "v4", "b32"}
   std::vector<Operand> operands;    // first what is written
   std::vector<uint32_t> constants;  // for decode_*: whatever its function wants to know
+  std::vector<uint32_t> registers;  // that it touches, by number, in a kernel with products of
+                                    // warpgroups
 };
 
 // What is wrong with a kernel or its text: where, and who did it.
@@ -126,6 +130,7 @@ bool decode_arithmetic(Instruction&, Loader&);  // one lane at a time: numbers, 
 bool decode_exchange(Instruction&, Loader&);    // shfl, vote, activemask, match, redux, bar.warp
 bool decode_memory(Instruction&, Loader&);      // ld, st, atom, red, cp.async, cvta, ldmatrix, ..
 bool decode_matrix(Instruction&, Loader&);      // mma.sync
+bool decode_warpgroup(Instruction&, Loader&);   // wgmma, fence.proxy.async
 
 // A warp: its registers, and where its lanes are.
 struct Warp {
@@ -143,6 +148,9 @@ struct Warp {
   // barriers are behind it for lane a, which met it or others that did.
   bool has_parted = false;
   std::array<std::array<int32_t, kLanes>, kLanes> met{};
+  // Where it waits for the other warps of its warpgroup, or -1.
+  int at_warpgroup = -1;
+  std::shared_ptr<ProductRegisters> products;  // null in a kernel that has none of warpgroups
 
   // Whether what lane `other` did at its own `epoch`, of which the low `bits` bits are known, comes
   // before what `lane` does now, by barriers of the warp.
@@ -199,6 +207,7 @@ class Block {
   std::mt19937* random = nullptr;
   Counters* counters = nullptr;
   const std::string* kernel = nullptr;  // its name
+  bool has_products = false;            // of warpgroups
 };
 
 // What memory.cpp does at the edges: before the first block of a launch and after the last, before

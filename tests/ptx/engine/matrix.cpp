@@ -1,26 +1,10 @@
 // mma.sync: products of small matrices that lie in the registers of a warp.
-//
-// With g = lane / 4 and t = lane % 4, and words of two halves or one tf32: word (row, column) of A
-// is in the lane with g = row % 8 and t = column % 4, in register row / 8 + 2 (column / 4); B the
-// same by its column and its word of k. Rows of D are g and g + 8, its columns 2 t and 2 t + 1.
 #include <string>
 
-#include "machine.h"
-#include "numbers.h"
+#include "fragments.h"
 
 namespace xlnet_fast::ptx {
 namespace {
-
-constexpr int kRows = 16, kColumns = 8;
-
-// tf32 is a float of which the low 13 bits do not count.
-struct Tf32 {
-  uint32_t bits;
-};
-
-float widen(Tf32 x) { return std::bit_cast<float>(x.bits & 0xffffe000u); }
-float widen(Half x) { return to_float(x); }
-float widen(Bfloat x) { return to_float(x); }
 
 // The operands' places: `instruction.constants` has d, a, b, c one register after the other.
 template <class T, class Sum, int K>
@@ -30,53 +14,6 @@ struct Places {
   static constexpr int kSum = kRows * kColumns / kLanes * sizeof(Sum) / 4;  // registers of C
   static constexpr int kA = kRows * kWords / kLanes, kB = kColumns * kWords / kLanes;
 };
-
-typedef float Columns __attribute__((vector_size(kColumns * sizeof(float))));
-
-// The 32 words of one register as floats: those of lane l at kPerWord * l.
-template <class T>
-void widen_register(const Step& step, uint32_t at, float* to) {
-  const T* const from = step.warp.lanes<T>(at);
-  constexpr int kElements = kLanes * 4 / sizeof(T);
-  for (int i = 0; i < kElements; ++i) to[i] = widen(from[i]);
-}
-
-template <class Sum>
-void read_sums(const Step& step, const uint32_t* at, float* sums) {
-  for (int half = 0; half < 2; ++half) {
-    if constexpr (sizeof(Sum) == 4) {
-      const float* const even = step.warp.lanes<float>(at[2 * half]);
-      const float* const odd = step.warp.lanes<float>(at[2 * half + 1]);
-      float* const to = sums + 8 * half * kColumns;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        to[2 * lane] = even[lane];
-        to[2 * lane + 1] = odd[lane];
-      }
-    } else {
-      const Half* const pairs = step.warp.lanes<Half>(at[half]);
-      float* const to = sums + 8 * half * kColumns;
-      for (int i = 0; i < 2 * kLanes; ++i) to[i] = to_float(pairs[i]);
-    }
-  }
-}
-
-template <class Sum>
-void write_sums(const Step& step, const uint32_t* at, const float* sums) {
-  for (int half = 0; half < 2; ++half) {
-    const float* const from = sums + 8 * half * kColumns;
-    if constexpr (sizeof(Sum) == 4) {
-      float* const even = step.warp.lanes<float>(at[2 * half]);
-      float* const odd = step.warp.lanes<float>(at[2 * half + 1]);
-      for (int lane = 0; lane < kLanes; ++lane) {
-        even[lane] = from[2 * lane];
-        odd[lane] = from[2 * lane + 1];
-      }
-    } else {
-      Half* const pairs = step.warp.lanes<Half>(at[half]);
-      for (int i = 0; i < 2 * kLanes; ++i) pairs[i] = to_half(from[i]);
-    }
-  }
-}
 
 // D = A B + C: products exact, each sum rounded to fp32, from the first k to the last.
 template <class T, class Sum, int K>
@@ -143,7 +80,7 @@ constexpr Form kForms[] = {
 // "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {d}, {a}, {b}, {c}".
 bool decode_matrix(Instruction& instruction, Loader& loader) {
   const auto& name = instruction.name;
-  if (name[0] != "mma" && name[0] != "wmma" && name[0] != "wgmma") return false;
+  if (name[0] != "mma" && name[0] != "wmma") return false;
   const bool is_form = name[0] == "mma" && name.size() == 10 && name[1] == "sync" &&
                        name[2] == "aligned" && name[4] == "row" && name[5] == "col" &&
                        name[7] == name[8] && name[6] == name[9];

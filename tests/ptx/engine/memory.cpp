@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <string>
 
+#include "warpgroup.h"
+
 namespace xlnet_fast::ptx {
 
 // --- a launch and its blocks ---
@@ -40,6 +42,7 @@ void BlockMemory::start(const Block& block) {
     }
     of_thread = {};
   }
+  proxy = block.has_products ? std::make_shared<AsyncProxy>(threads, shared.size()) : nullptr;
 }
 
 void begin_launch(const std::string&) {

@@ -98,6 +98,8 @@ struct Copies {
   size_t groups_arrived = 0;
 };
 
+class AsyncProxy;
+
 class BlockMemory {
  public:
   BlockMemory(int threads, size_t shared_bytes, size_t local_bytes);
@@ -108,8 +110,9 @@ class BlockMemory {
   std::vector<char> shared, local;  // local: thread after thread
   size_t local_bytes;
   Shadow shadow;
-  std::vector<Copies> copies;  // of each thread
-  uint32_t begin = 0;          // the block's first moment
+  std::vector<Copies> copies;         // of each thread
+  std::shared_ptr<AsyncProxy> proxy;  // null in a kernel without products of warpgroups
+  uint32_t begin = 0;                 // the block's first moment
 };
 
 // What all blocks of a launch have in common.

@@ -22,7 +22,7 @@ constexpr auto numbers = [](auto a, auto b) { return a == a && b == b; };
 constexpr auto not_numbers = [](auto a, auto b) { return a != a || b != b; };
 
 // What is done with the comparison: at[3] is the other predicate, at[4] inverts it, at[5] is where
-// the opposite goes.
+// the opposite goes, or what the upper halves give.
 enum class Joins : uint32_t { kNothing, kAnd, kOr, kXor };
 
 Lanes joined(const Step& step, Lanes found, Joins joins) {
@@ -33,19 +33,20 @@ Lanes joined(const Step& step, Lanes found, Joins joins) {
   return joins == Joins::kOr ? found | other : found ^ other;
 }
 
-// Not inlined: it is in three forms below.
-template <auto f, class T, bool kFlush>
-[[gnu::noinline]] Lanes compare(const Step& step) {
+// Of element `which` of the `kPer` that a lane has. Not inlined: it is in several forms below.
+template <auto f, class T, bool kFlush, int kPer = 1>
+[[gnu::noinline]] Lanes compare(const Step& step, int which = 0) {
   const auto& at = step.instruction.at;
-  const T* const a = step.warp.lanes<T>(at[1]);
-  const T* const b = step.warp.lanes<T>(at[2]);
+  const T* const a = step.warp.lanes<T>(at[1]) + which;
+  const T* const b = step.warp.lanes<T>(at[2]) + which;
   return lanes_where([=](int lane) {
+    const T x = a[kPer * lane], y = b[kPer * lane];
     if constexpr (std::is_integral_v<T>) {
-      return f(a[lane], b[lane]);
+      return f(x, y);
     } else if constexpr (kFlush) {
-      return f(to_float(flushed(a[lane])), to_float(flushed(b[lane])));
+      return f(to_float(flushed(x)), to_float(flushed(y)));
     } else {
-      return f(to_float(a[lane]), to_float(b[lane]));
+      return f(to_float(x), to_float(y));
     }
   });
 }
@@ -62,6 +63,16 @@ void run_compare(const Step& step) {
   const Lanes result = joined(step, found, joins), opposite = joined(step, ~found, joins);
   set_predicate(step, step.instruction.at[0], result);
   if (constants[1] != 0) set_predicate(step, step.instruction.at[5], opposite);
+}
+
+// Of two halves in a register, a predicate each.
+template <auto f, class T, bool kFlush>
+void run_pairs(const Step& step) {
+  const auto joins = static_cast<Joins>(step.instruction.constants[0]);
+  const Lanes low = joined(step, compare<f, T, kFlush, 2>(step, 0), joins);
+  const Lanes high = joined(step, compare<f, T, kFlush, 2>(step, 1), joins);
+  set_predicate(step, step.instruction.at[0], low);
+  set_predicate(step, step.instruction.at[5], high);
 }
 
 // set: all bits or 1.0f.
@@ -82,10 +93,13 @@ void run_set(const Step& step) {
   store_set(step, compare<f, T, kFlush>(step));
 }
 
-enum class Form { kPlain, kJoin, kSet };
+enum class Form { kPlain, kJoin, kSet, kPairs };
 
 template <auto f, class T, bool kFlush>
 Run of_form(Form form) {
+  if constexpr (sizeof(T) == 2 && !std::is_integral_v<T>) {
+    if (form == Form::kPairs) return run_pairs<f, T, kFlush>;
+  }
   if (form == Form::kPlain) return run_compare<f, T, kFlush>;
   return form == Form::kJoin ? run_join<f, T, kFlush> : run_set<f, T, kFlush>;
 }
@@ -131,10 +145,12 @@ int decode_compared(Instruction& instruction, const std::string& comparison, For
     }
     if (!flush) instruction.run = of_comparison<T, false>(comparison, form);
   };
-  if (type[0] == 'b' && comparison != "eq" && comparison != "ne" && type != "bf16") return 0;
-  if (type == "f16") {
+  if (type[0] == 'b' && comparison != "eq" && comparison != "ne" && !type.starts_with("bf16")) {
+    return 0;
+  }
+  if (type == "f16" || type == "f16x2") {
     set(Half{});
-  } else if (type == "bf16") {
+  } else if (type == "bf16" || type == "bf16x2") {
     set(Bfloat{});
   } else if (type == "f32") {
     set(float{});
@@ -162,8 +178,13 @@ void decode_comparison(Instruction& instruction, Loader& loader) {
     fail(instruction, "has not the operands that it wants");
   }
   const bool opposite = !sets && operands[0].values.size() == 2;
-  const Form form = sets ? Form::kSet : join >= 0 || opposite ? Form::kJoin : Form::kPlain;
-  const int bytes = decode_compared(instruction, comparison, form, flush);
+  const bool pairs = instruction.name.back() == "f16x2" || instruction.name.back() == "bf16x2";
+  if (pairs && !opposite) fail(instruction, "has not two predicates");
+  const Form form = pairs                   ? Form::kPairs
+                    : sets                  ? Form::kSet
+                    : join >= 0 || opposite ? Form::kJoin
+                                            : Form::kPlain;
+  const int bytes = decode_compared(instruction, comparison, form, flush) * (pairs ? 2 : 1);
   if (bytes == 0 || instruction.run == nullptr) fail_type(instruction);
   instruction.constants = {static_cast<uint32_t>(join + 1), opposite ? 1u : 0u};
   int written = 0;

@@ -5,7 +5,7 @@
 #include <cctype>
 
 #include "lanes.h"
-#include "memory.h"
+#include "warpgroup.h"
 
 namespace xlnet_fast::ptx {
 
@@ -55,6 +55,10 @@ Program::Program(Source source) : source_(std::move(source)) {
   end.text = "(the end of the kernel)";
   end.kind = Kind::kExit;
   code.push_back(end);
+  has_products = std::any_of(code.begin(), code.end(), [](const Instruction& each) {
+    return !each.name.empty() && each.name[0] == "wgmma";
+  });
+  if (has_products) number_registers();
   source_ = Source();
 }
 
@@ -266,10 +270,23 @@ int Program::label(const Instruction& instruction, const std::string& label_name
 void Program::decode(Instruction& instruction, const Source::Line& line) {
   if (decode_control(instruction, line) || decode_parameter(instruction, *this) ||
       decode_arithmetic(instruction, *this) || decode_exchange(instruction, *this) ||
-      decode_memory(instruction, *this) || decode_matrix(instruction, *this)) {
+      decode_warpgroup(instruction, *this) || decode_memory(instruction, *this) ||
+      decode_matrix(instruction, *this)) {
     return;
   }
   fail(instruction, "is not known");
+}
+
+void Program::number_registers() {
+  for (Instruction& instruction : code) {
+    if (instruction.kind == Kind::kWarpgroup) continue;  // which looks for itself
+    for (const Operand& operand : instruction.operands) {
+      for (const Value& value : operand.values) {
+        const bool is_register = !value.is_immediate && !value.is_sink && value.bytes != 0;
+        if (is_register) instruction.registers.push_back(register_number(value.at));
+      }
+    }
+  }
 }
 
 bool Program::decode_control(Instruction& instruction, const Source::Line& line) {

@@ -67,6 +67,7 @@ class Program : public Loader {
   std::vector<char> constants;           // those bytes
   std::vector<std::vector<int>> tables;  // targets of brx.idx
   Specials specials;
+  bool has_products = false;  // of warpgroups
 
  protected:
   Value constant_of(const Instruction* instruction, const Value& value, int bytes) override;
@@ -83,6 +84,7 @@ class Program : public Loader {
   void decode(Instruction& instruction, const Source::Line& line);
   bool decode_control(Instruction& instruction, const Source::Line& line);
   void decode_barrier(Instruction& instruction);
+  void number_registers();
 
   Source source_;
   std::unordered_map<std::string, Value> names_;  // registers that have one of their own

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "memory.h"
+#include "warpgroup.h"
 
 namespace xlnet_fast::ptx {
 
@@ -392,6 +392,15 @@ void write_of(const Step& step, const Region& region, const Now& now, Lanes lane
   }
 }
 
+// What products of warpgroups have to do with a write.
+void note_write(const Step& step, const Region& region, Lanes lanes, const Addresses& address,
+                uint32_t bytes, bool is_done) {
+  AsyncProxy* const proxy = step.block.memory->proxy.get();
+  if (proxy != nullptr && region.space == Space::kShared) {
+    proxy->note_writes(step, lanes, address, bytes, is_done);
+  }
+}
+
 // Calls f with constants: how many granules an access has, and whether blocks share the region.
 template <class F>
 void with_count(const Shadow& shadow, uint32_t bytes, F&& f) {
@@ -435,6 +444,7 @@ void note_atomics(const Step& step, const Region& region, const Now& now, Lanes 
   refine_to(region, bytes);
   Shadow& shadow = *region.shadow;
   shadow.expect_atomics(region.space == Space::kGlobal);
+  note_write(step, region, lanes, address, bytes, true);
   const size_t count = bytes >> shadow.shift;
   const char* const doing = "changes by an atomic";
   for_lanes(lanes, [&](int lane) {
@@ -456,6 +466,7 @@ void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
     return;
   }
   refine_to(region, bytes);
+  note_write(step, region, lanes, address, bytes, true);
   with_count(*region.shadow, bytes, [&]<size_t Count, bool HasOthers>() {
     write_of<Count, HasOthers>(step, region, now, lanes, address, bytes, data);
   });
@@ -464,6 +475,7 @@ void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
 void begin_writes(const Step& step, const Region& region, const Now& now, Lanes lanes,
                   const Addresses& address, uint32_t bytes) {
   refine_to(region, bytes);
+  note_write(step, region, lanes, address, bytes, false);
   Shadow& shadow = *region.shadow;
   const size_t count = bytes >> shadow.shift;
   const bool has_atomics = !shadow.atomics.empty();
