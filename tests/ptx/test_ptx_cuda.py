@@ -55,10 +55,14 @@ SOFTMAX = {
     "shapes-positions-absent": FP16,
     "hostile-nan-hidden": BF16,
 }
-OF_ATTENTION = {
-    f"rel_attention_{part}" for part in ("forward", "backward_q", "backward_kv", "backward_r")
-}
+OF_BACKWARD = {f"rel_attention_{part}" for part in ("backward_q", "backward_kv", "backward_r")}
 OF_SOFTMAX = {"masked_softmax_forward", "masked_softmax_backward"}
+
+
+def attention(positions: str | None = None) -> set[str]:
+    """The kernels of both passes, for rows in order or at positions."""
+    forward = "forward" if positions is None else "forward_positions"
+    return {f"rel_attention_{forward}"} | OF_BACKWARD
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def launched() -> Iterator[Counter[str]]:
 
 def kernels(launched: Counter[str]) -> set[str]:
     """Which kernels ran, without their template's arguments."""
-    names = (*OF_ATTENTION, *OF_SOFTMAX, "concat_memory")
+    names = (*attention(), *attention("any"), *OF_SOFTMAX, "concat_memory")
     return {name for name in names for symbol in launched if f"{name}_kernel" in symbol}
 
 
@@ -78,13 +82,13 @@ def kernels(launched: Counter[str]) -> set[str]:
 def test_attention(name, launched):
     dtype, case = ATTENTION[name]
     check_passes(name, dtype, rel_attention, "cpu", case)
-    assert kernels(launched) == OF_ATTENTION
+    assert kernels(launched) == attention(case.positions)
 
 
 def test_attention_in_little_shared_memory():
     with ptx_machine.memory(), ptx_cuda.running(shared_limit=99 * KIB) as launched:
         check_passes("scarce", BF16, rel_attention, "cpu", SCARCE)
-    assert kernels(launched) == OF_ATTENTION
+    assert kernels(launched) == attention()
 
 
 @pytest.mark.parametrize("name", emulated.STREAMS)

@@ -15,7 +15,7 @@ from xlnet_fast.kernels.cuda.room import Shape, largest_head_dim
 AMPLE = 163 * KIB
 """Chips whose blocks may have so many bytes of shared memory run every kernel. The others run those
 that fit, which the dispatcher knows (`kernels.cuda.room`)."""
-_ATTENTION_KERNELS = 4  # forward, and the backward pass of q, of k and v, of r
+_ATTENTION_KERNELS = 5  # forward (2: rows in order, at positions), backward of q, of k, v, of r
 
 
 def what_runs(rows: Sequence[dict[str, Any]]) -> list[Table]:
