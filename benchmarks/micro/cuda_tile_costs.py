@@ -108,7 +108,7 @@ def count(kernel: str, variant: str, arch: str, head_dim: int) -> dict[str, int]
         cubin = Path(folder) / "kernel.cubin"
         run_nvcc(compiler, source, cubin)
         found = sass.disassemble(sass.nvdisasm(), cubin, "nvcc")
-    (code,) = (code for name, code in found.items() if "kernel" in name)
+    (code,) = (code for name, code in found.items() if f"_{kernel}_kernel" in name)
     return sass.count(tile_loop(code), (PRODUCT,))
 
 

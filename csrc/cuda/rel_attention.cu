@@ -90,6 +90,7 @@ void add_shapes(std::vector<AttentionShape>& all) {
   add("forward", false, ForwardShapes<BFloat16, D>{});
   add("forward_positions", false, ForwardShapes<BFloat16, D>{});
   add("backward_q", true, BackwardQShapes<BFloat16, D>{});
+  add("backward_q_positions", true, BackwardQShapes<BFloat16, D>{});
   add("backward_kv", true, BackwardKvShapes<BFloat16, D>{});
   add("backward_r", true, BackwardRShapes<BFloat16, D>{});
 }

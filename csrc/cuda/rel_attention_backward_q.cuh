@@ -139,10 +139,12 @@ XLNET_FAST_DEVICE void finish_d_q(Accumulator<Shape::D / 8>& dq, BackwardQSums& 
 }
 
 template <class Shape, bool kInOrder>
-XLNET_FAST_DEVICE void backward_q(const RowBlock& block, const Place& at) {
+XLNET_FAST_DEVICE void backward_q(const RowCall& row_call) {
   using Element = typename Shape::Element;
   using Operand = typename Shape::Operand;
   constexpr int D = Shape::D, Keys = Shape::Keys, kRows = Shape::kRows;
+  const Place at = place();
+  const RowBlock block = row_block<Shape>(row_call);
   const Head& head = block.head;
   const Rows<kInOrder> rows(block.stream, head, block.first_row + 16 * at.warp, at);
 
@@ -217,21 +219,26 @@ XLNET_FAST_DEVICE void backward_q(const RowBlock& block, const Place& at) {
   finish_d_q<Shape>(dq, sums, rows, head, at);
 }
 
+// A kernel for rows in order and one for rows at positions: one with both would spill more.
 template <class Shape, int kSharedBytes>
 XLNET_FAST_KERNEL(Shape::kThreads, 1)
 rel_attention_backward_q_kernel(XLNET_FAST_PARAMETER RowCall row_call) {
-  const RowBlock block = row_block<Shape>(row_call);
-  if (block.stream.positions == nullptr) {
-    backward_q<Shape, true>(block, place());
-  } else {
-    backward_q<Shape, false>(block, place());
-  }
+  backward_q<Shape, true>(row_call);
+}
+
+template <class Shape, int kSharedBytes>
+XLNET_FAST_KERNEL(Shape::kThreads, 1)
+rel_attention_backward_q_positions_kernel(XLNET_FAST_PARAMETER RowCall row_call) {
+  backward_q<Shape, false>(row_call);
 }
 
 template <class Shape>
 void launch_rel_attention_backward_q(const AttentionCall& call, Stream stream) {
-  launch_row_tiles<Shape>(&rel_attention_backward_q_kernel<Shape, Shape::kSharedBytes>, call,
-                          stream, [](const AttentionStream&) { return true; });
+  constexpr int kBytes = Shape::kSharedBytes;
+  launch_row_tiles<Shape>(&rel_attention_backward_q_kernel<Shape, kBytes>, call, stream,
+                          [](const AttentionStream& of) { return of.positions == nullptr; });
+  launch_row_tiles<Shape>(&rel_attention_backward_q_positions_kernel<Shape, kBytes>, call, stream,
+                          [](const AttentionStream& of) { return of.positions != nullptr; });
 }
 
 }  // namespace xlnet_fast::cuda

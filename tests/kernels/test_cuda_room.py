@@ -57,12 +57,15 @@ def test_launches_take_the_shared_memory_that_the_table_says(positions, head_dim
     gradients(x, case, torch.zeros_like(x.q), rel_attention, "cpu")
     tile = min(shape.head_dim for shape in room.shapes() if shape.head_dim >= head_dim)
     of_tile = {shape.kernel: shape for shape in room.shapes() if shape.head_dim == tile}
-    backward = ("backward_q", "backward_kv", "backward_r")
-    assert list(of_tile) == ["forward", "forward_positions", *backward]
-    forward = "forward" if positions is None else "forward_positions"
+    assert list(of_tile) == [
+        "forward", "forward_positions", "backward_q", "backward_q_positions", "backward_kv",
+        "backward_r",
+    ]  # fmt: skip
+    own = "" if positions is None else "_positions"
+    launched = (f"forward{own}", f"backward_q{own}", "backward_kv", "backward_r")
     assert emulation.take_shared_bytes() == [
         of_tile[name].ample if of_tile[name].ample <= limit else of_tile[name].scarce
-        for name in (forward, *backward)
+        for name in launched
     ]
 
 
@@ -76,6 +79,7 @@ def test_a_smaller_tile_is_there_where_the_preferred_one_does_not_fit(emulation)
         ("forward", 128): (109600, 88736),
         ("forward_positions", 128): (109600, 88736),
         ("backward_q", 64): (102688, 69152),
+        ("backward_q_positions", 64): (102688, 69152),
         ("backward_kv", 64): (109312, 84736),
     }
     assert all(shape.scarce <= shape.ample for shape in room.shapes())

@@ -56,14 +56,14 @@ SOFTMAX = {
     "shapes-positions-absent": FP16,
     "hostile-nan-hidden": BF16,
 }
-OF_BACKWARD = {f"rel_attention_{part}" for part in ("backward_q", "backward_kv", "backward_r")}
 OF_SOFTMAX = {"masked_softmax_forward", "masked_softmax_backward"}
 
 
 def attention(positions: str | None = None) -> set[str]:
     """The kernels of both passes, for rows in order or at positions."""
-    forward = "forward" if positions is None else "forward_positions"
-    return {f"rel_attention_{forward}"} | OF_BACKWARD
+    own = "" if positions is None else "_positions"
+    names = (f"forward{own}", f"backward_q{own}", "backward_kv", "backward_r")
+    return {f"rel_attention_{name}" for name in names}
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
 from xlnet_fast.kernels.cuda.room import largest_head_dim
 from xlnet_fast.kernels.report.rows import COUNTED, Row, check, fits, needed_bytes, shapes_of, tile
 
-# Of CUDA C++: forward of rows in order, and at positions; backward of q, of k and v, of r.
-_ATTENTION_KERNELS = 5
+# Of CUDA C++: forward and backward of q, each in order and at positions; of k and v; of r.
+_ATTENTION_KERNELS = 6
 
 
 def render(rows: Sequence[Row]) -> Group:
