@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from xlnet_fast.errors import BackendUnavailable
-from xlnet_fast.kernels import sass
+from xlnet_fast.kernels.report import sass
 
 
 def has_tools() -> bool:

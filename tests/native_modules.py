@@ -106,8 +106,18 @@ def digest_of(source: Path, said: Iterable[str], root: Path) -> str:
 
     Headers lie beside what includes them, or below `root`.
     """
-    texts = (path.read_text(encoding="utf-8") for path in sorted(reached(source, root)))
-    return digest_of_texts(*said, *texts)
+    return digest_of_texts(*said, *(_text(path) for path in sorted(reached(source, root))))
+
+
+def _text(path: Path) -> str:
+    return _text_and_includes(path, path.stat().st_mtime_ns)[0]
+
+
+@functools.lru_cache(maxsize=512)
+def _text_and_includes(path: Path, mtime_ns: int) -> tuple[str, list[str]]:
+    """A file as it was then: the sources of one build have most of their headers in common."""
+    text = path.read_text(encoding="utf-8")
+    return text, _INCLUDE.findall(text)
 
 
 def reached(source: Path, root: Path) -> set[Path]:
@@ -119,7 +129,7 @@ def reached(source: Path, root: Path) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        for name in _INCLUDE.findall(path.read_text(encoding="utf-8")):
+        for name in _text_and_includes(path, path.stat().st_mtime_ns)[1]:
             near = [folder / name for folder in (path.parent, root) if (folder / name).is_file()]
             waiting += [file.resolve() for file in near[:1]]
     return found

@@ -4,10 +4,11 @@
 
 For every kernel, dtype, head dim, load and length class, all candidates of
 `xlnet_fast.kernels.triton.tiles` are checked at a small size against the float64 reference, then
-timed in interleaved rounds through the public op. What does not compile or is wrong is recorded
-with the reason. DIR/tune.csv grows as results come; with --write the package's table of measured
-tiles gets the fastest of each, under the names of this GPU and of the release of Triton, beside
-those of others.
+timed in interleaved rounds through the public op. Those of which two programs share a
+multiprocessor, and which may spill registers in a loop, are marked (column paired). What does not
+compile or is wrong is recorded with the reason. DIR/tune.csv grows as results come; with --write
+the package's table of measured tiles gets the fastest of each, under the names of this GPU and of
+the release of Triton, beside those of others.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Trial:
     p50_us: float | None = None
     speedup_over_safe: float | None = None  # median over the rounds; the safe tile is tried first
     fastest: str = "false"
+    paired: str = "false"  # whether it is of `tiles.paired_tiles`, never taken untimed
 
 
 class Workbench(Protocol):
@@ -86,14 +88,25 @@ def jobs(kernels: Sequence[str]) -> Iterator[Job]:
 
 
 def try_job(
-    job: Job, configs: Sequence[Any], bench: Workbench, timer: Timer, gpu: str, plan: Plan = PLAN
+    job: Job,
+    configs: Sequence[Any],
+    bench: Workbench,
+    timer: Timer,
+    gpu: str,
+    plan: Plan = PLAN,
+    paired: Sequence[Any] = (),
 ) -> list[Trial]:
-    """Check and time all candidates of a job; the first of `configs` is the safe one."""
+    """Check and time all candidates of a job; the first of `configs` is the safe one.
+
+    Args:
+        paired: of `configs`, those that are to be marked so.
+    """
     trials, functions = [], {}
     for number, config in enumerate(configs):
         trial = Trial(
             gpu, job.kernel, str(job.dtype).removeprefix("torch."), job.head_dim,
             "heavy" if job.heavy else "light", job.shape, *astuple(config),
+            paired=str(config in paired).lower(),
         )  # fmt: skip
         trials.append(trial)
         try:
@@ -202,8 +215,9 @@ def tune(
         if deadline.passed():
             left_out += 1
             continue
-        configs = tiles.candidates(job.kernel, job.dtype, job.head_dim, job.heavy, arch)
-        trials = try_job(job, configs, bench, timer, gpu, plan)
+        entry = (job.kernel, job.dtype, job.head_dim, job.heavy, arch)
+        configs, paired = tiles.candidates(*entry), tiles.paired_tiles(*entry)
+        trials = try_job(job, configs, bench, timer, gpu, plan, paired)
         writer.add(trials)
         best = next((trial for trial in trials if trial.fastest == "true"), None)
         if best is None:
@@ -215,7 +229,8 @@ def tune(
         ratio = best.speedup_over_safe
         faster = "" if ratio is None else f", {ratio:.2f}x the safe one"
         wrong = sum(trial.status != "ok" for trial in trials)
-        tried = f"{config} of {len(trials)}, {wrong} left out"
+        of_two = ", two a multiprocessor" if best.paired == "true" else ""
+        tried = f"{config} of {len(trials)}, {wrong} left out{of_two}"
         say(f"{job.label}: {tried}, {best.p50_us:.0f} us{faster}")
         if table is not None:
             merge_tuned(table, tiles.tuned_gpu(gpu), {key: config})

@@ -2,8 +2,9 @@
 
 The code under test runs for real on fake tensors that say they are on a GPU, so its branches are
 those of a GPU; :class:`Ledger` sees every operator it calls. An operator of ATen counts as one
-launch, views and allocations as none, whatever a kernel library makes of it; a Triton kernel that
-is an operator counts as one. The ops of this package are opened, not counted.
+launch, views and allocations as none, whatever a kernel library makes of it, but a copy of many
+tensors as what it launches; a Triton kernel that is an operator counts as one. The ops of this
+package are opened, not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from .multi_tensor import copy_launches
 
 _NO_LAUNCH = {
     "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "diagonal", "empty",
@@ -71,14 +74,18 @@ class Ledger(TorchDispatchMode):
     backward pass of a whole model, for which PyTorch wants a real device, is counted on fake CPU
     tensors, its attention nonetheless as on a GPU.
 
+    Args:
+        cuda: the version of CUDA that PyTorch is taken to be built with, 12 or 13.
+
     Attributes:
         launches: by operator's name.
         peak_bytes: the most that tensors made inside held at once.
         synchronisations: operators that would wait for the GPU, or that a graph cannot capture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cuda: int = 13) -> None:
         super().__init__()
+        self.cuda = cuda
         self.launches: collections.Counter[str] = collections.Counter()
         self.synchronisations: list[str] = []
         self.peak_bytes = 0
@@ -116,7 +123,8 @@ class Ledger(TorchDispatchMode):
             return result
         result = func(*args, **kwargs)
         if name not in _NO_LAUNCH:
-            self.launches[name if func.namespace == "aten" else str(func)] += 1
+            count = _launches_of(name, args, self.cuda)
+            self.launches[name if func.namespace == "aten" else str(func)] += count
             if _waits(name, args, kwargs, result):
                 self.synchronisations.append(str(func))
         self._hold(result, (args, kwargs))
@@ -147,6 +155,19 @@ class Ledger(TorchDispatchMode):
             self._alive = {key: held for key, held in self._alive.items() if not held[0].expired()}
             self._at_most = sum(size for _, size in self._alive.values())
             self.peak_bytes = max(self.peak_bytes, self._at_most)
+
+
+def _launches_of(name: str, args: tuple[Any, ...], cuda: int) -> int:
+    """Of an operator of ATen.
+
+    Raises:
+        LookupError: one over lists of tensors that nobody has counted.
+    """
+    if name == "_foreach_copy_":
+        return copy_launches(*args[:2], cuda)
+    if name.startswith("_foreach_"):
+        raise LookupError(f"nobody has counted the launches of {name}")
+    return 1
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from xlnet_fast.builder import nvcc, recipe
+from xlnet_fast.builder import recipe
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels import sass
-from xlnet_fast.kernels.cuda.report import find_nvcc, known_archs
+from xlnet_fast.kernels.report import sass
+from xlnet_fast.kernels.report.cuda import find_nvcc, known_archs, run_nvcc
 
 KERNELS = ("forward", "backward_q", "backward_kv", "backward_r")
 PRODUCT = "HMMA"
@@ -100,22 +99,16 @@ def tile_loop(code: sass.Function) -> list[str]:
 
 def count(kernel: str, variant: str, arch: str, head_dim: int) -> dict[str, int]:
     """The instructions of a kernel's loop over tiles: products, and all."""
-    compiler = find_nvcc()
+    compiler = find_nvcc()._replace(archs=(arch,))
     with tempfile.TemporaryDirectory() as folder:
         csrc = Path(folder) / "csrc"
         shutil.copytree(recipe.csrc(), csrc)
         edit(csrc, VARIANTS[variant])
         source = csrc / "cuda" / "instantiations" / f"rel_attention_{kernel}_bfloat16_{head_dim}.cu"
         cubin = Path(folder) / "kernel.cubin"
-        subprocess.run(
-            [*compiler.command, *nvcc.FLAGS, f"-gencode=arch=compute_{arch},code=sm_{arch}",
-             "-cubin", str(source), "-o", str(cubin)],
-            check=True,
-        )  # fmt: skip
-        assembly = subprocess.run(
-            [sass.nvdisasm(), str(cubin)], check=True, capture_output=True, text=True
-        ).stdout
-    (code,) = (code for name, code in sass.functions(assembly).items() if "kernel" in name)
+        run_nvcc(compiler, source, cubin)
+        found = sass.disassemble(sass.nvdisasm(), cubin, "nvcc")
+    (code,) = (code for name, code in found.items() if "kernel" in name)
     return sass.count(tile_loop(code), (PRODUCT,))
 
 

@@ -14,7 +14,7 @@ from cuda_tools import needs_nvcc
 from benchmarks.micro import cuda_tile_costs
 from xlnet_fast.builder import nvcc, recipe
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels import sass
+from xlnet_fast.kernels.report import cuda, sass
 
 EDITS = {edit: None for edits in cuda_tile_costs.VARIANTS.values() for edit in edits}
 FEATURES = {"rank_q", "causal", "bits", "see_self", "segmented", "padded", "Limits"}
@@ -172,20 +172,20 @@ def test_one_kernel_is_compiled_from_a_changed_copy_and_counted(monkeypatch):
     ran: list[list[str]] = []
     seen: list[str] = []
 
-    def run(command: list[str], *, check: bool, **_: bool) -> SimpleNamespace:
-        assert check
+    def run(command: list[str], **_: object) -> SimpleNamespace:
         ran.append(command)
         if "-cubin" in command:
             source = Path(command[command.index("-cubin") + 1])
             assert source.is_file()
             seen.append((source.parents[1] / "sight.cuh").read_text(encoding="utf-8"))
-        return SimpleNamespace(stdout=DISASSEMBLED)
+        return SimpleNamespace(stdout=DISASSEMBLED, stderr="", returncode=0)
 
     compiler = nvcc.Nvcc(("the-nvcc", "--quiet"), "13.0", ("80",), Path())
     before = lines_of(recipe.csrc() / "cuda")
     monkeypatch.setattr(cuda_tile_costs, "find_nvcc", lambda: compiler)
     monkeypatch.setattr(sass, "nvdisasm", lambda: "the-disassembler")
-    monkeypatch.setattr(cuda_tile_costs, "subprocess", SimpleNamespace(run=run))
+    for module in (cuda, sass):
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
     assert cuda_tile_costs.count("forward", "padding", "90a", 64) == {"HMMA": 2, "all": 5}
 
     (compiled, disassembled) = ran

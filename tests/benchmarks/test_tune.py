@@ -130,6 +130,20 @@ def test_a_run_writes_trials_and_the_table(tmp_path, monkeypatch):
     assert "2.00x the safe one" in said[0]
 
 
+def test_a_tile_that_shares_a_multiprocessor_is_marked_and_taken_where_it_is_faster(
+    tmp_path, monkeypatch
+):
+    few_jobs(monkeypatch)
+    monkeypatch.setattr(tiles, "paired_tiles", lambda *_: (OTHER,))
+    for seconds, taken in ((0.1, OTHER), (0.3, SAFE)):
+        found, said = run_tune(tmp_path, monkeypatch, {SAFE: 0.2, OTHER: seconds})
+        assert found[JOB.label][:5] == [taken.block_m, 32, 4, 2, 255]
+        assert ("two a multiprocessor" in said[0]) == (taken is OTHER)
+        with (tmp_path / "tune.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert [line["paired"] for line in lines[:2]] == ["false", "true"]
+
+
 def test_without_write_the_table_is_left_alone_and_time_ends_the_run(tmp_path, monkeypatch):
     found, said = run_tune(tmp_path, monkeypatch, {SAFE: 0.2}, minutes=1e-9)
     assert found == {}

@@ -16,7 +16,7 @@ import xlnet_fast
 from xlnet_fast import cli, info
 from xlnet_fast.builder import build
 from xlnet_fast.errors import BuildError
-from xlnet_fast.kernels import report
+from xlnet_fast.kernels.report import command as report
 
 ROOT = Path(__file__).resolve().parents[2]
 

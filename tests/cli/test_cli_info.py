@@ -16,7 +16,7 @@ from rich.console import Console
 import xlnet_fast
 from xlnet_fast import _extension, info
 from xlnet_fast.info import page
-from xlnet_fast.kernels.triton import report as triton_report
+from xlnet_fast.kernels.report import triton as triton_report
 from xlnet_fast.ops import _dispatch
 from xlnet_fast.ops.qualification import files
 from xlnet_fast.ops.qualification.record import STATUSES

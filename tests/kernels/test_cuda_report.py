@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 
 import pytest
 from cuda_tools import needs_nvcc
-from rich.console import Console
+from report_rows import cuda_row, text_of
 
 from xlnet_fast.builder import recipe
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
-from xlnet_fast.kernels.cuda import fit, ptxas, report
+from xlnet_fast.kernels.report import cuda as report
+from xlnet_fast.kernels.report import sass, usage
+from xlnet_fast.kernels.report.rows import check, shapes_of
+from xlnet_fast.kernels.report.tables import render
 
 # Of nvcc 13.0; the second kernel with a function that was not inlined.
 SAID = """
@@ -33,29 +35,11 @@ ptxas info    : Function properties for _Z5otherv
 """
 
 
-def row(**changes):
-    counts = dict.fromkeys((*report.COUNTED, "all"), 0) | {"HMMA": 64, "all": 900}
-    plain = {
-        "source": "csrc/cuda/a.cu", "kernel": "rel_attention_forward_kernel<Half, 64>", "arch": 80,
-        "registers": 168, "stack_bytes": 0, "spill_bytes": 0, "loop_spills": 0,
-        "product_loop_spills": 0, "max_threads": 128, "shared_bytes": 1024,
-        "dynamic_bytes": 64 * 1024, "blocks": 2, "instructions": counts,
-        "loop_instructions": counts | {"HMMA": 32},
-    }  # fmt: skip
-    return plain | changes
-
-
-def text_of(table) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    return console.file.getvalue()
-
-
 # --- reading -------------------------------------------------------------------------------------
 
 
 def test_registers_spills_and_shared_memory_are_read():
-    assert ptxas.parse_usage(SAID) == {
+    assert usage.parse_ptxas(SAID) == {
         "_Z5firstIfEvPT_": {
             "registers": 70, "stack_bytes": 0, "spill_bytes": 0, "shared_bytes": 256,
         },
@@ -63,9 +47,16 @@ def test_registers_spills_and_shared_memory_are_read():
             "registers": 255, "stack_bytes": 48, "spill_bytes": 88, "shared_bytes": 0,
         },
     }  # fmt: skip
-    assert ptxas.parse_usage("ptxas info    : 0 bytes gmem\n") == {}
+    assert usage.parse_ptxas("ptxas info    : 0 bytes gmem\n") == {}
     with pytest.raises(ArgumentError, match="ptxas says nothing of the registers of _Z6secondv"):
-        ptxas.parse_usage(SAID.replace("Used 255", "Uses some"))
+        usage.parse_ptxas(SAID.replace("Used 255", "Uses some"))
+
+
+def test_what_cuobjdump_says_is_read():
+    said = " Function _k:\n  REG:255 STACK:40 SHARED:1024 LOCAL:8 CONSTANT[0]:560 TEXTURE:0"
+    assert usage.parse_cuobjdump(said) == (255, 48)
+    with pytest.raises(ArgumentError, match="cuobjdump says nothing of registers: not found"):
+        usage.parse_cuobjdump("not found")
 
 
 @pytest.mark.parametrize(
@@ -82,25 +73,25 @@ def test_registers_spills_and_shared_memory_are_read():
     ],
 )
 def test_names_are_short(name, short):
-    assert ptxas.short_name(name) == short
+    assert usage.short_name(name) == short
 
 
 @pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs binutils")
 def test_names_are_demangled(monkeypatch):
-    assert ptxas.demangle(["_Z5firstIfEvPT_", "_Z6secondv"]) == {
+    assert usage.demangle(["_Z5firstIfEvPT_", "_Z6secondv"]) == {
         "_Z5firstIfEvPT_": "void first<float>(float*)",
         "_Z6secondv": "second()",
     }
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert ptxas.demangle(["_Z6secondv"]) == {"_Z6secondv": "_Z6secondv"}
+    assert usage.demangle(["_Z6secondv"]) == {"_Z6secondv": "_Z6secondv"}
 
 
 # --- judging -------------------------------------------------------------------------------------
 
 
 def test_check_accepts_a_clean_row():
-    assert report.check([row(), row(spill_bytes=64, product_loop_spills=2)]) == []
-    assert report.check([row(dynamic_bytes=None, max_threads=None)]) == []
+    assert check([cuda_row(), cuda_row(spill_bytes=400, product_loop_spills=2)]) == []
+    assert check([cuda_row(dynamic_bytes=None, max_threads=None)]) == []
 
 
 @pytest.mark.parametrize(
@@ -111,19 +102,19 @@ def test_check_accepts_a_clean_row():
     ],
 )
 def test_check_catches(changes, words):
-    (problem,) = report.check([row(), row(**changes)])
+    (problem,) = check([cuda_row(), cuda_row(**changes)])
     assert problem.startswith("rel_attention_forward_kernel<Half, 64> on sm_80 ")
     assert words in problem
 
 
 def test_only_attention_needs_tensor_cores():
-    assert report.check([row(kernel="masked_softmax_kernel", instructions={"HMMA": 0})]) == []
+    assert check([cuda_row(kernel="masked_softmax_kernel", instructions={"HMMA": 0})]) == []
 
 
 @pytest.mark.parametrize(("arch", "limit"), SHARED_LIMITS.items())
 def test_check_holds_each_chip_to_its_shared_memory(arch, limit):
-    assert report.check([row(arch=arch, dynamic_bytes=limit - 1024)]) == []
-    (problem,) = report.check([row(arch=arch, dynamic_bytes=limit - 1023)])
+    assert check([cuda_row(arch=arch, dynamic_bytes=limit - 1024)]) == []
+    (problem,) = check([cuda_row(arch=arch, dynamic_bytes=limit - 1023)])
     assert f"needs {limit + 1} bytes of shared memory, the chip has {limit}" in problem
 
 
@@ -131,7 +122,7 @@ def attention(arch: int, **needed: int):
     """Rows of all four kernels with a tile for head dims up to 64, 9 KiB each unless said."""
     kernels = {f"{name}_kernel": 9 * KIB for name in ("backward_q", "backward_kv", "backward_r")}
     return [
-        row(arch=arch, kernel=f"rel_attention_{kernel}<Shape<Half, 64>>", dynamic_bytes=size)
+        cuda_row(arch=arch, kernel=f"rel_attention_{kernel}<Shape<Half, 64>>", dynamic_bytes=size)
         for kernel, size in ({"forward_kernel": 9 * KIB} | kernels | needed).items()
     ]
 
@@ -139,18 +130,18 @@ def attention(arch: int, **needed: int):
 @pytest.mark.parametrize("arch", SHARED_LIMITS)
 def test_what_a_chip_has_no_room_for_is_wrong_only_where_all_should_run(arch):
     rows = attention(arch, backward_r_kernel=100 * KIB)
-    assert report.check(attention(arch)) == []
+    assert check(attention(arch)) == []
     if SHARED_LIMITS[arch] == 99 * KIB:
-        assert report.check(rows) == []
+        assert check(rows) == []
         return
-    assert report.check(rows) == []
-    (problem,) = report.check(attention(arch, backward_r_kernel=228 * KIB))
+    assert check(rows) == []
+    (problem,) = check(attention(arch, backward_r_kernel=228 * KIB))
     assert f"needs {229 * KIB} bytes of shared memory" in problem
 
 
 def test_render_says_what_runs_on_every_chip():
     def lines_of(**needed: int) -> dict[str, str]:
-        text = text_of(report.render(attention(86, **needed))).partition("by chip and head dim")[2]
+        text = text_of(render(attention(86, **needed))).partition("by chip and head dim")[2]
         return {
             words[0]: " ".join(words[1:]) for line in text.splitlines() if (words := line.split())
         }
@@ -169,32 +160,39 @@ def test_render_says_what_runs_on_every_chip():
 
 
 def test_a_row_that_does_not_fit_says_so():
-    text = text_of(report.render(attention(86, backward_q_kernel=99 * KIB)))
+    text = text_of(render(attention(86, backward_q_kernel=99 * KIB)))
     (line,) = (line.split() for line in text.splitlines() if " 100.0 " in line)
     assert line[line.index("100.0") + 1 :][:3] == ["does", "not", "fit"]
-    assert "by chip" not in text_of(report.render(attention(86)[:3])), "of all kernels, or none"
+    assert "by chip" not in text_of(render(attention(86)[:3])), "of all kernels, or none"
 
 
 def test_the_smaller_of_two_tiles_counts():
-    smaller = row(arch=86, kernel="rel_attention_forward_kernel<Shape<Half, 64, 16>>")
+    smaller = cuda_row(arch=86, kernel="rel_attention_forward_kernel<Shape<Half, 64, 16>>")
     rows = [*attention(86, forward_kernel=99 * KIB), smaller | {"dynamic_bytes": KIB}]
-    assert "does not fit:" not in text_of(report.render(rows))
-    assert fit.shapes_of(rows)[0] == ("forward", False, 64, 100 * KIB, 2 * KIB)
+    assert "does not fit:" not in text_of(render(rows))
+    assert shapes_of(rows)[0] == ("forward", False, 64, 100 * KIB, 2 * KIB)
+    assert shapes_of([smaller | {"dynamic_bytes": None}]) == [], "half of what it needs is unknown"
 
 
 def test_a_kernel_tells_its_dynamic_shared_memory():
-    known = row(registers=128, kernel="f_kernel<Shape<Half, 64>, 81920>")
-    told = report._with_blocks(known)
-    assert told["kernel"] == "f_kernel<Shape<Half, 64>>"
-    assert (told["dynamic_bytes"], told["blocks"]) == (80 * 1024, 2)
-    for name in ("f_kernel<Half, true>", "f_kernel<Shape<Half, 64> >", "f_kernel"):
-        unknown = report._with_blocks(known | {"kernel": name})
-        assert (unknown["kernel"], unknown["dynamic_bytes"], unknown["blocks"]) == (name, None, 4)
-    assert report._with_blocks(known | {"max_threads": None})["blocks"] is None
+    used = {"registers": 128, "stack_bytes": 0, "spill_bytes": 0, "shared_bytes": 1024}
+
+    def told(name: str, max_threads: int | None = 128) -> tuple[str, int | None, int | None]:
+        code = sass.Function(max_threads=max_threads)
+        row = report._row("csrc/cuda/a.cu", name, 80, used, code)
+        return row["kernel"], row["dynamic_bytes"], row["blocks"]
+
+    name = "f_kernel<Shape<Half, 64>, 81920>"
+    assert told(name) == ("f_kernel<Shape<Half, 64>>", 80 * 1024, 2)
+    for unknown in ("f_kernel<Half, true>", "f_kernel<Shape<Half, 64> >", "f_kernel"):
+        assert told(unknown) == (unknown, None, 4)
+    assert told(name, max_threads=None)[2] is None
 
 
 def test_render_shows_every_row():
-    text = text_of(report.render([row(), row(dynamic_bytes=None), row(kernel="copy", blocks=None)]))
+    text = text_of(
+        render([cuda_row(), cuda_row(dynamic_bytes=None), cuda_row(kernel="copy", blocks=None)])
+    )
     lines = [line.split() for line in text.splitlines()]
     assert ["rel_attention_forward_kernel"] in lines
     assert ["copy"] in lines
@@ -283,7 +281,7 @@ def test_a_real_kernel(sources):
         assert with_products["loop_instructions"]["MUFU"] == 0
         assert with_products["loop_instructions"]["all"] < with_products["instructions"]["all"]
         assert without["instructions"]["HMMA"] == 0
-    problems = report.check(rows)
+    problems = check(rows)
     assert len(problems) == 2
     assert all("rel_attention_kernel<float, false>" in problem for problem in problems)
 
@@ -300,19 +298,19 @@ def test_a_spill_in_a_loop_is_found(sources):
     (found,) = report.compile_report((80,))
     assert found["stack_bytes"] == 256
     assert found["loop_spills"] > 0
-    assert "spills registers" in report.check([found])[0]
+    assert "spills registers" in check([found])[0]
 
 
 @needs_nvcc
 def test_what_was_compiled_is_kept_until_something_changes(sources, tmp_path, monkeypatch):
     compiled = []
-    run = report._run_nvcc
+    run = report.run_nvcc
 
     def counting(compiler, source, cubin):
         compiled.append(source.name)
         return run(compiler, source, cubin)
 
-    monkeypatch.setattr(report, "_run_nvcc", counting)
+    monkeypatch.setattr(report, "run_nvcc", counting)
     first = report.compile_report((80,))
     assert sorted(compiled) == ["attention.cu", "entry.cu"]
     assert report.compile_report((80,)) == json.loads(json.dumps(first)) == first

@@ -20,7 +20,9 @@ from two_stream_cases import check_streams
 from xlnet_fast import ops
 from xlnet_fast.errors import BackendUnavailable
 from xlnet_fast.kernels.chips import CHIPS, KIB
-from xlnet_fast.kernels.cuda import entries, fit, rel_attention, report, room
+from xlnet_fast.kernels.cuda import entries, rel_attention, room
+from xlnet_fast.kernels.report import cuda as report
+from xlnet_fast.kernels.report.rows import check, fits, shapes_of
 from xlnet_fast.ops import _dispatch
 from xlnet_fast.ops._dispatch import Request, choose
 
@@ -80,10 +82,10 @@ def test_compiled_kernels_tell_the_same_by_their_names(emulation, tmp_path, monk
     """Of one kernel in both tiles, for a chip that has no room for the larger one."""
     monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path))
     rows = report.compile_report((86,), sources="rel_attention_backward_kv_bfloat16_64*")
-    assert [fit.fits(row) for row in rows] == [False, True]
+    assert [fits(row) for row in rows] == [False, True]
     of_table = [s for s in room.shapes() if (s.kernel, s.head_dim) == ("backward_kv", 64)]
-    assert fit.shapes_of(rows) == of_table
-    assert report.check(rows) == []
+    assert shapes_of(rows) == of_table
+    assert check(rows) == []
 
 
 # --- the smaller tiles compute the same -----------------------------------------------------------

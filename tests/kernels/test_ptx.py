@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from triton_scratch import compiled_ptx
 
-from xlnet_fast.kernels import ptx
+from xlnet_fast.kernels.report import ptx
 from xlnet_fast.kernels.triton import INTERPRETED, triton
 
 needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs Triton's compiler")

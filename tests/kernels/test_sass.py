@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from xlnet_fast.errors import BackendUnavailable
-from xlnet_fast.kernels import sass
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels.chips import CHIPS, KIB, blocks_per_multiprocessor
+from xlnet_fast.kernels.report import sass
 
 ASSEMBLY = """
         /*0000*/                   STL [R1], R2 ;
@@ -67,10 +69,12 @@ TWO = """
 
 
 def test_spills_count_in_innermost_loops_only():
-    assert sass.loop_spills(ASSEMBLY) == 0
-    inside = ASSEMBLY.replace("FFMA R4, R4, R5, R6", "LDL.64 R4, [R1+0x8]")
-    assert sass.loop_spills(inside) == 1
-    assert sass.loop_spills(ASSEMBLY.replace("@P1 BRA `(.L_x_0)", "NOP")) == 0
+    def spills(assembly: str) -> int:
+        return sass.loop_spills(sass.functions(assembly)[""])
+
+    assert spills(ASSEMBLY) == 0
+    assert spills(ASSEMBLY.replace("FFMA R4, R4, R5, R6", "LDL.64 R4, [R1+0x8]")) == 1
+    assert spills(ASSEMBLY.replace("@P1 BRA `(.L_x_0)", "NOP")) == 0
 
 
 def test_functions_are_told_apart():
@@ -113,6 +117,14 @@ def test_a_missing_disassembler_is_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match="nvdisasm is neither on the path nor inside"):
         sass.nvdisasm()
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    tool = tmp_path / "nvdisasm"
+    tool.write_text("#!/bin/sh\necho $1 is no cubin >&2\nexit 1\n")
+    tool.chmod(0o755)
+    with pytest.raises(ArgumentError, match=f"{tool} cannot read what nvcc made: a.o is no cubin"):
+        sass.disassemble(str(tool), Path("a.o"), "nvcc")
 
 
 # NVIDIA's occupancy calculator, by hand: what limits is named.

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 
 import pytest
 import torch
-from rich.console import Console
+from report_rows import text_of, triton_row
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.kernels.triton import (
-    INTERPRETED,
-    concat_memory,
-    masked_softmax,
-    philox,
-    report,
-    triton,
+from xlnet_fast.kernels.chips import SHARED_LIMITS
+from xlnet_fast.kernels.report import triton as report
+from xlnet_fast.kernels.report.rows import (
+    PAIRED_LOOP_SPILLS,
+    PAIRED_SPILL_LIMIT,
+    SPILL_LIMIT,
+    check,
 )
+from xlnet_fast.kernels.report.tables import render
+from xlnet_fast.kernels.triton import INTERPRETED, concat_memory, masked_softmax, philox, triton
 from xlnet_fast.kernels.triton import masked_softmax_launch as softmax_launch
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.operands import SoftmaxInputs
@@ -25,65 +26,60 @@ from xlnet_fast.operands import SoftmaxInputs
 needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs Triton's compiler")
 
 SMALL = ("masked_softmax", "concat_memory")
-KEYS = {
-    "kernel", "variant", "arch", "dtype", "head_dim", "registers", "spill_bytes", "loop_spills",
-    "shared_bytes", "gemm_units", "disorder",
-}  # fmt: skip
-
-
-def row(**changes):
-    return {
-        "kernel": "rel_attention_forward", "variant": "precomputed", "arch": 80, "dtype": "bf16",
-        "head_dim": 64, "registers": 200, "spill_bytes": 0, "loop_spills": 0,
-        "shared_bytes": 65536, "gemm_units": 2, "disorder": [],
-    } | changes  # fmt: skip
-
-
-def text_of(table) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    return console.file.getvalue()
 
 
 def test_check_accepts_a_clean_row():
-    assert report.check([row()]) == []
+    assert check([triton_row()]) == []
 
 
 def test_check_catches_a_spill():
-    limit = report.SPILL_LIMIT
-    assert report.check([row(spill_bytes=limit)]) == []
-    (problem,) = report.check([row(), row(spill_bytes=limit + 1, arch=90)])
+    limit = SPILL_LIMIT
+    assert check([triton_row(spill_bytes=limit)]) == []
+    (problem,) = check([triton_row(), triton_row(spill_bytes=limit + 1, arch=90)])
     assert f"spills {limit + 1} bytes" in problem
     assert "sm_90" in problem
 
 
 def test_check_catches_a_spill_in_a_loop():
-    (problem,) = report.check([row(spill_bytes=8, loop_spills=2)])
+    (problem,) = check([triton_row(spill_bytes=8, loop_spills=2)])
     assert "spills registers in 2 places of a loop" in problem
+
+
+def test_check_lets_a_tile_that_is_to_be_timed_spill_a_little():
+    most = {"spill_bytes": PAIRED_SPILL_LIMIT, "loop_spills": PAIRED_LOOP_SPILLS}
+    assert check([triton_row(is_paired=True, **most)]) == []
+    assert len(check([triton_row(is_paired=False, **most)])) == 2
+    for name in most:
+        (problem,) = check([triton_row(is_paired=True, **most | {name: most[name] + 1})])
+        assert str(most[name] + 1) in problem
+    (problem,) = check([triton_row(is_paired=True, shared_bytes=2**20)])
+    assert "shared memory" in problem
 
 
 def test_check_catches_scratch_memory_read_too_early():
     said = "strips: line 7: ld.global.b32: loads what was stored with no barrier between"
-    (problem,) = report.check([row(), row(disorder=[said])])
+    (problem,) = check([triton_row(), triton_row(disorder=[said])])
     assert problem.endswith(f"on sm_80, PTX, {said}")
 
 
-@pytest.mark.parametrize(("arch", "limit"), report.SHARED_LIMITS.items())
+@pytest.mark.parametrize(("arch", "limit"), SHARED_LIMITS.items())
 def test_check_holds_each_chip_to_its_shared_memory(arch, limit):
-    assert report.check([row(arch=arch, shared_bytes=limit)]) == []
-    (problem,) = report.check([row(arch=arch, shared_bytes=limit + 1)])
+    assert check([triton_row(arch=arch, shared_bytes=limit)]) == []
+    (problem,) = check([triton_row(arch=arch, shared_bytes=limit + 1)])
     assert str(limit) in problem
 
 
 def test_render_shows_every_row():
-    text = text_of(report.render([row(registers=123), row(spill_bytes=456)]))
+    text = text_of(render([triton_row(registers=123), triton_row(spill_bytes=456)]))
     assert "123" in text
     assert "456" in text
 
 
 def test_render_says_what_a_tile_costs_in_products():
-    softmax = row(kernel="masked_softmax_forward", variant="-", gemm_units=None, head_dim=None)
-    text = " ".join(text_of(report.render([row(gemm_units=2.5), softmax])).split())
+    softmax = triton_row(
+        kernel="masked_softmax_forward", variant="-", gemm_units=None, head_dim=None
+    )
+    text = " ".join(text_of(render([triton_row(gemm_units=2.5), softmax])).split())
     assert "variant precomputed: 2.5 matrix products per tile" in text
     assert "masked_softmax_forward chip" in text
     assert "None" not in text
@@ -101,13 +97,13 @@ def test_compiles_for_a_chip_that_is_not_there():
     tiles = len(masked_softmax.TILES)
     assert kernels == ["masked_softmax_forward"] * tiles + ["concat_memory"]
     for made in rows:
-        assert set(made) >= KEYS
+        assert {*made, "block_n"} == set(triton_row())
         assert (made["arch"], made["dtype"], made["head_dim"]) == (90, "bf16", None)
         assert 16 <= made["registers"] <= 255
         assert made["gemm_units"] is None
     assert [made["block_n"] for made in rows[:tiles]] == [t.block_n for t in masked_softmax.TILES]
     assert (rows[-1]["block_m"], "block_n" in rows[-1]) == (concat_memory.BLOCK, False)
-    assert report.check(rows) == []
+    assert check(rows) == []
     assert seen == [(done, tiles + 1) for done in range(1, tiles + 2)]
 
 
@@ -138,8 +134,8 @@ def test_a_tile_too_large_for_the_registers_shows_as_a_spill(monkeypatch):
         )  # fmt: skip
     finally:
         report._compilations.cache_clear()
-    assert rows[0]["spill_bytes"] > report.SPILL_LIMIT
-    problem = report.check(rows)[-1]
+    assert rows[0]["spill_bytes"] > SPILL_LIMIT
+    problem = check(rows)[-1]
     assert "masked_softmax_backward (row in registers, all) bf16 tile 32x256 on sm_80" in problem
 
 

@@ -8,21 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from report_rows import triton_row
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, PerformanceWarning
 from xlnet_fast.info import facts
-from xlnet_fast.kernels import ptx
-from xlnet_fast.kernels import report as whole_report
 from xlnet_fast.kernels.chips import CHIPS, SHARED_LIMITS, blocks_per_multiprocessor
-from xlnet_fast.kernels.triton import (
-    INTERPRETED,
-    launch,
-    rel_attention_compilations,
-    report,
-    tile_search,
-    tiles,
-    triton,
-)
+from xlnet_fast.kernels.report import command, ptx, tile_search
+from xlnet_fast.kernels.report import triton as report
+from xlnet_fast.kernels.report.rows import PAIRED_LOOP_SPILLS, check
+from xlnet_fast.kernels.triton import INTERPRETED, launch, rel_attention_compilations, tiles, triton
 from xlnet_fast.kernels.triton.tiles import Config, Table, chip_class
 
 needs_compiler = pytest.mark.skipif(triton is None or INTERPRETED, reason="needs Triton's compiler")
@@ -81,6 +75,44 @@ def test_the_tiles_of_a_table_can_be_launched(release):
             for arch, limit in SHARED_LIMITS.items():
                 if chip_class(arch) == chip:
                     assert config.shared_bytes <= limit
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_two_programs_of_a_pair_share_a_multiprocessor(release):
+    """Each was compiled, is no larger than the safe tile, and is no safe tile itself."""
+    table = tiles.load_safe()[release]
+    found = {slot.key: slot for slot in tile_search.slots() if slot.key in table.paired}
+    assert set(found) == set(table.paired)
+    for key, entry in table.paired.items():
+        assert 0 < len(entry) <= len(tile_search.PAIRS)
+        assert not set(entry) & set(table.tiles[key])
+        (safe, *_) = table.tiles[key]
+        for config in entry:
+            assert (config.num_warps, config.maxnreg) in tile_search.PAIRS
+            assert 64 <= config.registers <= config.maxnreg
+            assert config.block_m * config.block_n <= safe.block_m * safe.block_n
+            assert tile_search.shares(found[key], config)
+
+
+def test_a_pair_is_never_taken_unless_it_was_measured(monkeypatch, tmp_path):
+    table, _ = tiles.installed_table()
+    key = tiles.safe_key("large", *ARGUMENTS[:4])
+    pair = Config(32, 32, 4, 2, registers=255, shared_bytes=2000)
+    monkeypatch.setattr(
+        tiles, "installed_table", lambda: (replace(table, paired={key: (pair,)}), None)
+    )
+    assert tiles.candidates(*ARGUMENTS) == (*table.tiles[key], pair)
+    assert tiles.safe_tiles(*ARGUMENTS) == table.tiles[key]
+    assert tiles.paired_tiles(*ARGUMENTS) == (pair,)
+    assert tiles.paired_tiles(*ARGUMENTS[:4], 80) == ()
+    assert tiles.choose_config(*ARGUMENTS) == table.tiles[key][0]
+    listed = list(rel_attention_compilations.compilations(90))
+    (compiled,) = [each for each in listed if each.is_paired]
+    assert compiled.features == "light, to be timed"
+    assert compiled.tile == (32, 32)
+    tuned = {tiles.tuned_gpu("A GPU"): {tiles.tuned_key(*ARGUMENTS[:4], "long"): [32, 32, 4, 2]}}
+    monkeypatch.setattr(tiles, "load_tuned", lambda: tuned)
+    assert tiles.choose_config(*ARGUMENTS, "long", "A GPU") == pair
 
 
 def test_the_file_is_as_the_search_writes_it():
@@ -143,12 +175,12 @@ def test_without_triton_the_newest_table_is_looked_at(monkeypatch):
 @needs_compiler
 def test_the_report_says_which_tiles_it_compiles(monkeypatch, capsys):
     monkeypatch.setattr(report, "compile_report", lambda archs, on_progress: [])
-    assert whole_report.run_report(None, (90,), ("triton",)) == 0
+    assert command.run_report(None, (90,), ("triton",)) == 0
     said = " ".join(capsys.readouterr().out.split())
     release = tiles.release_of(triton.__version__)
     assert f"Triton {triton.__version__}: tiles for {release}, chosen on sm_80" in said
     install(monkeypatch, "3.8.0")
-    assert whole_report.run_report(None, (90,), ("triton",)) == 0
+    assert command.run_report(None, (90,), ("triton",)) == 0
     assert "no tiles were checked with Triton 3.8" in " ".join(capsys.readouterr().out.split())
 
 
@@ -198,13 +230,11 @@ def measuring(monkeypatch, spills, shared=None):
     def measure(compilation, arch):
         tile = (*compilation.tile, compilation.options["num_stages"])
         seen.append((tile, arch, compilation.constants.get("ATOMIC")))
-        return {
-            "kernel": compilation.kernel, "variant": "strip", "arch": arch, "dtype": "bf16",
-            "head_dim": 64, "block_m": tile[0], "block_n": tile[1], "registers": 200 + arch // 10,
-            "spill_bytes": 0, "loop_spills": int(spills(tile, arch)),
-            "shared_bytes": shared or 1000 * arch,
-            "disorder": [],
-        }  # fmt: skip
+        return triton_row(
+            kernel=compilation.kernel, arch=arch, block_m=tile[0], block_n=tile[1],
+            registers=200 + arch // 10, loop_spills=int(spills(tile, arch)),
+            shared_bytes=shared or 1000 * arch, is_paired=compilation.is_paired,
+        )  # fmt: skip
 
     monkeypatch.setattr(report, "measure", measure)
     monkeypatch.setattr(report, "require_compiler", lambda: None)
@@ -228,10 +258,7 @@ def test_the_search_takes_the_first_tile_that_suits_every_chip_of_the_class(monk
 
 
 def test_a_chip_that_was_not_compiled_for_still_bounds_shared_memory():
-    row = {
-        "kernel": "k", "variant": "-", "arch": 80, "dtype": "bf16", "head_dim": 64,
-        "loop_spills": 0, "spill_bytes": 0, "disorder": [],
-    }  # fmt: skip
+    row = triton_row(arch=80)
     small = tile_search.Slot("small", "forward", "bf16", False, 64)
     limit = SHARED_LIMITS[86]
     assert tile_search.judge(small, [row | {"shared_bytes": limit}]) == []
@@ -260,6 +287,56 @@ def test_where_every_candidate_spills_the_least_is_taken_and_named(monkeypatch):
     assert SLOT.key not in tile_search.search((90,), only=[SLOT], workers=1).spilling
 
 
+@pytest.mark.parametrize("warps", [4, 8])
+def test_the_search_finds_pairs_no_larger_than_the_safe_tile(monkeypatch, warps):
+    """The largest that spills little enough and leaves room for two, of either kind."""
+    allowed = PAIRED_LOOP_SPILLS
+    (safe, *_) = tile_search.tried(SLOT)
+    area = safe.block_m * safe.block_n
+    areas = []
+
+    def measure(compilation, arch):
+        tile, options = compilation.tile, compilation.options
+        is_pair = compilation.is_paired
+        if is_pair:
+            areas.append(tile[0] * tile[1])
+        spills = 0
+        if is_pair:
+            spills = allowed if (options["num_warps"], areas[-1]) == (warps, area // 2) else 99
+        return triton_row(
+            kernel=compilation.kernel, arch=arch, registers=options["maxnreg"],
+            loop_spills=spills, shared_bytes=shared, is_paired=is_pair,
+        )  # fmt: skip
+
+    monkeypatch.setattr(report, "measure", measure)
+    monkeypatch.setattr(report, "require_compiler", lambda: None)
+    shared = 100_000
+    (pair,) = tile_search.search((90,), only=[SLOT], workers=1).paired[SLOT.key]
+    assert (pair.num_warps, pair.maxnreg) in tile_search.PAIRS
+    assert (pair.num_warps, pair.block_m * pair.block_n) == (warps, area // 2)
+    assert (pair.registers, pair.shared_bytes) == (pair.maxnreg, 100_000)
+    assert max(areas) == area
+    shared = 120_000  # two are more than the 228 KiB of a multiprocessor
+    assert SLOT.key not in tile_search.search((90,), only=[SLOT], workers=1).paired
+
+
+def test_a_pair_that_does_not_compile_is_passed_over(monkeypatch):
+    measuring(monkeypatch, lambda tile, arch: 0)
+    genuine = report.measure
+
+    def measure(compilation, arch):
+        if compilation.is_paired:
+            raise ArgumentError("does not compile")
+        return genuine(compilation, arch)
+
+    monkeypatch.setattr(report, "measure", measure)
+    table = tile_search.search((90,), only=[SLOT], workers=1)
+    assert SLOT.key in table.tiles
+    assert table.paired == {
+        key: entry for key, entry in tiles.installed_table()[0].paired.items() if key != SLOT.key
+    }
+
+
 def test_candidates_are_no_larger_than_what_is_known_and_never_twice():
     for slot in tile_search.slots():
         tried = tile_search.tried(slot)
@@ -274,9 +351,11 @@ def test_candidates_are_no_larger_than_what_is_known_and_never_twice():
 def test_a_table_is_put_beside_those_of_other_releases(monkeypatch, tmp_path):
     path = tmp_path / "safe_tiles.json"
     monkeypatch.setattr(tiles, "SAFE_FILE", path)
-    entry = {"archs": [80], "spilling": ["a"], "tiles": {"a": [[16, 16, 8, 2, 255, 9, 9]]}}
+    tile = [16, 16, 8, 2, 255, 9, 9]
+    entry = {"archs": [80], "spilling": ["a"], "tiles": {"a": [tile]}, "paired": {"a": [tile]}}
     path.write_text(json.dumps({"3.6": entry}))
-    new = Table("3.10", (80, 90), {"a": (Config(32, 32, 8, 2, 128, 100, 2000),)})
+    pair = {"a": (Config(16, 16, 4, 2, 255, 200, 900),)}
+    new = Table("3.10", (80, 90), {"a": (Config(32, 32, 8, 2, 128, 100, 2000),)}, paired=pair)
     tile_search.write(new)
     tile_search.write(new)
     tables = tiles.load_safe()
@@ -284,6 +363,8 @@ def test_a_table_is_put_beside_those_of_other_releases(monkeypatch, tmp_path):
     assert tables["3.10"] == new
     assert tables["3.10"].tiles["a"][0].shared_bytes == 2000
     assert tables["3.6"].tiles["a"] == (Config(16, 16, 8, 2),)
+    assert tables["3.6"].paired == tables["3.6"].tiles
+    assert tables["3.10"].paired["a"][0].registers == 200
     assert tables["3.6"].spilling == ("a",)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
@@ -293,19 +374,19 @@ def test_the_command_writes_what_the_search_finds(monkeypatch, tmp_path, capsys)
     table = Table("3.6", (80, 90), {"a": (Config(32, 32, 8, 2),)})
     monkeypatch.setattr(tile_search, "search", lambda archs, on_progress: table)
     monkeypatch.setattr(tile_search, "write", written.append)
-    assert whole_report.write_tiles((80, 90)) == 0
+    assert command.write_tiles((80, 90)) == 0
     assert written == [table]
     assert "wrote 1 entries for Triton 3.6, compiled for sm_80, sm_90" in capsys.readouterr().out
     spilling = replace(table, spilling=("a",))
     monkeypatch.setattr(tile_search, "search", lambda archs, on_progress: spilling)
-    assert whole_report.write_tiles() == 1
+    assert command.write_tiles() == 1
     assert "a: every candidate spills" in capsys.readouterr().out
 
     def fail(*_, **__):
         raise BackendUnavailable("there is no compiler")
 
     monkeypatch.setattr(tile_search, "search", fail)
-    assert whole_report.write_tiles() == 2
+    assert command.write_tiles() == 2
     assert "kernels-report: there is no compiler" in capsys.readouterr().out
     assert len(written) == 2
 
@@ -325,7 +406,7 @@ def test_chosen_tiles_compile_as_the_table_says(monkeypatch):
         row = report.measure(
             rel_attention_compilations.compilation(kernel, "bf16", 64, False, config, None), arch
         )
-        assert report.check([row]) == []
+        assert check([row]) == []
         if config.registers > 0:
             assert row["registers"] <= config.registers
             assert row["shared_bytes"] <= config.shared_bytes

@@ -163,8 +163,8 @@ FAULTS = [
         "kernels/test_sdpa.py ops/test_properties.py ops/test_contracts.py",
         (
             "memory: a cut that passes over the whole old memory",
-            "current[max(0, start - length) : kept]",
-            "current[:kept]",
+            "x[max(0, start - length) : kept]",
+            "x[:kept]",
         ),
         select="memor",
     ),

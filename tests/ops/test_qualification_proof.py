@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import MISSING, fields, replace
 
 import pytest
 import torch
 from records import a_record, a_row, an_identity, on_gpu, put
 
 from xlnet_fast.errors import ArgumentError, PerformanceWarning
+from xlnet_fast.masks import AttentionMask
+from xlnet_fast.operands import Keys, Queries
 from xlnet_fast.ops._contracts import _registry
 from xlnet_fast.ops._dispatch import choose, request_on
 from xlnet_fast.ops.qualification import files, identity, proof
@@ -157,6 +160,48 @@ def test_a_cpu_without_any_record_is_not_examined(monkeypatch):
     assert proof.why_none("cpu", None) == "no record of this CPU"
     put(a_record())  # of a GPU
     assert proof.why_none("cpu", None) == "no record of this CPU"
+
+
+TILES = {"forward/bfloat16/64/light": (64, 32, 4, 2, 255, 206, 24576)}
+
+
+def test_tiles_are_those_of_the_record_that_counts(gpu, monkeypatch):
+    assert proof.recorded_tiles(GPU) == {}
+    put(replace(a_record(), tiles=TILES))
+    assert proof.recorded_tiles(GPU) == TILES
+    assert proof.recorded_tiles(torch.device("cpu")) == {}
+    proof.give_tiles({})  # a qualification, which begins with the safe ones
+    assert proof.recorded_tiles(GPU) == {}
+    proof.give_tiles(None)
+    gpu["is"] = an_identity(driver="590")
+    assert proof.recorded_tiles(GPU) == TILES  # as long as the process lives
+    proof.forget()
+    assert proof.recorded_tiles(GPU) == {}
+
+
+def test_a_kernel_takes_the_tile_of_the_record(gpu, monkeypatch):
+    """Also where the backend is named, which asks for no record otherwise."""
+    from xlnet_fast.kernels.triton import launch, tiles
+    from xlnet_fast.ops._contracts.rel_attention import _kernels
+
+    put(replace(a_record(), tiles=TILES))
+    _kernels("triton")
+    asked = []
+    monkeypatch.setattr(launch, "why_unavailable", lambda device: None)
+    monkeypatch.setattr(
+        tiles, "recorded_on", lambda x: asked.append(x) or proof.recorded_tiles(GPU)
+    )
+    q = torch.zeros(1, 4, 1, 64, dtype=BF16)
+    given = dict.fromkeys(field.name for field in fields(Keys) if field.default is MISSING)
+    r, bias = torch.zeros(1, 8, 1, 64, dtype=BF16), q[0, 0]
+    given |= {"k": q, "v": q, "r": r, "r_w_bias": bias, "r_r_bias": bias}
+    keys = Keys(**given | {"memory_length": 0, "scale": 1.0})
+    call = launch.Call(keys, (Queries(q, None, AttentionMask(), None, None),))
+    assert call.config("forward") == tiles.Config(64, 32, 4, 2)
+    assert asked == [q.device]
+    assert call.config("backward_q") == tiles.safe_tiles("backward_q", BF16, 64, False, 90)[0]
+    with tiles.using("forward", tiles.Config(16, 16, 4, 1)):
+        assert call.config("forward").block_m == 16
 
 
 @pytest.mark.parametrize("status", ["not_run", "unavailable"])

@@ -10,11 +10,13 @@ import pytest
 from records import a_record, a_row, an_identity
 
 from xlnet_fast.errors import ArgumentError
+from xlnet_fast.kernels.triton.tiles import Config
 from xlnet_fast.ops._dispatch import OPS
 from xlnet_fast.ops.qualification.record import (
     CLASSES,
     SCHEMA,
     STATUSES,
+    TILE_FIELDS,
     Identity,
     Timing,
     checksum,
@@ -35,6 +37,14 @@ def test_what_is_written_is_read():
     record = a_record(rows)
     assert parse(record.to_json(), "it") == record
     assert json.loads(record.to_json())["schema"] == SCHEMA
+
+
+def test_a_record_names_tiles_by_the_fields_of_a_config():
+    record = replace(a_record(), tiles={"forward/bfloat16/64/light": (64, 32, 4, 2, 255, 206, 9)})
+    assert parse(record.to_json(), "it") == record
+    (tile,) = record.tiles.values()
+    assert len(fields(Config)) == TILE_FIELDS == len(tile)
+    assert Config(*tile).shared_bytes == 9
 
 
 def test_every_op_has_classes_that_are_told_apart():
@@ -142,6 +152,11 @@ def changed(**changes):
         ("[" * 200000, "it is no JSON"),
         (changed(rows__0__timings__0__time_us=None), "it lacks 'time_us' in a timing of row 0"),
         (changed(seconds="long"), "seconds 'long' in the whole"),
+        (changed(tiles=None), "it has NoneType for tiles"),
+        (changed(tiles={"a": 7}), "it has int for the tile 'a'"),
+        (changed(tiles={"a": [64, 32]}), "the tile 'a' of [64, 32], expected 7 integers"),
+        (changed(tiles={"a": [64, 32, 4, 2, 255, 0, -1]}), "expected 7 integers"),
+        (changed(tiles={"a": [64, 32, 4, 2, 255, 0, True]}), "expected 7 integers"),
         (changed(extra=1), "it has an unknown 'extra' in the whole"),
     ],
 )

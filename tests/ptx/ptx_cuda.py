@@ -75,6 +75,7 @@ def running(
         module.set_device()
 
 
+@functools.cache
 def emulation_or_skip() -> ModuleType:
     """The emulation's module, whose host code launches; a skipped test where something is missing.
 
@@ -145,10 +146,20 @@ def _nvcc() -> nvcc.Nvcc:
 
 def _source_of(name: str) -> Path:
     """The source that a kernel is compiled from: that whose object has it."""
-    for source, built in cuda_emulation.objects().items():
-        if any(name == function for _, function in _functions(built)):
-            return source
-    raise LookupError(f"no source of the emulation has a kernel {name}")
+    sources = _sources()
+    if name not in sources:
+        raise LookupError(f"no source of the emulation has a kernel {name}")
+    return sources[name]
+
+
+@functools.cache
+def _sources() -> dict[str, Path]:
+    """The source of each function of the emulation."""
+    return {
+        function: source
+        for source, built in cuda_emulation.objects().items()
+        for _, function in _functions(built)
+    }
 
 
 @functools.cache

@@ -10,10 +10,11 @@ from __future__ import annotations
 import functools
 import platform
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,24 +51,41 @@ class Counters:
     """What a launch did.
 
     Attributes:
-        instructions: name, modifiers and all -> how often a warp ran one.
-        by_line: line of the text -> how often a warp ran it.
+        kernel: what was launched.
+        runs: of each of its instructions, how often a warp ran it.
         barriers: of a whole block, over all blocks.
         global_read, global_written, shared_read, shared_written: bytes, where memory counts them.
     """
 
-    instructions: Counter[str] = field(default_factory=Counter)
-    by_line: Counter[int] = field(default_factory=Counter)
+    kernel: ptx_text.Kernel
+    runs: Sequence[int]
     barriers: int = 0
     global_read: int = 0
     global_written: int = 0
     shared_read: int = 0
     shared_written: int = 0
 
+    @functools.cached_property
+    def instructions(self) -> Counter[str]:
+        """By name, modifiers and all, how often a warp ran one."""
+        return self._counted("name")
+
+    @functools.cached_property
+    def by_line(self) -> Counter[int]:
+        """By line of the text, how often a warp ran it."""
+        return self._counted("line")
+
+    def _counted(self, by: str) -> Counter[Any]:
+        counted: Counter[Any] = Counter()
+        for each, times in zip(self.kernel.instructions, self.runs, strict=True):
+            if times:
+                counted[getattr(each, by)] += times
+        return counted
+
     @property
     def total(self) -> int:
         """Instructions of warps."""
-        return sum(self.instructions.values())
+        return sum(self.runs)
 
     def family(self, name: str) -> int:
         """How many of "mma", with any modifiers, ran."""
@@ -155,16 +173,7 @@ def _program(kernel: ptx_text.Kernel) -> Any:
             kernel.parameter_bytes,
             [(each.name, each.bytes, each.count) for each in kernel.registers],
             [(each.name, each.space, each.align, each.bytes) for each in kernel.symbols],
-            [
-                (
-                    each.line,
-                    each.text,
-                    each.name,
-                    [(part.values, part.is_address, part.offset) for part in each.operands],
-                    each.guard,
-                )
-                for each in kernel.instructions
-            ],
+            kernel.instructions,
             kernel.labels,
             kernel.tables,
         )
@@ -212,13 +221,7 @@ def launch(
         found = machine.launch(kernel.program, extent, block, parameters, shared_bytes, seed)
     except machine.Fault as problem:
         raise Fault(str(problem)) from None
-    instructions: Counter[str] = Counter()
-    by_line: Counter[int] = Counter()
-    for index, times in found.pop("runs"):
-        if index < len(own.instructions):  # behind them is the kernel's end
-            instructions[own.instructions[index].name] += times
-            by_line[own.instructions[index].line] += times
-    return Counters(instructions, by_line, **found)
+    return Counters(own, array("I", found.pop("runs")), **found)
 
 
 def _three(extent: tuple[int, ...]) -> tuple[int, int, int]:

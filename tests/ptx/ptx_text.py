@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 TYPE_BYTES = {f"{kind}{bits}": bits // 8 for kind in "busf" for bits in (8, 16, 32, 64, 128)} | {
     "f16x2": 4,
@@ -23,8 +23,7 @@ class TextError(ValueError):
     """A text that is not understood: the message begins with its line."""
 
 
-@dataclass(frozen=True)
-class Operand:
+class Operand(NamedTuple):
     """One of an instruction's operands, between commas.
 
     Attributes:
@@ -39,8 +38,7 @@ class Operand:
     offset: int = 0
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One instruction.
 
     Attributes:
@@ -139,11 +137,12 @@ _NAME = r"[A-Za-z_$%][\w$]*"
 _TOKEN = re.compile(
     rf"""(?P<skip>\s+|\.(?:loc|file)\b[^\n]*|\.pragma[^;]*;)
     |(?P<label>{_NAME}):(?!:)
-    |(?P<instruction>(?:@(?P<guard>!?{_NAME})\s+)?(?P<name>[a-z][\w.:]*)\s*(?P<operands>[^;]*);)
+    |(?P<instruction>(?:@!?{_NAME}\s+)?[a-z][\w.:]*[^;]*;)\s*
     |(?P<open>\{{)|(?P<close>\}})
     |(?P<directive>\.[a-z]\w*)""",
     re.VERBOSE,
 )
+_INSTRUCTION = re.compile(rf"(?:@(!?{_NAME})\s+)?([a-z][\w.:]*)\s*([^;]*);")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _REGISTER = re.compile(rf"({_NAME})(?:<(\d+)>)?$")
 _VARIABLE = re.compile(
@@ -335,7 +334,6 @@ class _Body:
         self.reader, self.kernel = reader, kernel
         self.scopes: list[_Scope] = []
         self.count = 0
-        self.operands = functools.cache(_operands)
 
     def read(self, place: int) -> int:
         """From behind the brace that opens; returns the place behind the one that closes."""
@@ -384,7 +382,7 @@ class _Body:
             each = code[place]
             if each.name.split(".")[0] == "bra" and each.operands[0].values[0] in scope.labels:
                 target = Operand((scope.labels[each.operands[0].values[0]],))
-                code[place] = replace(each, operands=(target,))
+                code[place] = each._replace(operands=(target,))
 
     def directive(self, found: re.Match[str]) -> int:
         reader, place = self.reader, found.start()
@@ -429,36 +427,56 @@ class _Body:
         return name
 
     def instruction(self, found: re.Match[str]) -> None:
-        line = self.reader.line_of(found.start("instruction"))
-        text = " ".join(found["instruction"].split())
+        line = self.reader.line_of(found.start())
         try:
-            operands = self.operands(found["operands"])
+            text, name, operands, guard = _instruction(found["instruction"])
         except ValueError as problem:
-            raise TextError(f"line {line}: {text} {problem}") from None
-        guard = found["guard"]
+            raise TextError(f"line {line}: {problem}") from None
         if self.scopes:
             guard = None if guard is None else self.inner(guard)
             operands = tuple(
-                Operand(tuple(map(self.inner, each.values)), each.is_address, each.offset)
-                for each in operands
+                each._replace(values=tuple(map(self.inner, each.values))) for each in operands
             )
-        self.kernel.instructions.append(Instruction(line, text, found["name"], operands, guard))
+        self.kernel.instructions.append(Instruction(line, text, name, operands, guard))
+
+
+# The same lines come again: in another tile's text, and in a text with one line changed.
+@functools.lru_cache(maxsize=1 << 16)
+def _instruction(text: str) -> tuple[str, str, tuple[Operand, ...], str | None]:
+    """What an `Instruction` has but for its line."""
+    found = _INSTRUCTION.fullmatch(text)
+    assert found is not None
+    guard, name, operands = found.groups()
+    shown = " ".join(text.split())
+    try:
+        return shown, name, _operands(operands), guard
+    except ValueError as problem:
+        raise ValueError(f"{shown} {problem}") from None
 
 
 def _operands(text: str) -> tuple[Operand, ...]:
-    return tuple(_operand(part) for part in _parts(text.strip()))
+    return tuple(map(_operand, _parts(text.strip())))
 
 
-def _parts(text: str) -> Iterator[str]:
-    place = 0
-    while place < len(text):
-        found = _OPERANDS.match(text, place)
-        if found is None or (found[2] == "," and found.end() == len(text)):
-            raise ValueError(f"has operands that are not understood: {text[place:]}")
-        yield found[1].strip()
-        place = found.end()
+def _parts(text: str) -> list[str]:
+    """What stands between the commas that are in no brackets."""
+    if not any(bracket in text for bracket in "[]{}"):
+        parts = [part.strip() for part in text.split(",")] if text else []
+    else:
+        parts = []
+        place = 0
+        while place < len(text):
+            found = _OPERANDS.match(text, place)
+            if found is None or (found[2] == "," and found.end() == len(text)):
+                raise ValueError(f"has operands that are not understood: {text[place:]}")
+            parts.append(found[1].strip())
+            place = found.end()
+    if not all(parts):
+        raise ValueError(f"has operands that are not understood: {text}")
+    return parts
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _operand(text: str) -> Operand:
     if text[0] == "[":
         values, offset = _address(text[1:-1].strip())

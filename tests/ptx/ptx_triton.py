@@ -28,8 +28,9 @@ import ptx_text
 import torch
 
 from xlnet_fast.builder import lock
+from xlnet_fast.kernels.report import triton as report
 from xlnet_fast.kernels.triton import launch as launch_module
-from xlnet_fast.kernels.triton import report, triton
+from xlnet_fast.kernels.triton import triton
 
 ARCH = 80
 CACHE = Path(__file__).resolve().parents[2] / "build" / "ptx" / "triton"

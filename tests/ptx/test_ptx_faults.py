@@ -120,7 +120,7 @@ OF_CUDA = (
 def test_a_fault_in_what_triton_compiles(name: str) -> None:
     found = runner(*TRITON)
     kind = KINDS[name]
-    held(found, kind, spread(list(kind.harm(found.lines)), 6))
+    held(found, kind, spread(list(kind.harm(found.lines)), 4))
 
 
 @pytest.mark.parametrize("name", OF_CUDA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import ptx_machine
@@ -47,11 +48,13 @@ def run(body: str, *, threads: int = 64, blocks: int = 1) -> np.ndarray:
     return found[0]
 
 
-def race(body: str, *, threads: int = 64, blocks: int = 1) -> list[str]:
+def race(
+    body: str, *, threads: int = 64, blocks: int = 1, seeds: Sequence[int] = SEEDS
+) -> list[str]:
     """What is said of it; found in every order of warps and blocks."""
     text = entry(f"{PLACES}{body}\nret;", registers=STORAGE)
     said = []
-    for seed in SEEDS:
+    for seed in seeds:
         with pytest.raises(ptx_machine.Fault) as caught:
             launched(text, [WORDS], (blocks,), threads, seed=seed)
         said.append(str(caught.value))
@@ -107,6 +110,17 @@ def test_a_barrier_of_the_warp_orders_its_lanes(first: str, second: str) -> None
     run(f"{first}\nbar.sync 0;\n{second}", threads=32)
 
 
+def test_a_barrier_of_some_lanes_orders_no_others() -> None:
+    """Lanes 0 to 15 have passed a barrier more than lane 20, which it tells nothing."""
+    met = "setp.lt.u32 %p4, %lane, 16;\n@%p4 bar.warp.sync 0xffff;\n"
+    write = "@%p0 st.shared.b32 [kept], %a0;\n"
+    reads = "setp.eq.u32 %p5, %lane, {lane};\n@%p5 ld.shared.b32 %a2, [kept];\n"
+    run(f"{write}{met}{reads.format(lane=9)}", threads=32)
+    race(f"{write}{met}{reads.format(lane=20)}", threads=32)
+    race(f"{met}{write}{reads.format(lane=20)}", threads=32)
+    race(f"{met}{reads.format(lane=20)}{write}", threads=32)
+
+
 def test_a_fault_names_instruction_bytes_and_both_threads() -> None:
     body = "setp.eq.u32 %p3, %tid_x, 7;\n@%p3 st.shared.b16 [kept+36], %n0;\n"
     body += "setp.eq.u32 %p4, %tid_x, 3;\n@%p4 ld.shared.b32 %a2, [kept+36];"
@@ -145,7 +159,9 @@ def test_reads_before_a_barrier_of_the_warp_still_race_with_other_warps() -> Non
     body = "@%p1 ld.shared.b32 %a2, [kept];\nsetp.eq.u32 %p4, %tid_x, 40;\n"
     only = "bar.warp.sync -1;\nsetp.eq.u32 %p3, %tid_x, 9;\n@%p3 st.shared.b32 [kept], %a0;"
     run(f"{body}{only}")
-    race(f"{body}@%p4 ld.shared.b32 %a2, [kept];\n{only}")
+    # Long enough that in some orders the other warp reads between this one's reads and its write.
+    wait = "add.u32 %a2, %a2, 1;\n" * 200
+    race(f"{body}@%p4 ld.shared.b32 %a2, [kept];\n{wait}{only}", seeds=range(24))
 
 
 def test_neighbouring_bytes_are_no_race() -> None:

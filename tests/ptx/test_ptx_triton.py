@@ -56,8 +56,13 @@ ATTENTION: dict[str, tuple[torch.dtype, Case, bool]] = {
     "window-chunks": (FP16, CASES["window-chunks"], False),
     "plain-fp32": (FP32, Case(rows=33, memory=40, heads=1), True),
 }
+PRETRAINING = STREAM_CASES["streams-pretraining"]
 STREAMS = {
-    "streams-pretraining": (BF16, STREAM_CASES["streams-pretraining"], False),
+    "streams-pretraining": (
+        BF16,
+        replace(PRETRAINING, content=replace(PRETRAINING.content, batch=2)),
+        False,
+    ),
 }
 SOFTMAX = {
     # the dtype, the case of `small_ops`

@@ -41,7 +41,9 @@ def row(order: dict, task: dict, direction: str, timed: bool) -> dict:
 
 
 def misbehave(answer: dict) -> None:
-    if WHAT == "abort" or (WHAT == "wrong-then-abort" and answer["direction"] == "backward"):
+    if WHAT in ("abort", "abort-tiles-64") or (
+        WHAT == "wrong-then-abort" and answer["direction"] == "backward"
+    ):
         os.abort()
     elif WHAT == "exit":
         print("first\nno such symbol", file=sys.stderr, flush=True)
@@ -68,6 +70,8 @@ order = json.loads(sys.stdin.readline())
 note("begin")
 print("a library greets whoever imports it", flush=True)
 say("ready", identity=IDENTITY)
+if order["backend"] == BACKEND and "tiles" in WHAT:
+    say("tiles", tiles={"forward/bfloat16/64/light": [int(WHAT[-2:]), 32, 4, 2, 255, 206, 24576]})
 for timed in (False, True):
     for task in order["tasks"]:
         copies = task["op"] == "concat_memory"  # which have no gradient

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from xlnet_fast.ops.qualification import proof
 from xlnet_fast.qualifier import run as runs
 
 
@@ -14,6 +15,7 @@ def places(tmp_path, monkeypatch):
     """And no core dumps of children that abort, which take time, nor their tracebacks."""
     monkeypatch.setenv("XLNET_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("PYTHONFAULTHANDLER", raising=False)
+    monkeypatch.setattr(proof, "_given_tiles", None)
     (tmp_path / "locks").mkdir()
     monkeypatch.setattr(runs.tempfile, "gettempdir", lambda: str(tmp_path / "locks"))
     if sys.platform == "win32":

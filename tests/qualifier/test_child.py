@@ -12,10 +12,12 @@ import forked
 import pytest
 import torch
 
+from xlnet_fast.ops.qualification import proof
 from xlnet_fast.ops.qualification.identity import identity_of
 from xlnet_fast.ops.qualification.record import Row
 from xlnet_fast.qualifier import child as children
-from xlnet_fast.qualifier import messages
+from xlnet_fast.qualifier import messages, tiles
+from xlnet_fast.qualifier.checks import Verdict
 from xlnet_fast.qualifier.child import Worker
 from xlnet_fast.qualifier.messages import Garbage, Order, line, read_line
 from xlnet_fast.qualifier.run import run
@@ -82,11 +84,11 @@ def test_a_backend_that_aborts_is_disqualified_with_the_class_named():
 # --- in this process ----------------------------------------------------------------------------
 
 
-def answers(order: Order, seconds: float = 600.0) -> list[messages.Message]:
+def answers(order: Order, seconds: float = 600.0, **named: object) -> list[messages.Message]:
     lines: list[str] = []
     worker = Worker(order, children.time.monotonic() + seconds, lambda kind, **content: (
         lines.append(line(kind, **content))
-    ))  # fmt: skip
+    ), **named)  # fmt: skip
     worker.run()
     return [read_line(text) for text in lines]
 
@@ -122,6 +124,41 @@ def test_compiling_makes_every_call_and_no_verdict(monkeypatch):
     found = answers(Order("cpu", "sdpa", (SOFTMAX,), 600.0, mode=messages.COMPILE))
     assert not rows(found)
     assert len(calls) == 2 * (3 + 2)  # two directions of three hostile calls and two timed ones
+
+
+LIGHT = Task("rel_attention", "padded", "bfloat16", 64)
+CHOSEN = {"forward/bfloat16/64/light": [64, 32, 4, 2, 255, 206, 24576]}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_kernels_are_proved_with_the_tiles_that_are_told(full, monkeypatch):
+    """With `full` those that are the fastest now, else those of the record that counts."""
+    monkeypatch.setattr(children, "why_unavailable", lambda *_: None)
+    monkeypatch.setattr(tiles, "choose", lambda *_: CHOSEN)
+    taken = []
+
+    def checking(problems, backend, direction, device):
+        taken.append(proof.recorded_tiles(torch.device("cuda", 0)))
+        return Verdict("failed", "enough")
+
+    monkeypatch.setattr(children, "check", checking)
+    order = Order("cpu", "triton", (LIGHT,), 600.0, full)
+    before = {"backward_q/bfloat16/64/light": (32, 32, 4, 2, 255, 254, 22656)}
+    found = answers(order, tiles=before)
+    (told,) = [message.tiles for message in found if message.tiles is not None]
+    expected = {name: tuple(tile) for name, tile in (CHOSEN if full else before).items()}
+    assert told == expected
+    assert taken == [CHOSEN if full else before] * 2
+
+
+def test_compiling_meets_the_candidates_where_they_will_be_timed(monkeypatch):
+    met = []
+    monkeypatch.setattr(tiles, "compile_candidates", lambda *arguments: met.append(arguments))
+    monkeypatch.setattr(children, "rehearse", lambda *_: None)
+    for full in (False, True):
+        found = answers(Order("cpu", "triton", (LIGHT,), 600.0, full, messages.COMPILE))
+        assert not [message for message in found if message.kind == messages.TILES]
+    assert [tasks for tasks, *_ in met] == [(LIGHT,)]
 
 
 @pytest.mark.parametrize(

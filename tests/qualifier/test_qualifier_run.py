@@ -227,11 +227,44 @@ def test_verdicts_of_other_software_or_of_a_damaged_record_do_not_stay(former):
     path, text = former
     record = read(path)
     late = replace(record, rows=tuple(replace(r, status="not_run") for r in record.rows))
-    assert statuses(with_former(late, path).rows)["cpu"] == {"passed"}
+    assert statuses(with_former(late, path, True).rows)["cpu"] == {"passed"}
     other = replace(late, identity=replace(record.identity, torch="3.0"))
-    assert with_former(other, path) == other
+    assert with_former(other, path, True) == other
     path.write_text(text[:100])
-    assert with_former(late, path) == late
+    assert with_former(late, path, True) == late
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+TILE = "forward/bfloat16/64/light"
+
+
+def backends_of(path: Path) -> set[str]:
+    return {row.backend for row in read(path).rows}
+
+
+def test_a_record_has_the_tiles_that_its_verdicts_are_about(monkeypatch):
+    monkeypatch.setattr(runs, "_TILED", ("cpu",))  # in the place of triton, which wants a GPU
+    path = qualify("tiles-64", "cpu", "", backends=["cpu"]).path
+    assert read(path).tiles == {TILE: (64, 32, 4, 2, 255, 206, 24576)}
+    qualify("nothing", "", "", backends=["sdpa"])  # without a word on tiles
+    assert read(path).tiles[TILE][0] == 64
+    assert backends_of(path) == {"cpu", "sdpa"}
+    record = read(path)
+    late = replace(record, rows=tuple(replace(r, status="not_run") for r in record.rows))
+    assert statuses(with_former(late, path, True).rows)["cpu"] == {"passed"}
+    other = replace(late, tiles={TILE: (32, 32, 4, 2, 255, 206, 24576)})
+    kept = statuses(with_former(other, path, True).rows)
+    assert (kept["cpu"], kept["sdpa"]) == ({"not_run"}, {"passed"})
+    assert with_former(other, path, False).tiles == record.tiles
+
+
+def test_after_a_crash_no_tile_is_taken_again(monkeypatch):
+    monkeypatch.setattr(runs, "_TILED", ("cpu",))
+    path = qualify("tiles-64", "cpu", "", backends=["cpu"]).path
+    qualify("abort-tiles-64", "cpu", "*", backends=["cpu"])
+    assert read(path).tiles == {}
+    assert statuses(read(path).rows)["cpu"] == {"crashed"}
 
 
 # --- two at once ----------------------------------------------------------------------------------

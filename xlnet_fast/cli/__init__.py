@@ -249,18 +249,18 @@ def kernels_report(
         raise ArgumentError("--write-tiles goes with --arch alone: it makes no report")
     if json_path is not None:
         _check_writable(json_path)
-    from xlnet_fast.kernels import report
+    from xlnet_fast.kernels.report import command
 
     backends = () if backend is None else (backend.value,)
-    known = report.known_archs(backends)
+    known = command.known_archs(backends)
     for number in arch or ():
         if number not in known:
             names = ", ".join(map(str, known))
             raise ArgumentError(f"--arch {number} is unknown here, expected one of: {names}")
     archs = tuple(dict.fromkeys(arch or ()))
     if write_tiles:
-        raise typer.Exit(report.write_tiles(archs))
-    raise typer.Exit(report.run_report(json_path, archs, backends))
+        raise typer.Exit(command.write_tiles(archs))
+    raise typer.Exit(command.run_report(json_path, archs, backends))
 
 
 app.command("qualify")(qualify_command)

@@ -16,7 +16,8 @@ import torch
 from xlnet_fast import _extension
 from xlnet_fast._version import __version__
 from xlnet_fast.kernels import cuda, triton
-from xlnet_fast.kernels.triton import report, tiles
+from xlnet_fast.kernels.report import triton as report
+from xlnet_fast.kernels.triton import tiles
 from xlnet_fast.ops._dispatch import (
     ATTENTION,
     GPU_KERNELS,

@@ -10,14 +10,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import IO
 
 import torch
 
 from xlnet_fast.ops.qualification.identity import identity_of
-from xlnet_fast.ops.qualification.record import FAILED, PASSED, UNAVAILABLE, Row
+from xlnet_fast.ops.qualification.proof import recorded_tiles
+from xlnet_fast.ops.qualification.record import FAILED, FORWARD, PASSED, UNAVAILABLE, Row
 from xlnet_fast.qualifier import messages
 from xlnet_fast.qualifier.availability import why_unavailable
 from xlnet_fast.qualifier.cases import TimedCase, hostile_problems, timed_problems
@@ -37,14 +39,15 @@ def main() -> None:
     order = Order.from_json(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, args=(sys.stdin,), daemon=True).start()
     end_s = time.monotonic() + order.seconds
-    os.environ["XLNET_FAST_QUALIFICATION"] = "none"  # an earlier verdict is nothing to start from
     # Before CUDA starts: products of matrices are then the same in every run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    tiles = recorded_tiles(torch.device(order.device))
+    os.environ["XLNET_FAST_QUALIFICATION"] = "none"  # an earlier verdict is nothing to start from
 
     def tell(kind: str, **content: object) -> None:
         print(messages.line(kind, **content), file=answers, flush=True)
 
-    Worker(order, end_s, tell).run()
+    Worker(order, end_s, tell, tiles).run()
 
 
 def _leave_with_parent(stdin: IO[str]) -> None:
@@ -56,8 +59,14 @@ def _leave_with_parent(stdin: IO[str]) -> None:
 class Worker:
     """Carries out one order."""
 
-    def __init__(self, order: Order, end_s: float, tell: Callable[..., None]) -> None:
-        self.order, self.end_s, self.tell = order, end_s, tell
+    def __init__(
+        self,
+        order: Order,
+        end_s: float,
+        tell: Callable[..., None],
+        tiles: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    ) -> None:
+        self.order, self.end_s, self.tell, self.tiles = order, end_s, tell, tiles
         self.device = torch.device(order.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -66,11 +75,31 @@ class Worker:
     def run(self) -> None:
         """Answer with the identity of the device, then with a row for each verdict."""
         self.tell(messages.READY, identity=asdict(identity_of(self.device)))
+        if self.order.backend == "triton":
+            self._take_tiles()
         if self.order.mode == messages.COMPILE:
             self._compile()
         else:
             self._time(self._check())
         self.tell(messages.DONE)
+
+    def _take_tiles(self) -> None:
+        """Those of the record that counts now; with ``full`` those that are the fastest."""
+        from xlnet_fast.qualifier import tiles  # imports Triton, and no other backend needs it
+
+        order, device = self.order, self.device
+        chosen: Mapping[str, Sequence[int]] = self.tiles
+        if order.full and order.mode == messages.COMPILE:
+            tiles.compile_candidates(order.tasks, device, self._over)
+        elif order.full and why_unavailable(order.tasks[0], "triton", FORWARD, device) is None:
+            now_s = time.monotonic()
+            end_s = now_s + (self.end_s - now_s) / 3
+            chosen = tiles.choose(
+                order.tasks, device, end_s, lambda text: self.tell(messages.BEGIN, text=text)
+            )
+        tiles.use(chosen)
+        if order.mode == messages.CHECK:
+            self.tell(messages.TILES, tiles=dict(chosen))
 
     def _over(self) -> bool:
         return time.monotonic() >= self.end_s

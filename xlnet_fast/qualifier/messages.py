@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from xlnet_fast.errors import ArgumentError
 from xlnet_fast.ops.qualification.record import SCHEMA, Identity, Record, Row, checksum, parse
 from xlnet_fast.qualifier.tasks import Task
 
-READY, BEGIN, ROW, FATAL, DONE = "ready", "begin", "row", "fatal", "done"
+READY, BEGIN, TILES, ROW, FATAL, DONE = "ready", "begin", "tiles", "row", "fatal", "done"
 
 CHECK, COMPILE = "check", "compile"
 """Modes of a child: verdicts and times, or each call once, for the compiler's cache."""
@@ -56,12 +56,16 @@ class Garbage(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One message, read: ``text`` of BEGIN and FATAL, the others as named."""
+    """One message, read: ``text`` of BEGIN and FATAL, the others as named.
+
+    ``tiles``: as ``Record.tiles``; those that the kernels are proved with.
+    """
 
     kind: str
     text: str = ""
     identity: Identity | None = None
     row: Row | None = None
+    tiles: Mapping[str, tuple[int, ...]] | None = None
 
 
 _NOBODY = Identity("cpu", "", "", 0, "", "", "", "", "", "")
@@ -82,6 +86,9 @@ def read_line(text: str) -> Message:
             return Message(kind)
         if kind == READY:
             return Message(kind, identity=checked(content["identity"], []).identity)
+        if kind == TILES:
+            found = checked(asdict(_NOBODY), [], content["tiles"])
+            return Message(kind, tiles=found.tiles)
         if kind == ROW:
             return Message(kind, row=checked(asdict(_NOBODY), [content["row"]]).rows[0])
     except (ValueError, TypeError, KeyError, ArgumentError) as error:
@@ -89,10 +96,10 @@ def read_line(text: str) -> Message:
     raise Garbage(repr(text[:80]))
 
 
-def checked(identity: object, rows: Iterable[object]) -> Record:
+def checked(identity: object, rows: Iterable[object], tiles: object = None) -> Record:
     """A record of these parts as plain data, by the reader of records."""
     whole = {
         "schema": SCHEMA, "identity": identity, "rows": list(rows), "created": "", "seconds": 0.0,
-        "full": False,
+        "full": False, "tiles": {} if tiles is None else tiles,
     }  # fmt: skip
     return parse(json.dumps({**whole, "checksum": checksum(whole)}), "the message")

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -44,6 +44,7 @@ GRACE_S = 5.0
 """A child ends between two classes when its time is over: so much longer one may take."""
 COMPILERS = 8
 _COMPILED = ("triton",)  # backends whose kernels are compiled at their first call
+_TILED = ("triton",)  # whose verdicts are about tiles that a record names
 _WEIGHTS = {"triton": 2.0, "sdpa": 0.4}
 """Of the time that is left: to compile takes some, and sdpa runs whatever is found."""
 _LOCK = lock.Purpose(
@@ -157,9 +158,9 @@ def run(
         path = files.cache_file(session.identity) if out is None else out
         record = Record(
             session.identity, rows, datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            round(time.monotonic() - began_s, 1), full,
+            round(time.monotonic() - began_s, 1), full, session.tiles or {},
         )  # fmt: skip
-        record = with_former(record, path)
+        record = with_former(record, path, session.tiles is not None)
         write(record, path)
     proof.forget()
     return Outcome(record, rows, path)
@@ -189,11 +190,15 @@ def find_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda", index)
 
 
-def with_former(record: Record, path: Path) -> Record:
+def with_former(record: Record, path: Path, has_tiles: bool) -> Record:
     """The record with those verdicts of the one that it replaces which it has not itself.
 
     Only where both are of the same device and software; an unreadable one gives nothing. A class
-    that passed again without being reached by the clock keeps its former times.
+    that passed again without being reached by the clock keeps its former times. Verdicts on Triton
+    with other tiles are of no use.
+
+    Args:
+        has_tiles: whether Triton took part, so that `record` says with which tiles.
     """
     try:
         former = read(path)
@@ -201,8 +206,12 @@ def with_former(record: Record, path: Path) -> Record:
         return record
     if former.identity != record.identity:
         return record
+    if not has_tiles:
+        record = replace(record, tiles=former.tiles)
+    same = record.tiles == former.tiles
+    useful = (row for row in former.rows if same or row.backend not in _TILED)
     new = {(*row.key, row.backend): row for row in record.rows if row.status != NOT_RUN}
-    kept = {(*row.key, row.backend): row for row in former.rows if row.status != NOT_RUN}
+    kept = {(*row.key, row.backend): row for row in useful if row.status != NOT_RUN}
     for key, row in new.items():
         if row.status == PASSED and not row.timings and key in kept:
             new[key] = replace(row, timings=kept[key].timings)
@@ -313,6 +322,7 @@ class _Session:
     command: Sequence[str]
     report: _Report
     identity: Identity | None = field(default=None)
+    tiles: Mapping[str, tuple[int, ...]] | None = field(default=None)
 
     def qualify(self, backend: str, tasks: tuple[Task, ...], share: float) -> None:
         """All that one backend is asked for, with its share of what time is left."""
@@ -334,17 +344,25 @@ class _Session:
                     if message.kind == messages.READY:
                         self.identity = self.identity or message.identity
                         doing = "after its start"
+                    elif message.kind == messages.TILES:
+                        self.tiles = message.tiles
                     elif message.kind == messages.BEGIN:
                         doing = f"in {message.text}"
                         self.report.say(f"{backend}: {message.text}")
                     elif message.row is not None and not self.report.put(message.row, backend):
                         raise Died("sent a verdict that nobody asked for")
         except Died as error:
-            self.report.condemn(backend, CRASHED, f"{error}, {doing}")
+            self._condemn(backend, CRASHED, f"{error}, {doing}")
         except Hung as error:
-            self.report.condemn(backend, HUNG, f"{error}, {doing}")
+            self._condemn(backend, HUNG, f"{error}, {doing}")
         except TimeOver:
             pass  # what was not reached stays "not_run"
+
+    def _condemn(self, backend: str, status: str, reason: str) -> None:
+        """It may have been a tile that was chosen: the next run begins with the safe ones."""
+        self.report.condemn(backend, status, reason)
+        if backend in _TILED:
+            self.tiles = {}
 
     def _compile(self, backend: str, tasks: tuple[Task, ...], end_s: float) -> None:
         """Fill the compiler's cache by several processes; the checks meet what fails."""

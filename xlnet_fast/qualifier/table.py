@@ -38,6 +38,10 @@ def show(outcome: Outcome, console: Console | None = None) -> None:
     console.print(_table(outcome.rows, f"Qualification of {identity.name}"))
     for text in _reasons(outcome.rows):
         console.print(Text(text))
+    for name, tile in outcome.record.tiles.items():
+        block_m, block_n, num_warps, _, maxnreg, *_ = tile
+        said = f"{block_m}x{block_n}, {num_warps} warps of up to {maxnreg} registers a thread"
+        console.print(Text(f"tile of {name}: {said}, the fastest here"), soft_wrap=True)
     console.print(Text(verdict(outcome), style="bold"), soft_wrap=True)
     console.print(Text(f"record: {outcome.path}"), soft_wrap=True)
 

@@ -45,9 +45,9 @@ def time_problem(
         Exception: what the backend raises. A rival that raises is left out.
     """
     baseline = "aten" if isinstance(problem, LinearProblem) else "sdpa"
-    functions = {OURS: _function(problem, backend, direction)}
+    functions = {OURS: function_of(problem, backend, direction)}
     if backend != baseline:
-        functions[BASELINE] = _function(problem, baseline, direction)
+        functions[BASELINE] = function_of(problem, baseline, direction)
     rival = _rival(problem)
     if rival is not None:
         call, leaves = rival
@@ -119,7 +119,8 @@ def _seconds(function: Function, calls: int, device: torch.device) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def _function(problem: Problem, backend: str, direction: str) -> Function:
+def function_of(problem: Problem, backend: str, direction: str) -> Function:
+    """The pass of a call that is timed: forward in inference, or forward and backward."""
     if direction != BACKWARD:
         return _inference(lambda: problem.run(problem.operands, backend))
     leaves = problem.leaves()

@@ -1,7 +1,6 @@
 // Global memory: torch's CPU memory while `install_allocator` is in force, a buffer a slot of a
 // large range of addresses of which nothing else is accessible.
 #include <c10/core/CPUAllocator.h>
-#include <pybind11/pybind11.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -173,15 +172,6 @@ void install_allocator() {
 void remove_allocator() {
   if (installed == 0) throw std::runtime_error("the device's memory is not in use");
   if (--installed == 0) c10::SetCPUAllocator(before);
-}
-
-void bind_memory(pybind11::module_& module) {
-  module.def("install_allocator", &install_allocator);
-  module.def("remove_allocator", &remove_allocator);
-  // Whether lanes of one store may from now on write different values to one place.
-  module.def("open_stores", [](bool open) { launch.open_stores = open; });
-  // Whether it is a fault from now on to read shared memory that the block has not written.
-  module.def("require_written", [](bool required) { launch.must_be_written = required; });
 }
 
 }  // namespace xlnet_fast::ptx

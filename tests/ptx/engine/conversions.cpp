@@ -135,24 +135,26 @@ constexpr auto to_tensor_float = [](float x) {
   return nan ? kNan32 : (finite ? bits + even : bits) & ~0x1fffu;
 };
 
-// Stores what `f` makes of the low part of a register, extended where the other one is wider.
-template <class To, class From, class F>
-void convert_lanes(const Step& step, F&& f) {
-  const auto& at = step.instruction.at;
-  const uint32_t stride = at[2], room = at[3];  // elements of a register on either side
-  const From* const a = step.warp.lanes<From>(at[1]);
-  To made[kLanes];
-  if (stride == 1) {
-    for (int lane = 0; lane < kLanes; ++lane) made[lane] = f(a[lane]);
-  } else {
-    for (int lane = 0; lane < kLanes; ++lane)
-      made[lane] = f(a[static_cast<uint32_t>(lane) * stride]);
-  }
+// The low parts of a register's lanes: where they lie, or in `room` side by side. Not inlined, so
+// that there is one for each type and not for each conversion.
+template <class From>
+[[gnu::noinline]] const From* low_parts(const Step& step, From* room) {
+  const uint32_t stride = step.instruction.at[2];  // elements of a register
+  const From* const a = step.warp.lanes<From>(step.instruction.at[1]);
+  if (stride == 1) return a;
+  for (uint32_t lane = 0; lane < kLanes; ++lane) room[lane] = a[lane * stride];
+  return room;
+}
+
+// To a register that may be wider: extended by the sign of a signed integer, by zeros else.
+template <class To>
+[[gnu::noinline]] void store_extended(const Step& step, const To* made) {
+  const uint32_t room = step.instruction.at[3];  // elements of a register
   if (room == 1) {
-    store_lanes(step.active, step.warp.lanes<To>(at[0]), [&](int lane) { return made[lane]; });
+    store_lanes(step.active, step.warp.lanes<To>(step.instruction.at[0]),
+                [=](int lane) { return made[lane]; });
     return;
   }
-  // Extended to the register: by the sign of a signed integer, by zeros else.
   const uint32_t bytes = room * sizeof(To);
   uint64_t wide[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -164,10 +166,19 @@ void convert_lanes(const Step& step, F&& f) {
       std::memcpy(&wide[lane], &made[lane], sizeof(To));
     }
   }
-  char* const to = step.warp.lanes<char>(at[0]);
+  char* const to = step.warp.lanes<char>(step.instruction.at[0]);
   for_lanes(step.active, [&](int lane) {
     std::memcpy(to + static_cast<uint32_t>(lane) * bytes, &wide[lane], bytes);
   });
+}
+
+template <class To, class From, class F>
+void convert_lanes(const Step& step, F&& f) {
+  alignas(64) From room[kLanes];
+  alignas(64) To made[kLanes];
+  const From* const a = low_parts<From>(step, room);
+  for (int lane = 0; lane < kLanes; ++lane) made[lane] = f(a[lane]);
+  store_extended<To>(step, made);
 }
 
 template <auto f, class To, class From>
@@ -213,6 +224,7 @@ Run convert_run(const Way& way) {
   } else {
     // Between floats.
     constexpr bool kNarrows = sizeof(To) < sizeof(From);
+    if constexpr (sizeof(To) == sizeof(From) && !std::is_same_v<To, From>) return nullptr;
     if (kNarrows != (way.rounding >= 0) || (way.whole >= 0 && sizeof(To) != sizeof(From)) ||
         way.rounding > 3)
       return nullptr;
@@ -258,7 +270,6 @@ Run convert_run(const Way& way) {
                    : run_convert<float_to_float<To, From, kWhole, false, false, false>, To, From>;
       };
       if constexpr (sizeof(To) == sizeof(From)) {
-        if (!std::is_same_v<To, From>) return nullptr;
         if (whole == Whole::kNearest) return of.template operator()<Whole::kNearest>();
         if (whole == Whole::kZero) return of.template operator()<Whole::kZero>();
         if (whole == Whole::kDown) return of.template operator()<Whole::kDown>();

@@ -16,10 +16,6 @@
 #include <string>
 #include <vector>
 
-namespace pybind11 {
-class module_;
-}
-
 namespace xlnet_fast::ptx {
 
 constexpr int kLanes = 32;
@@ -222,7 +218,5 @@ void end_launch();
 void begin_block(Block& block);
 void end_block(Block& block);
 void passed_barrier(Block& block);
-// The Python functions of memory.cpp.
-void bind_memory(pybind11::module_& module);
 
 }  // namespace xlnet_fast::ptx

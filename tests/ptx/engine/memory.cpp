@@ -153,6 +153,48 @@ Region region_of(const Step& step, int lane, Space space, uint64_t address, uint
   return {space, mine, begin, size, nullptr, 0};
 }
 
+void each_region(const Step& step, Lanes lanes, Space space, Addresses& address, uint32_t bytes,
+                 const ForRegion& f) {
+  if (space == Space::kGeneric) {
+    Lanes in_shared = 0, in_local = 0;
+    for_lanes(lanes, [&](int lane) {
+      in_shared |= Lanes{address[lane] >> 56 == 1} << lane;
+      in_local |= Lanes{address[lane] >> 57 == 1} << lane;
+      address[lane] &= kSharedWindow - 1;
+    });
+    if (in_shared) each_region(step, in_shared, Space::kShared, address, bytes, f);
+    if (in_local) each_region(step, in_local, Space::kLocal, address, bytes, f);
+    lanes &= ~(in_shared | in_local);
+    space = Space::kGlobal;
+  }
+  uint64_t low_bits = 0;
+  for_lanes(lanes, [&](int lane) { low_bits |= address[lane]; });
+  if ((low_bits & (bytes - 1)) != 0) [[unlikely]] {
+    for_lanes(lanes, [&](int lane) {
+      if ((address[lane] & (bytes - 1)) != 0) fail_alignment(step, lane, address[lane], bytes);
+    });
+  }
+  while (lanes != 0) {
+    const int first = std::countr_zero(lanes);
+    const Region region = region_of(step, first, space, address[first], bytes);
+    Lanes inside = lanes;
+    if (space == Space::kLocal) {
+      inside = Lanes{1} << first;
+    } else {
+      const uint64_t last = region.bytes - bytes;  // region_of has seen that it is not negative
+      bool any_outside = false;
+      for_lanes(lanes, [&](int lane) { any_outside |= address[lane] - region.begin > last; });
+      if (any_outside) [[unlikely]] {
+        for_lanes(lanes, [&](int lane) {
+          if (address[lane] - region.begin > last) inside &= ~(Lanes{1} << lane);
+        });
+      }
+    }
+    f(region, inside);
+    lanes &= ~inside;
+  }
+}
+
 void prepare_address(Instruction& instruction, size_t operand, Loader& loader) {
   if (operand >= instruction.operands.size() || !instruction.operands[operand].is_address) {
     fail(instruction, "has no address as operand " + std::to_string(operand + 1));

@@ -153,12 +153,27 @@ using Addresses = std::array<uint64_t, kLanes>;
 // The addresses that the active lanes have in an operand.
 void read_addresses(const Step& step, const Operand& operand, Addresses& address);
 
+// What is done with a region and the lanes that touch it: any function, while it lives.
+// `each_region` would otherwise be compiled for each instruction.
+class ForRegion {
+ public:
+  template <class F>
+  ForRegion(const F& f)
+      : f_(&f), call_([](const void* own, const Region& region, Lanes lanes) {
+          (*static_cast<const F*>(own))(region, lanes);
+        }) {}
+  void operator()(const Region& region, Lanes lanes) const { call_(f_, region, lanes); }
+
+ private:
+  const void* f_;
+  void (*call_)(const void*, const Region&, Lanes);
+};
+
 // Splits the lanes by the region they touch, fails where one touches nothing that is there or is
 // not aligned to `bytes`, and calls f(region, lanes). Generic addresses become those of their
 // space.
-template <class F>
 void each_region(const Step& step, Lanes lanes, Space space, Addresses& address, uint32_t bytes,
-                 F&& f);
+                 const ForRegion& f);
 
 // Fails where a lane's access races with what was before, and notes it. `bytes` is a power of two.
 void note_reads(const Step& step, const Region& region, const Now& now, Lanes lanes,
@@ -175,49 +190,6 @@ void begin_writes(const Step& step, const Region& region, const Now& now, Lanes 
 // Regions for `each_region`: of one lane's address, which fails where there is none.
 Region region_of(const Step& step, int lane, Space space, uint64_t address, uint32_t bytes);
 [[noreturn]] void fail_alignment(const Step& step, int lane, uint64_t address, uint32_t bytes);
-
-template <class F>
-void each_region(const Step& step, Lanes lanes, Space space, Addresses& address, uint32_t bytes,
-                 F&& f) {
-  if (space == Space::kGeneric) {
-    Lanes in_shared = 0, in_local = 0;
-    for_lanes(lanes, [&](int lane) {
-      in_shared |= Lanes{address[lane] >> 56 == 1} << lane;
-      in_local |= Lanes{address[lane] >> 57 == 1} << lane;
-      address[lane] &= kSharedWindow - 1;
-    });
-    if (in_shared) each_region(step, in_shared, Space::kShared, address, bytes, f);
-    if (in_local) each_region(step, in_local, Space::kLocal, address, bytes, f);
-    lanes &= ~(in_shared | in_local);
-    space = Space::kGlobal;
-  }
-  uint64_t low_bits = 0;
-  for_lanes(lanes, [&](int lane) { low_bits |= address[lane]; });
-  if ((low_bits & (bytes - 1)) != 0) [[unlikely]] {
-    for_lanes(lanes, [&](int lane) {
-      if ((address[lane] & (bytes - 1)) != 0) fail_alignment(step, lane, address[lane], bytes);
-    });
-  }
-  while (lanes != 0) {
-    const int first = std::countr_zero(lanes);
-    const Region region = region_of(step, first, space, address[first], bytes);
-    Lanes inside = lanes;
-    if (space == Space::kLocal) {
-      inside = Lanes{1} << first;
-    } else {
-      const uint64_t last = region.bytes - bytes;  // region_of has seen that it is not negative
-      bool any_outside = false;
-      for_lanes(lanes, [&](int lane) { any_outside |= address[lane] - region.begin > last; });
-      if (any_outside) [[unlikely]] {
-        for_lanes(lanes, [&](int lane) {
-          if (address[lane] - region.begin > last) inside &= ~(Lanes{1} << lane);
-        });
-      }
-    }
-    f(region, inside);
-    lanes &= ~inside;
-  }
-}
 
 // --- the instructions, by file ---
 

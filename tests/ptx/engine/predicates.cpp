@@ -33,9 +33,9 @@ Lanes joined(const Step& step, Lanes found, Joins joins) {
   return joins == Joins::kOr ? found | other : found ^ other;
 }
 
-// Of element `which` of the `kPer` that a lane has.
+// Of element `which` of the `kPer` that a lane has. Not inlined: it is in four forms below.
 template <auto f, class T, bool kFlush, int kPer = 1>
-Lanes compare(const Step& step, int which = 0) {
+[[gnu::noinline]] Lanes compare(const Step& step, int which = 0) {
   const auto& at = step.instruction.at;
   const T* const a = step.warp.lanes<T>(at[1]) + which;
   const T* const b = step.warp.lanes<T>(at[2]) + which;
@@ -56,10 +56,9 @@ void run_compare(const Step& step) {
   set_predicate(step, step.instruction.at[0], compare<f, T, kFlush>(step));
 }
 
-template <auto f, class T, bool kFlush>
-void run_join(const Step& step) {
+// The ends of both forms below, which need not be made for each comparison.
+[[gnu::noinline]] void store_joined(const Step& step, Lanes found) {
   const auto& constants = step.instruction.constants;
-  const Lanes found = compare<f, T, kFlush>(step);
   const auto joins = static_cast<Joins>(constants[0]);
   const Lanes result = joined(step, found, joins), opposite = joined(step, ~found, joins);
   set_predicate(step, step.instruction.at[0], result);
@@ -77,13 +76,21 @@ void run_pairs(const Step& step) {
 }
 
 // set: all bits or 1.0f.
-template <auto f, class T, bool kFlush>
-void run_set(const Step& step) {
-  const Lanes result =
-      joined(step, compare<f, T, kFlush>(step), static_cast<Joins>(step.instruction.constants[0]));
+[[gnu::noinline]] void store_set(const Step& step, Lanes found) {
+  const Lanes result = joined(step, found, static_cast<Joins>(step.instruction.constants[0]));
   const uint32_t truth = step.instruction.constants[1];
   store_lanes(step.active, step.warp.lanes<uint32_t>(step.instruction.at[0]),
               [=](int lane) { return (result >> lane & 1) != 0 ? truth : 0u; });
+}
+
+template <auto f, class T, bool kFlush>
+void run_join(const Step& step) {
+  store_joined(step, compare<f, T, kFlush>(step));
+}
+
+template <auto f, class T, bool kFlush>
+void run_set(const Step& step) {
+  store_set(step, compare<f, T, kFlush>(step));
 }
 
 enum class Form { kPlain, kJoin, kSet, kPairs };

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "lanes.h"
 #include "warpgroup.h"
 
 namespace xlnet_fast::ptx {
@@ -367,53 +368,61 @@ void Program::decode_barrier(Instruction& instruction) {
 
 namespace {
 
-// Values of the .param space are the same for all lanes; an address in a register may differ.
-template <class From, class To>
+// at: a register with an address, its bytes (0: there is none), bytes of an element, whether it has
+// a sign. constants: what is added to the address, and the registers that are written.
+Addresses parameter_addresses(const Step& step) {
+  const auto& at = step.instruction.at;
+  const auto offset = static_cast<int64_t>(static_cast<int32_t>(step.instruction.constants[0]));
+  Addresses address;
+  address.fill(static_cast<uint64_t>(offset));
+  if (at[1] == 8) {
+    const uint64_t* const base = step.warp.lanes<uint64_t>(at[0]);
+    for (int lane = 0; lane < kLanes; ++lane) address[lane] += base[lane];
+  } else if (at[1] == 4) {
+    const uint32_t* const base = step.warp.lanes<uint32_t>(at[0]);
+    for (int lane = 0; lane < kLanes; ++lane) address[lane] += base[lane];
+  }
+  return address;
+}
+
+// Of the elements of one lane, each extended to 64 bits.
+std::array<uint64_t, 4> read_parameters(const Step& step, int lane, uint64_t address) {
+  const Instruction& instruction = step.instruction;
+  const Block& block = step.block;
+  const size_t element = instruction.at[2], count = instruction.constants.size() - 1;
+  const size_t bytes = element * count;
+  if (address > block.parameter_bytes || bytes > block.parameter_bytes - address) {
+    fail(step, lane, "reads past the kernel's parameters");
+  }
+  if ((address & (bytes - 1)) != 0) fail(step, lane, "reads parameters at an address not aligned");
+  std::array<uint64_t, 4> values{};
+  for (size_t i = 0; i < count; ++i) {
+    std::memcpy(&values[i], block.parameters + address + i * element, element);
+    const auto unused = static_cast<int>(64 - 8 * element);
+    if (instruction.at[3] != 0) {
+      values[i] = static_cast<uint64_t>(static_cast<int64_t>(values[i] << unused) >> unused);
+    }
+  }
+  return values;
+}
+
+// Values of the .param space are the same for all lanes, whose addresses in a register may differ.
+template <class To>
 void load_parameter(const Step& step) {
   const Instruction& instruction = step.instruction;
-  const auto count = instruction.constants[0];
-  const uint32_t base_bytes = instruction.constants[1];  // of its register, if it has one
-  const auto offset = static_cast<int64_t>(static_cast<int32_t>(instruction.constants[2]));
-  for_lanes(step.active, [&](int lane) {
-    uint64_t base = 0;
-    if (base_bytes == 8) base = step.warp.lanes<uint64_t>(instruction.at[0])[lane];
-    if (base_bytes == 4) base = step.warp.lanes<uint32_t>(instruction.at[0])[lane];
-    const uint64_t address = base + static_cast<uint64_t>(offset);
-    const size_t bytes = sizeof(From) * count;
-    if (address > step.block.parameter_bytes || bytes > step.block.parameter_bytes - address) {
-      fail(step, lane, "reads past the kernel's parameters");
+  const Addresses address = parameter_addresses(step);
+  const auto give = [&](Lanes lanes, const std::array<uint64_t, 4>& values) {
+    for (size_t i = 1; i < instruction.constants.size(); ++i) {
+      const To value = static_cast<To>(values[i - 1]);
+      store_lanes(lanes, step.warp.lanes<To>(instruction.constants[i]), [=](int) { return value; });
     }
-    if (address % bytes != 0) fail(step, lane, "reads parameters at an address not aligned");
-    for (uint32_t i = 0; i < count; ++i) {
-      From value;
-      std::memcpy(&value, step.block.parameters + address + i * sizeof(From), sizeof value);
-      step.warp.lanes<To>(instruction.constants[3 + i])[lane] = static_cast<To>(value);
-    }
-  });
-}
-
-template <class From>
-Run load_parameter_to(int bytes) {
-  if (bytes == 2) return load_parameter<From, uint16_t>;
-  if (bytes == 4) return load_parameter<From, uint32_t>;
-  return load_parameter<From, uint64_t>;
-}
-
-Run parameter_run(const std::string& type, int bytes) {
-  const int bits = std::atoi(type.c_str() + 1);
-  const bool is_signed = type[0] == 's';
-  switch (bits) {
-    case 8:
-      return is_signed ? load_parameter_to<int8_t>(bytes) : load_parameter_to<uint8_t>(bytes);
-    case 16:
-      return is_signed ? load_parameter_to<int16_t>(bytes) : load_parameter_to<uint16_t>(bytes);
-    case 32:
-      return is_signed ? load_parameter_to<int32_t>(bytes) : load_parameter_to<uint32_t>(bytes);
-    case 64:
-      return load_parameter_to<uint64_t>(bytes);
-    default:
-      return nullptr;
-  }
+  };
+  const int first = std::countr_zero(step.active);
+  uint64_t differs = 0;
+  for_lanes(step.active, [&](int lane) { differs |= address[lane] ^ address[first]; });
+  if (differs == 0) return give(step.active, read_parameters(step, first, address[first]));
+  for_lanes(step.active,
+            [&](int lane) { give(Lanes{1} << lane, read_parameters(step, lane, address[lane])); });
 }
 
 }  // namespace
@@ -442,21 +451,25 @@ bool decode_parameter(Instruction& instruction, Loader& loader) {
   int64_t offset = from.offset;
   if (base.is_immediate) {
     offset += static_cast<int64_t>(base.bits);
-    instruction.constants = {static_cast<uint32_t>(count), 0, static_cast<uint32_t>(offset)};
   } else {
-    const uint32_t base_bytes = base.bytes == 4 ? 4 : 8;
-    instruction.at[0] = loader.constant(instruction, base, static_cast<int>(base_bytes)).at;
-    instruction.constants = {static_cast<uint32_t>(count), base_bytes,
-                             static_cast<uint32_t>(offset)};
+    instruction.at[1] = base.bytes == 4 ? 4 : 8;
+    instruction.at[0] = loader.constant(instruction, base, static_cast<int>(instruction.at[1])).at;
   }
+  instruction.constants = {static_cast<uint32_t>(offset)};
   for (const Value& value : to.values) {
     if ((value.bytes != bytes && !value.is_sink) || value.is_immediate || bytes * 8 < bits) {
       fail(instruction, "loads into a register that is too small");
     }
     instruction.constants.push_back(value.at);
   }
-  instruction.run = parameter_run(type, bytes);
-  if (instruction.run == nullptr) fail(instruction, "has a type that is not known");
+  if (bits != 8 && bits != 16 && bits != 32 && bits != 64) {
+    fail(instruction, "has a type that is not known");
+  }
+  instruction.at[2] = static_cast<uint32_t>(bits / 8);
+  instruction.at[3] = type[0] == 's' ? 1 : 0;
+  instruction.run = bytes == 2   ? load_parameter<uint16_t>
+                    : bytes == 4 ? load_parameter<uint32_t>
+                                 : load_parameter<uint64_t>;
   return true;
 }
 

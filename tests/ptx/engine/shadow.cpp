@@ -1,7 +1,6 @@
 // Who touched which bytes when, and what of it is a race.
 #include <algorithm>
 #include <cstdio>
-#include <type_traits>
 
 #include "warpgroup.h"
 
@@ -133,19 +132,30 @@ int64_t block_of(uint32_t moment) {
   if (thread >= 0) fail_race(step, lane, region, granule, doing, earlier, thread, false);
 }
 
+constexpr Record kMoment = Record{0xffffffffu} << 32, kEpoch = Record{0xfff} << 20;
+constexpr Record kFirst = Record{0x3ff} << 10, kSecond = 0x3ff;
+constexpr Record kFirstWarp = Record{0x3e0} << 10, kSecondWarp = 0x3e0;
+
 // What comparisons of records with moments need, in the upper half as a record has them: it stays
-// in registers over the lanes of an instruction.
+// in registers over the lanes of an instruction. No branches, so that loops over granules become
+// vectors.
 class Bounds {
  public:
-  Bounds(const Region& region, const Now& now)
+  Bounds(const Warp& warp, const Region& region, const Now& now)
       : first_(Record{now.first} << 32),
         floor_(Record{region.floor} << 32),
-        block_(Record{now.block} << 32) {}
+        block_(Record{now.block} << 32),
+        warp_(warp.has_parted ? ~Record{0} : kMoment | kFirstWarp | kSecondWarp) {}
 
   // Whether a record may be out of order with what a lane does now; `check` knows. It is quick, and
   // says no to nearly all.
-  bool is_suspect(Record earlier) const {
-    return (earlier >= first_) | (earlier - floor_ < block_ - floor_);
+  bool is_suspect(Record earlier) const { return (earlier >= first_) | is_of_other_block(earlier); }
+  // The same, where what the lane itself and threads of its warp did before their last barrier is
+  // told from the rest.
+  bool is_suspect(Record earlier, Record own) const {
+    const Record other = earlier ^ own;
+    const bool is_behind = ((other & warp_) == 0) & ((other & kEpoch) != 0);
+    return is_suspect(earlier) & (other != 0) & !is_behind;
   }
   // Whether a record of reads has nothing to do with what comes: it may be replaced.
   bool is_past(Record earlier) const {
@@ -153,31 +163,36 @@ class Bounds {
   }
   // Whether it is of this launch.
   bool is_recent(Record earlier) const { return earlier >= floor_; }
+  bool is_of_other_block(Record earlier) const { return earlier - floor_ < block_ - floor_; }
 
  private:
   Record first_, floor_, block_;
+  Record warp_;  // what is alike in records of one warp and moment; of none where its lanes parted
 };
+
+// What is left of a record and one of the same moment.
+[[gnu::always_inline]] inline Record merged(Record latest, Record own) {
+  const Record other = latest ^ own, threads = latest ^ latest >> 10;
+  const bool a_is_here = (other & kFirstWarp) == 0, b_is_here = (other & kSecondWarp) == 0;
+  // Whoever is unordered with what it replaces is unordered with this too.
+  const bool is_replaced = a_is_here & b_is_here & ((other & kEpoch) != 0);
+  const bool is_noted = ((other & kFirst) == 0) | ((other & kSecond) == 0);
+  // A second thread, or one of a second warp, which says more.
+  const bool is_second = ((threads & kSecond) == 0) | (((threads & kSecondWarp) == 0) & !a_is_here);
+  const Record both = (latest & ~kSecond) | (own & kSecond);
+  return is_replaced ? own : (is_noted | !is_second) ? latest : both;
+}
 
 // Adds a lane to those who read (or did atomics) at the latest moment. `others` has what an earlier
 // block did, where regions are shared by blocks.
 [[gnu::noinline]] void merge(Record& latest, Record* others, Record own, const Region& region,
                              const Now& now) {
-  if (moment_of(latest) != moment_of(own)) {
-    if (others != nullptr && is_of_other_block(latest, region, now)) *others = latest;
-    latest = own;
+  if (moment_of(latest) == moment_of(own)) {
+    latest = merged(latest, own);
     return;
   }
-  const int warp = first_of(own) / kLanes, thread = first_of(own);
-  const int a = first_of(latest), b = second_of(latest);
-  const bool a_is_here = a / kLanes == warp, b_is_here = b / kLanes == warp;
-  if (a_is_here && b_is_here && epoch_of(latest) != epoch_of(own)) {
-    latest = own;  // whoever is unordered with what it replaces is unordered with this too
-  } else if (a == thread || b == thread) {
-    return;
-  } else if (a == b || (a / kLanes == b / kLanes && !a_is_here)) {
-    // A second thread, or one of a second warp, which says more.
-    latest = record(moment_of(latest), int32_t(epoch_of(latest)), a, thread);
-  }
+  if (others != nullptr && is_of_other_block(latest, region, now)) *others = latest;
+  latest = own;
 }
 
 void add(std::vector<Record>& records, std::vector<Record>& others, size_t granule, Record own,
@@ -287,68 +302,93 @@ void check_written(const Step& step, int lane, const Region& region, size_t gran
   }
 }
 
+// Bytes of an access, which are few.
+void copy(char* to, const char* from, uint32_t bytes) {
+  switch (bytes) {
+    case 2:
+      std::memcpy(to, from, 2);
+      break;
+    case 4:
+      std::memcpy(to, from, 4);
+      break;
+    case 8:
+      std::memcpy(to, from, 8);
+      break;
+    case 16:
+      std::memcpy(to, from, 16);
+      break;
+    default:
+      std::memcpy(to, from, bytes);
+  }
+}
+
 // The two that all loads and stores go through. What they need for a lane is in locals, and there
 // is one loop, so that it stays in registers. `Count` granules a lane.
-template <size_t Count>
+template <size_t Count, bool HasOthers>
 void note_reads_of(const Step& step, const Region& region, const Now& now, Lanes lanes,
                    const Addresses& address) {
+  Shadow& shadow = *region.shadow;
   const bool is_slow =
-      !region.shadow->atomics.empty() || (launch.must_be_written && region.space == Space::kShared);
-  const Record* const writes = region.shadow->writes.data();
-  Record* const reads = region.shadow->reads.data();
-  const int shift = region.shadow->shift;
+      !shadow.atomics.empty() || (launch.must_be_written && region.space == Space::kShared);
+  const Record* const writes = shadow.writes.data();
+  Record* const reads = shadow.reads.data();
+  Record* const others = shadow.other_reads.data();
+  const int shift = shadow.shift;
   const uint64_t origin = region.begin;
-  const Bounds bounds(region, now);
+  const Bounds bounds(step.warp, region, now);
   for (Lanes rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = std::countr_zero(rest);
     const Record own = now.own[lane];
     const size_t begin = (address[lane] - origin) >> shift;
-    Record slow = is_slow;
+    Record slow = is_slow, made[Count], of_others[Count];
     for (size_t i = 0; i < Count; ++i) {
       const Record read = reads[begin + i], written = writes[begin + i];
-      slow |= bounds.is_suspect(written) ? 1 : 0;
-      slow |= (read == own) | bounds.is_past(read) ? 0 : 1;
+      const bool is_now = ((read ^ own) & kMoment) == 0;
+      const bool is_other = HasOthers & bounds.is_of_other_block(read);
+      made[i] = is_now ? merged(read, own) : own;
+      if constexpr (HasOthers) of_others[i] = is_other ? read : others[begin + i];
+      slow |= bounds.is_suspect(written, own) ? 1 : 0;
+      slow |= is_now | is_other | bounds.is_past(read) ? 0 : 1;
     }
     if (slow == 0) [[likely]] {
-      for (size_t i = 0; i < Count; ++i) reads[begin + i] = own;
+      for (size_t i = 0; i < Count; ++i) reads[begin + i] = made[i];
+      if constexpr (HasOthers) {
+        for (size_t i = 0; i < Count; ++i) others[begin + i] = of_others[i];
+      }
     } else {
       read_slowly(step, lane, region, now, begin, Count);
     }
   }
 }
 
-template <size_t Count>
+template <size_t Count, bool HasOthers>
 void write_of(const Step& step, const Region& region, const Now& now, Lanes lanes,
               const Addresses& address, uint32_t bytes, const char* data) {
-  const bool is_slow = !region.shadow->atomics.empty();
-  Record* const writes = region.shadow->writes.data();
-  const Record* const reads = region.shadow->reads.data();
-  const Record* const others =
-      region.shadow->other_reads.empty() ? nullptr : region.shadow->other_reads.data();
-  const int shift = region.shadow->shift;
+  Shadow& shadow = *region.shadow;
+  const bool is_slow = !shadow.atomics.empty();
+  Record* const writes = shadow.writes.data();
+  const Record* const reads = shadow.reads.data();
+  const Record* const others = shadow.other_reads.data();
+  const int shift = shadow.shift;
   const uint64_t origin = region.begin;
   char* const place = region.data;
-  const Bounds bounds(region, now);
+  const Bounds bounds(step.warp, region, now);
   for (Lanes rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = std::countr_zero(rest);
     const Record own = now.own[lane];
-    const char* const mine = data + lane * bytes;
     const size_t offset = address[lane] - origin;
     const size_t begin = offset >> shift;
     Record slow = is_slow;
     for (size_t i = 0; i < Count; ++i) {
-      const Record written = writes[begin + i], read = reads[begin + i];
-      slow |= (written == own) | !bounds.is_suspect(written) ? 0 : 1;
-      slow |= (read == own) | !bounds.is_suspect(read) ? 0 : 1;
-    }
-    if (others != nullptr) {
-      for (size_t i = 0; i < Count; ++i) slow |= bounds.is_recent(others[begin + i]) ? 1 : 0;
+      slow |= bounds.is_suspect(writes[begin + i], own) ? 1 : 0;
+      slow |= bounds.is_suspect(reads[begin + i], own) ? 1 : 0;
+      if constexpr (HasOthers) slow |= bounds.is_recent(others[begin + i]) ? 1 : 0;
     }
     if (slow != 0) [[unlikely]] {
       check_slowly(step, lanes, lane, region, now, address, bytes, begin, Count, data);
     }
     for (size_t i = 0; i < Count; ++i) writes[begin + i] = own;
-    std::memcpy(place + offset, mine, bytes);
+    copy(place + offset, data + lane * bytes, bytes);
   }
 }
 
@@ -361,22 +401,29 @@ void note_write(const Step& step, const Region& region, Lanes lanes, const Addre
   }
 }
 
-// Calls f with a constant: how many granules an access has.
+// Calls f with constants: how many granules an access has, and whether blocks share the region.
 template <class F>
-void with_count(size_t count, F&& f) {
-  switch (count) {
+void with_count(const Shadow& shadow, uint32_t bytes, F&& f) {
+  const auto with = [&]<size_t Count>() {
+    if (shadow.other_reads.empty()) {
+      f.template operator()<Count, false>();
+    } else {
+      f.template operator()<Count, true>();
+    }
+  };
+  switch (bytes >> shadow.shift) {
     case 1:
-      return f(std::integral_constant<size_t, 1>{});
+      return with.template operator()<1>();
     case 2:
-      return f(std::integral_constant<size_t, 2>{});
+      return with.template operator()<2>();
     case 4:
-      return f(std::integral_constant<size_t, 4>{});
+      return with.template operator()<4>();
     case 8:
-      return f(std::integral_constant<size_t, 8>{});
+      return with.template operator()<8>();
     case 16:
-      return f(std::integral_constant<size_t, 16>{});
+      return with.template operator()<16>();
     default:
-      return f(std::integral_constant<size_t, 32>{});
+      return with.template operator()<32>();
   }
 }
 
@@ -386,8 +433,9 @@ void note_reads(const Step& step, const Region& region, const Now& now, Lanes la
                 const Addresses& address, uint32_t bytes) {
   if (region.shadow == nullptr) return;
   refine_to(region, bytes);
-  with_count(bytes >> region.shadow->shift,
-             [&](auto count) { note_reads_of<count()>(step, region, now, lanes, address); });
+  with_count(*region.shadow, bytes, [&]<size_t Count, bool HasOthers>() {
+    note_reads_of<Count, HasOthers>(step, region, now, lanes, address);
+  });
 }
 
 void note_atomics(const Step& step, const Region& region, const Now& now, Lanes lanes,
@@ -419,8 +467,8 @@ void write(const Step& step, const Region& region, const Now& now, Lanes lanes,
   }
   refine_to(region, bytes);
   note_write(step, region, lanes, address, bytes, true);
-  with_count(bytes >> region.shadow->shift, [&](auto count) {
-    write_of<count()>(step, region, now, lanes, address, bytes, data);
+  with_count(*region.shadow, bytes, [&]<size_t Count, bool HasOthers>() {
+    write_of<Count, HasOthers>(step, region, now, lanes, address, bytes, data);
   });
 }
 
@@ -432,7 +480,7 @@ void begin_writes(const Step& step, const Region& region, const Now& now, Lanes 
   const size_t count = bytes >> shadow.shift;
   const bool has_atomics = !shadow.atomics.empty();
   const char* const doing = "copies into";
-  const Bounds bounds(region, now);
+  const Bounds bounds(step.warp, region, now);
   for_lanes(lanes, [&](int lane) {
     const int thread = step.warp.thread(lane);
     const size_t begin = (address[lane] - region.begin) >> shadow.shift;

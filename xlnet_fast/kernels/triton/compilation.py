@@ -28,7 +28,9 @@ class Compilation:
         tile: rows and keys of a tile, or elements of a block.
         gemm_units: matrix products per score tile, None for a kernel without any.
         scratch: names of pointer arguments to memory through which threads of a block hand values
-            on: the report checks the barriers (`kernels/ptx.py`).
+            on: the report checks the barriers (`kernels/report/ptx.py`).
+        is_paired: whether it is to be timed before it is taken, as it may spill in a loop
+            (`tiles.paired_tiles`).
         aligned: whether integers that Triton specialises on are multiples of 16, as pointers are.
     """
 
@@ -44,4 +46,5 @@ class Compilation:
     tile: tuple[int, ...]
     gemm_units: float | None = None
     scratch: tuple[str, ...] = ()
+    is_paired: bool = False
     aligned: bool = True

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, ShapeError
 from xlnet_fast.kernels.chips import CHIPS, WARP, blocks_per_multiprocessor
-from xlnet_fast.kernels.triton import why_unavailable
+from xlnet_fast.kernels.triton import tiles, why_unavailable
 from xlnet_fast.kernels.triton.rel_attention_arguments import (
     STREAMS,
     Biases,
@@ -107,6 +107,7 @@ class Call:
         return choose_config(
             kernel, first.q.dtype, self.head_dim, heavy, arch(self.device),
             shape_class(max(self.rows), self.keys.count), gpu_name(self.device),
+            tiles.recorded_on(self.device),
         )  # fmt: skip
 
     def query_rows(self, config: Config) -> int:

@@ -25,7 +25,7 @@ from xlnet_fast.kernels.triton.rel_attention_arguments import (
     KeyTensors,
     KeyVectors,
 )
-from xlnet_fast.kernels.triton.tiles import Config, block_d, candidates
+from xlnet_fast.kernels.triton.tiles import Config, block_d, paired_tiles, safe_tiles
 
 HEAD_DIMS = (32, 64, 128)  # one of each tile width
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -43,9 +43,13 @@ def compilations(arch: int) -> Iterator[Compilation]:
         for head_dim in HEAD_DIMS:
             for heavy in (False, True):
                 for kernel in _KERNELS:
-                    for config in candidates(kernel, torch_dtype, head_dim, heavy, arch):
-                        for atomic in orders(kernel, head_dim):
-                            yield compilation(kernel, dtype, head_dim, heavy, config, atomic)
+                    for find in (safe_tiles, paired_tiles):
+                        for config in find(kernel, torch_dtype, head_dim, heavy, arch):
+                            for atomic in orders(kernel, head_dim):
+                                yield compilation(
+                                    kernel, dtype, head_dim, heavy, config, atomic,
+                                    is_paired=find is paired_tiles,
+                                )  # fmt: skip
 
 
 def orders(kernel: str, head_dim: int) -> tuple[bool | None, ...]:
@@ -56,9 +60,16 @@ def orders(kernel: str, head_dim: int) -> tuple[bool | None, ...]:
 
 
 def compilation(
-    kernel: str, dtype: str, head_dim: int, heavy: bool, config: Config, atomic: bool | None
+    kernel: str,
+    dtype: str,
+    head_dim: int,
+    heavy: bool,
+    config: Config,
+    atomic: bool | None,
+    *,
+    is_paired: bool = False,
 ) -> Compilation:
-    """One kernel with one tile; `atomic` is one of `orders`."""
+    """One kernel with one tile; `atomic` of `orders`, `is_paired` as in `Compilation`."""
     function, units = _KERNELS[kernel]
     constants: dict[str, Any] = {
         "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (True, False), "BY_POSITION": (False, True),
@@ -74,6 +85,8 @@ def compilation(
         constants["STRIP"] = config.block_m * width
         constants["D_STRIP"] = config.block_m * STRIP_KEYS
         features += ", atomic" if atomic else ", ordered"
+    if is_paired:
+        features += ", to be timed"
     return Compilation(
         kernel=f"rel_attention_{kernel}",
         variant="strip",
@@ -87,6 +100,7 @@ def compilation(
         tile=(config.block_m, config.block_n),
         gemm_units=units,
         scratch=("strips", "d_strips") if kernel == "backward_q" else ("strips",),
+        is_paired=is_paired,
     )
 
 

@@ -3,6 +3,10 @@
 Safe ones spill in no loop and fit the chip, as the kernels report found by compiling them. That
 depends on the compiler, so `safe_tiles.json` has a table of them for each release of Triton, which
 `tile_search.py` makes. A release without one takes that of another, and it is said.
+
+Beside them stand tiles of which two programs share a multiprocessor. They may spill a few registers
+in a loop; whether the second program is worth that, nothing but a clock tells, so they are taken
+where they were measured to be the faster, and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -28,6 +33,15 @@ MAX_REGISTERS = 255  # of a thread, on every chip
 LONG_KEYS = 1024  # a call with more keys than this is "long"
 TUNED_FILE = Path(__file__).with_name("tuned.json")
 SAFE_FILE = Path(__file__).with_name("safe_tiles.json")
+_NOTHING: Mapping[str, Sequence[int]] = MappingProxyType({})
+
+
+def _nothing_recorded(device: torch.device) -> Mapping[str, Sequence[int]]:
+    return _NOTHING
+
+
+recorded_on: Callable[[torch.device], Mapping[str, Sequence[int]]] = _nothing_recorded
+"""What a qualification chose on a device; `ops` puts its reader of records here."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,15 @@ class Table:
         archs: chips that every tile of its class was compiled for, 90 for sm_90.
         tiles: `safe_key` -> tiles, the preferred one first.
         spilling: the keys of `tiles` for which no candidate was clean; what spills least is there.
+        paired: `safe_key` -> tiles of which two programs share a multiprocessor, which may spill in
+            a loop: to be timed, never taken untimed.
     """
 
     release: str
     archs: tuple[int, ...]
     tiles: Mapping[str, tuple[Config, ...]]
     spilling: tuple[str, ...] = ()
+    paired: Mapping[str, tuple[Config, ...]] = field(default_factory=dict)
 
 
 def block_d(head_dim: int) -> int:
@@ -99,6 +116,7 @@ def choose_config(
     arch: int,
     shape: str = "long",
     gpu: str | None = None,
+    recorded: Mapping[str, Sequence[int]] = _NOTHING,
 ) -> Config:
     """The tile of a kernel: forced by `using`, else measured on this GPU, else safe on the chip.
 
@@ -111,6 +129,7 @@ def choose_config(
         arch: compute capability as one number, 90 for 9.0; at least 80.
         shape: "short" or "long", see `shape_class`.
         gpu: what the driver calls it, as in the table of measured tiles.
+        recorded: what a qualification of this GPU chose: `entry_key` -> fields of `Config`.
 
     Raises:
         ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
@@ -118,18 +137,20 @@ def choose_config(
     _check(kernel, dtype, head_dim, arch)
     if kernel in _forced:
         return _forced[kernel]
-    key = tuned_key(kernel, dtype, head_dim, heavy, shape)
-    measured = load_tuned().get(tuned_gpu(gpu), {}).get(key) if gpu else None
+    measured = recorded.get(entry_key(kernel, dtype, head_dim, heavy))
+    if measured is None and gpu:
+        key = tuned_key(kernel, dtype, head_dim, heavy, shape)
+        measured = load_tuned().get(tuned_gpu(gpu), {}).get(key)
     if measured is not None:
         return Config(*measured)
     _warn_of_another_release()
-    return candidates(kernel, dtype, head_dim, heavy, arch)[0]
+    return safe_tiles(kernel, dtype, head_dim, heavy, arch)[0]
 
 
-def candidates(
+def safe_tiles(
     kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
 ) -> tuple[Config, ...]:
-    """Tiles that fit the chip, the safe one first: what `benchmarks/gpu/tune.py` tries.
+    """Tiles that fit the chip and spill in no loop, the preferred one first.
 
     Raises:
         ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
@@ -137,6 +158,27 @@ def candidates(
     _check(kernel, dtype, head_dim, arch)
     table, _ = installed_table()
     return table.tiles[safe_key(chip_class(arch), kernel, dtype, head_dim, heavy)]
+
+
+def paired_tiles(
+    kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
+) -> tuple[Config, ...]:
+    """Tiles of which two programs share a multiprocessor of the chip, to be timed first.
+
+    Raises:
+        ArgumentError: a kernel, dtype, head dim or chip there is no tile for.
+    """
+    _check(kernel, dtype, head_dim, arch)
+    table, _ = installed_table()
+    return table.paired.get(safe_key(chip_class(arch), kernel, dtype, head_dim, heavy), ())
+
+
+def candidates(
+    kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, arch: int
+) -> tuple[Config, ...]:
+    """What may be chosen by measurement: `safe_tiles`, then `paired_tiles`; arguments as there."""
+    arguments = (kernel, dtype, head_dim, heavy, arch)
+    return (*safe_tiles(*arguments), *paired_tiles(*arguments))
 
 
 def chip_class(arch: int) -> str:
@@ -163,12 +205,17 @@ def load_safe() -> dict[str, Table]:
         release: Table(
             release,
             tuple(table["archs"]),
-            {key: tuple(Config(*tile) for tile in tiles) for key, tiles in table["tiles"].items()},
+            _configs(table["tiles"]),
             tuple(table["spilling"]),
+            _configs(table["paired"]),
         )
         for release, table in stored.items()
     }
     return dict(sorted(tables.items(), key=lambda item: _order(item[0])))
+
+
+def _configs(stored: Mapping[str, list[list[int]]]) -> dict[str, tuple[Config, ...]]:
+    return {key: tuple(Config(*tile) for tile in entry) for key, entry in stored.items()}
 
 
 def table_for(release: str) -> tuple[Table, str | None]:
@@ -213,10 +260,15 @@ def tuned_gpu(gpu: str) -> str:
     return gpu if triton is None else f"{gpu}, Triton {release_of(triton.__version__)}"
 
 
+def entry_key(kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool) -> str:
+    """The name of a tile that a qualification chose, whatever the call's shape."""
+    name = str(dtype).removeprefix("torch.")
+    return f"{kernel}/{name}/{head_dim}/{'heavy' if heavy else 'light'}"
+
+
 def tuned_key(kernel: str, dtype: torch.dtype, head_dim: int, heavy: bool, shape: str) -> str:
     """The name of an entry of the table of measured tiles."""
-    name = str(dtype).removeprefix("torch.")
-    return f"{kernel}/{name}/{head_dim}/{'heavy' if heavy else 'light'}/{shape}"
+    return f"{entry_key(kernel, dtype, head_dim, heavy)}/{shape}"
 
 
 @cache

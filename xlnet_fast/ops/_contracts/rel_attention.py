@@ -30,6 +30,7 @@ from xlnet_fast.ops._contracts._registry import (
     register_differentiable,
 )
 from xlnet_fast.ops._validation import check_positions
+from xlnet_fast.ops.qualification import proof
 
 _ATTENTION = (
     "Tensor k, Tensor v, Tensor? k_memory, Tensor? v_memory, Tensor r, Tensor r_w_bias, "
@@ -95,7 +96,9 @@ def _kernels(backend: str) -> Any:
         return cpu_attention
     if backend == "triton":
         from xlnet_fast.kernels.triton import rel_attention as triton_attention
+        from xlnet_fast.kernels.triton import tiles
 
+        tiles.recorded_on = proof.recorded_tiles
         return triton_attention
     if backend == "cuda":
         return cuda_attention

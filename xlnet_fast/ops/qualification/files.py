@@ -106,7 +106,7 @@ def _as_shipped(record: Record, identity: Identity) -> Record | None:
     if any(getattr(record.identity, name) != getattr(identity, name) for name in deciding):
         return None
     rows = tuple(row for row in record.rows if row.backend in ("triton", "sdpa"))
-    return Record(record.identity, rows, record.created, record.seconds, record.full)
+    return Record(record.identity, rows, record.created, record.seconds, record.full, record.tiles)
 
 
 def cache_folder() -> Path:

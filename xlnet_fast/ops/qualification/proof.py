@@ -11,7 +11,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -139,9 +139,37 @@ def found_for(device: str, index: int | None) -> Found:
     return found
 
 
+def recorded_tiles(device: torch.device) -> Mapping[str, Sequence[int]]:
+    """The tiles that Triton's kernels take on a device, as `kernels.triton.tiles.recorded_on`.
+
+    They hold for a backend that is named as well, which asks for no record and starts no
+    qualification.
+    """
+    if _given_tiles is not None:
+        return _given_tiles
+    return _cached_tiles(device.index or 0) if device.type == "cuda" else {}
+
+
+def give_tiles(tiles: Mapping[str, Sequence[int]] | None) -> None:
+    """Have kernels take these tiles, whatever the record says; None undoes it."""
+    global _given_tiles
+    _given_tiles = tiles
+
+
+_given_tiles: Mapping[str, Sequence[int]] | None = None
+
+
+@functools.cache
+def _cached_tiles(index: int) -> Mapping[str, Sequence[int]]:
+    identity = identity_of(torch.device("cuda", index))
+    record = (pinned(identity) if is_job() else look(identity)).record
+    return {} if record is None else record.tiles
+
+
 def forget() -> None:
     """Look for records anew at the next call."""
     found_for.cache_clear()
+    _cached_tiles.cache_clear()
     _cached_verdicts.cache_clear()
     for drop in ON_FORGET:
         drop()
@@ -164,6 +192,7 @@ def _qualify_now(index: int, identity: Identity, before: Found) -> Found:
     except (OSError, subprocess.TimeoutExpired) as error:
         warn_once(f"`{COMMAND}` could not be run: {error}")
         return before
+    _cached_tiles.cache_clear()
     found = look(identity)
     if found.record is None:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]

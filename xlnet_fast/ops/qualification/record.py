@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ HEAD_DIMS = (32, 64, 128)
 """Widths of the tiles that head dims are rounded up to."""
 
 
+TILE_FIELDS = 7
+"""Of a tile of a Triton kernel, as a record has it."""
+
+
 def head_dim_class(head_dim: int) -> str:
     """The class of a head dim: "64" for one that fills its tile, "<64" for one that leaves room.
 
@@ -118,10 +122,10 @@ class Identity:
 
     def difference(self, other: Identity) -> str | None:
         """What differs in another identity, in words; None where nothing does."""
-        for field in fields(self):
-            own, others = getattr(self, field.name), getattr(other, field.name)
+        for part in fields(self):
+            own, others = getattr(self, part.name), getattr(other, part.name)
             if own != others:
-                return f"{field.name} was {own or 'absent'!r} and is {others or 'absent'!r}"
+                return f"{part.name} was {own or 'absent'!r} and is {others or 'absent'!r}"
         return None
 
 
@@ -189,6 +193,8 @@ class Record:
 
     Attributes:
         created: UTC, ISO 8601. seconds: that it took. full: whether by ``--full``.
+        tiles: that Triton's attention kernels were proved and timed with, where they are not the
+            safe ones: by `kernels.triton.tiles.entry_key` the fields of its `Config`.
     """
 
     identity: Identity
@@ -196,6 +202,7 @@ class Record:
     created: str
     seconds: float
     full: bool = False
+    tiles: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The record as JSON text, with a checksum that tells an edited one."""
@@ -295,7 +302,8 @@ def _record(data: object) -> Record:
             raise _Damaged(f"has row {number} twice")
         seen.add(key)
     found = content.pop("checksum", None)
-    whole = _checked(Record, content | {"identity": identity, "rows": rows}, "the whole")
+    parts = {"identity": identity, "rows": rows, "tiles": _tiles(content.get("tiles"))}
+    whole = _checked(Record, content | parts, "the whole")
     if found != checksum({"schema": schema, **content}):
         raise _Damaged("was edited: its checksum does not fit")
     return Record(**whole)
@@ -323,6 +331,16 @@ def _row(data: object, number: int) -> Row:
     return row
 
 
+def _tiles(data: object) -> dict[str, tuple[int, ...]]:
+    tiles = {}
+    for name, tile in _mapping(data, "tiles").items():
+        numbers = _list(tile, f"the tile {name!r}")
+        if len(numbers) != TILE_FIELDS or any(type(n) is not int or n < 0 for n in numbers):
+            raise _Damaged(f"has the tile {name!r} of {numbers}, expected {TILE_FIELDS} integers")
+        tiles[name] = tuple(numbers)
+    return tiles
+
+
 def _within(row: Row) -> bool:
     return row.error is not None and row.bound is not None and 0 <= row.error <= row.bound
 
@@ -338,6 +356,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "Identity": (Identity,),
     "tuple[Row, ...]": (tuple,),
     "tuple[Timing, ...]": (tuple,),
+    "Mapping[str, tuple[int, ...]]": (dict,),
 }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
 
 LOCAL = ("LDL", "STL")
 """Loads and stores of local memory, which is where registers are spilled to."""
@@ -104,19 +105,26 @@ def count(instructions: Iterable[str], names: Sequence[str]) -> dict[str, int]:
     return counts | {"all": len(found) - found.count("NOP")}
 
 
-def loop_spills(assembly: str) -> int:
-    """Loads and stores of local memory in the innermost loops of a disassembled kernel.
+def loop_spills(code: Function) -> int:
+    """Loads and stores of local memory in the innermost loops.
 
     Tiles and stretches of keys are outer loops: what they keep in local memory is read once per
     hundreds of keys.
     """
-    codes = functions(assembly).values()
-    return sum(local_accesses(in_innermost_loops(code)) for code in codes)
+    return local_accesses(in_innermost_loops(code))
 
 
 def local_accesses(instructions: Iterable[str]) -> int:
     """How many instructions load or store local memory."""
     return sum(opcode(text) in LOCAL for text in instructions)
+
+
+def disassemble(tool: str, cubin: Path, compiler: str) -> dict[str, Function]:
+    """The functions of a compiled file by `nvdisasm`; ArgumentError where that cannot read it."""
+    done = subprocess.run([tool, str(cubin)], capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        raise ArgumentError(f"{tool} cannot read what {compiler} made: {done.stderr.strip()}")
+    return functions(done.stdout)
 
 
 def nvdisasm() -> str:

@@ -1,4 +1,4 @@
-"""The report on the GPU kernels, Triton's and those of CUDA C++, compiled without a GPU."""
+"""The command `xlnet-fast kernels-report`: compile, show, judge, write."""
 
 from __future__ import annotations
 
@@ -7,26 +7,19 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from xlnet_fast import files
 from xlnet_fast.builder.progress import Progress as Lines
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
-from xlnet_fast.kernels.cuda import report as cuda_report
-from xlnet_fast.kernels.triton import report as triton_report
-from xlnet_fast.kernels.triton import tile_search
+from xlnet_fast.kernels.report import cuda, tile_search, triton
+from xlnet_fast.kernels.report.rows import PRAISE, Row, check
+from xlnet_fast.kernels.report.tables import render
 
-BACKENDS = {"triton": triton_report, "cuda": cuda_report}
-"""The modules that know how to compile, judge and show the kernels of a backend."""
+BACKENDS = {"triton": triton, "cuda": cuda}
+"""The modules that know how to compile the kernels of a backend."""
 
 _WIDTH = 170  # where the output is a file or a pipe, whose width nobody knows
 
@@ -61,21 +54,23 @@ def run_report(
         if left_out is not None:
             console.print(f"the CUDA C++ kernels are left out: {left_out}", markup=False)
         if "triton" in names:
-            console.print(triton_report.tiles_taken(), markup=False)
-        rows = {name: _compile(name, archs, console) for name in names}
+            console.print(triton.tiles_taken(), markup=False)
+        rows: list[Row] = []
+        for name in names:
+            asked = archs or BACKENDS[name].ARCHS
+            with _counting(console, name) as on_progress:
+                rows += BACKENDS[name].compile_report(asked, on_progress=on_progress)
         if json_path is not None:
-            named = [{"backend": name, **row} for name, own in rows.items() for row in own]
-            _write_json(json_path, named)
+            files.write_whole(json_path, json.dumps(rows, indent=1) + "\n")
     except (XLNetFastError, OSError) as error:
         console.print(f"kernels-report: {error}", style="bold red", markup=False)
         return 2
-    problems = []
-    for name, own in rows.items():
-        module = BACKENDS[name]
-        console.print(module.render(own))
-        problems += module.check(own)
-        if not module.check(own):
-            console.print(f"{name}: {len(own)} {module.PRAISE}.", markup=False)
+    for name in names:
+        own = [row for row in rows if row["backend"] == name]
+        console.print(render(own))
+        if not check(own):
+            console.print(f"{name}: {len(own)} {PRAISE[name]}.", markup=False)
+    problems = check(rows)
     for problem in problems:
         console.print(problem, style="bold red", markup=False)
     return 1 if problems else 0
@@ -94,7 +89,7 @@ def write_tiles(archs: Sequence[int] | None = None) -> int:
     console = Console()
     try:
         with _counting(console, "entries of the table") as on_progress:
-            table = tile_search.search(archs or triton_report.ARCHS, on_progress=on_progress)
+            table = tile_search.search(archs or triton.ARCHS, on_progress=on_progress)
         tile_search.write(table)
     except (XLNetFastError, OSError) as error:
         console.print(f"kernels-report: {error}", style="bold red", markup=False)
@@ -113,19 +108,10 @@ def _to_compile(backends: Sequence[str]) -> tuple[list[str], str | None]:
     if backends:
         return list(backends), None
     try:
-        cuda_report.find_nvcc()
+        cuda.find_nvcc()
     except BackendUnavailable as error:
         return ["triton"], str(error)
     return list(BACKENDS), None
-
-
-def _compile(backend: str, archs: Sequence[int] | None, console: Console) -> list[dict[str, Any]]:
-    module = BACKENDS[backend]
-    with _counting(console, backend) as on_progress:
-        rows: list[dict[str, Any]] = module.compile_report(
-            archs or module.ARCHS, on_progress=on_progress
-        )
-    return rows
 
 
 @contextlib.contextmanager
@@ -141,7 +127,3 @@ def _counting(console: Console, what: str) -> Iterator[Callable[[int, int], None
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("compiling", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    files.write_whole(path, json.dumps(list(rows), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Reading what `ptxas -v` says of kernels, and their mangled names."""
+"""Reading what assemblers say of kernels: registers, spills, shared memory, mangled names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from xlnet_fast.errors import ArgumentError
 
 
-def parse_usage(said: str) -> dict[str, dict[str, int]]:
-    """What `ptxas -v` says of each kernel, by mangled name, in bytes of a thread or block.
+def parse_ptxas(said: str) -> dict[str, dict[str, int]]:
+    """What `ptxas -v` says of each kernel, by mangled name: registers and bytes, as in a `Row`.
 
     Spills of a function that was not inlined count for the kernel that they are told with.
     """
@@ -32,6 +32,15 @@ def parse_usage(said: str) -> dict[str, dict[str, int]]:
             "shared_bytes": int(shared[1]) if shared else 0,
         }
     return usage
+
+
+def parse_cuobjdump(said: str) -> tuple[int, int]:
+    """(registers, bytes of local memory) of a thread, of what `cuobjdump -res-usage` says."""
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
+    if found is None:
+        raise ArgumentError(f"cuobjdump says nothing of registers: {said}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
 
 
 def demangle(names: Sequence[str]) -> dict[str, str]:

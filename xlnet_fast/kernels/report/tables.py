@@ -1,0 +1,117 @@
+"""The rows of a report as tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE
+from rich.console import Group
+from rich.table import Table
+
+from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
+from xlnet_fast.kernels.cuda.room import largest_head_dim
+from xlnet_fast.kernels.report.rows import COUNTED, Row, check, fits, needed_bytes, shapes_of, tile
+
+_ATTENTION_KERNELS = 4  # of CUDA C++: forward, and the backward pass of q, of k and v, of r
+
+
+def render(rows: Sequence[Row]) -> Group:
+    """The report as one table per kernel, a line per row; problems in red.
+
+    What does not fit on a chip that lacks room for every kernel of CUDA C++ is yellow. Of these the
+    last table has what runs on every chip.
+    """
+    tables: dict[str, Table] = {}
+    for row in rows:
+        title, words, figures = (_of_triton if row["backend"] == "triton" else _of_cuda)(row)
+        if title not in tables:
+            tables[title] = _table(title, words, figures)
+        style = "bold red" if check([row]) else None if fits(row) else "yellow"
+        tables[title].add_row(*words.values(), *figures.values(), style=style)
+    return Group(*tables.values(), *_what_runs(rows))
+
+
+def _table(title: str, words: Iterable[str], figures: Iterable[str]) -> Table:
+    """An empty table with columns of words, and of figures behind them."""
+    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    for heading in words:
+        table.add_column(heading, no_wrap=True)
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _of_triton(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
+    """The title of a row's table; words and figures by the heading of their column.
+
+    Those are chip, dtype, head dim D, features, tile with its warps and pipeline stages; registers
+    and spilled bytes of a thread, spills in innermost loops, shared memory of a block.
+    """
+    title = row["kernel"] if row["variant"] == "-" else f"{row['kernel']}, variant {row['variant']}"
+    if row["gemm_units"] is not None:
+        title += f": {row['gemm_units']:g} matrix products per tile"
+    words = {
+        "chip": f"sm_{row['arch']}",
+        "dtype": row["dtype"],
+        "D": _or_dash(row["head_dim"]),
+        "features": row["features"],
+        "tile": f"{tile(row)}, {row['num_warps']}, {row['num_stages']}",
+    }
+    figures = {
+        "regs": str(row["registers"]),
+        "spill B": str(row["spill_bytes"]),
+        "in loops": str(row["loop_spills"]),
+        "KiB": f"{row['shared_bytes'] / KIB:.1f}",
+    }
+    return title, words, figures
+
+
+def _of_cuda(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
+    """As `_of_triton`.
+
+    Template arguments, chip; threads of a block, registers and spilled bytes of a thread, spills in
+    innermost loops / in loops with a product, KiB of shared memory, blocks that fit on a
+    multiprocessor ("≥" and "≤" where the dynamic shared memory is unknown), instructions, each in
+    the loops with a product (without one: in innermost loops) / in all.
+    """
+    title, _, arguments = row["kernel"].partition("<")
+    unknown = row["dynamic_bytes"] is None
+    blocks = ("≤" if unknown and row["blocks"] is not None else "") + _or_dash(row["blocks"])
+    words = {"of": arguments.removesuffix(">") or "-", "chip": f"sm_{row['arch']}"}
+    figures = {
+        "threads": _or_dash(row["max_threads"]),
+        "regs": str(row["registers"]),
+        "spill B": str(row["spill_bytes"]),
+        "in loops": f"{row['loop_spills']}/{row['product_loop_spills']}",
+        "KiB": f"{'≥' if unknown else ''}{needed_bytes(row) / KIB:.1f}",
+        "blocks": blocks if fits(row) else "does not fit",
+    }
+    inside, everywhere = row["loop_instructions"], row["instructions"]
+    figures |= {name: f"{inside[name]}/{everywhere[name]}" for name in (*COUNTED, "all")}
+    return title, words, figures
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _what_runs(rows: Sequence[Row]) -> list[Table]:
+    """A table of chips and head dims, of the rows of all attention kernels; else no table."""
+    kernels = shapes_of(rows)
+    if len({shape.kernel for shape in kernels}) < _ATTENTION_KERNELS:
+        return []
+    head_dims = sorted({shape.head_dim for shape in kernels})
+    table = _table("attention by chip and head dim", ["chip"], ["KiB a block"])
+    for head_dim in head_dims:
+        table.add_column(f"up to {head_dim}", no_wrap=True)
+    for arch, limit in SHARED_LIMITS.items():
+        forward, both = (largest_head_dim(kernels, limit, backward) for backward in (False, True))
+        words = [_passes(head_dim, forward, both) for head_dim in head_dims]
+        table.add_row(f"sm_{arch}", str(limit // KIB), *words)
+    return [table]
+
+
+def _passes(head_dim: int, forward: int, both: int) -> str:
+    if head_dim <= both:
+        return "forward, backward"
+    return "does not fit: forward only" if head_dim <= forward else "does not fit"
