@@ -97,8 +97,8 @@ def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
     assert row["measured_on"] == []
     text = page._kernel_text(row)
     assert text.startswith(
-        "emulated on the CPU, executed as PTX for sm_80 and sm_90, never run on a GPU; compiles for "
-        "sm_80, sm_90a"
+        "emulated on the CPU, executed as PTX for sm_80 and sm_90, never run on a GPU; "
+        "compiles for sm_80, sm_90a"
     )
     text = page._extension_text(info.gather()["extension"])["CUDA archs"]
     assert text == "sm_80, sm_90a, by nvcc 12.4.131"
