@@ -385,6 +385,19 @@ def test_concat_memory_is_cache_mem(memory_length):
         assert torch.equal(actual, before), f"the new memory is that of its sources: {lengths}"
 
 
+@pytest.mark.parametrize("queries", [0, 1, 5])
+@pytest.mark.parametrize(("memory", "current"), [(0, 5), (4, 5), (3, 2), (0, 1)])
+@pytest.mark.parametrize(("table", "start"), [(1, 0), (6, 3), (20, 0), (20, 9), (6, 30)])
+def test_rows_in_order_need_no_gather(queries, memory, current, table, start):
+    """Whatever r has too few or too many of, and however many rows the call has."""
+    keys = memory + current
+    scores = torch.randn(2, 3, queries, table, dtype=F64)
+    rows = torch.arange(queries)[None]
+    expected = reference.skew(scores, rows, keys, memory, start)
+    found = reference.skew_in_order(scores, keys, memory, start)
+    assert torch.equal(found, expected)
+
+
 def test_the_index_identity_is_rel_shift():
     """``skew`` against HF's reshaping, where every element of the table is a different number."""
     batch, heads, queries, memory = 2, 3, 4, 5

@@ -34,22 +34,22 @@ KERNELS = ("forward", "backward_q", "backward_kv", "backward_r")
 PRODUCT = "HMMA"
 Edit = tuple[str, str, str]  # header, text, what takes its place
 _RARE: tuple[Edit, ...] = (
-    ("sight.cuh", "if (stream.rank_q != nullptr) {", "if (false) {"),
-    ("sight.cuh", "if (stream.causal) {", "if (false) {"),
-    ("sight.cuh", "if (Limits::any(stream)) {", "if (false) {"),
-    ("sight.cuh", "if (stream.bits != nullptr) {", "if (false) {"),
+    ("mask.cuh", "if (stream.rank_q != nullptr) {", "if (false) {"),
+    ("mask.cuh", "if (stream.causal) {", "if (false) {"),
+    ("mask.cuh", "if (Limits::any(stream)) {", "if (false) {"),
+    ("mask.cuh", "if (stream.bits != nullptr) {", "if (false) {"),
     ("attention.cuh", "if (!head.all.dropout) return 0xffffffffu;", "return 0xffffffffu;"),
 )
 VARIANTS: dict[str, tuple[Edit, ...]] = {
     "plain": (
         *_RARE,
         (
-            "sight.cuh",
+            "mask.cuh",
             "some_missing = head.padded() || j0 + 8 * Tiles > head.keys();",
             "some_missing = false;",
         ),
-        ("sight.cuh", "if (head.segmented()) {", "if (false) {"),
-        ("sight.cuh", "if (stream.see_self) ", "if (false) "),
+        ("mask.cuh", "if (head.segmented()) {", "if (false) {"),
+        ("mask.cuh", "if (stream.see_self) ", "if (false) "),
         ("attention.cuh", "return padded() && load", "return false && load"),
     ),
     "padding": _RARE,

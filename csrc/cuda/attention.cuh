@@ -27,13 +27,16 @@ XLNET_FAST_DEVICE const char* address(const View& view, int i0, int i1, int i2) 
 struct Head {
   const AttentionKeys& all;
   int b, n;
-  int group;  // of r: a quotient, so not computed anew
+  int group;  // of r: a quotient, so never computed a second time
 
   XLNET_FAST_DEVICE Head(const AttentionKeys& its_keys, int its_b, int its_n)
       : Head(its_keys, its_b, its_n, its_b / static_cast<int>(its_keys.batch / its_keys.groups)) {}
 
-  // The same head, of which the compiler cannot carry anything over from earlier uses.
-  XLNET_FAST_DEVICE Head anew() const { return {all, opaque(b), opaque(n), opaque(group)}; }
+  // The same head behind an optimization barrier: addresses made of it are rematerialized, where
+  // the compiler would keep those of earlier uses in registers.
+  XLNET_FAST_DEVICE Head rematerialized() const {
+    return {all, optimization_barrier(b), optimization_barrier(n), optimization_barrier(group)};
+  }
 
   XLNET_FAST_DEVICE int keys() const { return static_cast<int>(all.keys); }
   XLNET_FAST_DEVICE int memory() const { return static_cast<int>(all.memory); }
@@ -104,14 +107,14 @@ struct Rows {
     if constexpr (kInOrder) return exists(upper);
     return !absent[upper];
   }
-  // The row of segments, ranks and bits, counted over the whole batch. Looked up anew for every
-  // tile of keys, for want of registers.
+  // The row of segments, ranks and bits, counted over the whole batch. Computed for every tile of
+  // keys, for want of registers.
   XLNET_FAST_DEVICE int64_t row_in_tables(int upper) const {
-    return opaque(b) * stream.table + row_in_table(upper);
+    return optimization_barrier(b) * stream.table + row_in_table(upper);
   }
   XLNET_FAST_DEVICE int row_in_table(int upper) const {
     const int row = stream.by_position ? position(upper) : index(upper);
-    return least(row, static_cast<int>(stream.table) - 1);
+    return minimum(row, static_cast<int>(stream.table) - 1);
   }
   // What such a table has for a row.
   XLNET_FAST_DEVICE int number(const int32_t* table, int upper) const {
@@ -129,16 +132,16 @@ struct Rows {
     for (int upper = 0; upper < 2; ++upper) {
       const int64_t at = b * stream.rows + index(upper);
       const int given = exists(upper) ? load(stream.positions + at) : -1;
-      places[upper] = least(given, head.current() - 1);
+      places[upper] = minimum(given, head.current() - 1);
       absent[upper] = given < 0;
-      if (given >= 0) low = least(low, places[upper]);
-      top = greatest(top, places[upper]);
+      if (given >= 0) low = minimum(low, places[upper]);
+      top = maximum(top, places[upper]);
     }
 #pragma unroll
     for (int step = 4; step < kWarpSize; step *= 2) {
-      low = least(low, shuffle_xor(low, step)), top = greatest(top, shuffle_xor(top, step));
+      low = minimum(low, shuffle_xor(low, step)), top = maximum(top, shuffle_xor(top, step));
     }
-    low = least(low, top);
+    low = minimum(low, top);
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
       if (!present(upper)) places[upper] = top;
@@ -148,37 +151,39 @@ struct Rows {
 
 // --- keys ---------------------------------------------------------------------------------------
 
-// State, segment and rank of some keys in shared memory, `Keys` of each.
+// What masks and segments ask of a key.
+struct KeyEntry {
+  int state, segment, rank;
+};
+
+XLNET_FAST_DEVICE KeyEntry look_up_key(const Head& head, int j) {
+  KeyEntry entry{head.state(j), 0, 0};
+  if (entry.state != kNoKey) {
+    if (head.segmented()) entry.segment = head.segment(j);
+    if (head.all.rank_k != nullptr) entry.rank = head.rank(j);
+  }
+  return entry;
+}
+
+// The same of `Keys` keys in shared memory.
 template <int Keys>
-struct KeyFacts {
+struct KeyMetadata {
   static constexpr int kBytes = 3 * 4 * Keys;
 
   uint32_t base;
 
-  // Thread r of the block looks up and writes those of one key.
-  struct One {
-    int state, segment, rank;
-  };
-  XLNET_FAST_DEVICE static One look_up(const Head& head, int j) {
-    One one{head.state(j), 0, 0};
-    if (one.state != kNoKey) {
-      if (head.segmented()) one.segment = head.segment(j);
-      if (head.all.rank_k != nullptr) one.rank = head.rank(j);
-    }
-    return one;
-  }
-  XLNET_FAST_DEVICE void write(int r, const One& one) const {
-    store_shared<int>(base + 4 * r, one.state);
-    store_shared<int>(base + 4 * (Keys + r), one.segment);
-    store_shared<int>(base + 4 * (2 * Keys + r), one.rank);
+  XLNET_FAST_DEVICE void write(int r, const KeyEntry& entry) const {
+    store_shared<int>(base + 4 * r, entry.state);
+    store_shared<int>(base + 4 * (Keys + r), entry.segment);
+    store_shared<int>(base + 4 * (2 * Keys + r), entry.rank);
   }
   XLNET_FAST_DEVICE int state(int r) const { return load_shared<int>(base + 4 * r); }
   XLNET_FAST_DEVICE int segment(int r) const { return load_shared<int>(base + 4 * (Keys + r)); }
   XLNET_FAST_DEVICE int rank(int r) const { return load_shared<int>(base + 4 * (2 * Keys + r)); }
 };
 
-// The same from global memory, for keys that lie anywhere: fact j is that of key j.
-struct KeyFactsAnywhere {
+// The same from global memory, for keys that lie anywhere: entry j is that of key j.
+struct KeyMetadataInGlobal {
   const Head& head;
   XLNET_FAST_DEVICE int state(int j) const { return head.state(j); }
   XLNET_FAST_DEVICE int segment(int j) const {
@@ -196,12 +201,12 @@ XLNET_FAST_DEVICE void range_where(int& begin, int& end, int count, const Holds&
   begin = count, end = 0;
   for (int x = at.thread; x < count; x += Warps * kWarpSize) {
     if (!holds(x)) continue;
-    begin = least(begin, x), end = x + 1;
+    begin = minimum(begin, x), end = x + 1;
   }
 #pragma unroll
   for (int step = 1; step < kWarpSize; step *= 2) {
-    begin = least(begin, shuffle_xor(begin, step));
-    end = greatest(end, shuffle_xor(end, step));
+    begin = minimum(begin, shuffle_xor(begin, step));
+    end = maximum(end, shuffle_xor(end, step));
   }
   if (at.lane == 0) {
     store_shared<int>(scratch + 8 * at.warp, begin);
@@ -210,8 +215,8 @@ XLNET_FAST_DEVICE void range_where(int& begin, int& end, int count, const Holds&
   block_barrier();
 #pragma unroll
   for (int warp = 0; warp < Warps; ++warp) {
-    begin = least(begin, load_shared<int>(scratch + 8 * warp));
-    end = greatest(end, load_shared<int>(scratch + 8 * warp + 4));
+    begin = minimum(begin, load_shared<int>(scratch + 8 * warp));
+    end = maximum(end, load_shared<int>(scratch + 8 * warp + 4));
   }
 }
 
@@ -232,8 +237,8 @@ XLNET_FAST_DEVICE void uniform_range(int& begin, int& end, const Head& head,
                                      const Place& at) {
   const int count = static_cast<int>(stream.rows);
   const float* stats = stream.stats + static_cast<int64_t>(head.flat()) * count;
-  const auto even = [&](int i) { return load(stats + i) == infinity(); };
-  range_where<Warps>(begin, end, count, even, scratch, at);
+  const auto uniform = [&](int i) { return load(stats + i) == infinity(); };
+  range_where<Warps>(begin, end, count, uniform, scratch, at);
 }
 
 // Begins to copy `Count` keys, values, or both from j0 on. Padded ones are zero unless
@@ -274,9 +279,9 @@ XLNET_FAST_DEVICE void clean_padded_keys(const Tile<D>& tile, const Head& head, 
 
 // --- scores -------------------------------------------------------------------------------------
 
-// Whether bit 4 * n + e is set.
-XLNET_FAST_DEVICE bool has(uint32_t scores, int n, int e) {
-  return (scores >> (4 * n + e) & 1) != 0;
+// Whether dropout keeps a score: bit 4 * n + e of `dropout_keep_mask`.
+XLNET_FAST_DEVICE bool is_kept(uint32_t keep, int n, int e) {
+  return (keep >> (4 * n + e) & 1) != 0;
 }
 
 // Calls use(n, e) for every score that a thread holds.
@@ -310,13 +315,13 @@ XLNET_FAST_DEVICE void segment_scores(float (&c)[2], const Head& head, const Row
     }
   }
 #pragma unroll
-  for (int upper = 0; upper < 2; ++upper) c[upper] = sum_of_row(c[upper]) * scale;
+  for (int upper = 0; upper < 2; ++upper) c[upper] = row_sum(c[upper]) * scale;
 }
 
-// Rows of q plus a bias, rounded, as the left side of products. row_at(upper) may be null.
-template <class Element, int D, class Side, class RowAt>
-XLNET_FAST_DEVICE void load_left(Side& left, const RowAt& row_at, const char* bias, int head_dim,
-                                 const Place& at) {
+// Rows of q plus a bias, rounded, as the A operand of products. row_at(upper) may be null.
+template <class Element, int D, class Operand, class RowAt>
+XLNET_FAST_DEVICE void load_operand_a(Operand& operand, const RowAt& row_at, const char* bias,
+                                      int head_dim, const Place& at) {
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     uint32_t a[4];
@@ -330,7 +335,7 @@ XLNET_FAST_DEVICE void load_left(Side& left, const RowAt& row_at, const char* bi
         a[2 * half + upper] = pack(Element{}, x.low + b.low, x.high + b.high);
       }
     }
-    left.set(step, a);
+    operand.set(step, a);
   }
 }
 
@@ -339,14 +344,14 @@ XLNET_FAST_DEVICE void load_left(Side& left, const RowAt& row_at, const char* bi
 // Which of the scores that a thread holds dropout keeps, bit 4 * n + e, for keys from j0 on, a
 // multiple of 4. Two lanes share groups of four keys: each asks for one row.
 template <int Tiles, class TheRows>
-XLNET_FAST_DEVICE uint32_t kept_scores(const TheRows& rows, const Head& head, int j0,
-                                       const Place& at) {
+XLNET_FAST_DEVICE uint32_t dropout_keep_mask(const TheRows& rows, const Head& head, int j0,
+                                             const Place& at) {
   if (!head.all.dropout) return 0xffffffffu;
   const PhiloxKey key = philox_key(rows.stream.seed_at);
   const bool odd = at.t % 2 != 0;
   const auto row = static_cast<uint32_t>(rows.index(at.t % 2));
   const auto flat = static_cast<uint32_t>(head.flat());
-  uint32_t kept = 0;
+  uint32_t keep = 0;
 #pragma unroll
   for (int n = 0; n < Tiles; ++n) {
     const auto group = static_cast<uint32_t>(j0 / 4 + 2 * n + at.t / 2);
@@ -354,9 +359,9 @@ XLNET_FAST_DEVICE uint32_t kept_scores(const TheRows& rows, const Head& head, in
     const int other = shuffle_xor(mine, 1);
     const int low = odd ? other : mine, high = odd ? mine : other;
     const int shift = odd ? 2 : 0;
-    kept |= static_cast<uint32_t>((low >> shift & 3) | (high >> shift & 3) << 2) << (4 * n);
+    keep |= static_cast<uint32_t>((low >> shift & 3) | (high >> shift & 3) << 2) << (4 * n);
   }
-  return kept;
+  return keep;
 }
 
 }  // namespace xlnet_fast::cuda

@@ -28,7 +28,7 @@ template <class Element>
 constexpr int kPiece = kPieceBytes / static_cast<int>(sizeof(Bits<Element>));
 
 template <class To, class From>
-XLNET_FAST_DEVICE To same_bits(From x) {
+XLNET_FAST_DEVICE To bit_cast(From x) {
   static_assert(sizeof(To) == sizeof(From), "a value of another size");
   To y;
   memcpy(&y, &x, sizeof y);
@@ -38,13 +38,13 @@ XLNET_FAST_DEVICE To same_bits(From x) {
 // --- between bits and floats
 // ----------------------------------------------------------------------
 
-XLNET_FAST_DEVICE float decode(Float32, uint32_t bits) { return same_bits<float>(bits); }
+XLNET_FAST_DEVICE float decode(Float32, uint32_t bits) { return bit_cast<float>(bits); }
 template <class Half>
 XLNET_FAST_DEVICE float decode(Half, uint16_t bits) {
   return unpack(Half{}, uint32_t{bits}).low;
 }
 
-XLNET_FAST_DEVICE uint32_t encode(Float32, float x) { return same_bits<uint32_t>(x); }
+XLNET_FAST_DEVICE uint32_t encode(Float32, float x) { return bit_cast<uint32_t>(x); }
 template <class Half>
 XLNET_FAST_DEVICE uint16_t encode(Half, float x) {
   return static_cast<uint16_t>(pack(Half{}, x, 0.0f));
@@ -52,7 +52,7 @@ XLNET_FAST_DEVICE uint16_t encode(Half, float x) {
 
 XLNET_FAST_DEVICE void decode_piece(Float32, const Chunk& piece, float* x) {  // [4]
 #pragma unroll
-  for (int w = 0; w < 4; ++w) x[w] = same_bits<float>(piece.word[w]);
+  for (int w = 0; w < 4; ++w) x[w] = bit_cast<float>(piece.word[w]);
 }
 template <class Half>
 XLNET_FAST_DEVICE void decode_piece(Half, const Chunk& piece, float* x) {  // [8]
@@ -66,7 +66,7 @@ XLNET_FAST_DEVICE void decode_piece(Half, const Chunk& piece, float* x) {  // [8
 XLNET_FAST_DEVICE Chunk encode_piece(Float32, const float* x) {  // [4]
   Chunk piece;
 #pragma unroll
-  for (int w = 0; w < 4; ++w) piece.word[w] = same_bits<uint32_t>(x[w]);
+  for (int w = 0; w < 4; ++w) piece.word[w] = bit_cast<uint32_t>(x[w]);
   return piece;
 }
 template <class Half>

@@ -29,14 +29,14 @@ constexpr int kSoftmaxBlocks = SoftmaxTile<Element, Pieces>::kElements <= 8    ?
                                : SoftmaxTile<Element, Pieces>::kElements <= 16 ? 5
                                                                                : 3;
 
-XLNET_FAST_DEVICE float sum_of_warp(float x) {
+XLNET_FAST_DEVICE float warp_sum(float x) {
 #pragma unroll
   for (int mask = kWarpSize / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
   return x;
 }
-XLNET_FAST_DEVICE float greatest_of_warp(float x) {
+XLNET_FAST_DEVICE float warp_max(float x) {
 #pragma unroll
-  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) x = greatest(x, shuffle_xor(x, mask));
+  for (int mask = kWarpSize / 2; mask > 0; mask /= 2) x = maximum(x, shuffle_xor(x, mask));
   return x;
 }
 
@@ -69,19 +69,19 @@ masked_softmax_forward_kernel(XLNET_FAST_PARAMETER MaskedSoftmaxParams p) {
   Tile tile(here.lane);
   if constexpr (Whole) {
     row.read(tile);
-    const float most = greatest_of_warp(tile.highest(factor));
-    const float total = sum_of_warp(tile.exponentiate(factor, most));
+    const float most = warp_max(tile.highest(factor));
+    const float total = warp_sum(tile.exponentiate(factor, most));
     write_probabilities(p, row, shared, tile, total);
   } else {
     float own_most = kLowestExponent, total = 0.0f;
     for (; tile.first < keys; tile.first += Tile::kKeys) {
       row.read(tile);
-      const float next = greatest(own_most, tile.highest(factor));
-      total = total * power_of_two(own_most - next) + tile.exponentiate(factor, next);
+      const float next = maximum(own_most, tile.highest(factor));
+      total = total * exp2_approx(own_most - next) + tile.exponentiate(factor, next);
       own_most = next;
     }
-    const float most = greatest_of_warp(own_most);
-    total = sum_of_warp(total * power_of_two(own_most - most));
+    const float most = warp_max(own_most);
+    total = warp_sum(total * exp2_approx(own_most - most));
     for (tile.first = 0; tile.first < keys; tile.first += Tile::kKeys) {
       row.read(tile);
       tile.exponentiate(factor, most);
@@ -151,24 +151,24 @@ masked_softmax_backward_kernel(XLNET_FAST_PARAMETER MaskedSoftmaxParams p) {
   if constexpr (Whole) {
     row.read_upstream(upstream, tile);
     row.read(tile);
-    const float most = greatest_of_warp(tile.highest(factor));
-    const float total = sum_of_warp(tile.exponentiate(factor, most));
-    const float mean = sum_of_warp(dot(tile, upstream)) / total;
+    const float most = warp_max(tile.highest(factor));
+    const float total = warp_sum(tile.exponentiate(factor, most));
+    const float mean = warp_sum(dot(tile, upstream)) / total;
     d_segment = write_gradients(p, row, shared, tile, upstream, total, mean);
   } else {
     float own_most = kLowestExponent, total = 0.0f, weighted = 0.0f;  // weighted: sum of P dP
     for (; tile.first < keys; tile.first += Tile::kKeys) {
       row.read_upstream(upstream, tile);
       row.read(tile);
-      const float next = greatest(own_most, tile.highest(factor));
-      const float shrink = power_of_two(own_most - next);
+      const float next = maximum(own_most, tile.highest(factor));
+      const float shrink = exp2_approx(own_most - next);
       total = total * shrink + tile.exponentiate(factor, next);
       weighted = weighted * shrink + dot(tile, upstream);
       own_most = next;
     }
-    const float most = greatest_of_warp(own_most), shrink = power_of_two(own_most - most);
-    total = sum_of_warp(total * shrink);
-    const float mean = sum_of_warp(weighted * shrink) / total;
+    const float most = warp_max(own_most), shrink = exp2_approx(own_most - most);
+    total = warp_sum(total * shrink);
+    const float mean = warp_sum(weighted * shrink) / total;
     for (tile.first = 0; tile.first < keys; tile.first += Tile::kKeys) {
       row.read_upstream(upstream, tile);
       row.read(tile);
@@ -180,7 +180,7 @@ masked_softmax_backward_kernel(XLNET_FAST_PARAMETER MaskedSoftmaxParams p) {
     row.clear_other_positions(p.d_position_scores, here.lane);
   }
   if (p.d_segment_scores.data == nullptr) return;
-  d_segment = sum_of_warp(d_segment);
+  d_segment = warp_sum(d_segment);
   if (here.lane == 0) row.write_segment_gradient(d_segment);
 }
 

@@ -40,7 +40,7 @@ struct SoftmaxTile {
     float most = hidden != 0 ? kHiddenExponent : kLowestExponent;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      most = greatest((seen >> e & 1) != 0 ? x[e] * factor : most, most);
+      most = maximum((seen >> e & 1) != 0 ? x[e] * factor : most, most);
     }
     return most;
   }
@@ -49,12 +49,12 @@ struct SoftmaxTile {
   // Exponents less the largest are formed by one fused multiply-add, so that those that count, near
   // the largest, are rounded at their own size and not at its.
   XLNET_FAST_DEVICE float exponentiate(float factor, float most) {
-    const float of_hidden = power_of_two(kHiddenExponent - most);
+    const float of_hidden = exp2_approx(kHiddenExponent - most);
     float total = 0.0f;
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       const float other = (hidden >> e & 1) != 0 ? of_hidden : 0.0f;
-      x[e] = (seen >> e & 1) != 0 ? power_of_two(fmaf(x[e], factor, -most)) : other;
+      x[e] = (seen >> e & 1) != 0 ? exp2_approx(fmaf(x[e], factor, -most)) : other;
       total += x[e];
     }
     return total;
@@ -97,7 +97,7 @@ class SoftmaxRow {
     // Within 30 bits, so that its sums with the number of a key fit 32.
     constexpr int kFar = (1 << 30) - 1;
     const int given = p.positions == nullptr ? i_ : load(p.positions + table_row);
-    position_ = least(greatest(given, -kFar), kFar);
+    position_ = minimum(maximum(given, -kFar), kFar);
     if (Limits::any(p)) find_window();
     if (p.rank_q != nullptr) rank_ = load(p.rank_q + table_row);
     if (p.dropout) seed_ = philox_key(p.seed_at);
@@ -216,8 +216,8 @@ class SoftmaxRow {
   // This row of a table (b, n, i, p), as a run of keys.
   XLNET_FAST_DEVICE Run<Type> position_run(const View& view) const {
     const int offset = keys_ - static_cast<int>(p_.memory) - position_;  // of key 0's column
-    const int begin = greatest(0, least(keys_, -offset));
-    const int end = greatest(begin, least(keys_, static_cast<int>(p_.table) - offset));
+    const int begin = maximum(0, minimum(keys_, -offset));
+    const int end = maximum(begin, minimum(keys_, static_cast<int>(p_.table) - offset));
     return {begin_of(view, i_) + offset, begin, end};
   }
 
@@ -225,8 +225,8 @@ class SoftmaxRow {
   XLNET_FAST_DEVICE void write_run(const Run<Type>& run, uint32_t shared,
                                    const SoftmaxTile<Element, Pieces>& tile) const {
     using Tile = SoftmaxTile<Element, Pieces>;
-    const int begin = greatest(run.begin, tile.first);
-    const int end = least(run.end, tile.first + Tile::kKeys);
+    const int begin = maximum(run.begin, tile.first);
+    const int end = minimum(run.end, tile.first + Tile::kKeys);
     if (begin >= end) return;
     store_run(const_cast<Type*>(run.row), begin, end, tile.lane, kWarpSize, [&](int key) {
       const int at = key - tile.first, within = at & (kWidth - 1);
@@ -255,7 +255,7 @@ class SoftmaxRow {
   // --- sets of the keys of one piece, key .. key + kWidth - 1 ---
 
   XLNET_FAST_DEVICE static uint32_t low_bits(int count) {
-    return (uint32_t{1} << least(greatest(count, 0), kWidth)) - 1;
+    return (uint32_t{1} << minimum(maximum(count, 0), kWidth)) - 1;
   }
 
   // The keys whose number in a table (b, j) `holds`.

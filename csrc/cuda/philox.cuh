@@ -44,10 +44,10 @@ XLNET_FAST_DEVICE PhiloxWords philox(PhiloxKey key, uint32_t group, uint32_t row
 XLNET_FAST_DEVICE uint32_t keep_bits(PhiloxKey key, uint32_t group, uint32_t row,
                                      uint32_t head_flat, uint32_t keep_from) {
   const PhiloxWords words = philox(key, group, row, head_flat);
-  uint32_t kept = 0;
+  uint32_t keep = 0;
 #pragma unroll
-  for (int e = 0; e < kPhiloxGroup; ++e) kept |= uint32_t{words.word[e] >= keep_from} << e;
-  return kept;
+  for (int e = 0; e < kPhiloxGroup; ++e) keep |= uint32_t{words.word[e] >= keep_from} << e;
+  return keep;
 }
 
 }  // namespace xlnet_fast::cuda

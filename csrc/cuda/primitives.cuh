@@ -118,7 +118,7 @@ XLNET_FAST_DEVICE void wait_copies() {
 
 // Four 8x8 matrices of two-byte elements; lane l gives the address of row l % 8 of matrix l / 8, a
 // multiple of 16. Word m of lane l: row l / 4 of matrix m, elements 2 (l % 4) and the next.
-XLNET_FAST_DEVICE void load_matrices(uint32_t (&words)[4], uint32_t offset) {
+XLNET_FAST_DEVICE void ldmatrix(uint32_t (&words)[4], uint32_t offset) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(shared_address(offset))
@@ -126,7 +126,7 @@ XLNET_FAST_DEVICE void load_matrices(uint32_t (&words)[4], uint32_t offset) {
 }
 
 // The same of the transposed matrices: column l / 4, elements 2 (l % 4) and the next.
-XLNET_FAST_DEVICE void load_matrices_transposed(uint32_t (&words)[4], uint32_t offset) {
+XLNET_FAST_DEVICE void ldmatrix_transposed(uint32_t (&words)[4], uint32_t offset) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(shared_address(offset))
@@ -137,16 +137,16 @@ XLNET_FAST_DEVICE void load_matrices_transposed(uint32_t (&words)[4], uint32_t o
 // -----------------------------------------------------------------------------------
 
 // c += a b, products of two-byte elements, sums in fp32.
-XLNET_FAST_DEVICE void multiply_add(BFloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
+XLNET_FAST_DEVICE void mma(BFloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                           uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-XLNET_FAST_DEVICE void multiply_add(Float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
+XLNET_FAST_DEVICE void mma(Float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                           uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
@@ -177,12 +177,12 @@ XLNET_FAST_DEVICE Pair unpack(Float16, uint32_t word) {
 }
 
 // 2^x and log2(x) to about 2 units in the last place; 2^-inf is 0.
-XLNET_FAST_DEVICE float power_of_two(float x) {
+XLNET_FAST_DEVICE float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-XLNET_FAST_DEVICE float log_of_two(float x) {
+XLNET_FAST_DEVICE float log2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
@@ -190,10 +190,11 @@ XLNET_FAST_DEVICE float log_of_two(float x) {
 
 // The greater of two numbers, and of NaN and a number the number: one instruction, where
 // `a > b ? a : b` is two.
-XLNET_FAST_DEVICE float greatest(float a, float b) { return fmaxf(a, b); }
+XLNET_FAST_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 
-// The same number, of which the compiler knows nothing.
-XLNET_FAST_DEVICE int opaque(int x) {
+// The same number, of which the compiler knows nothing: what depends on it is computed here, and
+// not earlier or once for several places.
+XLNET_FAST_DEVICE int optimization_barrier(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }

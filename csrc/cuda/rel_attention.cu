@@ -88,6 +88,7 @@ void add_shapes(std::vector<AttentionShape>& all) {
     all.push_back({kernel, backward, D, Shapes::Ample::kSharedBytes, Shapes::Scarce::kSharedBytes});
   };
   add("forward", false, ForwardShapes<BFloat16, D>{});
+  add("forward_positions", false, ForwardShapes<BFloat16, D>{});
   add("backward_q", true, BackwardQShapes<BFloat16, D>{});
   add("backward_kv", true, BackwardKvShapes<BFloat16, D>{});
   add("backward_r", true, BackwardRShapes<BFloat16, D>{});
@@ -98,8 +99,10 @@ void add_shapes(std::vector<AttentionShape>& all) {
 void rel_attention_forward(const AttentionCall& call, Stream stream) {
   check(call);
   with_kernels(call.keys, [&](auto element, auto d) {
-    with_room<ForwardShapes<decltype(element), decltype(d)::value>>(
-        [&](auto shape) { launch_rel_attention_forward<decltype(shape)>(call, stream); });
+    with_room<ForwardShapes<decltype(element), decltype(d)::value>>([&](auto shape) {
+      launch_rel_attention_forward<decltype(shape)>(call, stream);
+      launch_rel_attention_forward_positions<decltype(shape)>(call, stream);
+    });
   });
 }
 

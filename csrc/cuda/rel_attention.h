@@ -10,6 +10,10 @@ namespace xlnet_fast::cuda {
 template <class Shape>
 void launch_rel_attention_forward(const AttentionCall& call, Stream stream);
 
+// The same for the streams whose rows are at positions of their own, which that one leaves out.
+template <class Shape>
+void launch_rel_attention_forward_positions(const AttentionCall& call, Stream stream);
+
 // dq of every stream, and delta, norm, c and d_c of their rows for the two others.
 template <class Shape>
 void launch_rel_attention_backward_q(const AttentionCall& call, Stream stream);

@@ -1,4 +1,5 @@
-// Relative attention backward, the kernel that owns keys: dk, dv, and parts of d r_w_bias.
+// Relative attention backward, the kernel whose blocks are tiles of keys: dk, dv, and parts of d
+// r_w_bias.
 //
 //     dv_j = sum_i Z_ij P_ij dO_i        dk_j = scale sum_i dS_ij (q_i + r_w_bias)
 //     d r_w_bias = scale sum_j (sum_i dS_ij) k_j
@@ -9,7 +10,7 @@
 // r_w_bias.
 #pragma once
 
-#include "owner_tile.cuh"
+#include "column_tile.cuh"
 #include "rel_attention.h"
 
 namespace xlnet_fast::cuda {
@@ -24,14 +25,14 @@ struct KeyTile {
   using Element = typename Shape::Element;
   static constexpr int D = Shape::D, kColumns = Shape::kColumns;
   static constexpr int kProducts = 2 / kShares<D>;  // of dv and dk, those that a warp adds up
-  using Scores = Result<kColumns / 8>;
+  using Scores = Accumulator<kColumns / 8>;
 
   const Place at = place();
   const AttentionKeys& keys;
   const Head head;
   const int j0;
   const int group, share;  // which 16 columns are the warp's, and which of dv (0) and dk (1)
-  Result<D / 8> totals[kProducts];
+  Accumulator<D / 8> totals[kProducts];
   ColumnSums<kColumns> sums;
 
   XLNET_FAST_DEVICE KeyTile(const AttentionCall& call, int b, int n, int tile)
@@ -55,37 +56,37 @@ struct KeyTile {
   XLNET_FAST_DEVICE static Tile<kColumns> exchange(int which) {
     return {Shape::kExchange + static_cast<uint32_t>(which) * Shape::kExchangeBytes};
   }
-  XLNET_FAST_DEVICE static KeyFacts<kColumns> facts() { return {Shape::kFacts}; }
+  XLNET_FAST_DEVICE static KeyMetadata<kColumns> metadata() { return {Shape::kMetadata}; }
 
   // Keys and values stay; padded ones too, for rows that see no other, NaN and infinity as zero.
   XLNET_FAST_DEVICE void load_keys() const {
-    copy_keys<D, kColumns, kOwnerThreads>({k(), v()}, {head.k(), head.v()}, head, j0, true,
-                                          at.thread);
+    copy_keys<D, kColumns, kColumnThreads>({k(), v()}, {head.k(), head.v()}, head, j0, true,
+                                           at.thread);
     commit_copies();
     if (at.thread < kColumns) {
-      facts().write(at.thread, KeyFacts<kColumns>::look_up(head, j0 + at.thread));
+      metadata().write(at.thread, look_up_key(head, j0 + at.thread));
     }
     wait_copies<0>();
-    clean_padded_keys<Element, D, kColumns, kOwnerThreads>(k(), head, j0, at.thread);
-    clean_padded_keys<Element, D, kColumns, kOwnerThreads>(v(), head, j0, at.thread);
+    clean_padded_keys<Element, D, kColumns, kColumnThreads>(k(), head, j0, at.thread);
+    clean_padded_keys<Element, D, kColumns, kColumnThreads>(v(), head, j0, at.thread);
     block_barrier();
   }
 
   // First row, and one past the last, that may see any of these keys, of rows in order.
-  XLNET_FAST_DEVICE void rows_in_sight(int& begin, int& end, const AttentionStream& stream) const {
-    if (stream.causal) begin = greatest(begin, j0 - head.memory());
-    if (stream.same_length) end = least(end, j0 + kColumns);
+  XLNET_FAST_DEVICE void rows_in_view(int& begin, int& end, const AttentionStream& stream) const {
+    if (stream.causal) begin = maximum(begin, j0 - head.memory());
+    if (stream.same_length) end = minimum(end, j0 + kColumns);
     if (!Limits::any(stream)) return;
     const Limits limits = Limits::of(stream, head.keys());
-    begin = greatest(begin, limits.first_position(j0, head.memory()));
-    end = least(end, limits.positions_end(j0 + kColumns, head.memory()));
+    begin = maximum(begin, limits.first_position(j0, head.memory()));
+    end = minimum(end, limits.positions_end(j0 + kColumns, head.memory()));
   }
 
   // Begins to copy a tile of q and d_out, and `Count` rows of the ring: those of the whole window,
   // or the new ones, which come first because the window moves down. `step` counts from the first.
   template <bool kInOrder, int Count>
   XLNET_FAST_DEVICE void begin_copies(const AttentionStream& stream, int tile, int step) const {
-    const Head here = head.anew();
+    const Head here = head.rematerialized();
     const int first = tile * kTileRows, count = static_cast<int>(stream.rows);
     const auto row_of = [&](int r) {
       const int i = first + r;
@@ -95,13 +96,13 @@ struct KeyTile {
     };
     const Source q_rows{address(stream.q, here.b, 0, here.n), 2 * stream.q.stride[1]};
     const Source d_rows{address(stream.d_out, here.b, 0, here.n), 2 * stream.d_out.stride[1]};
-    copy_rows<D, kTileRows, kOwnerThreads>({q(step), d_out(step)}, 0, {q_rows, d_rows},
-                                           head.head_dim(), at.thread, row_of);
+    copy_rows<D, kTileRows, kColumnThreads>({q(step), d_out(step)}, 0, {q_rows, d_rows},
+                                            head.head_dim(), at.thread, row_of);
     if constexpr (kInOrder) {
       const int p0 = j0 + head.current() - (first + kTileRows - 1);
-      copy_rows<D, Count, kOwnerThreads>({Tile<D>{Shape::kTable}}, ring_row(step), {here.r()},
-                                         head.head_dim(), at.thread,
-                                         [&](int w) { return here.row_of_r(p0 + w); });
+      copy_rows<D, Count, kColumnThreads>({Tile<D>{Shape::kTable}}, ring_row(step), {here.r()},
+                                          head.head_dim(), at.thread,
+                                          [&](int w) { return here.row_of_r(p0 + w); });
     }
     commit_copies();
   }
@@ -114,22 +115,22 @@ struct KeyTile {
 
   template <bool kInOrder>
   XLNET_FAST_DEVICE void add_rows(const AttentionStream& stream) {
-    int begin = 0, end = static_cast<int>(stream.rows), even = 0, even_end = 0;
+    int begin = 0, end = static_cast<int>(stream.rows), uniform = 0, uniform_end = 0;
     // Rows that see nothing are uniform over all keys: where there may be any all rows count, or,
     // beside a window, which leaves few others, those that are.
-    const bool some_even = hides_rows(head, stream);
-    const bool apart = kInOrder && some_even && Limits::any(stream);
-    if (kInOrder && (!some_even || apart)) rows_in_sight(begin, end, stream);
+    const bool some_uniform = hides_rows(head, stream);
+    const bool apart = kInOrder && some_uniform && Limits::any(stream);
+    if (kInOrder && (!some_uniform || apart)) rows_in_view(begin, end, stream);
     if (apart) {
       block_barrier();  // what lay in the scratch has been read
-      uniform_range<kOwnerWarps>(even, even_end, head, stream, Shape::kExchange, at);
+      uniform_range<kColumnWarps>(uniform, uniform_end, head, stream, Shape::kExchange, at);
     }
-    begin = begin / kTileRows, end = greatest(begin, (end + kTileRows - 1) / kTileRows);
-    even = even / kTileRows, even_end = (even_end + kTileRows - 1) / kTileRows;
+    begin = begin / kTileRows, end = maximum(begin, (end + kTileRows - 1) / kTileRows);
+    uniform = uniform / kTileRows, uniform_end = (uniform_end + kTileRows - 1) / kTileRows;
 #pragma unroll 1
     for (int part = 0; part < (apart ? 3 : 1); ++part) {
-      const int first = part == 0 ? begin : part == 1 ? even : greatest(even, end);
-      const int last = part == 0 ? end : part == 1 ? least(even_end, begin) : even_end;
+      const int first = part == 0 ? begin : part == 1 ? uniform : maximum(uniform, end);
+      const int last = part == 0 ? end : part == 1 ? minimum(uniform_end, begin) : uniform_end;
       add_tiles<kInOrder>(stream, first, last);
     }
   }
@@ -169,9 +170,9 @@ struct KeyTile {
   XLNET_FAST_DEVICE void exchange_scores(const AttentionStream& stream, int tile, int step) {
     const float scale = keys.scale * kLog2E;
     const int mine = 16 * at.warp;
-    const OwnerRows<Element, D, kInOrder> own(stream, head, tile * kTileRows + mine, at);
-    const auto sight = sight_of<kColumns / 8>(own.rows, head, facts(), j0, at);
-    const uint32_t kept = kept_scores<kColumns / 8>(own.rows, head, j0, at);
+    const SoftmaxRows<Element, D, kInOrder> softmax(stream, head, tile * kTileRows + mine, at);
+    const auto mask = make_mask<kColumns / 8>(softmax.rows, head, metadata(), j0, at);
+    const uint32_t keep = dropout_keep_mask<kColumns / 8>(softmax.rows, head, j0, at);
     Scores scores, d_p;
     using Biased = BiasedRows<Element, D>;
     const auto q_r =
@@ -179,25 +180,22 @@ struct KeyTile {
     const Biased q_w{q(step), mine, head.bias(keys.r_w_bias), head.head_dim(), at};
     const Biased d_o{d_out(step), mine, nullptr, head.head_dim(), at};
     const int first = ring_row(step) + kTileRows - 16 * (at.warp + 1);  // of the warp's window
-    with_window_of_r<D, Shape::kRing>(
-        head, own.rows, j0, Tile<D>{Shape::kTable}, first, at,
-        [&](const auto& window, const auto& shift) {
-          const Strip<kColumns> strip{Shape::kStrips +
-                                      static_cast<uint32_t>(at.warp * Strip<kColumns>::kBytes)};
-          moved_products<Element, D, kColumns>(scores, q_r, window, strip, shift, at,
-                                               [](const Result<2>&, int) {});
-        });
+    const auto window =
+        window_of_r<D, Shape::kRing>(head, softmax.rows, j0, Tile<D>{Shape::kTable}, first, at);
+    const Strip<kColumns> strip{Shape::kStrips +
+                                static_cast<uint32_t>(at.warp * Strip<kColumns>::kBytes)};
+    shifted_products<Element, D, kColumns>(scores, q_r, window, strip, at);
     add_product_transposed<Element, D, kColumns / 8>(scores, q_w, k(), 0, at.lane);
     clear<kColumns / 8>(d_p);
     add_product_transposed<Element, D, kColumns / 8>(d_p, d_o, v(), 0, at.lane);
     const float keep_scale = keys.dropout ? keys.keep_scale : 1.0f;
     for_each_score<kColumns / 8>([&](int n, int e) {
-      bool sees;
+      bool visible;
       const int j = j0 + 8 * n + 2 * at.t + e % 2;
-      const float p = own.probability(scores[n][e] * scale, sight, n, e, j, sees);
-      const float factor = has(kept, n, e) ? keep_scale : 0.0f;
-      const float dp = sees ? d_p[n][e] * factor : 0.0f;
-      const float ds = p * (dp - own.delta[e / 2]);
+      const float p = softmax.probability(scores[n][e] * scale, mask, n, e, j, visible);
+      const float factor = is_kept(keep, n, e) ? keep_scale : 0.0f;
+      const float dp = visible ? d_p[n][e] * factor : 0.0f;
+      const float ds = p * (dp - softmax.delta[e / 2]);
       sums.add(n, e, ds);
       scores[n][e] = p * factor, d_p[n][e] = ds;
     });
@@ -222,7 +220,7 @@ struct KeyTile {
     }
   }
 
-  XLNET_FAST_DEVICE void add_bias(Result<D / 8>& dk, uint32_t scratch) const {
+  XLNET_FAST_DEVICE void add_bias(Accumulator<D / 8>& dk, uint32_t scratch) const {
     const char* bias = head.bias(keys.r_w_bias);
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
@@ -236,7 +234,8 @@ struct KeyTile {
   }
 
   // NaN and infinity of padded keys counted as a constant zero, which has no gradient.
-  XLNET_FAST_DEVICE void stop_at_what_was_cleaned(Result<D / 8>& x, const Source& source) const {
+  XLNET_FAST_DEVICE void stop_at_what_was_cleaned(Accumulator<D / 8>& x,
+                                                  const Source& source) const {
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
       const int j = j0 + 16 * group + 8 * upper + at.g;
@@ -249,7 +248,7 @@ struct KeyTile {
       }
     }
   }
-  XLNET_FAST_DEVICE void write(const View& view, const View& memory, const Result<D / 8>& x,
+  XLNET_FAST_DEVICE void write(const View& view, const View& memory, const Accumulator<D / 8>& x,
                                float factor) const {
     const int apart = static_cast<int>(keys.apart);
     const auto row_at = [&](int upper) -> char* {
@@ -264,21 +263,21 @@ struct KeyTile {
 
 // One block for each tile of keys of each head.
 template <class Shape, int kSharedBytes>
-XLNET_FAST_KERNEL(kOwnerThreads, 1)
+XLNET_FAST_KERNEL(kColumnThreads, 1)
 rel_attention_backward_kv_kernel(XLNET_FAST_PARAMETER KeyCall key_call) {
   const AttentionCall& call = key_call.call;
   const int head_flat = block_index() / key_call.tiles, tile = block_index() % key_call.tiles;
   const int heads = static_cast<int>(call.keys.heads);
-  KeyTile<Shape> owner(call, head_flat / heads, head_flat % heads, tile);
-  owner.load_keys();
+  KeyTile<Shape> key_tile(call, head_flat / heads, head_flat % heads, tile);
+  key_tile.load_keys();
   for (int s = 0; s < call.streams; ++s) {
     if (call.stream[s].positions == nullptr) {
-      owner.template add_rows<true>(call.stream[s]);
+      key_tile.template add_rows<true>(call.stream[s]);
     } else {
-      owner.template add_rows<false>(call.stream[s]);
+      key_tile.template add_rows<false>(call.stream[s]);
     }
   }
-  owner.finish(call.gradients, tile);
+  key_tile.finish(call.gradients, tile);
 }
 
 template <class Shape>
@@ -286,7 +285,7 @@ void launch_rel_attention_backward_kv(const AttentionCall& call, Stream stream) 
   const KeyCall key_call{
       call, static_cast<int>((call.keys.keys + Shape::kColumns - 1) / Shape::kColumns)};
   launch(&rel_attention_backward_kv_kernel<Shape, Shape::kSharedBytes>,
-         {call.keys.batch * call.keys.heads * key_call.tiles, kOwnerThreads, Shape::kSharedBytes},
+         {call.keys.batch * call.keys.heads * key_call.tiles, kColumnThreads, Shape::kSharedBytes},
          stream, key_call);
 }
 

@@ -19,22 +19,22 @@ XLNET_FAST_DEVICE Place place() {
   return {thread, thread / kWarpSize, lane, lane / 4, lane % 4};
 }
 
-constexpr int greatest_of(int a, int b) { return a > b ? a : b; }
+constexpr int max_of(int a, int b) { return a > b ? a : b; }
 
-XLNET_FAST_DEVICE int least(int a, int b) { return a < b ? a : b; }
-XLNET_FAST_DEVICE int greatest(int a, int b) { return a > b ? a : b; }
+XLNET_FAST_DEVICE int minimum(int a, int b) { return a < b ? a : b; }
+XLNET_FAST_DEVICE int maximum(int a, int b) { return a > b ? a : b; }
 
 // Of four neighbouring lanes, which hold a row of a fragment.
-XLNET_FAST_DEVICE float sum_of_row(float x) {
+XLNET_FAST_DEVICE float row_sum(float x) {
   x += shuffle_xor(x, 1);
   return x + shuffle_xor(x, 2);
 }
-XLNET_FAST_DEVICE float greatest_of_row(float x) {
-  x = greatest(x, shuffle_xor(x, 1));
-  return greatest(x, shuffle_xor(x, 2));
+XLNET_FAST_DEVICE float row_max(float x) {
+  x = maximum(x, shuffle_xor(x, 1));
+  return maximum(x, shuffle_xor(x, 2));
 }
 
-// Rows of D two-byte elements in shared memory. Pieces of 16 bytes are permuted within a row, so
+// Rows of D two-byte elements in shared memory. Pieces of 16 bytes are swizzled within a row, so
 // that eight rows of one matrix lie in different banks.
 template <int D>
 struct Tile {
@@ -44,30 +44,30 @@ struct Tile {
   uint32_t base;
 
   XLNET_FAST_DEVICE uint32_t at(int row, int piece) const {
-    const int turned = kPieces >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
-    return base + static_cast<uint32_t>(row * kRowBytes + 16 * turned);
+    const int swizzled = kPieces >= 8 ? piece ^ (row & 7) : piece ^ (row >> 1 & 3);
+    return base + static_cast<uint32_t>(row * kRowBytes + 16 * swizzled);
   }
-  // Of row first + r, where `first` is a multiple of 8: what pieces are permuted by is that of r.
+  // Of row first + r, where `first` is a multiple of 8: the swizzle is that of r.
   XLNET_FAST_DEVICE uint32_t at(int first, int r, int piece) const {
     return at(r, piece) + static_cast<uint32_t>(first * kRowBytes);
   }
 
   // Of 16 rows from `row` on, a multiple of 16, and 16 elements from 16 * step on. A: the rows of a
-  // product's left side. B: columns of its right side, words 0 and 1 those of the first eight rows.
+  // product's A operand. B: columns of its B operand, words 0 and 1 those of the first eight rows.
   XLNET_FAST_DEVICE void load_a(uint32_t (&words)[4], int row, int step, int lane) const {
-    load_matrices(words, at(row, lane % 16, 2 * step + lane / 16));
+    ldmatrix(words, at(row, lane % 16, 2 * step + lane / 16));
   }
   XLNET_FAST_DEVICE void load_b(uint32_t (&words)[4], int row, int step, int lane) const {
-    load_matrices(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+    ldmatrix(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
   }
   // The same of the transposed tile: its rows are what a product sums over.
   XLNET_FAST_DEVICE void load_a_transposed(uint32_t (&words)[4], int row, int step,
                                            int lane) const {
-    load_matrices_transposed(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
+    ldmatrix_transposed(words, at(row, lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));
   }
   XLNET_FAST_DEVICE void load_b_transposed(uint32_t (&words)[4], int row, int step,
                                            int lane) const {
-    load_matrices_transposed(words, at(row, lane % 16, 2 * step + lane / 16));
+    ldmatrix_transposed(words, at(row, lane % 16, 2 * step + lane / 16));
   }
 };
 
@@ -122,12 +122,12 @@ XLNET_FAST_DEVICE void copy_rows(const Tile<D> (&tiles)[Count], int first,
 
 // --- fragments ----------------------------------------------------------------------------------
 
-// A result of 16 rows and 8 * Tiles columns.
+// The C fragments of products, 16 rows and 8 * Tiles columns.
 template <int Tiles>
-using Result = float[Tiles][4];
+using Accumulator = float[Tiles][4];
 
 template <int Tiles>
-XLNET_FAST_DEVICE void clear(Result<Tiles>& x) {
+XLNET_FAST_DEVICE void clear(Accumulator<Tiles>& x) {
 #pragma unroll
   for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
@@ -135,21 +135,21 @@ XLNET_FAST_DEVICE void clear(Result<Tiles>& x) {
   }
 }
 
-// The left side of products, 16 rows of D terms: in registers, or parked in shared memory where
+// The A fragments of products, 16 rows of D terms: in registers, or in shared memory where
 // registers are scarce, each thread's own words in a place that no other touches.
-template <int D, int Threads, bool kParked>
-struct LeftSide {
-  static constexpr int kBytes = kParked ? D / 16 * 16 * Threads : 0;
+template <int D, int Threads, bool kInShared>
+struct OperandA {
+  static constexpr int kBytes = kInShared ? D / 16 * 16 * Threads : 0;
 
   uint32_t base;  // of this thread
-  uint32_t words[kParked ? 1 : D / 16][4];
+  uint32_t words[kInShared ? 1 : D / 16][4];
 
-  XLNET_FAST_DEVICE LeftSide(uint32_t first, const Place& at)
+  XLNET_FAST_DEVICE OperandA(uint32_t first, const Place& at)
       : base(first + static_cast<uint32_t>(16 * at.thread)) {}
 
   // The same for a product that needs it several times.
-  XLNET_FAST_DEVICE LeftSide<D, Threads, false> in_registers(const Place& at) const {
-    LeftSide<D, Threads, false> copy(0, at);
+  XLNET_FAST_DEVICE OperandA<D, Threads, false> in_registers(const Place& at) const {
+    OperandA<D, Threads, false> copy(0, at);
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       uint32_t a[4];
@@ -160,7 +160,7 @@ struct LeftSide {
   }
 
   XLNET_FAST_DEVICE void set(int step, const uint32_t (&a)[4]) {
-    if constexpr (kParked) {
+    if constexpr (kInShared) {
       store_shared(base + static_cast<uint32_t>(16 * Threads * step),
                    Chunk{{a[0], a[1], a[2], a[3]}});
     } else {
@@ -169,7 +169,7 @@ struct LeftSide {
     }
   }
   XLNET_FAST_DEVICE void get(int step, uint32_t (&a)[4]) const {
-    if constexpr (kParked) {
+    if constexpr (kInShared) {
       const Chunk chunk = load_shared<Chunk>(base + static_cast<uint32_t>(16 * Threads * step));
 #pragma unroll
       for (int w = 0; w < 4; ++w) a[w] = chunk.word[w];
@@ -182,76 +182,76 @@ struct LeftSide {
 
 // Products of 16 columns: c0 and c1 += a b.
 template <class Element>
-XLNET_FAST_DEVICE void multiply_add_two(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
-                                        const uint32_t (&b)[4]) {
-  multiply_add(Element{}, c0, a, b[0], b[1]);
-  multiply_add(Element{}, c1, a, b[2], b[3]);
+XLNET_FAST_DEVICE void mma_two(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
+                               const uint32_t (&b)[4]) {
+  mma(Element{}, c0, a, b[0], b[1]);
+  mma(Element{}, c1, a, b[2], b[3]);
 }
 
-// out += left * (8 * Tiles rows of the tile from `row` on)^T.
-template <class Element, int D, int Tiles, class Side>
-XLNET_FAST_DEVICE void add_product_transposed(Result<Tiles>& out, const Side& left,
+// out += operand * (8 * Tiles rows of the tile from `row` on)^T.
+template <class Element, int D, int Tiles, class Operand>
+XLNET_FAST_DEVICE void add_product_transposed(Accumulator<Tiles>& out, const Operand& operand,
                                               const Tile<D>& tile, int row, int lane) {
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     uint32_t a[4];
-    left.get(step, a);
+    operand.get(step, a);
 #pragma unroll
     for (int n = 0; n < Tiles / 2; ++n) {
       uint32_t b[4];
       tile.load_b(b, row + 16 * n, step, lane);
-      multiply_add_two<Element>(out[2 * n], out[2 * n + 1], a, b);
+      mma_two<Element>(out[2 * n], out[2 * n + 1], a, b);
     }
   }
 }
 
 // out += a * (16 rows of the tile from `row` on, elements from 16 * first on).
 template <class Element, int Tiles, int D>
-XLNET_FAST_DEVICE void add_step(Result<Tiles>& out, const uint32_t (&a)[4], const Tile<D>& tile,
-                                int row, int first, int lane) {
+XLNET_FAST_DEVICE void add_step(Accumulator<Tiles>& out, const uint32_t (&a)[4],
+                                const Tile<D>& tile, int row, int first, int lane) {
 #pragma unroll
   for (int n = 0; n < Tiles / 2; ++n) {
     uint32_t b[4];
     tile.load_b_transposed(b, row, first + n, lane);
-    multiply_add_two<Element>(out[2 * n], out[2 * n + 1], a, b);
+    mma_two<Element>(out[2 * n], out[2 * n + 1], a, b);
   }
 }
 
-// out += left, rounded, * (8 * Tiles rows of the tile): a result as the left side of a product.
+// out += x, rounded, * (8 * Tiles rows of the tile): an accumulator as the A operand of a product.
 template <class Element, int D, int Tiles>
-XLNET_FAST_DEVICE void add_product(Result<D / 8>& out, const Result<Tiles>& left,
+XLNET_FAST_DEVICE void add_product(Accumulator<D / 8>& out, const Accumulator<Tiles>& x,
                                    const Tile<D>& tile, int lane) {
 #pragma unroll
   for (int step = 0; step < Tiles / 2; ++step) {
     uint32_t a[4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float (&x)[4] = left[2 * step + half];
-      a[2 * half] = pack(Element{}, x[0], x[1]);
-      a[2 * half + 1] = pack(Element{}, x[2], x[3]);
+      const float (&c)[4] = x[2 * step + half];
+      a[2 * half] = pack(Element{}, c[0], c[1]);
+      a[2 * half + 1] = pack(Element{}, c[2], c[3]);
     }
     add_step<Element, D / 8>(out, a, tile, 16 * step, 0, lane);
   }
 }
 
-// out += (columns 16 * column .. + 15 of `left`)^T * (elements from 16 * first on of `tile`); both
-// have `Rows` rows.
+// out += (columns 16 * column .. + 15 of `a_tile`)^T * (elements from 16 * first on of `tile`);
+// both have `Rows` rows.
 template <class Element, int Rows, int Tiles, int D, int Columns>
-XLNET_FAST_DEVICE void add_product_of_columns(Result<Tiles>& out, const Tile<Columns>& left,
+XLNET_FAST_DEVICE void add_product_of_columns(Accumulator<Tiles>& out, const Tile<Columns>& a_tile,
                                               int column, const Tile<D>& tile, int first,
                                               int lane) {
 #pragma unroll
   for (int step = 0; step < Rows / 16; ++step) {
     uint32_t a[4];
-    left.load_a_transposed(a, 16 * step, column, lane);
+    a_tile.load_a_transposed(a, 16 * step, column, lane);
     add_step<Element, Tiles>(out, a, tile, 16 * step, first, lane);
   }
 }
 
-// Rounds a result and writes it to rows row .. row + 15 of a tile.
+// Rounds an accumulator and writes it to rows row .. row + 15 of a tile.
 template <class Element, int Columns>
-XLNET_FAST_DEVICE void store_rows(const Tile<Columns>& tile, int row, const Result<Columns / 8>& x,
-                                  const Place& at) {
+XLNET_FAST_DEVICE void store_rows(const Tile<Columns>& tile, int row,
+                                  const Accumulator<Columns / 8>& x, const Place& at) {
 #pragma unroll
   for (int n = 0; n < Columns / 8; ++n) {
 #pragma unroll
@@ -272,8 +272,8 @@ XLNET_FAST_DEVICE Pair load_pair(const char* row, int d, int head_dim) {
   return unpack(Element{}, load(reinterpret_cast<const uint32_t*>(row + 2 * d)));
 }
 
-// Rounds and writes 16 rows of a result times a factor each, row_at(0) for g, row_at(1) for g + 8;
-// null: not written.
+// Rounds and writes 16 rows of an accumulator times a factor each, row_at(0) for g, row_at(1) for g
+// + 8; null: not written.
 template <class Element, int D, class RowAt>
 XLNET_FAST_DEVICE void write_rows(const float (&x)[D / 8][4], const float (&factor)[2],
                                   const RowAt& row_at, int head_dim, int t) {

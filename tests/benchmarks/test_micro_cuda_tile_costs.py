@@ -62,7 +62,7 @@ def test_an_edit_fits_the_sources(name, text, instead, headers):
         if place[0] == name and text in line
     }
     # Scores of rows in order and of the window of r have a function each, which ask for the same.
-    assert len(changed) == (2 if name == "sight.cuh" and instead.startswith("if (false)") else 1)
+    assert len(changed) == (2 if name == "mask.cuh" and instead.startswith("if (false)") else 1)
 
 
 @pytest.mark.parametrize(("name", "text", "instead"), EDITS)
@@ -85,10 +85,10 @@ def test_a_variant_has_the_branches_of_its_features_only(variant, features, chan
     before = lines_of(headers)
     cuda_tile_costs.edit(headers.parent, cuda_tile_costs.VARIANTS[variant])
     after = lines_of(headers)
-    assert asked_for(headers / "sight.cuh") == features
+    assert asked_for(headers / "mask.cuh") == features
     assert sum(after[place] != line for place, line in before.items()) == changed
     shared = (headers / "attention.cuh").read_text(encoding="utf-8")
-    (dropout,) = re.findall(r"^\S.*\bkept_scores\(.*?^}", shared, re.MULTILINE | re.DOTALL)
+    (dropout,) = re.findall(r"^\S.*\bdropout_keep_mask\(.*?^}", shared, re.MULTILINE | re.DOTALL)
     assert ("all.dropout" in dropout) == (variant == "all")
     (state,) = re.findall(r"\bint state\(int j\) const {.*?\? kPadded", shared, re.DOTALL)
     assert ("padded()" in state) == (variant != "plain")
@@ -177,7 +177,7 @@ def test_one_kernel_is_compiled_from_a_changed_copy_and_counted(monkeypatch):
         if "-cubin" in command:
             source = Path(command[command.index("-cubin") + 1])
             assert source.is_file()
-            seen.append((source.parents[1] / "sight.cuh").read_text(encoding="utf-8"))
+            seen.append((source.parents[1] / "mask.cuh").read_text(encoding="utf-8"))
         return SimpleNamespace(stdout=DISASSEMBLED, stderr="", returncode=0)
 
     compiler = nvcc.Nvcc(("the-nvcc", "--quiet"), "13.0", ("80",), Path())

@@ -61,7 +61,7 @@ void matrix_of_others(Call call) {  // ldmatrix reads for the warp what each lan
   }
   if (!call.wrong) warp_barrier();
   uint32_t words[4];
-  load_matrices(words, static_cast<uint32_t>(16 * thread_index()));
+  ldmatrix(words, static_cast<uint32_t>(16 * thread_index()));
   store_own(call, static_cast<float>(words[0]));
 }
 void leaving_before_a_barrier(Call call) {
@@ -206,9 +206,9 @@ void matrices(Matrices p) {
   warp_barrier();
   uint32_t words[4];
   if (p.transposed) {
-    load_matrices_transposed(words, static_cast<uint32_t>(16 * lane()));
+    ldmatrix_transposed(words, static_cast<uint32_t>(16 * lane()));
   } else {
-    load_matrices(words, static_cast<uint32_t>(16 * lane()));
+    ldmatrix(words, static_cast<uint32_t>(16 * lane()));
   }
   store(reinterpret_cast<Chunk*>(p.out) + lane(), Chunk{{words[0], words[1], words[2], words[3]}});
 }
@@ -234,7 +234,7 @@ void product(Product p) {
   for (int part = 0; part < 4; ++part) {
     c[part] = load(p.c + 8 * (g + 8 * (part / 2)) + 2 * t + part % 2);
   }
-  multiply_add(Element{}, c, a, b[0], b[1]);
+  mma(Element{}, c, a, b[0], b[1]);
   for (int part = 0; part < 4; ++part) {
     store(p.c + 8 * (g + 8 * (part / 2)) + 2 * t + part % 2, c[part]);
   }

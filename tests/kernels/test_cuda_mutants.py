@@ -37,15 +37,29 @@ RACE = r"another thread (wrote|used) it without a barrier since"
 COPY = "while a copy to it is under way"
 FAULTS = {
     "a barrier before a tile is read": Fault(
-        "row_tile.cuh",
-        "      block_barrier();\n      if (kInOrder && more)", "      if (kInOrder && more)", RACE,
+        "rel_attention_forward.cuh", "    block_barrier();\n    KeyEntry next", "    KeyEntry next",
+        RACE,
     ),
     "the wait for a tile": Fault(
-        "row_tile.cuh", "      wait_copies<0>();\n      if (padded_too)", "      if (padded_too)",
-        COPY,
+        "rel_attention_forward.cuh", "    wait_copies<0>();\n", "", COPY,
+    ),
+    "rows of r that a step copies": Fault(
+        "rel_attention_forward.cuh", "begin_r_copies<Shape, Keys>(here, block.first_row, tile + 1,",
+        "begin_r_copies<Shape, Keys>(here, block.first_row, tile,", "error",
+    ),
+    "a barrier before a tile is read, at positions": Fault(
+        "rel_attention_forward_positions.cuh", "    block_barrier();\n    KeyEntry next",
+        "    KeyEntry next", RACE,
+    ),
+    "the wait for a tile, at positions": Fault(
+        "rel_attention_forward_positions.cuh", "    wait_copies<0>();\n", "", COPY,
+    ),
+    "which streams are left to the other kernel": Fault(
+        "rel_attention_forward_positions.cuh", "return of.positions != nullptr;",
+        "return of.positions == nullptr;", "outside of every|error",
     ),
     "a ring that is a tile too short": Fault(
-        "shapes.cuh", "greatest_of(kRows + 2 * Keys,", "greatest_of(kRows + Keys,",
+        "shapes.cuh", "max_of(kRows + 2 * Keys,", "max_of(kRows + Keys,",
         f"{RACE}|{COPY}",
     ),
     "the wait for the last rows of a window": Fault(
@@ -81,8 +95,7 @@ FAULTS = {
         f"{RACE}|is beyond its|error",
     ),
     "the sum over the lanes of a row": Fault(
-        "rel_attention_forward.cuh", "sum[0] = sum_of_row(sum[0]), sum[1] = sum_of_row(sum[1]);",
-        "", "error",
+        "online_softmax.cuh", "sum[0] = row_sum(sum[0]), sum[1] = row_sum(sum[1]);", "", "error",
     ),
 }  # fmt: skip
 

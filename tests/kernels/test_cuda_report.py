@@ -119,8 +119,9 @@ def test_check_holds_each_chip_to_its_shared_memory(arch, limit):
 
 
 def attention(arch: int, **needed: int):
-    """Rows of all four kernels with a tile for head dims up to 64, 9 KiB each unless said."""
-    kernels = {f"{name}_kernel": 9 * KIB for name in ("backward_q", "backward_kv", "backward_r")}
+    """Rows of all five kernels with a tile for head dims up to 64, 9 KiB each unless said."""
+    names = ("forward_positions", "backward_q", "backward_kv", "backward_r")
+    kernels = {f"{name}_kernel": 9 * KIB for name in names}
     return [
         cuda_row(arch=arch, kernel=f"rel_attention_{kernel}<Shape<Half, 64>>", dynamic_bytes=size)
         for kernel, size in ({"forward_kernel": 9 * KIB} | kernels | needed).items()
@@ -150,6 +151,7 @@ def test_render_says_what_runs_on_every_chip():
         ({}, "forward, backward"),
         ({"backward_kv_kernel": 99 * KIB}, "does not fit: forward only"),
         ({"forward_kernel": 99 * KIB}, "does not fit"),
+        ({"forward_positions_kernel": 99 * KIB}, "does not fit"),
     ):
         lines = lines_of(**needed)
         assert lines["chip"] == "KiB a block up to 64"
@@ -163,7 +165,7 @@ def test_a_row_that_does_not_fit_says_so():
     text = text_of(render(attention(86, backward_q_kernel=99 * KIB)))
     (line,) = (line.split() for line in text.splitlines() if " 100.0 " in line)
     assert line[line.index("100.0") + 1 :][:3] == ["does", "not", "fit"]
-    assert "by chip" not in text_of(render(attention(86)[:3])), "of all kernels, or none"
+    assert "by chip" not in text_of(render(attention(86)[:4])), "of all kernels, or none"
 
 
 def test_the_smaller_of_two_tiles_counts():

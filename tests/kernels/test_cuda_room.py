@@ -49,17 +49,20 @@ def little(emulation: Any) -> Any:
 
 @pytest.mark.parametrize("limit", [LITTLE, 227 * KIB])
 @pytest.mark.parametrize("head_dim", [8, 32, 40, 64])
-def test_launches_take_the_shared_memory_that_the_table_says(head_dim, limit, emulation):
+@pytest.mark.parametrize("positions", [None, "any"])
+def test_launches_take_the_shared_memory_that_the_table_says(positions, head_dim, limit, emulation):
     emulation.set_device(shared_limit=limit)
-    case = Case(batch=1, rows=17, heads=1, head_dim=head_dim)
+    case = Case(batch=1, rows=17, heads=1, head_dim=head_dim, positions=positions)
     x = make_inputs(case, BF16, seed=0)
     gradients(x, case, torch.zeros_like(x.q), rel_attention, "cpu")
     tile = min(shape.head_dim for shape in room.shapes() if shape.head_dim >= head_dim)
     of_tile = {shape.kernel: shape for shape in room.shapes() if shape.head_dim == tile}
-    kernels = ("forward", "backward_q", "backward_kv", "backward_r")
-    assert list(of_tile) == list(kernels)
+    backward = ("backward_q", "backward_kv", "backward_r")
+    assert list(of_tile) == ["forward", "forward_positions", *backward]
+    forward = "forward" if positions is None else "forward_positions"
     assert emulation.take_shared_bytes() == [
-        shape.ample if shape.ample <= limit else shape.scarce for shape in of_tile.values()
+        of_tile[name].ample if of_tile[name].ample <= limit else of_tile[name].scarce
+        for name in (forward, *backward)
     ]
 
 
@@ -71,6 +74,7 @@ def test_a_smaller_tile_is_there_where_the_preferred_one_does_not_fit(emulation)
     }
     assert smaller == {
         ("forward", 128): (109600, 88736),
+        ("forward_positions", 128): (109600, 88736),
         ("backward_q", 64): (102688, 69152),
         ("backward_kv", 64): (109312, 84736),
     }

@@ -29,9 +29,9 @@ CONTENT = Case(rows=33, memory=37, heads=1, segments=True, mask=("padding_left",
 LARGE = Case(batch=1, rows=150, memory=60, heads=1)  # several tiles of rows and of keys
 OTHERS: dict[str, tuple[torch.dtype, Case]] = {
     # of other dtypes and head dims than those below
-    "content-d64": (FP16, replace(CONTENT, head_dim=64)),
-    "large-d64": (FP16, replace(LARGE, head_dim=64, dropout_p=0.3, mask=("ranks",))),
-    "content-d128": (BF16, replace(CONTENT, head_dim=128)),
+    "content-d64": (BF16, replace(CONTENT, head_dim=64)),
+    "large-d64": (BF16, replace(LARGE, head_dim=64, dropout_p=0.3, mask=("ranks",))),
+    "content-d128": (FP16, replace(CONTENT, head_dim=128)),
 }
 NAMES = (
     "masks-none", "masks-padding-self", "masks-bits-shared", "masks-same-length-uni",
@@ -47,7 +47,7 @@ IN_BF16 = {name: emulated.ALL[name] for name in NAMES} | {
 }
 """Cases that take the smallest tile."""
 ATTENTION = {name: (BF16, case) for name, case in IN_BF16.items()} | OTHERS
-# In fp16, whose kernels without a scarce tile of their own are those of "content-d64".
+# In bf16, whose kernels without a scarce tile of their own are those of "content-d64".
 SCARCE = replace(CONTENT, head_dim=64, mask=("bits",))
 SOFTMAX = {
     "masks-every-self": BF16,
@@ -56,10 +56,14 @@ SOFTMAX = {
     "shapes-positions-absent": FP16,
     "hostile-nan-hidden": BF16,
 }
-OF_ATTENTION = {
-    f"rel_attention_{part}" for part in ("forward", "backward_q", "backward_kv", "backward_r")
-}
+OF_BACKWARD = {f"rel_attention_{part}" for part in ("backward_q", "backward_kv", "backward_r")}
 OF_SOFTMAX = {"masked_softmax_forward", "masked_softmax_backward"}
+
+
+def attention(positions: str | None = None) -> set[str]:
+    """The kernels of both passes, for rows in order or at positions."""
+    forward = "forward" if positions is None else "forward_positions"
+    return {f"rel_attention_{forward}"} | OF_BACKWARD
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def launched() -> Iterator[Counter[str]]:
 
 def kernels(launched: Counter[str]) -> set[str]:
     """Which kernels ran, without their template's arguments."""
-    names = (*OF_ATTENTION, *OF_SOFTMAX, "concat_memory")
+    names = (*attention(), *attention("any"), *OF_SOFTMAX, "concat_memory")
     return {name for name in names for symbol in launched if f"{name}_kernel" in symbol}
 
 
@@ -79,13 +83,13 @@ def kernels(launched: Counter[str]) -> set[str]:
 def test_attention(name, launched):
     dtype, case = ATTENTION[name]
     check_passes(name, dtype, rel_attention, "cpu", case)
-    assert kernels(launched) == OF_ATTENTION
+    assert kernels(launched) == attention(case.positions)
 
 
 def test_attention_in_little_shared_memory():
     with ptx_machine.memory(), ptx_cuda.running(shared_limit=99 * KIB) as launched:
-        check_passes("scarce", FP16, rel_attention, "cpu", SCARCE)
-    assert kernels(launched) == OF_ATTENTION
+        check_passes("scarce", BF16, rel_attention, "cpu", SCARCE)
+    assert kernels(launched) == attention()
 
 
 @pytest.mark.parametrize("name", emulated.STREAMS)

@@ -100,14 +100,14 @@ uint16_t to_bits(Float16, float x) {
   return static_cast<uint16_t>(sign + units + (static_cast<uint32_t>(scale + 24) << 10));
 }
 
-void multiply_add(Block& block, void* const* lanes, BFloat16 element) {
+void mma(Block& block, void* const* lanes, BFloat16 element) {
   multiply_fragments(block, lanes, element);
 }
-void multiply_add(Block& block, void* const* lanes, Float16 element) {
+void mma(Block& block, void* const* lanes, Float16 element) {
   multiply_fragments(block, lanes, element);
 }
 
-void load_matrices(Block& block, void* const* lanes, bool transposed) {
+void ldmatrix(Block& block, void* const* lanes, bool transposed) {
   uint32_t offsets[kWarpSize];
   uint16_t row[kWarpSize][8];
   for (int lane = 0; lane < kWarpSize; ++lane) {

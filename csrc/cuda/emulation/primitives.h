@@ -25,14 +25,14 @@ struct Product {
   const uint32_t* a;
   uint32_t b[2];
 };
-void multiply_add(Block& block, void* const* lanes, BFloat16);
-void multiply_add(Block& block, void* const* lanes, Float16);
+void mma(Block& block, void* const* lanes, BFloat16);
+void mma(Block& block, void* const* lanes, Float16);
 
 struct Matrices {
   uint32_t* words;
   uint32_t offset;
 };
-void load_matrices(Block& block, void* const* lanes, bool transposed);
+void ldmatrix(Block& block, void* const* lanes, bool transposed);
 
 // Lane l gets what lane l ^ mask gave.
 template <class T>
@@ -136,28 +136,26 @@ void wait_copies() {
   emulation::Block::current().wait_copies(Pending);
 }
 
-inline void load_matrices(uint32_t (&words)[4], uint32_t offset) {
+inline void ldmatrix(uint32_t (&words)[4], uint32_t offset) {
   emulation::Matrices mine{words, offset};
   emulation::Block::current().meet(emulation::Meeting::kMatrices, &mine,
                                    [](emulation::Block& block, void* const* lanes) {
-                                     emulation::load_matrices(block, lanes, false);
+                                     emulation::ldmatrix(block, lanes, false);
                                    });
 }
-inline void load_matrices_transposed(uint32_t (&words)[4], uint32_t offset) {
+inline void ldmatrix_transposed(uint32_t (&words)[4], uint32_t offset) {
   emulation::Matrices mine{words, offset};
-  emulation::Block::current().meet(emulation::Meeting::kMatricesTransposed, &mine,
-                                   [](emulation::Block& block, void* const* lanes) {
-                                     emulation::load_matrices(block, lanes, true);
-                                   });
+  emulation::Block::current().meet(
+      emulation::Meeting::kMatricesTransposed, &mine,
+      [](emulation::Block& block, void* const* lanes) { emulation::ldmatrix(block, lanes, true); });
 }
 
 template <class Element>
-void multiply_add(Element, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+void mma(Element, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulation::Product mine{c, a, {b0, b1}};
-  emulation::Block::current().meet(emulation::Meeting::kProduct, &mine,
-                                   [](emulation::Block& block, void* const* lanes) {
-                                     emulation::multiply_add(block, lanes, Element{});
-                                   });
+  emulation::Block::current().meet(
+      emulation::Meeting::kProduct, &mine,
+      [](emulation::Block& block, void* const* lanes) { emulation::mma(block, lanes, Element{}); });
 }
 
 template <class Element>
@@ -171,10 +169,10 @@ Pair unpack(Element, uint32_t word) {
           emulation::from_bits(Element{}, static_cast<uint16_t>(word >> 16))};
 }
 
-inline float power_of_two(float x) { return std::exp2(x); }
-inline float log_of_two(float x) { return std::log2(x); }
-inline float greatest(float a, float b) { return std::fmax(a, b); }
-inline int opaque(int x) { return x; }
+inline float exp2_approx(float x) { return std::exp2(x); }
+inline float log2_approx(float x) { return std::log2(x); }
+inline float maximum(float a, float b) { return std::fmax(a, b); }
+inline int optimization_barrier(int x) { return x; }
 inline float infinity() { return std::numeric_limits<float>::infinity(); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);

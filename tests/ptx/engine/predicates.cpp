@@ -33,7 +33,7 @@ Lanes joined(const Step& step, Lanes found, Joins joins) {
   return joins == Joins::kOr ? found | other : found ^ other;
 }
 
-// Of element `which` of the `kPer` that a lane has. Not inlined: it is in four forms below.
+// Of element `which` of the `kPer` that a lane has. Not inlined: it is in several forms below.
 template <auto f, class T, bool kFlush, int kPer = 1>
 [[gnu::noinline]] Lanes compare(const Step& step, int which = 0) {
   const auto& at = step.instruction.at;

@@ -33,7 +33,7 @@ MAX_HEAD_DIM = 128
 HEAD_DIM_STEP = 8  # elements of 16 bytes
 MAX_BLOCKS = 2**31 - 1
 ROWS = 64
-"""Query rows of a tile: ``kRows`` in ``csrc/cuda/row_tile.cuh``."""
+"""Query rows of a tile: ``kRows`` in ``csrc/cuda/shapes.cuh``."""
 BLOCKS_WANTED = 512
 """The kernel of dr splits the batch until it has about so many blocks: a few for each processor."""
 
@@ -105,7 +105,7 @@ def rel_attention_backward(
     d_r, d_w_bias, d_r_bias, d_s_bias, d_embed = of_keys[4:]
     w_parts = r_parts = b_parts = None
     if d_w_bias is not None or any(grad is not None for grad in of_keys[:4]):
-        w_parts = fp32((-(-keys.count // owned(dim)), batch, heads, dim))
+        w_parts = fp32((-(-keys.count // block_columns(dim)), batch, heads, dim))
         gradients["r_w_bias_parts"] = call.flat(w_parts, writable=True)
     if d_r is not None or d_r_bias is not None:
         groups, table = keys.r.shape[:2]
@@ -127,8 +127,8 @@ def rel_attention_backward(
     _segment_gradients(keys, streams, d_c, d_s_bias, d_embed)
 
 
-def owned(dim: int) -> int:
-    """Keys, or rows of r, that a block of the backward pass owns: ``kOwned`` in ``csrc/cuda``."""
+def block_columns(dim: int) -> int:
+    """Keys, or rows of r, in a block of the backward pass: ``kBlockColumns`` in ``csrc/cuda``."""
     return 64 if dim <= 64 else 32
 
 
@@ -137,8 +137,8 @@ def tiles_of_table(table: int, current: int, dim: int) -> int:
 
     `table` counts from the first that the positions have, whether r has it or not.
     """
-    before = -current % owned(dim)  # rows that the first tile has below row 0
-    return -(-(table + before) // owned(dim))
+    before = -current % block_columns(dim)  # rows that the first tile has below row 0
+    return -(-(table + before) // block_columns(dim))
 
 
 def _segment_gradients(

@@ -12,7 +12,8 @@ from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
 from xlnet_fast.kernels.cuda.room import largest_head_dim
 from xlnet_fast.kernels.report.rows import COUNTED, Row, check, fits, needed_bytes, shapes_of, tile
 
-_ATTENTION_KERNELS = 4  # of CUDA C++: forward, and the backward pass of q, of k and v, of r
+# Of CUDA C++: forward of rows in order, and at positions; backward of q, of k and v, of r.
+_ATTENTION_KERNELS = 5
 
 
 def render(rows: Sequence[Row]) -> Group:

@@ -1,5 +1,5 @@
-// A block that owns columns, keys or rows of r, and goes over tiles of query rows: what the
-// backward kernels of dk, dv and of dr have in common.
+// A block whose tile is of columns, keys or rows of r, and that goes over tiles of query rows: what
+// the backward kernels of dk, dv and of dr have in common.
 //
 // A warp computes dS (and P) of its own 16 rows, as the other kernels do. Then they are exchanged
 // through shared memory, rounded, and each warp adds up the products of 16 of the block's columns
@@ -11,7 +11,7 @@
 
 namespace xlnet_fast::cuda {
 
-// 16 rows of a tile plus a bias, rounded, as the left side of products: a LeftSide that is made
+// 16 rows of a tile plus a bias, rounded, as the A operand of products: an OperandA that is made
 // when it is asked for. The bias is a row in global memory or null.
 template <class Element, int D>
 struct BiasedRows {
@@ -35,16 +35,16 @@ struct BiasedRows {
 
 // The same in registers, for products that need it several times.
 template <class Element, int D>
-XLNET_FAST_DEVICE LeftSide<D, kOwnerThreads, false> in_registers(
+XLNET_FAST_DEVICE OperandA<D, kColumnThreads, false> in_registers(
     const BiasedRows<Element, D>& rows) {
-  LeftSide<D, kOwnerThreads, false> left(0, rows.at);
+  OperandA<D, kColumnThreads, false> operand(0, rows.at);
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     uint32_t a[4];
     rows.get(step, a);
-    left.set(step, a);
+    operand.set(step, a);
   }
-  return left;
+  return operand;
 }
 
 // Whether rows of a stream may see no key: they are uniform over all.
@@ -52,16 +52,17 @@ XLNET_FAST_DEVICE bool hides_rows(const Head& head, const AttentionStream& strea
   return !stream.see_self && (head.padded() || stream.rank_q != nullptr || stream.bits != nullptr);
 }
 
-// One warp's rows of one tile, and what the kernel of dq left for them.
+// One warp's rows of one tile with the statistics of their softmax, which the forward kernel and
+// that of dq left.
 template <class Element, int D, bool kInOrder>
-struct OwnerRows {
+struct SoftmaxRows {
   const AttentionStream& stream;
   const Head& head;
   Rows<kInOrder> rows;
   float lse[2], delta[2], norm[2], c[2];
 
-  XLNET_FAST_DEVICE OwnerRows(const AttentionStream& its_stream, const Head& its_head, int first,
-                              const Place& at)
+  XLNET_FAST_DEVICE SoftmaxRows(const AttentionStream& its_stream, const Head& its_head, int first,
+                                const Place& at)
       : stream(its_stream), head(its_head), rows(its_stream, its_head, first, at) {
 #pragma unroll
     for (int upper = 0; upper < 2; ++upper) {
@@ -74,17 +75,17 @@ struct OwnerRows {
     }
   }
 
-  // P of the score with key j, in units of log2 and without the segment's part; `sees`: it is not
-  // zero for sure.
+  // P of the score with key j, in units of log2 and without the segment's part; `visible`: it is
+  // not zero for sure.
   template <int Tiles>
-  XLNET_FAST_DEVICE float probability(float score, const Sight<Tiles>& sight, int n, int e, int j,
-                                      bool& sees) const {
+  XLNET_FAST_DEVICE float probability(float score, const Mask<Tiles>& mask, int n, int e, int j,
+                                      bool& visible) const {
     const int upper = e / 2;
-    sees = sight.sees(n, e) && rows.present(upper);
-    const float s = score + (sight.other(n, e) ? c[upper] : 0.0f);
-    float p = sees ? power_of_two(s - lse[upper]) * norm[upper] : 0.0f;
+    visible = mask.is_visible(n, e) && rows.present(upper);
+    const float s = score + (mask.is_other_segment(n, e) ? c[upper] : 0.0f);
+    float p = visible ? exp2_approx(s - lse[upper]) * norm[upper] : 0.0f;
     if (rows.present(upper) && lse[upper] == infinity() && j >= 0 && j < head.keys()) {
-      p = 1.0f / static_cast<float>(head.keys()), sees = true;  // sees no key: uniform
+      p = 1.0f / static_cast<float>(head.keys()), visible = true;  // sees no key: uniform
     }
     return p;
   }
@@ -92,7 +93,7 @@ struct OwnerRows {
 
 // Sums over a block's rows for each of its columns: every thread adds its own two rows, in `add`,
 // and `finish` leaves the sums of all in shared memory, `Columns` floats at `scratch`, which needs
-// Columns * (1 + kOwnerWarps) of them.
+// Columns * (1 + kColumnWarps) of them.
 template <int Columns>
 struct ColumnSums {
   float of[Columns / 8][2] = {};
@@ -116,7 +117,7 @@ struct ColumnSums {
     if (at.thread < Columns) {
       float sum = 0.0f;
 #pragma unroll
-      for (int warp = 0; warp < kOwnerWarps; ++warp) {
+      for (int warp = 0; warp < kColumnWarps; ++warp) {
         sum += load_shared<float>(scratch +
                                   static_cast<uint32_t>(4 * (Columns * (1 + warp) + at.thread)));
       }
@@ -135,10 +136,10 @@ XLNET_FAST_DEVICE void write_weighted_rows(float* part, const Tile<D>& tile, uin
                                            float scale, int head_dim, int thread) {
   if (2 * thread >= head_dim) return;
   Pair total{0.0f, 0.0f};
-  for (int row = 0; row < kOwned<D>; ++row) {
+  for (int row = 0; row < kBlockColumns<D>; ++row) {
     const uint32_t offset = tile.at(row, thread / 4) + static_cast<uint32_t>(4 * (thread % 4));
     const Pair x = unpack(Element{}, load_shared<uint32_t>(offset));
-    const float sum = ColumnSums<kOwned<D>>::get(sums, row);
+    const float sum = ColumnSums<kBlockColumns<D>>::get(sums, row);
     total.low += sum * x.low, total.high += sum * x.high;
   }
   store(part + 2 * thread, total.low * scale);
