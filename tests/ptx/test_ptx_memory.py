@@ -402,7 +402,7 @@ def test_hints_and_fences_change_nothing() -> None:
         "red.global.exch.b32 [%out], 1;",
         "cvta.to.const.u64 %w0, %out;",
         "isspacep.param %p0, %out;",
-        "fence.proxy.async;",
+        "fence.proxy.alias;",
         "cp.async.cg.shared.global [%a0], [%out], 8;",
         "cp.async.ca.shared.global [%a0], [%out], 12;",
         "cp.async.bulk.commit_group;",

@@ -46,8 +46,9 @@ Descriptor descriptor_of(const Step& step, uint64_t bits) {
   return found;
 }
 
-// Where 16 bytes of a matrix are. Of one with k along its rows `outer` is the row and `inner` the
-// half of k; transposed, `outer` is 16 bytes' worth of rows and `inner` is k.
+// Where 16 bytes of a matrix are, by the canonical layouts of PTX's manual (in short in CUTLASS,
+// cute/atom/mma_traits_sm90_gmma.hpp). Of one with k along its rows `outer` is the row and `inner`
+// the half of k; transposed, `outer` is 16 bytes' worth of rows and `inner` is k.
 uint64_t address_of(const Descriptor& matrix, bool is_transposed, uint32_t outer, uint32_t inner) {
   const uint32_t width = matrix.row_bytes / kChunk;
   uint64_t linear = matrix.start;
