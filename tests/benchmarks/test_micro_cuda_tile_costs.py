@@ -164,7 +164,10 @@ def test_without_a_loop_over_tiles_that_is_told(program):
 
 KERNEL = assembly_of("MOV HMMA 0: LDSM HMMA NOP ?HMMA NOP FADD >0 NOP HMMA EXIT")
 OTHER = assembly_of("0: HMMA HMMA HMMA >0 EXIT")
-DISASSEMBLED = f".text._Z5other:\n{OTHER}\n.text._Z14forward_kernelv:\n{KERNEL}\n"
+DISASSEMBLED = (
+    f".text._Z38rel_attention_forward_positions_kernelv:\n{OTHER}\n"
+    f".text._Z28rel_attention_forward_kernelv:\n{KERNEL}\n"
+)
 
 
 def test_one_kernel_is_compiled_from_a_changed_copy_and_counted(monkeypatch):

@@ -7,6 +7,7 @@ sm_90.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,21 @@ def test_every_tile(kernel, heavy, triton_arch, monkeypatch):
     for config in found:
         with tiles.using(kernel, config):
             check_passes(run.name, torch.bfloat16, rel_attention, "cpu", run.case, run.ordered)
+
+
+@pytest.mark.parametrize("heavy", TILE_RUNS)
+@pytest.mark.parametrize("kernel", tiles.KERNELS)
+def test_every_pair(kernel, heavy, triton_arch, monkeypatch):
+    """The same of tiles of which two programs share a multiprocessor, which head dim 64 has."""
+    found = tiles.paired_tiles(kernel, torch.bfloat16, 64, heavy, triton_arch)
+    if not found:
+        pytest.skip(f"no pair is listed for {kernel}, heavy={heavy} on sm_{triton_arch}")
+    monkeypatch.setattr(launch, "STRIP_KEYS", TILE_STRETCH)
+    run = TILE_RUNS[heavy]
+    case = replace(run.case, head_dim=64)
+    for config in found:
+        with tiles.using(kernel, config):
+            check_passes(run.name, torch.bfloat16, rel_attention, "cpu", case, run.ordered)
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
