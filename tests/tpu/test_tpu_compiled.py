@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-jax = pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
+pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
 pytest.importorskip("libtpu", reason="its compiler is in libtpu: pip install xlnet-fast[tpu]")
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
@@ -25,8 +26,8 @@ TOPOLOGIES = {
     "v6e": "v6e:1x1",
     "tpu7x": "tpu7x:2x2x1",
 }
-BATCH, HEADS, LENGTH, MEMORY = 1, 2, 1024, 512
-SCORES_BYTES = 4 * BATCH * HEADS * LENGTH * (LENGTH + MEMORY)
+BATCH, HEADS, LENGTH, MEMORY = 1, 2, 4096, 512
+SCORES_BYTES = 4 * BATCH * HEADS * LENGTH * (LENGTH + MEMORY)  # which no kernel may write
 
 QUICK = ("v4", "bfloat16", 64)
 CASES = [
@@ -94,11 +95,7 @@ def test_it_compiles_without_memory_for_scores(chip, dtype, dim, backward):
     )
     kernels = program.as_text().count("tpu_custom_call")
     assert kernels >= (3 if backward else 1)
-    # A row of 128 lanes is the least that a TPU stores, whatever D is: so much for copies of operands.
-    itemsize = jnp.dtype(dtype).itemsize
-    copies = (20 if backward else 8) * BATCH * HEADS * (LENGTH + MEMORY) * 128 * itemsize
-    assert memory.temp_size_in_bytes < copies
-    assert copies < 2 * SCORES_BYTES * itemsize / 2
+    assert memory.temp_size_in_bytes < SCORES_BYTES / 2
     assert costs["bytes accessed"] > sum(x.size * x.dtype.itemsize for x in operands.values())
 
 

@@ -6,9 +6,10 @@ import functools
 
 import pytest
 
-jax = pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
+pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
 
 import attention_checks as checks
+import jax
 import jax.numpy as jnp
 import torch
 from hf_oracle import make_problem

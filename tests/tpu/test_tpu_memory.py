@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-jax = pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
+pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import torch
 from hf_oracle import assert_same, make_problem, run
@@ -46,7 +47,9 @@ def test_there_are_no_races_and_nothing_is_read_that_was_not_written(mask, group
         batch=2, queries=20, memory=16, mask=mask, segments=2, groups=groups, one_table=one_table
     ).to(torch.float32)
     dropout = {"dropout_p": 0.3, "seed": torch.tensor(5)}
-    actual = joined(run(functools.partial(rel_attention, interpret=HOSTILE), apart(problem), **dropout))
+    actual = joined(
+        run(functools.partial(rel_attention, interpret=HOSTILE), apart(problem), **dropout)
+    )
     assert not interpreter.races.races_found
     assert_same(actual, run(reference.rel_attention, problem, **dropout), 1e-4)
 

@@ -18,7 +18,9 @@ from xlnet_fast import reference
 
 OURS = {name: case for name, case in CASES.items() if "bits" not in case.content.mask} | {
     "streams-apart": Streams(
-        Case(rows=33, memory=32, apart=True, segments=True, mask=("ranks", "padding_left")), 9, "any"
+        Case(rows=33, memory=32, apart=True, segments=True, mask=("ranks", "padding_left")),
+        9,
+        "any",
     ),
     "streams-bf16": Streams(
         Case(batch=2, rows=33, memory=17, heads=12, segments=True, mask=("ranks",), dropout_p=0.2),

@@ -171,9 +171,7 @@ def _check_sources(
 def _check_operands(q: Any, shared: Shared) -> None:
     """One dtype, that of a TPU's products; biases and embeddings of the right shape."""
     heads_by_dim = q.shape[2:]
-    check_together(
-        r_s_bias=shared.r_s_bias, seg_embed=shared.seg_embed, segments_k=shared.segments
-    )
+    check_together(r_s_bias=shared.r_s_bias, seg_embed=shared.seg_embed, segments_k=shared.segments)
     for name in ("r_w_bias", "r_r_bias", "r_s_bias"):
         check_shape(name, getattr(shared, name), heads_by_dim, "N, D")
     check_shape("seg_embed", shared.seg_embed, (2, *heads_by_dim), "2, N, D")

@@ -16,7 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from xlnet_fast.kernels.pallas import tile_ops as ops
-from xlnet_fast.kernels.pallas.backward_tile import Saved, saved_specs, tile_gradients
+from xlnet_fast.kernels.pallas.backward_tile import (
+    Saved,
+    made_again,
+    saved_specs,
+    score_gradients,
+)
 from xlnet_fast.kernels.pallas.operands import (
     Floats,
     Integers,
@@ -49,9 +54,10 @@ def _kernel(
 
     @pl.when(ops.is_seen(i, j, o) if o.may_leave_out else i >= 0)
     def _meet_rows() -> None:
-        ds, p = tile_gradients(x, r, y, saved, (b, n, i, j), o)  # [T, T] each
+        tile = made_again(x, r, y, saved, (b, n, i, j), o)
+        ds = score_gradients(tile, saved, o)  # [T, T]
         d_out, q_w = saved.d_out[0, 0], ops.with_bias(x, 0)
-        dv_sum[...] += ops.product(p.astype(d_out.dtype), d_out, ops.COLUMNS_BY_COLUMNS)
+        dv_sum[...] += ops.product(tile.kept_p.astype(d_out.dtype), d_out, ops.COLUMNS_BY_COLUMNS)
         dk_sum[...] += ops.product(ds.astype(q_w.dtype), q_w, ops.COLUMNS_BY_COLUMNS)
 
     @pl.when(i == o.row_tiles - 1)

@@ -1,7 +1,7 @@
 """What the kernels need to know of a TPU, and the tile that suits it.
 
-A tile is T query rows by T keys: the skew (``tile_ops.py``) needs it square, the compiler a multiple
-of 128. Larger tiles read keys and values fewer times; what they may be is a matter of VMEM.
+A tile is T query rows by T keys: the skew (``tile_ops.py``) needs it square, the compiler a
+multiple of 128. Larger tiles read keys and values fewer times; how large is a matter of VMEM.
 """
 
 from __future__ import annotations

@@ -23,16 +23,16 @@ def attention(o: Options, x: Floats, y: Integers) -> jax.Array:
 
 
 def _forward(o: Options, x: Floats, y: Integers) -> tuple[jax.Array, _Residuals]:
-    out, log_sum = forward(x, y, o)
-    return out, (x, y, out, log_sum)
+    out, statistics = forward(x, y, o)
+    return out, (x, y, out, statistics)
 
 
 def _backward(o: Options, residuals: _Residuals, d_out: jax.Array) -> tuple[Floats, None]:
-    x, y, out, log_sum = residuals
+    x, y, out, statistics = residuals
     products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
-    saved = Saved(d_out, log_sum, jnp.sum(products, axis=3)[:, :, None])
-    dq, dr, d_biases = backward_q(x, y, saved, o)
-    dk, dv = backward_kv(x, y, saved, o)
+    saved = Saved(d_out, statistics, jnp.sum(products, axis=3)[:, :, None])
+    dq, dr, d_biases, delta = backward_q(x, y, saved, o)
+    dk, dv = backward_kv(x, y, saved._replace(delta=delta), o)
     memory = o.apart_tiles * o.tile
     gradients = Floats(
         q=dq,

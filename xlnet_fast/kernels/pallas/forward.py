@@ -2,9 +2,11 @@
 
     S = scale (q_w k^T + skew(q_r r^T) + segments), masked
     m' = max(m, max S),  P = exp(S - m'),  l' = exp(m - m') l + sum P,  A' = exp(m - m') A + Z P v
-    out = A / l,  log_sum = m + log l
+    out = A / l
 
 with Z the dropout factor. Four products of T x T x D a tile, two of them for the position scores.
+m and l are kept apart for the backward pass: the log-sum-exp m + log l would lose l where a row sees
+nothing and m is -1e30, and the last bits of P elsewhere.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from xlnet_fast.kernels.pallas.operands import (
     cost,
     rows_spec,
     specs,
+    statistics_spec,
 )
-from xlnet_fast.masks import HIDDEN_SCORE
 
 
 def _kernel(
@@ -36,7 +38,7 @@ def _kernel(
     r: Table,
     y: Integers,
     out: Any,  # (1, 1, T, D)
-    log_sum: Any,  # (1, 1, 1, T)
+    statistics: Any,  # (1, 1, 2, T), m and l
     largest: Any,  # (T, 1) m
     total: Any,  # (T, 1) l
     average: Any,  # (T, D) A
@@ -62,19 +64,19 @@ def _kernel(
         if o.threshold:
             p = p * ops.dropout(y, b, n, i, j, o)
         v = ops.keys_of(x.v, x.v_memory, j, o)
-        average[...] = shrink * average[...] + ops.product(p.astype(v.dtype), v, ops.ROWS_BY_COLUMNS)
+        average[...] = shrink * average[...] + ops.product(
+            p.astype(v.dtype), v, ops.ROWS_BY_COLUMNS
+        )
 
     @pl.when(j == o.key_tiles - 1)
     def _end() -> None:
         out[0, 0] = (average[...] / total[...]).astype(out.dtype)
-        is_blind = largest[...] < ops.BLIND
-        log_sum[0, 0] = ops.as_row(
-            jnp.where(is_blind, HIDDEN_SCORE, largest[...] + jnp.log(total[...]))
-        )
+        statistics[0, 0, 0:1] = ops.as_row(largest[...])
+        statistics[0, 0, 1:2] = ops.as_row(total[...])
 
 
 def forward(x: Floats, y: Integers, o: Options) -> tuple[jax.Array, jax.Array]:
-    """Output (B, N, I, D) in the dtype of q, and log-sum-exp (B, N, 1, I) in fp32."""
+    """Output (B, N, I, D) in the dtype of q, and its rows' m and l, (B, N, 2, I) in fp32."""
     batch, heads, rows, dim = x.q.shape
 
     def ids(b: Any, n: Any, i: Any, j: Any) -> tuple[Any, Any, Any, Any]:
@@ -85,10 +87,10 @@ def forward(x: Floats, y: Integers, o: Options) -> tuple[jax.Array, jax.Array]:
         partial(_kernel, o=o),
         grid=(batch, heads, o.row_tiles, o.key_tiles),
         in_specs=[floats, table, integers],
-        out_specs=[rows_spec(o, dim, ids), rows_spec(o, 0, ids)],
+        out_specs=[rows_spec(o, dim, ids), statistics_spec(o, 2, ids)],
         out_shape=[
             jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
-            jax.ShapeDtypeStruct((batch, heads, 1, rows), jnp.float32),
+            jax.ShapeDtypeStruct((batch, heads, 2, rows), jnp.float32),
         ],
         scratch_shapes=[
             pltpu.VMEM((o.tile, 1), jnp.float32),
@@ -100,5 +102,5 @@ def forward(x: Floats, y: Integers, o: Options) -> tuple[jax.Array, jax.Array]:
         interpret=o.interpret,
         name="xlnet_rel_attention_forward",
     )
-    out, log_sum = call(x._replace(r=None), Table(x.r, x.r), y)
-    return out, log_sum
+    out, statistics = call(x._replace(r=None), Table(x.r, x.r), y)
+    return out, statistics

@@ -129,13 +129,23 @@ def specs(x: Floats, y: Integers, o: Options, ids: Ids) -> tuple[Floats, Table, 
 
 
 def rows_spec(o: Options, width: int, ids: Ids) -> pl.BlockSpec:
-    """The block (T, D) of an array (B, N, I, D) like q; of (B, N, 1, I), `width` 0, the (1, T)."""
+    """The block (T, D) of an array (B, N, I, D) like q, D = `width`."""
 
     def place(*program: Any) -> tuple[Any, ...]:
         b, n, i, _ = ids(*program)
-        return (b, n, i, 0) if width else (b, n, 0, i)
+        return b, n, i, 0
 
-    return pl.BlockSpec((1, 1, o.tile, width) if width else (1, 1, 1, o.tile), place)
+    return pl.BlockSpec((1, 1, o.tile, width), place)
+
+
+def statistics_spec(o: Options, count: int, ids: Ids) -> pl.BlockSpec:
+    """The block (count, T) of an array (B, N, count, I): a column an element would take 128."""
+
+    def place(*program: Any) -> tuple[Any, ...]:
+        b, n, i, _ = ids(*program)
+        return b, n, 0, i
+
+    return pl.BlockSpec((1, 1, count, o.tile), place)
 
 
 def compiler_params(o: Options, *semantics: str) -> pltpu.CompilerParams:

@@ -1,12 +1,12 @@
 """What the kernels do with a tile of T query rows and T keys: its scores, its mask, its skew.
 
-Row a of a tile at rows i0 .. and keys j0 .. needs r at p = j0 + t - (i0 + a) + L. With r laid out so
-that two neighbouring blocks of T rows begin at p = j0 - i0 + L - T + 1, their products with the rows,
-(T, 2T) raw scores, have the score of (a, t) in column T - 1 - a + t: each row's stretch of T columns
-lies one to the left of that of the row above.
+Row a of a tile at rows i0 .. and keys j0 .. needs r at p = j0 + t - (i0 + a) + L. r is laid out so
+that two neighbouring blocks of T rows begin at p = j0 - i0 + L - T + 1. Their products with the
+rows, (T, 2T) raw scores, have the score of (a, t) in column T - 1 - a + t: each row's stretch of T
+columns lies one to the left of that of the row above.
 
-Integers are divided by ``lax.div`` and shifts: ``//`` asks JAX for the TPU that it runs on, and there
-is none where a program is compiled for another machine.
+Integers are divided by ``lax.div`` and shifts: ``//`` asks JAX for the TPU that it runs on, and
+there is none where a program is compiled for another machine.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from xlnet_fast.masks import HIDDEN_SCORE
 ROWS_BY_ROWS = ((1,), (1,))  # a b^T
 ROWS_BY_COLUMNS = ((1,), (0,))  # a b
 COLUMNS_BY_COLUMNS = ((0,), (0,))  # a^T b
-BLIND = HIDDEN_SCORE / 2
-"""A row whose largest score is below it sees nothing."""
 
 
 def product(a: jax.Array, b: jax.Array, contracted: Any) -> jax.Array:
@@ -104,20 +102,9 @@ def scores(x: Floats, r: Table, y: Integers, i: Any, j: Any, o: Options) -> jax.
     total = total * o.scale
     hidden = _hidden(y, i, j, o)
     if hidden is not None:
-        # Added, as in HF: a row that sees nothing becomes uniform.
+        # Added, as in HF: it absorbs the score, and a row that sees nothing becomes uniform.
         total = total + jnp.where(hidden, HIDDEN_SCORE, 0.0)
     return total if _is_whole(o) else jnp.where(_is_key(j, o), total, -jnp.inf)
-
-
-def probabilities(total: jax.Array, log_sum: jax.Array, j: Any, o: Options) -> jax.Array:
-    """The softmax, (T, T), of ``scores`` made again.
-
-    Args:
-        log_sum: (T, 1) of the forward pass; HIDDEN_SCORE of a row that sees nothing, whose true
-            one, HIDDEN_SCORE + log J, is the same number in fp32.
-    """
-    uniform = 1.0 / o.keys if _is_whole(o) else jnp.where(_is_key(j, o), 1.0 / o.keys, 0.0)
-    return jnp.where(log_sum < BLIND, uniform, jnp.exp(total - log_sum))
 
 
 def dropout(y: Integers, b: Any, n: Any, i: Any, j: Any, o: Options) -> jax.Array:
