@@ -3,10 +3,9 @@
     foundation -> reference -> kernels/* -> ops -> nn -> {hf, models} -> {train, check, ...} -> cli
 
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
-never another backend nor the reference; nothing left of hf imports transformers, and nothing but the TPU
-kernels imports JAX, nor them. In train,
-pretraining and finetune import themselves and shared, which imports itself alone; the proof of
-training imports all three.
+never another backend nor the reference; nothing left of hf imports transformers; JAX is imported by
+the TPU kernels alone, and they by nobody. In train, pretraining and finetune import themselves and
+shared, which imports itself alone; the proof of training imports all three.
 """
 
 from __future__ import annotations

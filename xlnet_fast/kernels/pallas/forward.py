@@ -5,8 +5,8 @@
     out = A / l
 
 with Z the dropout factor. Four products of T x T x D a tile, two of them for the position scores.
-m and l are kept apart for the backward pass: the log-sum-exp m + log l would lose l where a row sees
-nothing and m is -1e30, and the last bits of P elsewhere.
+m and l are kept apart for the backward pass: the log-sum-exp m + log l would lose l where a row
+sees nothing and m is -1e30, and the last bits of P elsewhere.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 One evaluation of Philox gives the words of four neighbouring keys. A tile of T rows and T keys
 needs T x T/4 of them, which would leave three quarters of the lanes idle: four stretches of T/4
-rows lie side by side instead. Rotations bring the four words of a row back together, word after word,
-and a product with a permutation puts them into the order of keys; zeros and ones stay exact in it.
+rows lie side by side instead. Rotations bring the four words of a row back together, word after
+word, and a product with a permutation puts them into the order of keys; zeros and ones stay exact
+in it.
 """
 
 from __future__ import annotations
