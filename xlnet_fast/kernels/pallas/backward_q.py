@@ -5,6 +5,9 @@
 
 The gradient of a whole table of r stays in VMEM while all rows that read it go by, and is written
 once: nothing is added in main memory. Nine products of T x T x D a tile.
+
+D comes in as dO . out, whose out is rounded to the dtype of q. The exact sum is kept as well: it
+mends dc, which has one number a row, and serves the kernel that owns keys.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from xlnet_fast.kernels.pallas.operands import (
     cost,
     rows_spec,
     specs,
+    statistics_spec,
 )
 
 
@@ -44,9 +48,12 @@ def _kernel(
     dq: Any,  # (1, 1, T, D)
     dr: Any,  # (1, 1, I + J, D)
     d_biases: Any,  # (1, 1, 1, 2 or 4, D), the part of these rows
+    delta: Any,  # (1, 1, 1, T), the exact D
     dq_w: Any,  # (T, D)
     dq_r: Any,  # (T, D)
     dc: Any,  # (T, 1)
+    p_differing: Any,  # (T, 1), sum of P where the segments differ
+    exact: Any,  # (T, 1), sum of P Z dP
     *,
     o: Options,
     one_table: bool,  # whether the heads share r
@@ -60,17 +67,19 @@ def _kernel(
 
     @pl.when(j == 0)
     def _begin_rows() -> None:
-        for total in (dq_w, dq_r, dc):
+        for total in (dq_w, dq_r, dc, p_differing, exact):
             total[...] = jnp.zeros_like(total)
 
     @pl.when(ops.is_seen(i, j, o) if o.may_leave_out else j >= 0)
     def _meet_keys() -> None:
         place = (g * (o.batch // o.groups) + c, n, i, j)
         tile = made_again(x, r, y, saved, place, o)
+        exact[...] += jnp.sum(tile.p * tile.dp, axis=1, keepdims=True)
         ds = score_gradients(tile, saved, o)  # [T, T]
         if o.segmented:
             differ = ops.segments_differ(y, o)
             dc[...] += jnp.sum(jnp.where(differ, ds, 0.0), axis=1, keepdims=True)
+            p_differing[...] += jnp.sum(jnp.where(differ, tile.p, 0.0), axis=1, keepdims=True)
         k = ops.keys_of(x.k, x.k_memory, j, o)
         dq_w[...] += ops.product(ds.astype(k.dtype), k, ops.ROWS_BY_COLUMNS)
         ds_by_r = ops.unskew(ds).astype(k.dtype)  # [T, 2T]
@@ -89,18 +98,24 @@ def _kernel(
         sums[1:2] = jnp.sum(dq_r[...], axis=0, keepdims=True)
         gradient = dq_w[...] + dq_r[...]
         if o.segmented:
-            of_segments = dc[...] * x.biases[0, 3:4].astype(jnp.float32)  # [T, D]
+            error = ops.as_column(saved.delta[0, 0]) - exact[...]
+            weight = dc[...] + o.scale * error * p_differing[...]
+            of_segments = weight * x.biases[0, 3:4].astype(jnp.float32)  # [T, D]
             gradient += of_segments
             sums[2:3] = jnp.sum(of_segments, axis=0, keepdims=True)
             q_s = ops.with_bias(x, 2).astype(jnp.float32)
-            sums[3:4] = jnp.sum(dc[...] * q_s, axis=0, keepdims=True)
+            sums[3:4] = jnp.sum(weight * q_s, axis=0, keepdims=True)
         dq[0, 0] = gradient.astype(dq.dtype)
+        delta[0, 0] = ops.as_row(exact[...])
 
 
 def backward_q(
     x: Floats, y: Integers, saved: Saved, o: Options
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q in its dtype, and of r and the biases in fp32, shapes as in ``Floats``."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Gradients of q in its dtype, and of r and the biases in fp32, shapes as in ``Floats``.
+
+    The last result is the exact D, (B, N, 1, I) in fp32.
+    """
     batch, heads, _, dim = x.q.shape
     shared_by = batch // o.groups
     one_table = x.r.shape[1] == 1
@@ -125,15 +140,17 @@ def backward_q(
             rows_spec(o, dim, ids),
             pl.BlockSpec((1, 1, *x.r.shape[2:]), table_of, pipeline_mode=pl.Buffered(1)),
             pl.BlockSpec((1, 1, 1, *bias_parts[3:]), parts),
+            statistics_spec(o, 1, ids),
         ],
         out_shape=[
             jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
             jax.ShapeDtypeStruct(x.r.shape, jnp.float32),
             jax.ShapeDtypeStruct(bias_parts, jnp.float32),
+            jax.ShapeDtypeStruct(saved.delta.shape, jnp.float32),
         ],
         scratch_shapes=[
             *[pltpu.VMEM((o.tile, dim), jnp.float32)] * 2,
-            pltpu.VMEM((o.tile, 1), jnp.float32),
+            *[pltpu.VMEM((o.tile, 1), jnp.float32)] * 3,
         ],
         compiler_params=compiler_params(
             o, "parallel", of_heads, "arbitrary", "arbitrary", "arbitrary"
@@ -142,5 +159,5 @@ def backward_q(
         interpret=o.interpret,
         name="xlnet_rel_attention_backward_q",
     )
-    dq, dr, d_biases = call(x._replace(r=None), Table(x.r, x.r), y, saved)
-    return dq, dr, jnp.sum(d_biases, axis=(0, 2))
+    dq, dr, d_biases, delta = call(x._replace(r=None), Table(x.r, x.r), y, saved)
+    return dq, dr, jnp.sum(d_biases, axis=(0, 2)), delta

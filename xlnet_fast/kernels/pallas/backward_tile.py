@@ -24,7 +24,7 @@ class Saved(NamedTuple):
 
     d_out: Any  # (B, N, I, D), dtype of q
     statistics: Any  # (B, N, 2, I) float32: m and l of the forward pass
-    delta: Any  # (B, N, 1, I) float32: D = dO . out
+    delta: Any  # (B, N, 1, I) float32: D = sum of P Z dP
 
 
 class Tile(NamedTuple):

@@ -31,8 +31,8 @@ def _backward(o: Options, residuals: _Residuals, d_out: jax.Array) -> tuple[Floa
     x, y, out, statistics = residuals
     products = out.astype(jnp.float32) * d_out.astype(jnp.float32)
     saved = Saved(d_out, statistics, jnp.sum(products, axis=3)[:, :, None])
-    dq, dr, d_biases = backward_q(x, y, saved, o)
-    dk, dv = backward_kv(x, y, saved, o)
+    dq, dr, d_biases, delta = backward_q(x, y, saved, o)
+    dk, dv = backward_kv(x, y, saved._replace(delta=delta), o)
     memory = o.apart_tiles * o.tile
     gradients = Floats(
         q=dq,
