@@ -24,6 +24,8 @@ INTEGRATIONS_VENV ?= $(VENV)/integrations
 # The same for AWS in one process, the client of KServe, and Ray.
 AWS_VENV ?= $(VENV)/aws
 RAY_VENV ?= $(VENV)/ray
+# The same for JAX with the compiler of TPUs, about 830 MB.
+TPU_VENV ?= .venv-tpu
 # And so have the clients that ask a server, which runs in $(VENV), and what drives a browser: Debian's
 # Chromium, or the one that CHROMIUM names. What the page looks like is written to SCREENSHOTS.
 SERVING_VENV ?= $(VENV)/serving
@@ -60,7 +62,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray ext kernels-report ptx gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray tpu ext kernels-report ptx gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -171,6 +173,14 @@ $(RAY_VENV)/.installed: $(VENV)/.installed pyproject.toml
 ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one under load, let them scale
 	$(TEST_ENV) timeout --kill-after 10 1500 $(RAY_VENV)/bin/python -m pytest --benchmark-disable -s \
 		--timeout 700 tests/replicas/ray_replicas.py
+
+$(TPU_VENV)/.installed: $(VENV)/.installed pyproject.toml
+	$(call beside,$(TPU_VENV),tpu)
+
+# --benchmark-disable -m 'not slow' leaves out most of what is compiled; -s shows the compiler's figures.
+TPU_FLAGS ?= $(PYTEST_FLAGS)
+tpu: $(TPU_VENV)/.installed ## run the Pallas kernels on the CPU, and compile them for five TPUs that are not here
+	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) tests/tpu
 
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(call beside,$(SERVING_VENV),serving)

@@ -4,7 +4,8 @@
 
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
 never another backend nor the reference; nothing left of hf imports transformers. kernels/report,
-which compiles the kernels without a GPU, is right of hf: what computes never loads it. In train,
+which compiles the kernels without a GPU, is right of hf: what computes never loads it. JAX is imported
+by the TPU kernels alone, and they by nobody. In train,
 pretraining and finetune import themselves and shared, which imports itself alone; the proof of
 training imports all three.
 """
@@ -40,6 +41,7 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOMS = ("", "shared", "pretraining", "finetune", "proof")  # of train; "" is its __init__.py
+PALLAS = "kernels.pallas"
 KERNELS, HF, PUBLIC = RANK["kernels"], RANK["hf"], RANK[""]
 
 
@@ -88,6 +90,11 @@ def backend(name: str) -> str | None:
     return parts[1] if rank(name) == KERNELS and len(parts) > 1 else None
 
 
+def is_pallas(name: str) -> bool:
+    """Whether a module is one of the TPU kernels."""
+    return f"{name}.".startswith(f"{PALLAS}.")
+
+
 def room(name: str) -> str | None:
     """train.shared.plots -> shared; None for what is not in train, "" for train itself.
 
@@ -110,6 +117,8 @@ def problems(name: str, source: str, is_package: bool, modules: set[str]) -> lis
     own, found, home = rank(name), [], room(name)
     for target in imports(ast.parse(source), absolute, is_package, known):
         top, _, below = target.partition(".")
+        if top in ("jax", "jaxlib") and not is_pallas(name):
+            found.append(f"{absolute} imports JAX, which only {PALLAS} may")
         if top == "transformers" and own < HF:
             found.append(f"{absolute} imports transformers, which only hf and what follows may")
         if top == "benchmarks" or target.startswith(f"{PACKAGE}.benchmarks"):
@@ -127,6 +136,8 @@ def problems(name: str, source: str, is_package: bool, modules: set[str]) -> lis
             )
         elif rank(below) > own:
             found.append(f"{absolute} imports {target}, which is to its right")
+        elif is_pallas(below) and not is_pallas(name):
+            found.append(f"{absolute} imports {target}, and with it JAX")
         elif own == KERNELS and below != name:
             if rank(below) == RANK["reference"]:
                 found.append(f"{absolute} is a kernel backend and imports the reference")
@@ -170,6 +181,8 @@ SKETCH = {
     "kernels.cpu.rel_attention",
     "kernels.sdpa",
     "kernels.chips",
+    "kernels.pallas",
+    "kernels.pallas.core",
     "kernels.report",
     "kernels.report.sass",
     "ops",
@@ -209,6 +222,8 @@ SKETCH = {
         ("ops._dispatch", "from ..nn import RelativeAttention"),
         ("nn", "import transformers"),
         ("ops", "from transformers.models.xlnet import modeling_xlnet"),
+        ("kernels.sdpa", "import jax.numpy"),
+        ("ops", "def f():\n    from xlnet_fast.kernels import pallas"),
         ("hf", "import xlnet_fast.cli"),
         ("hf", "from benchmarks import run"),
         ("hf", "from xlnet_fast.benchmarks.run import run_bench"),
@@ -235,6 +250,7 @@ def test_the_rule_finds_what_breaks_it(name, source):
         ("kernels.report", "from xlnet_fast.kernels.triton import rel_attention"),
         ("kernels.report", "from xlnet_fast.kernels import triton, sdpa"),
         ("kernels.triton", "from xlnet_fast.kernels import chips"),
+        ("kernels.pallas.core", "import jax\nfrom xlnet_fast.kernels import pallas"),
         ("ops._dispatch", "from xlnet_fast.kernels import cpu"),
         ("ops._dispatch", "from xlnet_fast.kernels import sdpa\nfrom xlnet_fast import reference"),
         ("hf", "import transformers\nfrom xlnet_fast.nn import RelativeAttention"),
