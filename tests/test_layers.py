@@ -4,10 +4,9 @@
 
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
 never another backend nor the reference; nothing left of hf imports transformers. kernels/report,
-which compiles the kernels without a GPU, is right of hf: what computes never loads it. JAX is imported
-by the TPU kernels alone, and they by nobody. In train,
-pretraining and finetune import themselves and shared, which imports itself alone; the proof of
-training imports all three.
+which compiles the kernels without a GPU, is right of hf: what computes never loads it. JAX is
+imported by the TPU kernels alone, and they by nobody. In train, pretraining and finetune import
+themselves and shared, which imports itself alone; the proof of training imports all three.
 """
 
 from __future__ import annotations

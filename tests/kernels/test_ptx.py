@@ -74,6 +74,25 @@ def test_a_barrier_on_one_way_alone_does_not_count():
     assert found(STORE, "\tbra.uni \t$L__BB0_3;\n", LOAD, "$L__BB0_3:\n", BARRIER, LOAD) == []
 
 
+def test_labels_of_inline_assembly_are_known_in_their_braces():
+    """As Triton waits for tensor cores of sm_100: several times, with the same names each."""
+
+    def waits(*body: str) -> str:
+        return (
+            "{\n\t@!%p1 bra.uni skipWait;\n\t.reg .pred complete;\nwaitLoop:\n"
+            "\tmbarrier.try_wait.parity.shared::cta.b64 complete, [%r1], %r2;\n"
+            + "".join(body)
+            + "\t@!complete bra.uni waitLoop;\nskipWait:\n}\n"
+        )
+
+    assert found(STORE, waits(), BARRIER, waits(), LOAD, waits()) == []
+    (problem,) = found(STORE, waits(BARRIER), LOAD)  # the wait may be left out, and its barrier
+    assert "loads what was stored" in problem
+    (problem,) = found(waits(), STORE, BARRIER, waits(LOAD, BARRIER, STORE))  # round its own loop
+    assert "loads what was stored" in problem
+    assert found(STORE, BARRIER, waits(LOAD), "\tbrev.b32 \t%r7, %r8;\n") == []
+
+
 def test_an_address_is_followed_through_what_computes_it():
     steps = (
         "\tmov.b64 \t{%r20, %r21}, %rd3;\n\tadd.s32 \t%r22, %r20, 64;\n"
@@ -109,7 +128,7 @@ def test_what_would_make_the_check_vacuous_is_said():
 
 
 @needs_compiler
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [80, 90, 100])
 def test_a_kernel_compiled_without_its_barriers_is_red(arch):
     for name in ("both", "first", "second", "none"):
         problems = ptx.disorder(compiled_ptx(arch, name), 0)

@@ -41,7 +41,7 @@ from xlnet_fast.kernels.triton import INTERPRETED, launch, masked_softmax, rel_a
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set")
 
 ARCH = 90
-OF_TRITON = ("content-d64", "content-d128", "same-length-padding")
+OF_TRITON = ("content-d64", "blind-d64", "content-d128", "same-length-padding")
 OF_CUDA = ("content-d64", "masks-all-self")
 
 

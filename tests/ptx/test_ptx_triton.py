@@ -46,6 +46,12 @@ ATTENTION: dict[str, tuple[torch.dtype, Case, bool]] = {
     "content-d64": (FP16, replace(CONTENT, head_dim=64), True),
     "content-d128": (BF16, replace(CONTENT, head_dim=128, heads=1), False),
     "training-d64": (BF16, replace(CONTENT, head_dim=64, heads=1, dropout_p=0.3), False),
+    # rows that see no key, in tiles large enough for products of a warpgroup
+    "blind-d64": (
+        BF16,
+        Case(rows=33, memory=7, heads=1, head_dim=64, mask=("padding_all",), dropout_p=0.3),
+        True,
+    ),
     "bits-causal": (FP16, Case(rows=33, memory=40, heads=1, mask=("bits", "causal")), False),
     "same-length-padding": (
         BF16,

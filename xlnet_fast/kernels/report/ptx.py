@@ -84,20 +84,39 @@ def _sentence(instruction: Instruction, deed: str) -> str:
 
 
 def _instructions(ptx: str) -> tuple[list[Instruction], dict[str, int]]:
-    """The instructions in order, and each label's place: that of the instruction behind it."""
+    """The instructions in order, and each label's place: that of the instruction behind it.
+
+    A label without a dollar sign is written in inline assembly, and known in its own braces only:
+    it gets their number, here and where a branch goes to it.
+    """
     code: list[Instruction] = []
     labels: dict[str, int] = {}
+    scopes, opened = [0], 0
     for number, line in enumerate(ptx.splitlines(), start=1):
         text = line.partition("//")[0].strip()
-        if label := re.match(r"(\$\w+):$", text):
-            labels[label[1]] = len(code)
+        depth = text.count("{") - text.count("}")
+        if depth > 0:
+            opened += 1
+            scopes.append(opened)
+        if label := re.match(r"(\$?\w+):$", text):
+            labels[_in_scope(label[1], scopes[-1])] = len(code)
             continue
         for part in text.split(";")[:-1]:
-            found = re.match(r"[{\s]*(@!?%\w+\s+)?([a-z][^@]*)$", part)
-            if found is not None:
-                words = " ".join(found[2].split())
-                code.append(Instruction(number, words, found[1] is not None))
+            found = re.match(r"[{\s]*(@!?%?\w+\s+)?([a-z][^@]*)$", part)
+            if found is None:
+                continue
+            words = " ".join(found[2].split())
+            if re.match(r"bra[. ]", words):
+                operation, target = words.rsplit(maxsplit=1)
+                words = f"{operation} {_in_scope(target, scopes[-1])}"
+            code.append(Instruction(number, words, found[1] is not None))
+        if depth < 0 and len(scopes) > 1:
+            scopes.pop()
     return code, labels
+
+
+def _in_scope(label: str, scope: int) -> str:
+    return label if label.startswith("$") else f"{label} of block {scope}"
 
 
 def _addresses(code: Sequence[Instruction], parameter: int) -> set[str]:
@@ -172,6 +191,6 @@ def _successors(code: Sequence[Instruction], labels: dict[str, int], place: int)
     each = code[place]
     goes_on = each.predicated or each.family not in ("bra", *_ENDS)
     if each.family == "bra":
-        yield labels[each.text.split()[-1]]
+        yield labels[each.text.split(maxsplit=1)[1]]
     if goes_on and place + 1 < len(code):
         yield place + 1

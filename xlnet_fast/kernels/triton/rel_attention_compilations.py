@@ -50,6 +50,11 @@ def compilations(arch: int) -> Iterator[Compilation]:
                                     kernel, dtype, head_dim, heavy, config, atomic,
                                     is_paired=find is paired_tiles,
                                 )  # fmt: skip
+                            if kernel == "forward" and heavy:
+                                yield compilation(
+                                    kernel, dtype, head_dim, heavy, config, None,
+                                    is_paired=find is paired_tiles, one_stream=True,
+                                )  # fmt: skip
 
 
 def orders(kernel: str, head_dim: int) -> tuple[bool | None, ...]:
@@ -68,11 +73,17 @@ def compilation(
     atomic: bool | None,
     *,
     is_paired: bool = False,
+    one_stream: bool = False,
 ) -> Compilation:
-    """One kernel with one tile; `atomic` of `orders`, `is_paired` as in `Compilation`."""
+    """One kernel with one tile; `atomic` of `orders`, `is_paired` as in `Compilation`.
+
+    `one_stream`: without the query stream, and no row sees its own key. Rows that see no key then
+    come in large tiles too, which the tensor cores take in another way than the query stream's.
+    """
     function, units = _KERNELS[kernel]
     constants: dict[str, Any] = {
-        "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (True, False), "BY_POSITION": (False, True),
+        "CAUSAL": True, "SAME_LENGTH": heavy, "SELF": (not one_stream, False),
+        "BY_POSITION": (False, True),
         "START": int(heavy),
         "D": head_dim, "BD": block_d(head_dim), "BM": config.block_m,
         "BM_G": min(QUERY_ROWS, config.block_m), "BN": config.block_n,
@@ -85,6 +96,8 @@ def compilation(
         constants["STRIP"] = config.block_m * width
         constants["D_STRIP"] = config.block_m * STRIP_KEYS
         features += ", atomic" if atomic else ", ordered"
+    if one_stream:
+        features += ", one stream"
     if is_paired:
         features += ", to be timed"
     return Compilation(
@@ -94,7 +107,7 @@ def compilation(
         dtype=dtype,
         head_dim=head_dim,
         function=function,
-        types=_types(kernel, f"*{dtype}", heavy),
+        types=_types(kernel, f"*{dtype}", heavy, heavy and not one_stream),
         constants=constants,
         options=config.options,
         tile=(config.block_m, config.block_n),
@@ -104,7 +117,7 @@ def compilation(
     )
 
 
-def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
+def _types(kernel: str, scalar: str, heavy: bool, has_query: bool) -> dict[str, Any]:
     """Argument types of a kernel as its launcher passes them."""
     of_tensors, of_strides = STREAMS[kernel]
     fields: dict[str, str | None] = {
@@ -120,9 +133,9 @@ def _types(kernel: str, scalar: str, heavy: bool) -> dict[str, Any]:
     sizes = ["heads", "keys", "memory", "r_rows", "group_size"]
     types: dict[str, Any] = {
         "content": content,
-        "query": content._replace(positions="*i32") if heavy else None,
+        "query": content._replace(positions="*i32") if has_query else None,
         "strides_h": strides,
-        "strides_g": strides if heavy else None,
+        "strides_g": strides if has_query else None,
         "rows_h": "i32", "rows_g": "i32",
         "key_tensors": KeyTensors._make([scalar] * len(KeyTensors._fields)),
         "key_strides": KeyTensors._make([_ROW] * len(KeyTensors._fields)),

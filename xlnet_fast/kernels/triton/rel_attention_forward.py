@@ -235,10 +235,13 @@ def _forward_tile(
                 if padding is not None:
                     m_hid = tl.load(padding + o_j, mask=m_j, other=0) != 0
                     b_v = tl.where(m_hid[:, None], _finite_or_zero(b_v), b_v)
-                b_p = tl.where(m_all_masked[:, None] & m_j[None, :], 1.0, 0.0)
+                # Missing keys are zero in b_v, rows that see a key are left out below.
+                b_p = tl.full((BM, BN), 1.0, tl.float32)
                 if seed is not None:
                     m_keep = _keep_tile(tl.load(seed), o_i, j0, i_bn, keep_from, BM, BN)
-                    b_p = tl.where(m_keep, b_p, 0.0)
+                    # No choice between 1 and 0: Triton 3.9 hands its bits to the tensor cores'
+                    # layout through shared memory, which has none of one bit, and fails (sm_90).
+                    b_p = m_keep.to(tl.float32)
                 b_mean = tl.dot(b_p.to(dtype), b_v, b_mean, input_precision="ieee")
         b_acc = tl.where(m_all_masked[:, None], b_mean * (keep_scale / keys), b_acc)
 
