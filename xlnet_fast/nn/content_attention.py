@@ -20,7 +20,7 @@ from xlnet_fast.transforms import can_look
 
 
 @dataclass(frozen=True)
-class Sight:
+class ContentMask:
     """What the queries see.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sight:
     causal: bool = False
 
 
-def sight_of(shown: Tensor) -> Sight:
+def content_mask(shown: Tensor) -> ContentMask:
     """What a dense mask shows.
 
     Args:
@@ -44,21 +44,21 @@ def sight_of(shown: Tensor) -> Sight:
     """
     blind = ~shown.any(-1)
     if shown.device.type != "cpu" or not can_look(shown):
-        return Sight(shown | blind[..., None], blind)
+        return ContentMask(shown | blind[..., None], blind)
     if bool(shown.all()):
-        return Sight()
+        return ContentMask()
     if shown.shape[1] == shown.shape[2] and torch.equal(shown, torch.ones_like(shown).tril()):
-        return Sight(causal=True)
+        return ContentMask(causal=True)
     if bool(blind.any()):
-        return Sight(shown | blind[..., None], blind)
-    return Sight(shown)
+        return ContentMask(shown | blind[..., None], blind)
+    return ContentMask(shown)
 
 
 def attend_contents(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    sight: Sight,
+    mask: ContentMask,
     *,
     dropout_p: float = 0.0,
     backend: str = "auto",
@@ -73,19 +73,21 @@ def attend_contents(
     Returns:
         (B, I, N * D).
     """
-    if sight.blind is not None:  # equal scores, and no gradient through them
-        q = q * ~sight.blind[:, None, :, None]
+    if mask.blind is not None:  # equal scores, and no gradient through them
+        q = q * ~mask.blind[:, None, :, None]
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if backend != "auto" or (q.device.type == "cpu" and (trains or dropout_p)):
-        return _by_op(q, k, v, sight, dropout_p, backend)
-    shown = None if sight.shown is None else sight.shown[:, None]
+        return _by_op(q, k, v, mask, dropout_p, backend)
+    shown = None if mask.shown is None else mask.shown[:, None]
     attended = F.scaled_dot_product_attention(
-        q, k, v, shown, dropout_p=dropout_p, is_causal=sight.causal
+        q, k, v, shown, dropout_p=dropout_p, is_causal=mask.causal
     )
     return attended.transpose(1, 2).flatten(2)
 
 
-def _by_op(q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout_p: float, backend: str) -> Tensor:
+def _by_op(
+    q: Tensor, k: Tensor, v: Tensor, mask: ContentMask, dropout_p: float, backend: str
+) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     _, queries, heads, dim = q.shape
     zero = q.new_zeros(1, 1, 1, 1)
@@ -93,14 +95,14 @@ def _by_op(q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout_p: float, back
     seed = torch.randint(0, 2**62, (1,), device=q.device) if dropout_p else None
     attended = rel_attention(
         q, k, v, zero.expand(1, queries + k.shape[1], heads, dim), bias, bias,
-        mask=_mask_of(sight, queries), dropout_p=dropout_p, seed=seed, backend=backend,
+        mask=_op_mask(mask, queries), dropout_p=dropout_p, seed=seed, backend=backend,
     )  # fmt: skip
     return attended.flatten(2)
 
 
-def _mask_of(sight: Sight, queries: int) -> AttentionMask | None:
-    if sight.shown is None:
-        return AttentionMask(causal=True) if sight.causal else None
-    if sight.shown.shape[1] == 1:
-        return AttentionMask(key_padding=~sight.shown[:, 0])
-    return AttentionMask(bits=pack_bits(~sight.shown.expand(-1, queries, -1)))
+def _op_mask(mask: ContentMask, queries: int) -> AttentionMask | None:
+    if mask.shown is None:
+        return AttentionMask(causal=True) if mask.causal else None
+    if mask.shown.shape[1] == 1:
+        return AttentionMask(key_padding=~mask.shown[:, 0])
+    return AttentionMask(bits=pack_bits(~mask.shown.expand(-1, queries, -1)))

@@ -17,19 +17,19 @@ from xlnet_fast.hf.families.family import FamilyOfParts, Part, why_not_head_dim
 from xlnet_fast.hf.last_made import LastMade
 from xlnet_fast.hf.options import Options
 from xlnet_fast.hf.patches import unless_patched
-from xlnet_fast.nn.content_attention import Sight, attend_contents, sight_of
+from xlnet_fast.nn.content_attention import ContentMask, attend_contents, content_mask
 from xlnet_fast.nn.linear import is_plain_linear
 from xlnet_fast.nn.projection import project
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.transforms import needs_plain_code
 
 
-def _sight_of(mask: Tensor) -> Sight:
+def _content_mask(mask: Tensor) -> ContentMask:
     shown = mask != 0
-    return sight_of(shown if shown.dim() == 3 else shown[:, None])
+    return content_mask(shown if shown.dim() == 3 else shown[:, None])
 
 
-_SIGHTS = LastMade(_sight_of)
+_MASKS = LastMade(_content_mask)
 
 
 class FastAttention(nn.Module):
@@ -74,7 +74,7 @@ class FastAttention(nn.Module):
             own = getattr(cache, "self_attention_cache", cache)
             k, v = own.update(k, v, self.layer_id, kwargs={})
         attended = attend_contents(
-            q, k, v, _SIGHTS.of(mask),
+            q, k, v, _MASKS.of(mask),
             dropout_p=self.dropout if self.training else 0.0,
             backend=self._xlnet_fast_options.backend,
         )  # fmt: skip
