@@ -264,9 +264,11 @@ def skew_in_order(position_scores: Tensor, keys: int, memory_length: int, start:
     the result begin, each I + J - 1 from the one before. This is HF's ``rel_shift``.
     """
     queries, table = position_scores.shape[-2:]
+    if queries == 0:  # nothing to shift, and no rows of I + J - 1
+        return position_scores.new_zeros(*position_scores.shape[:-1], keys)
     first = keys - memory_length - start - queries  # the column of p = L - I
     before, behind = torch.sym_max(0, -first), torch.sym_max(0, first + queries + keys - table)
     wide = F.pad(position_scores, (before, behind))
     wide = wide.narrow(-1, torch.sym_max(0, first), queries + keys)
     rows = wide.flatten(-2)[..., queries:]
-    return rows.unflatten(-1, (queries, torch.sym_max(keys, queries + keys - 1)))[..., :keys]
+    return rows.unflatten(-1, (queries, queries + keys - 1))[..., :keys]
