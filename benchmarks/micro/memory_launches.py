@@ -9,6 +9,7 @@ layers a launch. Every way reads and writes each byte of the new memory once.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,9 @@ def moved_mib(case: Case) -> float:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(
+        prog="memory_launches", description=(__doc__ or "").partition("\n")[0]
+    ).parse_args()
     table = Table(box=None, pad_edge=False)
     for heading in ("case", "mem_len", "moved MiB", "sdpa, CUDA 12", "CUDA 13", "own kernels"):
         table.add_column(heading, justify="left" if heading == "case" else "right")

@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--paired", action="store_true")
     options = parser.parse_args()
+    if options.batch < 1 or options.length < 1:
+        parser.error("--batch and --length are at least 1")
     table = Table(box=None, pad_edge=False)
     for heading in ("GPU", "streams", "kernel", "tile", "programs", "at a time", "strips MiB"):
         table.add_column(heading, justify="left" if heading in ("GPU", "kernel") else "right")

@@ -1,9 +1,11 @@
 """Scratch memory is for programs that run at a time, in every kernel and for both streams."""
 
+import sys
+
 import pytest
 import torch
 
-from benchmarks.micro.strip_memory import GPUS, measure, paired_first
+from benchmarks.micro.strip_memory import GPUS, main, measure, paired_first
 from xlnet_fast.kernels.triton import tiles
 
 
@@ -31,3 +33,11 @@ def test_two_programs_a_multiprocessor_have_two_strips():
     assert alone["backward_kv"].resident == gpu.multiprocessors
     assert pairs["backward_kv"].resident == 2 * gpu.multiprocessors
     assert pairs["backward_kv"].programs == 2 * alone["backward_kv"].programs
+
+
+@pytest.mark.parametrize("arguments", [["--batch", "0"], ["--length", "-1"]])
+def test_refuses(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["strip_memory", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--batch and --length are at least 1" in capsys.readouterr().err

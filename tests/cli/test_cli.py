@@ -237,6 +237,7 @@ def test_kernels_report_writes_tiles_in_place_of_a_report(monkeypatch):
         (["--backend", "cpu"], "invalid value for '--backend'"),
         (["--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),
         (["--json", ROOT], "is a folder; give the name of a file"),
+        (["--json", "/proc/rows.json"], "--json /proc/rows.json cannot be written to"),
     ],
 )
 def test_kernels_report_refuses_bad_input(arguments, words):

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -284,8 +285,11 @@ def _check_writable(path: Path) -> None:
         raise ArgumentError(f"--json {path} is a folder; give the name of a file")
     if not folder.is_dir():
         raise ArgumentError(f"--json {path}: the folder {folder} does not exist")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ArgumentError(f"--json {path} cannot be written to")
+    try:  # whatever the permissions say: no file is made in /proc
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArgumentError(f"--json {path} cannot be written to ({error})") from None
 
 
 def _benchmarks() -> ModuleType:
