@@ -60,8 +60,10 @@ def rel_attention(
     memory_length = keys - queries if memory_length is None else memory_length
     if mask is not None:
         k, v = (clear_padded(x, mask.key_padding) for x in (k, v))
+    r_of_batch = r.repeat_interleave(q.shape[0] // r.shape[0], dim=0)  # (B, P, N or 1, D)
+    r_of_batch = r_of_batch.expand(-1, -1, q.shape[2], -1)
     content_scores = torch.einsum("bind,bjnd->bnij", q + r_w_bias, k)
-    position_scores = _position_scores(q + r_r_bias, r)
+    position_scores = torch.einsum("bind,bpnd->bnip", q + r_r_bias, r_of_batch)
     segment_scores = None
     if segments_q is not None and seg_embed is not None and r_s_bias is not None:
         segment_scores = torch.einsum("bind,nd->bni", q + r_s_bias, seg_embed[1] - seg_embed[0])
@@ -150,15 +152,6 @@ def two_stream_attention(
         seed=None if seed is None else seed + 1,
     )
     return out_h, out_g
-
-
-def _position_scores(q: Tensor, r: Tensor) -> Tensor:
-    """(B, N, I, P) products of rows of q with all rows of r (G, P, N or 1, D) of their group."""
-    r = r.expand(-1, -1, q.shape[2], -1)
-    if r.shape[0] == 1:  # no copy for each batch element
-        return torch.einsum("bind,pnd->bnip", q, r[0])
-    r = r.repeat_interleave(q.shape[0] // r.shape[0], dim=0)
-    return torch.einsum("bind,bpnd->bnip", q, r)
 
 
 def _joined(memory: Tensor | None, current: Tensor) -> Tensor:
@@ -265,7 +258,7 @@ def skew_in_order(position_scores: Tensor, keys: int, memory_length: int, start:
     """
     queries, table = position_scores.shape[-2:]
     if queries == 0:  # nothing to shift, and no rows of I + J - 1
-        return position_scores.new_zeros(*position_scores.shape[:-1], keys)
+        return position_scores[..., :1].expand(*position_scores.shape[:-1], keys)
     first = keys - memory_length - start - queries  # the column of p = L - I
     before, behind = torch.sym_max(0, -first), torch.sym_max(0, first + queries + keys - table)
     wide = F.pad(position_scores, (before, behind))
