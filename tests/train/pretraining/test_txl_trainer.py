@@ -170,7 +170,8 @@ def test_labels_that_are_shifted_already_count_the_last_token_too():
         inside = module(ids, labels=labels)
         whole = module(ids, targets=behind)
     assert whole.losses.shape == (ROWS, LENGTH)
-    assert torch.equal(whole.losses[:, :-1], inside.losses)
+    # A product of one row more may be rounded otherwise, as on Intel's CPUs.
+    torch.testing.assert_close(whole.losses[:, :-1], inside.losses, rtol=1e-6, atol=1e-6)
     assert torch.allclose(whole.loss, whole.losses.mean())
     assert (whole.losses[:, -1] > 0).all()
     with pytest.raises(ArgumentError, match="give one of labels and targets"):
