@@ -22,9 +22,8 @@ FRAMES, CHUNK = 21, 4
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_outputs_and_gradients(padded):
-    compare(
-        NEMOTRON, nemotron(), several_sounds(FRAMES + 1, padded, num_lookahead_tokens=CHUNK - 1)
-    )
+    inputs = several_sounds(FRAMES, padded, seeds=16, num_lookahead_tokens=CHUNK - 1)
+    compare(NEMOTRON, nemotron(), inputs)
 
 
 def test_the_mask_becomes_a_window_of_chunks():

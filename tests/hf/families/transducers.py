@@ -102,9 +102,11 @@ def sounds(frames: int, batch: int = 2, padded: bool = True, seed: int = 0) -> d
     return {"input_features": features, "attention_mask": mask}
 
 
-def several_sounds(frames: int, padded: bool = True, **options: Any) -> list[dict[str, Any]]:
+def several_sounds(
+    frames: int, padded: bool = True, *, seeds: int = 8, **options: Any
+) -> list[dict[str, Any]]:
     """Inputs of several seeds, a batch of three each; ``options`` are of the encoder's forward."""
-    return [sounds(frames, 3, padded, seed) | options for seed in range(8)]
+    return [sounds(frames, 3, padded, seed) | options for seed in range(seeds)]
 
 
 def _frames_of(given: dict[str, Any], halved: Any) -> tuple[Tensor]:
