@@ -193,19 +193,7 @@ def test_a_table_of_tpus_beside_the_others():
         for sign in ("VMEM", "v5e", "tpu7x")
     )
     assert " ".join(head).startswith("chip dtype D tile VMEM MiB MB GFLOP temporary MiB scores MiB")
-    assert first == [
-        "v5e",
-        "bf16",
-        "64",
-        "512",
-        "5.0/23.0/112.0",
-        "239",
-        "116.0",
-        "64",
-        "432",
-        "591",
-        "10",
-    ]
+    assert " ".join(first) == "v5e bf16 64 512 5.0/23.0/112.0 239 116.0 64 432 591 10"
     assert second[:4] == ["tpu7x", "bf16", "64", "256"]
     both = text_of(render([TRITON, CUDA]))
     assert all(line in text.splitlines() for line in both.splitlines())
