@@ -5,8 +5,9 @@
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
 never another backend nor the reference; nothing left of hf imports transformers. kernels/report,
 which compiles the kernels without a GPU, is right of hf: what computes never loads it. JAX is
-imported by the TPU kernels alone, and they by nobody. In train, pretraining and finetune import
-themselves and shared, which imports itself alone; the proof of training imports all three.
+imported by the TPU kernels, tpu and the report on those kernels alone, and they by nobody else. In
+train, pretraining and finetune import themselves and shared, which imports itself alone; the proof
+of training imports all three.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ PACKAGE = "xlnet_fast"
 
 # Left to right. A name stands for itself and all below it; the longest match counts.
 LAYERS = [
-    {"_version", "deferred", "errors", "files", "transforms"},
+    {"_version", "deferred", "errors", "files", "lowering", "transforms"},
     {"masks", "philox", "rounding", "tolerance", "_extension", "builder"},
     {"operands"},
     {"reference"},
     {"kernels.chips"},
     {"kernels"},
     {"ops"},
-    {"nn"},
+    {"nn", "tpu"},
     {"hf", "models"},
     {"kernels.report"},
     {"answers", "text", "checkpoint", "info", "check", "qualifier", "train", "generate"},
@@ -40,7 +41,8 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOMS = ("", "shared", "pretraining", "finetune", "proof")  # of train; "" is its __init__.py
-PALLAS = "kernels.pallas"
+WITH_JAX = ("kernels.pallas", "tpu")
+LAZILY_WITH_JAX = ("kernels.report.pallas", "kernels.report.tpu")  # anyone may import these
 KERNELS, HF, PUBLIC = RANK["kernels"], RANK["hf"], RANK[""]
 
 
@@ -89,9 +91,14 @@ def backend(name: str) -> str | None:
     return parts[1] if rank(name) == KERNELS and len(parts) > 1 else None
 
 
-def is_pallas(name: str) -> bool:
-    """Whether a module is one of the TPU kernels."""
-    return f"{name}.".startswith(f"{PALLAS}.")
+def has_jax(name: str) -> bool:
+    """Whether a module is for TPUs and loads JAX with it, or with its first call."""
+    return any(f"{name}.".startswith(f"{home}.") for home in WITH_JAX)
+
+
+def may_have_jax(name: str) -> bool:
+    """Whether a module may import JAX, and what loads it."""
+    return has_jax(name) or name in LAZILY_WITH_JAX
 
 
 def room(name: str) -> str | None:
@@ -116,8 +123,9 @@ def problems(name: str, source: str, is_package: bool, modules: set[str]) -> lis
     own, found, home = rank(name), [], room(name)
     for target in imports(ast.parse(source), absolute, is_package, known):
         top, _, below = target.partition(".")
-        if top in ("jax", "jaxlib") and not is_pallas(name):
-            found.append(f"{absolute} imports JAX, which only {PALLAS} may")
+        if top in ("jax", "jaxlib", "torchax") and not may_have_jax(name):
+            may = ", ".join((*WITH_JAX, *LAZILY_WITH_JAX))
+            found.append(f"{absolute} imports JAX, which only {may} may")
         if top == "transformers" and own < HF:
             found.append(f"{absolute} imports transformers, which only hf and what follows may")
         if top == "benchmarks" or target.startswith(f"{PACKAGE}.benchmarks"):
@@ -135,7 +143,7 @@ def problems(name: str, source: str, is_package: bool, modules: set[str]) -> lis
             )
         elif rank(below) > own:
             found.append(f"{absolute} imports {target}, which is to its right")
-        elif is_pallas(below) and not is_pallas(name):
+        elif has_jax(below) and not may_have_jax(name):
             found.append(f"{absolute} imports {target}, and with it JAX")
         elif own == KERNELS and below != name:
             if rank(below) == RANK["reference"]:
@@ -182,8 +190,11 @@ SKETCH = {
     "kernels.chips",
     "kernels.pallas",
     "kernels.pallas.core",
+    "tpu",
+    "lowering",
     "kernels.report",
     "kernels.report.sass",
+    "kernels.report.tpu",
     "ops",
     "ops._dispatch",
     "nn",
@@ -222,7 +233,11 @@ SKETCH = {
         ("nn", "import transformers"),
         ("ops", "from transformers.models.xlnet import modeling_xlnet"),
         ("kernels.sdpa", "import jax.numpy"),
+        ("kernels.report.sass", "def f():\n    import jax"),
+        ("kernels.report", "from xlnet_fast.kernels import pallas"),
         ("ops", "def f():\n    from xlnet_fast.kernels import pallas"),
+        ("hf", "def f():\n    from xlnet_fast import tpu"),
+        ("hf", "import torchax"),
         ("hf", "import xlnet_fast.cli"),
         ("hf", "from benchmarks import run"),
         ("hf", "from xlnet_fast.benchmarks.run import run_bench"),
@@ -250,7 +265,13 @@ def test_the_rule_finds_what_breaks_it(name, source):
         ("kernels.report", "from xlnet_fast.kernels import triton, sdpa"),
         ("kernels.triton", "from xlnet_fast.kernels import chips"),
         ("kernels.pallas.core", "import jax\nfrom xlnet_fast.kernels import pallas"),
+        (
+            "kernels.report.tpu",
+            "def f():\n    import jax\n    from xlnet_fast.kernels import pallas",
+        ),
         ("ops._dispatch", "from xlnet_fast.kernels import cpu"),
+        ("ops._dispatch", "from xlnet_fast import lowering"),
+        ("tpu", "import jax\nfrom xlnet_fast import ops\nfrom xlnet_fast.kernels import pallas"),
         ("ops._dispatch", "from xlnet_fast.kernels import sdpa\nfrom xlnet_fast import reference"),
         ("hf", "import transformers\nfrom xlnet_fast.nn import RelativeAttention"),
         ("train.finetune.trainer", "from xlnet_fast.train.shared.trainer import XLNetTrainer"),
