@@ -17,6 +17,7 @@ from jax import lax
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.kernels import pallas
+from xlnet_fast.kernels.pallas import philox
 
 Outputs = tuple[jax.Array, ...]
 
@@ -96,16 +97,30 @@ def two_stream_attention_backward(
     return _gradients(wanted, args, 2, chip, interpret)
 
 
-FUNCTIONS: dict[str, Callable[..., Outputs]] = {
+def keep_mask(
+    seed: Any, threshold: int, heads: int, *region: int, chip: str | None = None, interpret: Any = 0
+) -> jax.Array:
+    """``xlnet_fast::keep_mask``, (B, N, I, J) bool: XLA's own code, on any chip.
+
+    Args:
+        region: first and last row, keys, first and last batch element, ends excluded.
+    """
+    first_row, last_row, keys, first, last = region
+    words = seed_words(seed)
+    return philox.keep_mask(words, threshold, heads, (first_row, last_row), keys, (first, last))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rel_attention": rel_attention,
     "rel_attention_backward": rel_attention_backward,
     "two_stream_attention": two_stream_attention,
     "two_stream_attention_backward": two_stream_attention_backward,
+    "keep_mask": keep_mask,
 }
 """By the names of the ops in the library ``xlnet_fast``."""
 
 
-def functions(chip: str | None = None, interpret: Any = False) -> dict[str, Callable[..., Outputs]]:
+def functions(chip: str | None = None, interpret: Any = False) -> dict[str, Callable[..., Any]]:
     """:data:`FUNCTIONS` for a chip: what they are called with is the op's arguments alone."""
     return {name: partial(f, chip=chip, interpret=interpret) for name, f in FUNCTIONS.items()}
 
