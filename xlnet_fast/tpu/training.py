@@ -7,7 +7,7 @@ device runs the kernels on its own share.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from xlnet_fast.tpu.torchax import load_torchax
@@ -15,16 +15,17 @@ from xlnet_fast.tpu.torchax import load_torchax
 AXIS = "data"
 
 
-def data_parallel(loss: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
-    """The loss and its gradients, averaged over the devices of a mesh.
+def data_parallel(
+    loss: Callable[..., Any], devices: Sequence[Any] | None = None
+) -> Callable[..., Any]:
+    """The loss and its gradients, averaged over several devices.
 
     Each device counts the same: where a loss is an average over tokens, of which the shares of the
     batch have different numbers, that is not the average over all of them.
 
     Args:
         loss: from parameters and a batch, trees of ``torch.Tensor`` under torchax, to one number.
-        mesh: ``jax.sharding.Mesh`` with the one axis "data"; the batch's length is a multiple of
-            its devices.
+        devices: JAX's, of which the batch's length is a multiple; default: all there are.
 
     Returns:
         From parameters, a batch (trees of JAX arrays, the batch's with the batch first) and a key
@@ -33,16 +34,13 @@ def data_parallel(loss: Callable[..., Any], mesh: Any) -> Callable[..., Any]:
 
     Raises:
         BackendUnavailable: JAX or torchax is missing, or does not import.
-        ArgumentError: the mesh has other axes.
     """
     interop, environment = load_torchax()
     import jax
-    from jax.sharding import PartitionSpec
+    import numpy as np
+    from jax.sharding import Mesh, PartitionSpec
 
-    from xlnet_fast.errors import ArgumentError
-
-    if mesh.axis_names != (AXIS,):
-        raise ArgumentError(f"mesh has the axes {mesh.axis_names}, expected ('{AXIS}',)")
+    mesh = Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
     of_arrays = interop.jax_view(loss)
 
     def of_a_share(parameters: Any, batch: Any, key: Any) -> Any:
