@@ -370,6 +370,19 @@ def test_the_tpu_kernels_run_nowhere_else():
             choose(replace(ON_A_TPU, device=device), "pallas")
 
 
+@pytest.mark.usefixtures("lowered")
+def test_a_compiled_choice_is_made_anew_after_a_registration():
+    def backend_of(x: torch.Tensor) -> torch.Tensor:
+        return x + BACKENDS.index(choose(ON_A_TPU).backend)
+
+    torch.compiler.reset()
+    compiled = torch.compile(backend_of, backend="eager", fullgraph=True)
+    for expected in ("pallas", "reference"):
+        assert BACKENDS[int(compiled(torch.zeros(())))] == expected
+        lowering._registered.clear()
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("registered", [{"jax"}, set()])
 def test_the_verdict_on_a_tpu_names_the_call_that_is_missing(registered, monkeypatch):
     monkeypatch.setattr(lowering, "_registered", registered)

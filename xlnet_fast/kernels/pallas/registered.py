@@ -132,10 +132,8 @@ def _attend(
     k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = args[:OPERANDS]
     rest = Rest(*args[OPERANDS:-1])
     _check_lengths(queries[-1], k)
-    segmented = rest.segments_k is not None
     options: dict[str, Any] = {
-        "k_memory": k_memory, "v_memory": v_memory,
-        "r_s_bias": r_s_bias if segmented else None, "seg_embed": seg_embed if segmented else None,
+        "k_memory": k_memory, "v_memory": v_memory, "r_s_bias": r_s_bias, "seg_embed": seg_embed,
         "key_padding": rest.key_padding, "rank_q": rest.rank_q, "rank_k": rest.rank_k,
         "bits": rest.bits, "causal": rest.causal, "same_length": rest.same_length,
         "window": _window(rest), "chunk": rest.chunk, "positions": rest.positions,
@@ -162,11 +160,7 @@ def _gradients(
     grad_outs, arguments = args[:streams], args[3 * streams :]
     count = streams + OPERANDS
     operands, rest = arguments[:count], arguments[count:]
-    has_segments = [True] * (count - 2) + [rest[0] is not None] * 2  # r_s_bias, seg_embed
-    asked = [
-        x is not None and want and has
-        for x, want, has in zip(operands, wanted, has_segments, strict=True)
-    ]
+    asked = [x is not None and want for x, want in zip(operands, wanted, strict=True)]
 
     def of_asked(*chosen: jax.Array) -> Outputs:
         given = iter(chosen)
