@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from schema_arguments import schema_arguments, small
 
 from xlnet_fast import _extension, lowering
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
@@ -368,6 +369,13 @@ def test_the_tpu_kernels_run_nowhere_else():
     for device in ("cpu", "cuda", "meta"):
         with pytest.raises(BackendUnavailable, match=f"runs on jax and tpu, not on {device}"):
             choose(replace(ON_A_TPU, device=device), "pallas")
+
+
+def test_an_op_that_is_told_pallas_runs_only_where_jax_does():
+    problem = small()
+    args = schema_arguments(problem, backend="pallas")
+    with pytest.raises(BackendUnavailable, match="'pallas' runs where JAX does"):
+        torch.ops.xlnet_fast.rel_attention(problem.operands["q"], *args)
 
 
 @pytest.mark.usefixtures("lowered")

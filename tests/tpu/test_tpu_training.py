@@ -16,15 +16,19 @@ pytest.importorskip("torchax", reason="needs torchax 0.0.14.dev: pip install --p
 import jax
 import torch
 import torchax
+from hf_oracle import make_problem
 from torch import nn
+from torch._functorch.aot_autograd import aot_export_joint_simple
 from torchax import interop
-from tpu_interpreted import QUICK
+from torchax.export import JaxInterpreter
+from tpu_interpreted import QUICK, to_jax, to_torch
 from tpu_models import arrays, batch, config, kernels_in, state_of
 from transformers import XLNetForSequenceClassification, XLNetLMHeadModel
 
 import xlnet_fast
 from xlnet_fast import tpu
 from xlnet_fast.nn import linear, projection, rel_attention
+from xlnet_fast.ops import rel_attention as rel_attention_of
 
 RATE = 0.1
 SEED = 2**31 - 3
@@ -121,6 +125,32 @@ def test_a_step_with_dropout_drops_what_the_cpu_drops(monkeypatch):
     theirs = step_on_cpu(model.train(), inputs)
     assert abs(theirs[0] - without[0]) > 1e-3
     compare(step_on_jax(model, inputs), theirs)
+
+
+def test_a_joint_graph_of_a_cpu_has_its_gradients_from_the_kernels():
+    """PyTorch traced forward and backward on the CPU: the graph has both ops."""
+    problem = make_problem(batch=2, mask="uni").to(torch.float32)
+    names = list(problem.operands)
+
+    def attend(*operands: torch.Tensor) -> tuple[torch.Tensor]:
+        given = dict(zip(names, operands, strict=True))
+        return (rel_attention_of(**given, **problem.options),)
+
+    leaves = [x.clone().requires_grad_() for x in problem.operands.values()]
+    graph = aot_export_joint_simple(attend, tuple(leaves), trace_joint=True)
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert "xlnet_fast.rel_attention_backward.default" in targets
+    (out,) = attend(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(4))
+    out.backward(grad)
+
+    def interpreted(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(JaxInterpreter(graph).run(*values, enable_io_processing=False))
+
+    run = jax.jit(interpreted, compiler_options=QUICK)
+    actual = map(to_torch, run(*map(to_jax, (*leaves, grad))))
+    for ours, theirs in zip(actual, [out.detach(), *(x.grad for x in leaves)], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_eight_devices_give_what_one_gives_and_a_step_compiles_for_eight_chips():
