@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from schema_arguments import schema_arguments, small
 
+import xlnet_fast
 from xlnet_fast import _extension, lowering
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.ops import _dispatch, _verdict
@@ -327,6 +329,22 @@ def lowered(monkeypatch):
 
 
 ON_A_TPU = Request("rel_attention", "jax", BF16, 64, needs_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "module", "remedy"),
+    [
+        ("jax", "torchax", r"pip install 'xlnet-fast\[tpu\]'.*torchax .*0\.0\.14\.dev"),
+        ("tpu", "torch_tpu", "install torch_tpu"),
+    ],
+)
+def test_the_call_that_registers_says_what_is_not_installed(device, module, remedy, monkeypatch):
+    """The call as the reason of the dispatcher spells it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(lowering, "_registered", set())
+    with pytest.raises(BackendUnavailable, match=remedy):
+        eval(lowering.REMEDIES[device], {"xlnet_fast": xlnet_fast})
+    assert lowering.why_missing(device) is not None
 
 
 @pytest.mark.parametrize("device", lowering.REMEDIES)

@@ -5,7 +5,8 @@
 called.
 """
 
+from xlnet_fast.tpu import torchtpu
 from xlnet_fast.tpu.torchax import register
 from xlnet_fast.tpu.training import data_parallel
 
-__all__ = ["data_parallel", "register"]
+__all__ = ["data_parallel", "register", "torchtpu"]

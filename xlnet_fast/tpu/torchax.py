@@ -49,8 +49,18 @@ def register(*, chip: str | None = None, interpret: bool = False) -> None:
         # Exported programs look into the registry, the environment has its own copy of it.
         registry.all_aten_ops.pop(op, None)
         registry.register_torch_dispatch_op(op, function, is_user_defined=True)
-        environment.override_op_definition(op, partial(interop.call_jax, function))
+        environment.override_op_definition(op, partial(_call, interop.call_jax, function))
     lowering.registered("jax")
+
+
+def _call(call_jax: Any, function: Any, *args: Any) -> Any:
+    """``function`` on torchax's tensors; a seed that is on the CPU keeps its 64 bits."""
+    return call_jax(function, *(int(x) if _is_number(x) else x for x in args))
+
+
+def _is_number(x: Any) -> bool:
+    is_of_the_cpu = isinstance(x, torch.Tensor) and x.device.type == "cpu"
+    return is_of_the_cpu and x.numel() == 1 and x.dtype == torch.int64
 
 
 def load_torchax() -> tuple[Any, Any]:

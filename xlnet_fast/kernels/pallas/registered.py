@@ -173,15 +173,18 @@ def _gradients(
 
 
 def seed_words(seed: Any) -> jax.Array | None:
-    """Low and high word, (2,) uint32, of a seed (one element of int32 or int64), as of an int64.
+    """Low and high word, (2,) uint32, of a seed as an int64 has them.
 
-    What is two words already stays.
+    Args:
+        seed: a Python int, one element of int32 or int64, or these words already.
 
     JAX has no int64 unless ``jax_enable_x64`` is on: what it made of a seed beyond 31 bits before
     it came here, no one can tell.
     """
-    if seed is None or (seed.dtype == jnp.uint32 and seed.shape == (2,)):
-        return seed
+    if seed is None:
+        return None
+    if isinstance(seed, int) or (seed.dtype == jnp.uint32 and seed.shape == (2,)):
+        return philox.seed_words(seed)
     if seed.size != 1 or seed.dtype not in (jnp.int32, jnp.int64):
         raise ShapeError(
             f"seed has shape {tuple(seed.shape)} and dtype {seed.dtype}, expected one element of "
