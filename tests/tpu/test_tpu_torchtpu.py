@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-fast[tpu]")
 
 import jax
+import jax.export
 import torch
 from schema_arguments import schema_arguments, small
 from torch import Tensor
@@ -69,6 +70,17 @@ def test_ops_of_torchtpu_give_what_ours_give(seed):
         grads = made["rel_attention_backward"](wanted, *more)
         for ours, theirs in zip(grads, OPS.rel_attention_backward(wanted, *more), strict=True):
             torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=5e-5)
+
+
+def test_jax_is_not_asked_for_its_tpu(monkeypatch):
+    told: list[Callable[..., Any]] = []
+    torchtpu.implementations(lambda name, function: told.append(function))
+    monkeypatch.setattr(jax, "devices", lambda *_: pytest.fail("JAX would take the TPU"))
+    problem = small().to(torch.float32)
+    operands = [problem.operands["q"], *schema_arguments(problem)]
+    arrays = [to_jax(x) if isinstance(x, Tensor) else x for x in operands]
+    lowered = jax.export.export(jax.jit(lambda q: told[0](q, *arrays[1:])), platforms=["tpu"])
+    assert "tpu_custom_call" in lowered(arrays[0]).mlir_module()
 
 
 def test_two_streams_are_told_with_their_own_hints():

@@ -37,11 +37,12 @@ _current: dict[str, Callable[..., Any]] = {}
 def register(*, chip: str | None = None) -> None:
     """Run ``xlnet_fast::rel_attention`` and ``two_stream_attention`` on Pallas under TorchTPU.
 
-    From then on backend "auto" takes "pallas" for tensors on device "tpu", eagerly and under
-    ``torch.compile``. Called again, it replaces what was registered.
+    From then on backend "auto" takes "pallas" for tensors on device "tpu". Called again, it
+    replaces what was registered.
 
     Args:
-        chip: "v4", "v5e", "v5p", "v6e" or "tpu7x"; default: the one that JAX runs on.
+        chip: "v4", "v5e", "v5p", "v6e" or "tpu7x"; default: kernels that each of them can run, for
+            JAX cannot be asked, it would want the TPU for itself.
 
     Raises:
         BackendUnavailable: TorchTPU or JAX is missing.
@@ -69,13 +70,14 @@ def implementations(
     """Our ops by name as functions of tensors of the device that ``jax_op`` makes ops for.
 
     Args:
-        jax_op: of ``torch_tpu.pallas``.
-        chip, interpret: of ``xlnet_fast.kernels.pallas.rel_attention``.
+        jax_op: of ``torch_tpu.pallas``. chip: as :func:`register`.
+        interpret: of ``xlnet_fast.kernels.pallas.rel_attention``.
     """
     from xlnet_fast.kernels.pallas import chips, registered
 
-    chips.find_chip(chip or "v4")  # an unknown name is told now
-    functions = registered.functions(chip=chip, interpret=interpret)
+    usual = next(name for name, known in chips.CHIPS.items() if known == chips.ANY)
+    chips.find_chip(chip or usual)  # an unknown name is told now
+    functions = registered.functions(chip=chip or usual, interpret=interpret)
     suffix = f"_{chip}" if chip else ""
     made: dict[str, Callable[..., Any]] = {}
     for name in OPS:
@@ -150,8 +152,8 @@ def _load() -> Callable[..., Any]:
             from torch_tpu import pallas
         except ImportError:
             from torch_tpu._internal import pallas
+        return pallas.jax_op
     except ImportError as error:
         raise BackendUnavailable(
             f"no TorchTPU here ({error}): install torch_tpu as its documentation says, with JAX"
         ) from error
-    return pallas.jax_op
