@@ -98,8 +98,8 @@ def compile_lowered(lowered: Any) -> Figures:
     costs, memory = program.cost_analysis(), program.memory_analysis()
     return Figures(
         temporary_bytes=memory.temp_size_in_bytes,
-        accessed_bytes=int(costs["bytes accessed"]),
-        flops=int(costs["flops"]),
+        accessed_bytes=int(costs.get("bytes accessed", 0)),  # what is zero is left out
+        flops=int(costs.get("flops", 0)),
         compile_seconds=round(seconds, 1),
         kernels=tuple(parse_kernels(program.as_text())),
     )
