@@ -93,9 +93,9 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Ex
         options: those that are not, such as `use_mems=False`.
 
     Raises:
-        BackendUnavailable: JAX or libtpu is missing.
+        BackendUnavailable: JAX, libtpu or torchax is missing.
     """
-    tpu.require_compiler()
+    tpu.require_compiler("torchax")
     import torchax
     from torchax.export import exported_program_to_jax
 
@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     compiled = []
     try:
-        tpu.require_compiler()
+        tpu.require_compiler("torchax")
         record = Record(asked.out)
         for provider in sorted(asked.provider, key=PROVIDERS.index):
             for batch, length in asked.shape:

@@ -145,14 +145,16 @@ def _to_compile(backends: Sequence[str], archs: Sequence[Arch] = ()) -> tuple[li
     if backends:
         return list(backends), []
     names, remarks = [], []
-    needs = {"cuda": ("CUDA C++", cuda.find_nvcc), "pallas": ("Pallas", tpu.require_compiler)}
+    needs: dict[str, tuple[str, Callable[[], Any]]] = {
+        "cuda": ("CUDA C++", cuda.find_nvcc),
+        "pallas": ("Pallas", tpu.require_compiler),
+    }
     for name in BACKENDS:
         if archs and not _own(name, archs):
             continue
-        what, require = needs.get(name, ("", None))
+        what, require = needs.get(name, (name, lambda: None))
         try:
-            if require is not None:
-                require()
+            require()
         except BackendUnavailable as error:
             if name == "pallas" and archs:  # nobody else compiles for a chip that was asked for
                 raise

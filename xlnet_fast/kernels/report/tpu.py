@@ -55,21 +55,21 @@ class Figures(NamedTuple):
     kernels: tuple[Kernel, ...]
 
 
-def require_compiler() -> None:
+def require_compiler(*others: str) -> None:
     """Make JAX and libtpu ready to compile.
 
     Raises:
-        BackendUnavailable: one of them is missing.
+        BackendUnavailable: one of them is missing, or one of the other packages.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("jax", "libtpu"):
+    for name in ("jax", "libtpu", *others):
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise BackendUnavailable(
                 f"{name} cannot be imported ({error}); `pip install xlnet-fast[tpu]` brings JAX "
-                "and the compiler for TPUs, with or without a TPU"
+                "with the compiler for TPUs, which needs none"
             ) from error
 
 
