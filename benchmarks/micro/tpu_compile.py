@@ -63,7 +63,8 @@ class Compiled(NamedTuple):
     """What the compiler says of a model, and what it was given."""
 
     figures: tpu.Figures
-    gathers: int  # in the lowered program, an embedding's among them
+    gathers: int  # of the lowered program, an embedding's among them
+    kernels: int  # of Pallas, likewise
 
 
 class _FirstOutput(nn.Module):
@@ -147,8 +148,10 @@ def compile_exported(exported: Exported, chip: str, training: bool = False) -> C
         lowered = jax.jit(jax.grad(loss)).lower(weights, buffers, inputs)
     else:
         lowered = jax.jit(run).lower(list(map(shape, exported.state)), inputs)
-    gathers = len(re.findall(r'"stablehlo\.(?:dynamic_)?gather"\(', lowered.as_text()))
-    return Compiled(tpu.compile_lowered(lowered), gathers)
+    text = lowered.as_text()
+    gathers = tpu.occurrences(text, r'"stablehlo\.(?:dynamic_)?gather"\(')
+    kernels = tpu.occurrences(text, f"@{tpu.KERNEL}")
+    return Compiled(tpu.compile_lowered(lowered), gathers, kernels)
 
 
 def compile_model(
@@ -191,9 +194,10 @@ def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
         from xlnet_fast import tpu as lowering
 
         lowering.register(chip=chip)
-    figures, gathers = compile_exported(export_case(provider, case), chip, case.training)
-    if bool(figures.kernels) != (provider == "pallas"):
-        raise ArgumentError(f"{provider}: {len(figures.kernels)} Pallas kernels in its program")
+    compiled = compile_exported(export_case(provider, case), chip, case.training)
+    figures = compiled.figures
+    if bool(compiled.kernels) != (provider == "pallas"):
+        raise ArgumentError(f"{provider}: {compiled.kernels} Pallas kernels in its program")
     return {
         "provider": provider,
         "chip": chip,
@@ -201,9 +205,9 @@ def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
         "temporary_bytes": figures.temporary_bytes,
         "accessed_bytes": figures.accessed_bytes,
         "flops": figures.flops,
-        "gathers": gathers,
-        "kernels": len(figures.kernels),
-        "vmem_bytes": max((kernel.vmem_bytes for kernel in figures.kernels), default=None),
+        "gathers": compiled.gathers,
+        "kernels": compiled.kernels,
+        "vmem_bytes": max((kernel.vmem_bytes for kernel in figures.kernels or ()), default=None),
         "compile_seconds": figures.compile_seconds,
     }
 

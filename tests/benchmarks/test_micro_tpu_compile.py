@@ -104,13 +104,13 @@ def test_what_cannot_be_is_refused(arguments, words, monkeypatch, capsys):
 
 
 def test_kernels_are_where_they_should_be_alone(monkeypatch):
-    figures = tpu.Figures(1, 2, 3, 4.0, (tpu.Kernel("xlnet_a", 5, 6, 7),))
-    made = {"hf": tpu_compile.Compiled(figures, 2)}
+    figures = tpu.Figures(1, 2, 3, 4.0, None)
+    made = {"hf": tpu_compile.Compiled(figures, 2, 1)}
     monkeypatch.setattr(tpu_compile, "export_case", lambda provider, case: provider)
     monkeypatch.setattr(tpu_compile, "compile_exported", lambda name, chip, training: made[name])
     with pytest.raises(ArgumentError, match="hf: 1 Pallas kernels in its program"):
         tpu_compile.compile_case("hf", "v5e", CASE)
-    made["hf"] = tpu_compile.Compiled(figures._replace(kernels=()), 2)
+    made["hf"] = tpu_compile.Compiled(figures, 2, 0)
     found = tpu_compile.compile_case("hf", "v5e", CASE)
     assert found["vmem_bytes"] is None
     assert (found["temporary_bytes"], found["accessed_bytes"], found["gathers"]) == (1, 2, 2)
@@ -120,6 +120,29 @@ def test_inputs_have_padding_and_segments():
     inputs = tpu_compile.make_inputs(2, 8)
     assert inputs["attention_mask"].sum(1).tolist() == [8, 6]
     assert inputs["token_type_ids"][0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_what_is_called_twice_counts_twice():
+    text = """module @jit_f {
+  func.func public @main(%arg0: tensor<2xf32>) -> tensor<2xf32> {
+    %0 = "stablehlo.gather"(%arg0) <{dimension_numbers = #stablehlo.gather<offset_dims = [1]>}>
+    %1 = call @take_3(%0) : (tensor<2xf32>) -> tensor<2xf32>
+    %2 = func.call @take_3(%1) : (tensor<2xf32>) -> tensor<2xf32>
+    %3 = call @take(%2) : (tensor<2xf32>) -> tensor<2xf32>
+  }
+  func.func private @take_3(%arg0: tensor<2xf32>) -> tensor<2xf32> {
+    %0 = "stablehlo.gather"(%arg0) <{}>
+    %1 = call @take(%0) : (tensor<2xf32>) -> tensor<2xf32>
+  }
+  func.func private @take(%arg0: tensor<2xf32>) -> tensor<2xf32> {
+    %0 = stablehlo.custom_call @tpu_custom_call(%arg0)
+  }
+  func.func private @nobody(%arg0: tensor<2xf32>) -> tensor<2xf32> {
+    %0 = stablehlo.custom_call @tpu_custom_call(%arg0)
+  }
+}"""
+    assert tpu.occurrences(text, r'"stablehlo\.gather"\(') == 3
+    assert tpu.occurrences(text, "@tpu_custom_call") == 3
 
 
 def test_a_program_s_kernels_are_read():
@@ -150,7 +173,7 @@ def results(tmp_path):
         row("hf", "v4", 8000, 400), row("reference", "v4", 6000, 300), row("pallas", "v4", 400, 50),
         row("hf", "v5e", 8000, 400), row("pallas", "v5e", 200, 80),
         row("hf", length=512), row("pallas", accessed_gb=1, length=512),
-        row("hf", length=4096, training=True),
+        row("hf", length=4096, training=True), row("pallas", length=4096, training=True),
     ]  # fmt: skip
     path = tmp_path / tpu_table.NAME
     versions = {"jax": "1.0", "libtpu": "2.0"}
@@ -165,7 +188,7 @@ def test_the_table_of_the_docs(results):
     case = "8x2048, 12 layers, bf16, forward"
     assert lines[4] == f"| {case} | v4 | 8,000 | 6,000 | 400 | 400.0 | 300.0 | 50.0 | 8.0x |"
     assert lines[5] == f"| {case} | v5e | 8,000 | - | 200 | 400.0 | - | 80.0 | 5.0x |"
-    assert lines[7].endswith("gradients | v5e | 1,000 | - | - | 100.0 | - | - | - |")
+    assert lines[7].endswith("gradients | v5e | 1,000 | - | 1,000 | 100.0 | - | 100.0 | 1.0x |")
     assert {line.count("|") for line in lines[2:]} == {10}
 
 

@@ -102,6 +102,8 @@ def _compile(job: Job, length: int = LENGTH) -> list[TpuRow]:
     chip, itemsize = chips.CHIPS[job.chip], {"bf16": 2, "fp32": 4}[job.dtype]
     keys = length + MEMORY
     tile = chips.find_tile(chip, length, keys, job.head_dim, itemsize)
+    if figures.kernels is None:
+        raise ArgumentError(f"libtpu cannot print {passes} that it compiled for {job.chip}")
     found = {kernel.name.removeprefix(_PREFIX): kernel for kernel in figures.kernels}
     rows: list[TpuRow] = []
     for name in (f"rel_attention_{part}" for part in _KERNELS[job.backward]):

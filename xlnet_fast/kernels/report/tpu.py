@@ -32,7 +32,9 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # the compiler would ask a cloud for its machine
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a TPU, and there is none
 }
-_KERNEL = 'custom_call_target="tpu_custom_call"'
+KERNEL = "tpu_custom_call"
+"""What a Pallas kernel is called in a lowered program and in a compiled one."""
+_TARGET = f'custom_call_target="{KERNEL}"'
 _CONFIG = "backend_config="
 
 
@@ -52,7 +54,7 @@ class Figures(NamedTuple):
     accessed_bytes: int  # of all operations, kernels by their own estimates
     flops: int
     compile_seconds: float
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel, ...] | None  # None where libtpu cannot print what it compiled
 
 
 def require_compiler(*others: str) -> None:
@@ -96,19 +98,25 @@ def compile_lowered(lowered: Any) -> Figures:
     program = lowered.compile()
     seconds = time.perf_counter() - begin
     costs, memory = program.cost_analysis(), program.memory_analysis()
+    kernels: tuple[Kernel, ...] | None = ()
+    if KERNEL in lowered.as_text():
+        try:
+            kernels = tuple(parse_kernels(program.as_text()))
+        except RuntimeError:  # some asynchronous copies of libtpu 0.0.52 have no text
+            kernels = None
     return Figures(
         temporary_bytes=memory.temp_size_in_bytes,
         accessed_bytes=int(costs.get("bytes accessed", 0)),  # what is zero is left out
         flops=int(costs.get("flops", 0)),
         compile_seconds=round(seconds, 1),
-        kernels=tuple(parse_kernels(program.as_text())),
+        kernels=kernels,
     )
 
 
 def parse_kernels(text: str) -> Iterator[Kernel]:
     """The Pallas kernels of a compiled program, by its text."""
     for line in text.splitlines():
-        if _KERNEL not in line:
+        if _TARGET not in line:
             continue
         config, _ = json.JSONDecoder().raw_decode(line, line.index(_CONFIG) + len(_CONFIG))
         path = re.search(r'op_name="([^"]*)"', line)
@@ -120,3 +128,20 @@ def parse_kernels(text: str) -> Iterator[Kernel]:
             accessed_bytes=int(estimate["bytes_accessed"]),
             flops=int(estimate["flops"]),
         )
+
+
+def occurrences(text: str, pattern: str) -> int:
+    """How often a lowered program does what matches: a function called twice counts twice."""
+    bodies = {
+        found[1]: body
+        for body in re.split(r"^ *(?=func\.func )", text, flags=re.MULTILINE)
+        if (found := re.match(r"func\.func (?:\w+ )?@([\w.]+)", body))
+    }
+
+    @cache
+    def of(name: str) -> int:
+        body = bodies[name]
+        called = re.findall(r"\bcall @([\w.]+)\(", body)
+        return len(re.findall(pattern, body)) + sum(map(of, called))
+
+    return of("main")
