@@ -40,8 +40,8 @@ def short_line(path: Path) -> str:
     found = [case for case in found if not case["hf"]["training"]]
     if not found:
         raise ValueError(f"{path.name} has no forward pass of both Hugging Face and Pallas")
-    size = max(case["hf"]["batch"] * case["hf"]["length"] for case in found)
-    largest = [c for c in found if c["hf"]["batch"] * c["hf"]["length"] == size]
+    size = max(map(_size, found))
+    largest = [case for case in found if _size(case) == size]
     accessed = sorted(_ratio(case, "accessed_bytes") for case in largest)
     temporary = sorted(100 / _ratio(case, "temporary_bytes") for case in largest)
     row = largest[0]["hf"]
@@ -68,6 +68,12 @@ def _cases(rows: Sequence[Mapping[str, Any]]) -> list[Rows]:
     for row in rows:
         found.setdefault(tuple(row[name] for name in names), {})[row["provider"]] = row
     return list(found.values())
+
+
+def _size(case: Rows) -> tuple[int, int]:
+    """Tokens, and layers: figures of fewer layers are not those of the whole model."""
+    row = case["hf"]
+    return row["batch"] * row["length"], row["layers"]
 
 
 def _line(case: Rows) -> str:
