@@ -58,6 +58,24 @@ class Case:
     length: int
     training: bool  # whether it is the gradient of all weights that is compiled
 
+    @property
+    def label(self) -> str:
+        """For people."""
+        what = "training" if self.training else "forward"
+        return f"{self.batch}x{self.length} {self.dtype}, {self.layers} layers, {what}"
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Token ids, a mask with padding in the last row's first quarter, and two segments."""
+        mask = torch.ones(self.batch, self.length)
+        mask[-1, : self.length // 4] = 0
+        segments = (torch.arange(self.length) > self.length // 2).long()
+        ids = torch.arange(self.batch * self.length).view(self.batch, self.length) % 1000 + 10
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": segments.repeat(self.batch, 1),
+        }
+
 
 class Compiled(NamedTuple):
     """What the compiler says of a model, and what it was given."""
@@ -114,6 +132,27 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Ex
     return Exported(function, state, list(inputs.values()))
 
 
+def pass_of(exported: Exported, training: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function of JAX, and trees of the tensors that are its arguments.
+
+    It gives the model's first output, or in training the gradient of its sum for each weight.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if not training:
+        return lambda *given: exported.function(*given)[0], (exported.state, exported.inputs)
+
+    def loss(weights: Any, buffers: Any, inputs: Any) -> Any:
+        state = [weights[i] if i in weights else buffers[i] for i in range(len(exported.state))]
+        return jnp.sum(exported.function(state, inputs)[0].astype(jnp.float32))
+
+    numbered = list(enumerate(exported.state))
+    weights = {i: x for i, x in numbered if x.is_floating_point()}
+    buffers = {i: x for i, x in numbered if not x.is_floating_point()}
+    return jax.grad(loss), (weights, buffers, exported.inputs)
+
+
 def compile_exported(exported: Exported, chip: str, training: bool = False) -> Compiled:
     """Lower and compile a model for a chip; `xlnet_fast.tpu.register` must know that chip, too.
 
@@ -126,28 +165,14 @@ def compile_exported(exported: Exported, chip: str, training: bool = False) -> C
     """
     where = tpu.sharding(chip)
     import jax
-    import jax.numpy as jnp
     from torchax.ops.mappings import t2j_dtype
 
     def shape(x: Tensor) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(t2j_dtype(x.dtype))
         return jax.ShapeDtypeStruct(tuple(x.shape), dtype, sharding=where)
 
-    def run(state: Any, inputs: Any) -> Any:
-        return exported.function(state, inputs)
-
-    def loss(weights: Any, buffers: Any, inputs: Any) -> Any:
-        state = [weights[i] if i in weights else buffers[i] for i in range(len(exported.state))]
-        return jnp.sum(exported.function(state, inputs)[0].astype(jnp.float32))
-
-    inputs = tuple(map(shape, exported.inputs))
-    if training:
-        state = list(enumerate(exported.state))
-        weights = {i: shape(x) for i, x in state if x.is_floating_point()}
-        buffers = {i: shape(x) for i, x in state if not x.is_floating_point()}
-        lowered = jax.jit(jax.grad(loss)).lower(weights, buffers, inputs)
-    else:
-        lowered = jax.jit(run).lower(list(map(shape, exported.state)), inputs)
+    function, arguments = pass_of(exported, training)
+    lowered = jax.jit(function).lower(*jax.tree.map(shape, arguments))
     text = lowered.as_text()
     gathers = tpu.occurrences(text, r'"stablehlo\.(?:dynamic_)?gather"\(')
     kernels = tpu.occurrences(text, f"@{tpu.KERNEL}")
@@ -166,22 +191,13 @@ def compile_model(
     return compile_exported(export(model, inputs, **options), chip, training)
 
 
-def make_inputs(batch: int, length: int) -> dict[str, Tensor]:
-    """Token ids, a mask with padding, and two segments."""
-    mask = torch.ones(batch, length)
-    mask[-1, : length // 4] = 0
-    segments = (torch.arange(length) > length // 2).long().expand(batch, length)
-    ids = torch.arange(batch * length).view(batch, length) % 1000 + 10
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments.contiguous()}
-
-
 @lru_cache(maxsize=1)
 def export_case(provider: str, case: Case) -> Exported:
     """A provider's model, exported once for all chips."""
     model = random_model(replace(BASE, n_layer=case.layers)).to(DTYPES[case.dtype]).eval()
     if provider != "hf":
         xlnet_fast.accelerate(model, backend="reference" if provider == "reference" else "auto")
-    return export(model, make_inputs(case.batch, case.length), use_mems=False)
+    return export(model, case.inputs(), use_mems=False)
 
 
 def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
@@ -215,13 +231,16 @@ def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
 class Record:
     """The rows, and a file that has them as they come."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, note: str = NOTE) -> None:
         """Go on with the rows of a file that is there.
+
+        Args:
+            note: what the rows are.
 
         Raises:
             ArgumentError: its rows are of other versions, or there is no such folder.
         """
-        self.path = path
+        self.path, self.note = path, note
         self.versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         self.rows: list[dict[str, Any]] = []
         if path is None:
@@ -230,8 +249,9 @@ class Record:
             raise ArgumentError(f"no folder {path.parent} to write {path.name} to")
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["versions"] != self.versions:
-                raise ArgumentError(f"{path} has rows of {found['versions']}: name another file")
+            for name, value in (("note", note), ("versions", self.versions)):
+                if found[name] != value:
+                    raise ArgumentError(f"{path} has rows of {found[name]}: name another file")
             self.rows = found["rows"]
 
     def add(self, row: dict[str, Any]) -> None:
@@ -246,13 +266,13 @@ class Record:
         self.rows = [other for other in self.rows if _key(other) != key] + [row]
         self.rows.sort(key=_key)
         if self.path is not None:
-            content = {"note": NOTE, "versions": self.versions, "rows": self.rows}
+            content = {"note": self.note, "versions": self.versions, "rows": self.rows}
             write_whole(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     case = tuple(row[name] for name in Case.__dataclass_fields__)
-    return *case, list(tpu.TOPOLOGIES).index(row["chip"]), PROVIDERS.index(row["provider"])
+    return *case, row["chip"], PROVIDERS.index(row["provider"])
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -263,9 +283,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     for heading in (*words, *figures):
         table.add_column(heading, justify="left" if heading in words else "right", no_wrap=True)
     for row in rows:
-        what = "training" if row["training"] else "forward"
         table.add_row(
-            f"{row['batch']}x{row['length']} {row['dtype']}, {row['layers']} layers, {what}",
+            Case(*(row[name] for name in Case.__dataclass_fields__)).label,
             row["chip"], row["provider"], f"{row['temporary_bytes'] / 2**20:,.0f}",
             f"{row['accessed_bytes'] / 1e9:,.1f}", f"{row['flops'] / 1e12:,.2f}",
             str(row["gathers"]), str(row["kernels"]), f"{row['compile_seconds']:.0f}",
@@ -286,6 +305,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that tell which models, of whom, and of which sizes."""
+    parser.add_argument("--shape", nargs="+", type=_shape, default=[(8, 512), (8, 2048)])
+    parser.add_argument("--layers", type=_positive, default=BASE.n_layer)
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    parser.add_argument("--training", action="store_true", help="the gradient of all weights")
+
+
+def cases_of(asked: argparse.Namespace) -> list[Case]:
+    """What :func:`add_options` brought."""
+    return [Case(asked.layers, asked.dtype, *shape, asked.training) for shape in asked.shape]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, write, print."""
     parser = argparse.ArgumentParser(
@@ -293,11 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chips = list(tpu.TOPOLOGIES)
     parser.add_argument("--chip", nargs="+", choices=chips, default=chips)
-    parser.add_argument("--shape", nargs="+", type=_shape, default=[(8, 512), (8, 2048)])
-    parser.add_argument("--layers", type=_positive, default=BASE.n_layer)
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
-    parser.add_argument("--training", action="store_true", help="the gradient of all weights")
+    add_options(parser)
     parser.add_argument("--out", type=Path, help="JSON file that the rows are added to")
     asked = parser.parse_args(arguments)
     compiled = []
@@ -305,13 +334,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tpu.require_compiler("torchax")
         record = Record(asked.out)
         for provider in sorted(asked.provider, key=PROVIDERS.index):
-            for batch, length in asked.shape:
-                case = Case(asked.layers, asked.dtype, batch, length, asked.training)
+            for case in cases_of(asked):
                 for chip in asked.chip:
                     row = compile_case(provider, chip, case)
                     compiled.append(row)
                     record.add(row)
-                    print(f"{provider} {batch}x{length} {chip}: compiled", flush=True)
+                    print(f"{provider} {case.label} {chip}: compiled", flush=True)
     except XLNetFastError as error:
         parser.error(str(error))
     Console(width=120).print(table_of(compiled))

@@ -117,7 +117,7 @@ def test_kernels_are_where_they_should_be_alone(monkeypatch):
 
 
 def test_inputs_have_padding_and_segments():
-    inputs = tpu_compile.make_inputs(2, 8)
+    inputs = tpu_compile.Case(1, "fp32", 2, 8, training=False).inputs()
     assert inputs["attention_mask"].sum(1).tolist() == [8, 6]
     assert inputs["token_type_ids"][0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
 

@@ -1,6 +1,7 @@
 """Compiling for TPUs that are not here, and what the compiler says of a program.
 
-libtpu compiles for a topology, not a device. JAX runs on the CPU meanwhile, also where a TPU is.
+libtpu compiles for a topology, not a device. JAX runs on the CPU meanwhile, also where a TPU is,
+unless JAX_PLATFORMS says otherwise.
 The figures are the compiler's: nothing is run, so nothing is measured.
 """
 
@@ -20,15 +21,14 @@ from xlnet_fast.kernels.report.jobs import expect_known
 
 TOPOLOGIES = {
     "v4": "v4:2x2x1",
-    "v5e": "v5e:1x1",
+    "v5e": "v5e:2x2",
     "v5p": "v5p:2x2x1",
-    "v6e": "v6e:1x1",
+    "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
 }
-"""The least topology of each generation that libtpu knows, of which programs take one device."""
+"""A topology of each generation that any libtpu knows; programs take one device of it."""
 
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
+_WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # the compiler would ask a cloud for its machine
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a TPU, and there is none
 }
@@ -63,8 +63,9 @@ def require_compiler(*others: str) -> None:
     Raises:
         BackendUnavailable: one of them is missing, or one of the other packages.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+        for name, value in _WITHOUT_TPU.items():
+            os.environ.setdefault(name, value)
     for name in ("jax", "libtpu", *others):
         try:
             importlib.import_module(name)
