@@ -243,6 +243,7 @@ class Record:
         self.path, self.note = path, note
         self.versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         self.rows: list[dict[str, Any]] = []
+        self._state = environment("cpu")  # of the sources that are loaded
         if path is None:
             return
         if not path.resolve().parent.is_dir():
@@ -256,12 +257,11 @@ class Record:
 
     def add(self, row: dict[str, Any]) -> None:
         """A row in place of the one of the same case, if there is one."""
-        state = environment("cpu")
         key = _key(row)
         row |= {
             "date": datetime.date.today().isoformat(),
-            "commit": state["commit"],
-            "dirty": state["dirty"],
+            "commit": self._state["commit"],
+            "dirty": self._state["dirty"],
         }
         self.rows = [other for other in self.rows if _key(other) != key] + [row]
         self.rows.sort(key=_key)
