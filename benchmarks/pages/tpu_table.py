@@ -21,7 +21,7 @@ def long_table(path: Path) -> str:
     record = _read(path)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
-        f"XLNet-base with random weights, padding and segments, as the TPU compiler sees it: "
+        f"XLNet-base with random weights, padding and segments, compiled for TPUs: "
         f"{record['note']}. MiB of temporary memory, and GB of main memory that all operations "
         f"access; a kernel's are its own estimate ({versions}; `python -m benchmarks "
         f"micro.tpu_compile`, `benchmarks/results/{path.name}`).",
