@@ -21,7 +21,7 @@ ARCHS = tuple(tpu.TOPOLOGIES)
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 HEAD_DIMS = (64, 128)
 QUICK: Mapping[str, Any] = {"archs": ("v5e",), "dtypes": ("bf16",), "head_dims": (64,)}
-"""Arguments of `compile_report` for what takes a minute or two; all of it takes hours."""
+"""Arguments of `compile_report` for what takes a minute or two; all of it is forty programs."""
 NOT_IN_QUICK = (
     "the Pallas kernels are compiled for v5e, bf16 and a head dim of 64 alone: --backend pallas is "
     "all chips, dtypes and head dims, up to minutes each; --arch v6e, say, those of a chip"
