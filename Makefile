@@ -208,7 +208,7 @@ browser: $(SERVING_VENV)/.installed ## try the page of a real server in headless
 ext: $(VENV)/.installed ## build the C++ extension in place, CUDA kernels too; a failing compiler is an error
 	XLNET_FAST_CUDA=1 XLNET_FAST_REQUIRE_EXT=1 $(BIN)/python setup.py build_ext --inplace
 
-kernels-report: $(VENV)/.installed ## compile the GPU kernels without a GPU: registers, spills, shared memory
+kernels-report: $(VENV)/.installed ## compile the kernels without a GPU or a TPU: registers, spills, memory
 	$(BIN)/xlnet-fast kernels-report $(REPORT_FLAGS)
 
 gpu: ## on a GPU machine: checks, benchmarks and tests with the system's Python, nothing installed

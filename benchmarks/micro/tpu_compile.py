@@ -81,7 +81,8 @@ class Compiled(NamedTuple):
     """What the compiler says of a model, and what it was given."""
 
     figures: tpu.Figures
-    gathers: int  # in the lowered program, an embedding's among them
+    gathers: int  # of the lowered program, an embedding's among them
+    kernels: int  # of Pallas, likewise
 
 
 class _FirstOutput(nn.Module):
@@ -111,9 +112,9 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Ex
         options: those that are not, such as `use_mems=False`.
 
     Raises:
-        BackendUnavailable: JAX or libtpu is missing.
+        BackendUnavailable: JAX, libtpu or torchax is missing.
     """
-    tpu.require_compiler()
+    tpu.require_compiler("torchax")
     import torchax
     from torchax.export import exported_program_to_jax
 
@@ -172,8 +173,10 @@ def compile_exported(exported: Exported, chip: str, training: bool = False) -> C
 
     function, arguments = pass_of(exported, training)
     lowered = jax.jit(function).lower(*jax.tree.map(shape, arguments))
-    gathers = len(re.findall(r'"stablehlo\.(?:dynamic_)?gather"\(', lowered.as_text()))
-    return Compiled(tpu.compile_lowered(lowered), gathers)
+    text = lowered.as_text()
+    gathers = tpu.occurrences(text, r'"stablehlo\.(?:dynamic_)?gather"\(')
+    kernels = tpu.occurrences(text, f"@{tpu.KERNEL}")
+    return Compiled(tpu.compile_lowered(lowered), gathers, kernels)
 
 
 def compile_model(
@@ -207,9 +210,10 @@ def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
         from xlnet_fast import tpu as lowering
 
         lowering.register(chip=chip)
-    figures, gathers = compile_exported(export_case(provider, case), chip, case.training)
-    if bool(figures.kernels) != (provider == "pallas"):
-        raise ArgumentError(f"{provider}: {len(figures.kernels)} Pallas kernels in its program")
+    compiled = compile_exported(export_case(provider, case), chip, case.training)
+    figures = compiled.figures
+    if bool(compiled.kernels) != (provider == "pallas"):
+        raise ArgumentError(f"{provider}: {compiled.kernels} Pallas kernels in its program")
     return {
         "provider": provider,
         "chip": chip,
@@ -217,9 +221,9 @@ def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
         "temporary_bytes": figures.temporary_bytes,
         "accessed_bytes": figures.accessed_bytes,
         "flops": figures.flops,
-        "gathers": gathers,
-        "kernels": len(figures.kernels),
-        "vmem_bytes": max((kernel.vmem_bytes for kernel in figures.kernels), default=None),
+        "gathers": compiled.gathers,
+        "kernels": compiled.kernels,
+        "vmem_bytes": max((kernel.vmem_bytes for kernel in figures.kernels or ()), default=None),
         "compile_seconds": figures.compile_seconds,
     }
 
@@ -239,6 +243,7 @@ class Record:
         self.path, self.note = path, note
         self.versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
         self.rows: list[dict[str, Any]] = []
+        self._state = environment("cpu")  # of the sources that are loaded
         if path is None:
             return
         if not path.resolve().parent.is_dir():
@@ -252,12 +257,11 @@ class Record:
 
     def add(self, row: dict[str, Any]) -> None:
         """A row in place of the one of the same case, if there is one."""
-        state = environment("cpu")
         key = _key(row)
         row |= {
             "date": datetime.date.today().isoformat(),
-            "commit": state["commit"],
-            "dirty": state["dirty"],
+            "commit": self._state["commit"],
+            "dirty": self._state["dirty"],
         }
         self.rows = [other for other in self.rows if _key(other) != key] + [row]
         self.rows.sort(key=_key)
@@ -327,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     compiled = []
     try:
-        tpu.require_compiler()
+        tpu.require_compiler("torchax")
         record = Record(asked.out)
         for provider in sorted(asked.provider, key=PROVIDERS.index):
             for case in cases_of(asked):

@@ -14,7 +14,7 @@ from pathlib import Path
 from xlnet_fast.files import write_whole
 
 from ..harness.record import Row, cases, read_results
-from . import speech_table, transfo_xl_table
+from . import speech_table, tpu_table, transfo_xl_table
 from .cells import error_cell, joined, memory_cell, time_cell
 from .table import best_ours, shape_label, speedup_text, tokens_text
 
@@ -157,8 +157,10 @@ def _times_and_speedups(by_name: dict[str, Row]) -> list[str]:
     ]
 
 
-def replace_between_markers(page: str, table: str, start: str = START, end: str = END) -> str:
-    """Return a page with the text between the markers replaced.
+def replace_between_markers(
+    page: str, table: str, start: str = START, end: str = END, around: str = "\n"
+) -> str:
+    """Return a page with the text between the markers replaced, with `around` on both sides.
 
     Raises ValueError unless both markers stand in it exactly once and in order.
     """
@@ -166,23 +168,31 @@ def replace_between_markers(page: str, table: str, start: str = START, end: str 
         raise ValueError(f"the page must hold {start} and, after it, {end}, each once")
     before, rest = page.split(start)
     after = rest.split(end)[1]
-    return f"{before}{start}\n{table}\n{end}{after}"
+    return f"{before}{start}{around}{table}{around}{end}{after}"
 
 
 def pages(files: Sequence[Path]) -> dict[Path, str]:
     """Return each page as it should be: that of the docs, and the README with its short tables.
 
-    That of Transformer-XL stands where the README has the markers for it.
+    That of Transformer-XL stands where the README has the markers for it, and so do the figures of
+    the TPU compiler in both.
     """
-    tables = {PAGE: markdown(files), ROOT / "README.md": speech_table.short_table(files)}
+    readme_page = ROOT / "README.md"
+    tables = {PAGE: markdown(files), readme_page: speech_table.short_table(files)}
     found = {
         page: replace_between_markers(page.read_text(encoding="utf-8"), table)
         for page, table in tables.items()
     }
-    readme, marks = found[ROOT / "README.md"], (transfo_xl_table.START, transfo_xl_table.END)
-    if marks[0] in readme:
-        table = transfo_xl_table.short_table(files)
-        found[ROOT / "README.md"] = replace_between_markers(readme, table, *marks)
+    of_transfo_xl = (transfo_xl_table.START, transfo_xl_table.END)
+    of_tpu = (tpu_table.START, tpu_table.END)
+    figures = RESULTS / tpu_table.NAME
+    for page, marks, around, table in (
+        (readme_page, of_transfo_xl, "\n", lambda: transfo_xl_table.short_table(files)),
+        (readme_page, of_tpu, "", lambda: tpu_table.short_line(figures)),
+        (PAGE, of_tpu, "\n", lambda: tpu_table.long_table(figures)),
+    ):
+        if marks[0] in found[page]:
+            found[page] = replace_between_markers(found[page], table(), *marks, around=around)
     return found
 
 

@@ -14,18 +14,11 @@ pytest.importorskip("libtpu", reason="its compiler is in libtpu: pip install xln
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from xlnet_fast.kernels.pallas import rel_attention
 from xlnet_fast.kernels.pallas.chips import CHIPS
+from xlnet_fast.kernels.report import tpu
 
-TOPOLOGIES = {
-    "v4": "v4:2x2x1",
-    "v5e": "v5e:2x2",
-    "v5p": "v5p:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
 BATCH, HEADS, LENGTH, MEMORY = 1, 2, 4096, 512
 SCORES_BYTES = 4 * BATCH * HEADS * LENGTH * (LENGTH + MEMORY)  # which no kernel may write
 
@@ -38,9 +31,9 @@ CASES = [
 ]
 
 
-def arguments(dtype: str, dim: int, device: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def arguments(dtype: str, dim: int, chip: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Shapes of all operands, and of what has no gradient."""
-    sharding = jax.sharding.SingleDeviceSharding(device)
+    sharding = tpu.sharding(chip)
 
     def of(*shape: int, dtype: Any = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
@@ -77,8 +70,7 @@ def compiled(function: Any, *shapes: Any) -> Any:
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize(("chip", "dtype", "dim"), CASES)
 def test_it_compiles_without_memory_for_scores(chip, dtype, dim, backward):
-    device = topologies.get_topology_desc(TOPOLOGIES[chip], "tpu").devices[0]
-    operands, others = arguments(dtype, dim, device)
+    operands, others = arguments(dtype, dim, chip)
 
     def attend(operands, others):
         return rel_attention(**operands, **others, see_self=True, dropout_p=0.1, chip=chip)
@@ -101,8 +93,7 @@ def test_it_compiles_without_memory_for_scores(chip, dtype, dim, backward):
 
 @pytest.mark.parametrize("options", [{"causal": True}, {"window": (100, 3), "chunk": 8}])
 def test_masks_by_arithmetic_compile(options):
-    device = topologies.get_topology_desc(TOPOLOGIES["v5e"], "tpu").devices[0]
-    operands, _ = arguments("bfloat16", 64, device)
+    operands, _ = arguments("bfloat16", 64, "v5e")
     names = ("r_s_bias", "seg_embed")
     operands = {name: x for name, x in operands.items() if name not in names}
     program = compiled(lambda x: rel_attention(**x, **options, tile=128, chip="v5e"), operands)

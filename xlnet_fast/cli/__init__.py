@@ -248,7 +248,7 @@ def kernels_report(
         ),
     ] = False,
 ) -> None:
-    """Compile the kernels without a GPU or TPU; exit 1 on a spill or too much memory."""
+    """Compile the kernels without a GPU or a TPU; exit 1 on a spill or too much memory."""
     if write_tiles and (json_path is not None or backend not in (None, Kernels.triton)):
         raise ArgumentError("--write-tiles goes with --arch alone: it makes no report")
     if json_path is not None:

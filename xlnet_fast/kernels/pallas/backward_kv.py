@@ -29,6 +29,7 @@ from xlnet_fast.kernels.pallas.operands import (
     Table,
     compiler_params,
     cost,
+    moved,
     specs,
 )
 
@@ -75,6 +76,8 @@ def backward_kv(x: Floats, y: Integers, saved: Saved, o: Options) -> tuple[jax.A
         return b, n, i, j
 
     floats, table, integers = specs(x, y, o, ids)
+    m = moved(o, x, y)
+    of_key_tile = 4 * m.tile + m.keys + o.row_tiles * (4 * m.tile + 3 * m.statistic + m.rows)
     keys_spec = pl.BlockSpec((1, 1, o.tile, dim), lambda b, n, j, i: (b, n, j, 0))
     call = pl.pallas_call(
         partial(_kernel, o=o),
@@ -84,7 +87,7 @@ def backward_kv(x: Floats, y: Integers, saved: Saved, o: Options) -> tuple[jax.A
         out_shape=[jax.ShapeDtypeStruct(shape, x.k.dtype)] * 2,
         scratch_shapes=[pltpu.VMEM((o.tile, dim), jnp.float32)] * 2,
         compiler_params=compiler_params(o, "parallel", "parallel", "parallel", "arbitrary"),
-        cost_estimate=cost(o, x, products=6, outer_blocks=4 * o.key_tiles, inner_blocks=4),
+        cost_estimate=cost(o, x, 6, of_head=o.key_tiles * of_key_tile + m.biases),
         interpret=o.interpret,
         name="xlnet_rel_attention_backward_kv",
     )

@@ -28,12 +28,14 @@ from xlnet_fast.kernels.pallas.backward_tile import (
     score_gradients,
 )
 from xlnet_fast.kernels.pallas.operands import (
+    LANES,
     Floats,
     Integers,
     Options,
     Table,
     compiler_params,
     cost,
+    moved,
     rows_spec,
     specs,
     statistics_spec,
@@ -130,6 +132,12 @@ def backward_q(
         return g, 0 if one_table else n, 0, 0
 
     floats, table, integers = specs(x, y, o, ids)
+    m = moved(o, x, y)
+    sums = m.biases * 4 // x.biases.dtype.itemsize
+    of_row_tile = 3 * m.tile + 4 * m.statistic + m.rows + sums
+    of_row_tile += o.key_tiles * (4 * m.tile + m.keys)
+    gradient_of_r = 4 * o.groups * x.r.shape[1] * x.r.shape[2] * max(dim, LANES)
+    once = gradient_of_r + o.groups * heads * m.biases
     bias_parts = (batch, heads, o.row_tiles, *x.biases.shape[1:])
     of_heads = "arbitrary" if one_table else "parallel"
     call = pl.pallas_call(
@@ -155,7 +163,7 @@ def backward_q(
         compiler_params=compiler_params(
             o, "parallel", of_heads, "arbitrary", "arbitrary", "arbitrary"
         ),
-        cost_estimate=cost(o, x, products=9, outer_blocks=3 * o.row_tiles, inner_blocks=4),
+        cost_estimate=cost(o, x, 9, of_head=o.row_tiles * of_row_tile, once=once),
         interpret=o.interpret,
         name="xlnet_rel_attention_backward_q",
     )

@@ -27,6 +27,7 @@ from xlnet_fast.kernels.pallas.operands import (
     Table,
     compiler_params,
     cost,
+    moved,
     rows_spec,
     specs,
     statistics_spec,
@@ -83,6 +84,8 @@ def forward(x: Floats, y: Integers, o: Options) -> tuple[jax.Array, jax.Array]:
         return b, n, i, j
 
     floats, table, integers = specs(x, y, o, ids)
+    m = moved(o, x, y)
+    of_row_tile = 2 * m.tile + 2 * m.statistic + m.rows + o.key_tiles * (4 * m.tile + m.keys)
     call = pl.pallas_call(
         partial(_kernel, o=o),
         grid=(batch, heads, o.row_tiles, o.key_tiles),
@@ -98,7 +101,7 @@ def forward(x: Floats, y: Integers, o: Options) -> tuple[jax.Array, jax.Array]:
             pltpu.VMEM((o.tile, dim), jnp.float32),
         ],
         compiler_params=compiler_params(o, "parallel", "parallel", "parallel", "arbitrary"),
-        cost_estimate=cost(o, x, products=4, outer_blocks=2 * o.row_tiles, inner_blocks=4),
+        cost_estimate=cost(o, x, 4, of_head=o.row_tiles * of_row_tile + m.biases),
         interpret=o.interpret,
         name="xlnet_rel_attention_forward",
     )

@@ -60,7 +60,7 @@ def lay_out(q: jax.Array, shared: Shared, keys: int, memory: int) -> Call:
     shape = (o.batch, keys)
     return Call(
         floats,
-        _numbers((shared.rank_k, shared.segments, shared.key_padding), shape, o, axis=1),
+        _numbers((shared.rank_k, shared.segments, shared.key_padding), shape, o),
         seed_words(shared.seed) if o.threshold else None,
         o,
     )
@@ -82,9 +82,7 @@ def attend(
         return q
     o = replace(call.options, numbered=numbers is not None and call.seed is not None)
     of_rows = (rank, segments, numbers if o.numbered else None)
-    integers = Integers(
-        rows=_numbers(of_rows, q.shape[:2], o, axis=2), keys=call.keys, seed=call.seed
-    )
+    integers = Integers(rows=_numbers(of_rows, q.shape[:2], o), keys=call.keys, seed=call.seed)
     out = attention(o, call.floats._replace(q=heads_first(q, o)), integers)
     return jnp.transpose(out, (0, 2, 1, 3))[:, : q.shape[1], :, : q.shape[3]]
 
@@ -190,16 +188,14 @@ def _cleared(sources: tuple[Any, ...], padding: jax.Array | None) -> tuple[Any, 
     return tuple(jnp.where(b, 0, x) for b, x in zip(bad, sources, strict=True))
 
 
-def _numbers(
-    parts: tuple[Any, ...], shape: tuple[int, ...], o: Options, axis: int
-) -> jax.Array | None:
-    """Parts (B, I) as one int32 array, padded to tiles; None where all are None."""
+def _numbers(parts: tuple[Any, ...], shape: tuple[int, ...], o: Options) -> jax.Array | None:
+    """Parts (B, I) as one int32 array (B, 3, I) of whole tiles; None where all are None."""
     if all(part is None for part in parts):
         return None
     zeros = jnp.zeros(shape, jnp.int32)
     filled = [zeros if part is None else part.astype(jnp.int32) for part in parts]
     padding = [(0, 0), (0, -shape[1] % o.tile)]
-    return jnp.stack([jnp.pad(part, padding) for part in filled], axis=axis)
+    return jnp.stack([jnp.pad(part, padding) for part in filled], axis=1)
 
 
 def _padded_dim(x: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ class Floats(NamedTuple):
 class Integers(NamedTuple):
     """Operands that have none. Each may be None where nobody reads it."""
 
-    rows: Any  # (B, I, 3) int32: RANK, SEGMENT, NUMBER
+    rows: Any  # (B, 3, I) int32: RANK, SEGMENT, NUMBER
     keys: Any  # (B, 3, J) int32: RANK, SEGMENT, PADDED
     seed: Any  # (2,) uint32: low and high word
 
@@ -121,7 +121,7 @@ def specs(x: Floats, y: Integers, o: Options, ids: Ids) -> tuple[Floats, Table, 
         biases=block((1, *x.biases.shape[1:]), lambda b, n, i, j: (n, 0, 0)),
     )
     integers = Integers(
-        rows=None if y.rows is None else block((1, t, 3), lambda b, n, i, j: (b, i, 0)),
+        rows=None if y.rows is None else block((1, 3, t), lambda b, n, i, j: (b, 0, i)),
         keys=None if y.keys is None else block((1, 3, t), lambda b, n, i, j: (b, 0, j)),
         seed=None if y.seed is None else pl.BlockSpec(memory_space=pltpu.SMEM),
     )
@@ -153,20 +153,48 @@ def compiler_params(o: Options, *semantics: str) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=room(o.chip))
 
 
-def cost(o: Options, x: Floats, products: int, outer_blocks: int, inner_blocks: int) -> Any:
+# --- what is moved -------------------------------------------------------------------------------
+
+LANES = 128
+"""Main memory has rows of so many numbers: one of fewer, as of D = 64, takes as much."""
+
+
+class Moved(NamedTuple):
+    """Bytes of main memory of one operand's block."""
+
+    tile: int  # (T, D)
+    statistic: int  # (1, T) float32
+    rows: int  # (3, T) int32, 0 where nobody reads it
+    keys: int  # likewise
+    biases: int  # (2 or 4, D)
+
+
+def moved(o: Options, x: Floats, y: Integers) -> Moved:
+    """What the blocks of a kernel take, with the padding of main memory's tiles."""
+    lanes, itemsize = max(x.q.shape[3], LANES), x.q.dtype.itemsize
+    numbers = 4 * 4 * o.tile  # 3 are padded to 4
+    return Moved(
+        tile=o.tile * lanes * itemsize,
+        statistic=4 * o.tile,
+        rows=0 if y.rows is None else numbers,
+        keys=0 if y.keys is None else numbers,
+        biases=x.biases.shape[1] * lanes * itemsize,
+    )
+
+
+def cost(o: Options, x: Floats, products: int, of_head: int, once: int = 0) -> pl.CostEstimate:
     """What a kernel computes and moves, for XLA's scheduler and for whoever reads its analysis.
+
+    Tiles that nobody sees are counted, too: they are fetched, if not computed.
 
     Args:
         products: of a tile, T x T x D each.
-        outer_blocks: (T, D) blocks that a head's programs read or write once.
-        inner_blocks: those that they fetch anew for every tile of scores.
+        of_head: bytes moved for one head of one batch element. once: bytes beside those of heads.
     """
-    of_heads, dim = o.batch * o.heads, x.q.shape[3]
-    pairs = o.row_tiles * o.key_tiles
+    heads = o.batch * o.heads
+    scores = heads * o.row_tiles * o.key_tiles * o.tile**2
     return pl.CostEstimate(
-        flops=2 * of_heads * pairs * products * o.tile**2 * dim,
-        transcendentals=of_heads * pairs * o.tile**2,
-        bytes_accessed=of_heads
-        * (outer_blocks + pairs * inner_blocks)
-        * (o.tile * dim * x.q.dtype.itemsize),
+        flops=2 * scores * products * x.q.shape[3],
+        transcendentals=scores,
+        bytes_accessed=heads * of_head + once,
     )

@@ -109,14 +109,19 @@ def scores(x: Floats, r: Table, y: Integers, i: Any, j: Any, o: Options) -> jax.
 
 def dropout(y: Integers, b: Any, n: Any, i: Any, j: Any, o: Options) -> jax.Array:
     """The factor of each probability, (T, T): 0, or 1 / (1 - p)."""
-    numbers = y.rows[0][:, NUMBER : NUMBER + 1] if o.numbered else _positions(i, o)
+    numbers = of_rows(y, NUMBER) if o.numbered else _positions(i, o)
     keep = philox.kept(y.seed, o.threshold, b * o.heads + n, numbers, j * o.tile)
     return keep * (1.0 / (1.0 - o.dropout_p))
 
 
 def segments_differ(y: Integers, o: Options) -> jax.Array:
     """(T, T) bool."""
-    return y.rows[0][:, SEGMENT : SEGMENT + 1] != y.keys[0][SEGMENT : SEGMENT + 1]
+    return of_rows(y, SEGMENT) != y.keys[0][SEGMENT : SEGMENT + 1]
+
+
+def of_rows(y: Integers, which: int) -> jax.Array:
+    """One of the numbers of the query rows, (T, 1): in main memory a column would take 128."""
+    return as_column(y.rows[0][which : which + 1])
 
 
 def as_column(x: jax.Array) -> jax.Array:
@@ -157,7 +162,7 @@ def _hidden(y: Integers, i: Any, j: Any, o: Options) -> jax.Array | None:
     if o.padded:
         parts.append(jnp.broadcast_to(y.keys[0][PADDED : PADDED + 1], key.shape) != 0)
     if o.ranked:
-        parts.append(y.rows[0][:, RANK : RANK + 1] <= y.keys[0][RANK : RANK + 1])
+        parts.append(of_rows(y, RANK) <= y.keys[0][RANK : RANK + 1])
     if o.causal:
         parts.append(key > position + o.memory)
     if o.same_length:

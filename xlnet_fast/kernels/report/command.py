@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,9 @@ def run_report(
             console.print(triton.tiles_taken(), markup=False)
         rows: list[AnyRow] = []
         for name in names:
-            options: dict[str, Any] = {"archs": archs or BACKENDS[name].ARCHS}
-            if not backends and archs:
-                options = {"archs": _own(name, archs)}
-            elif not backends and name == "pallas":
-                options = dict(pallas.QUICK)
+            asked = _asked(name, archs or (), backends)
             with _counting(console, name) as on_progress:
-                rows += BACKENDS[name].compile_report(**options, on_progress=on_progress)
+                rows += BACKENDS[name].compile_report(**asked, on_progress=on_progress)
         if json_path is not None:
             files.write_whole(json_path, json.dumps(rows, indent=1) + "\n")
     except (XLNetFastError, OSError) as error:
@@ -145,14 +141,16 @@ def _to_compile(backends: Sequence[str], archs: Sequence[Arch] = ()) -> tuple[li
     if backends:
         return list(backends), []
     names, remarks = [], []
-    needs = {"cuda": ("CUDA C++", cuda.find_nvcc), "pallas": ("Pallas", tpu.require_compiler)}
+    needs: dict[str, tuple[str, Callable[[], Any]]] = {
+        "cuda": ("CUDA C++", cuda.find_nvcc),
+        "pallas": ("Pallas", tpu.require_compiler),
+    }
     for name in BACKENDS:
         if archs and not _own(name, archs):
             continue
-        what, require = needs.get(name, ("", None))
+        what, require = needs.get(name, (name, lambda: None))
         try:
-            if require is not None:
-                require()
+            require()
         except BackendUnavailable as error:
             if name == "pallas" and archs:  # nobody else compiles for a chip that was asked for
                 raise
@@ -162,6 +160,15 @@ def _to_compile(backends: Sequence[str], archs: Sequence[Arch] = ()) -> tuple[li
         if name == "pallas" and not archs:
             remarks.append(pallas.NOT_IN_QUICK)
     return names, remarks
+
+
+def _asked(name: str, archs: Sequence[Arch], backends: Sequence[str]) -> Mapping[str, Any]:
+    """What of a backend is compiled, as arguments of its `compile_report`."""
+    if archs:
+        return {"archs": archs if backends else _own(name, archs)}
+    if name == "pallas" and not backends:
+        return pallas.QUICK
+    return {"archs": BACKENDS[name].ARCHS}
 
 
 def _own(backend: str, archs: Sequence[Arch]) -> tuple[Arch, ...]:

@@ -21,7 +21,7 @@ ARCHS = tuple(tpu.TOPOLOGIES)
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 HEAD_DIMS = (64, 128)
 QUICK: Mapping[str, Any] = {"archs": ("v5e",), "dtypes": ("bf16",), "head_dims": (64,)}
-"""Arguments of `compile_report` for what takes a minute or two; all of it takes hours."""
+"""Arguments of `compile_report` for what takes a minute or two; all of it is forty programs."""
 NOT_IN_QUICK = (
     "the Pallas kernels are compiled for v5e, bf16 and a head dim of 64 alone: --backend pallas is "
     "all chips, dtypes and head dims, up to minutes each; --arch v6e, say, those of a chip"
@@ -102,6 +102,8 @@ def _compile(job: Job, length: int = LENGTH) -> list[TpuRow]:
     chip, itemsize = chips.CHIPS[job.chip], {"bf16": 2, "fp32": 4}[job.dtype]
     keys = length + MEMORY
     tile = chips.find_tile(chip, length, keys, job.head_dim, itemsize)
+    if figures.kernels is None:
+        raise ArgumentError(f"libtpu cannot print {passes} that it compiled for {job.chip}")
     found = {kernel.name.removeprefix(_PREFIX): kernel for kernel in figures.kernels}
     rows: list[TpuRow] = []
     for name in (f"rel_attention_{part}" for part in _KERNELS[job.backward]):

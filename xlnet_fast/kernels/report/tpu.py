@@ -1,6 +1,7 @@
 """Compiling for TPUs that are not here, and what the compiler says of a program.
 
-libtpu compiles for a topology, not a device. JAX runs on the CPU meanwhile, also where a TPU is.
+libtpu compiles for a topology, not a device. JAX runs on the CPU meanwhile, also where a TPU is,
+unless JAX_PLATFORMS says otherwise.
 The figures are the compiler's: nothing is run, so nothing is measured.
 """
 
@@ -20,19 +21,20 @@ from xlnet_fast.kernels.report.jobs import expect_known
 
 TOPOLOGIES = {
     "v4": "v4:2x2x1",
-    "v5e": "v5e:1x1",
+    "v5e": "v5e:2x2",
     "v5p": "v5p:2x2x1",
-    "v6e": "v6e:1x1",
+    "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
 }
-"""The least topology of each generation that libtpu knows, of which programs take one device."""
+"""A topology of each generation that any libtpu knows; programs take one device of it."""
 
-_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
+_WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # the compiler would ask a cloud for its machine
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a TPU, and there is none
 }
-_KERNEL = 'custom_call_target="tpu_custom_call"'
+KERNEL = "tpu_custom_call"
+"""What a Pallas kernel is called in a lowered program and in a compiled one."""
+_TARGET = f'custom_call_target="{KERNEL}"'
 _CONFIG = "backend_config="
 
 
@@ -52,24 +54,25 @@ class Figures(NamedTuple):
     accessed_bytes: int  # of all operations, kernels by their own estimates
     flops: int
     compile_seconds: float
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel, ...] | None  # None where libtpu cannot print what it compiled
 
 
-def require_compiler() -> None:
+def require_compiler(*others: str) -> None:
     """Make JAX and libtpu ready to compile.
 
     Raises:
-        BackendUnavailable: one of them is missing.
+        BackendUnavailable: one of them is missing, or one of the other packages.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in ("jax", "libtpu"):
+    if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+        for name, value in _WITHOUT_TPU.items():
+            os.environ.setdefault(name, value)
+    for name in ("jax", "libtpu", *others):
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise BackendUnavailable(
                 f"{name} cannot be imported ({error}); `pip install xlnet-fast[tpu]` brings JAX "
-                "and the compiler for TPUs, with or without a TPU"
+                "with the compiler for TPUs, which needs none"
             ) from error
 
 
@@ -96,19 +99,25 @@ def compile_lowered(lowered: Any) -> Figures:
     program = lowered.compile()
     seconds = time.perf_counter() - begin
     costs, memory = program.cost_analysis(), program.memory_analysis()
+    kernels: tuple[Kernel, ...] | None = ()
+    if KERNEL in lowered.as_text():
+        try:
+            kernels = tuple(parse_kernels(program.as_text()))
+        except RuntimeError:  # some asynchronous copies of libtpu 0.0.52 have no text
+            kernels = None
     return Figures(
         temporary_bytes=memory.temp_size_in_bytes,
-        accessed_bytes=int(costs["bytes accessed"]),
-        flops=int(costs["flops"]),
+        accessed_bytes=int(costs.get("bytes accessed", 0)),  # what is zero is left out
+        flops=int(costs.get("flops", 0)),
         compile_seconds=round(seconds, 1),
-        kernels=tuple(parse_kernels(program.as_text())),
+        kernels=kernels,
     )
 
 
 def parse_kernels(text: str) -> Iterator[Kernel]:
     """The Pallas kernels of a compiled program, by its text."""
     for line in text.splitlines():
-        if _KERNEL not in line:
+        if _TARGET not in line:
             continue
         config, _ = json.JSONDecoder().raw_decode(line, line.index(_CONFIG) + len(_CONFIG))
         path = re.search(r'op_name="([^"]*)"', line)
@@ -120,3 +129,20 @@ def parse_kernels(text: str) -> Iterator[Kernel]:
             accessed_bytes=int(estimate["bytes_accessed"]),
             flops=int(estimate["flops"]),
         )
+
+
+def occurrences(text: str, pattern: str) -> int:
+    """How often a lowered program does what matches: a function called twice counts twice."""
+    bodies = {
+        found[1]: body
+        for body in re.split(r"^ *(?=func\.func )", text, flags=re.MULTILINE)
+        if (found := re.match(r"func\.func (?:\w+ )?@([\w.]+)", body))
+    }
+
+    @cache
+    def of(name: str) -> int:
+        body = bodies[name]
+        called = re.findall(r"\bcall @([\w.]+)\(", body)
+        return len(re.findall(pattern, body)) + sum(map(of, called))
+
+    return of("main")
