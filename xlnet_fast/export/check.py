@@ -3,7 +3,8 @@
     |export - exact|  <=  2 * (|model - exact| + band) + what rounding every step may do
 
 ``exact`` is Hugging Face's own model in float64, ``model`` the accelerated one in fp32
-(:mod:`xlnet_fast.tolerance`). The last part counts only where the first is exceeded.
+(:mod:`xlnet_fast.tolerance`), or in the dtype that is exported. The last part counts only where the
+first is exceeded.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ Run = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Ranges:
-    """What an export takes: rows 1 to ``max_batch``, tokens ``least_length`` to ``max_length``."""
+    """What an export takes: rows 1 to ``max_batch``, tokens ``least_length`` to ``max_length``.
+
+    Where they are ``fixed``, ``max_batch`` rows of ``max_length`` tokens and no others.
+    """
 
     max_batch: int
     least_length: int
     max_length: int
+    fixed: bool = False
 
     def shapes(self) -> list[tuple[int, int]]:
         """Rows and tokens that are tried: one row of the least, odd sizes, each edge.
@@ -38,12 +43,32 @@ class Ranges:
         The most rows are tried with few tokens and the most tokens with one row: both at once
         would take gigabytes.
         """
+        if self.fixed:
+            return [(self.max_batch, self.max_length)]
         wanted = [(1, 1), (1, 7), (3, 17), (2, 33), (self.max_batch, 5), (1, self.max_length)]
         fitted = [
             (min(rows, self.max_batch), min(max(length, self.least_length), self.max_length))
             for rows, length in wanted
         ]
         return list(dict.fromkeys(fitted))
+
+    def told(self) -> str:
+        """Where an export is compared, as the end of a sentence."""
+        if self.fixed:
+            tried = len(self.paddings(*self.shapes()[0]))
+            return f"with {tried} paddings of {self.max_batch} rows of {self.max_length} tokens"
+        return f"at {len(self.shapes())} shapes"
+
+    def paddings(self, rows: int, length: int) -> list[list[int] | None]:
+        """Of each call that is tried at a shape the padding of its rows, as of ``inputs_of``.
+
+        The one shape of fixed ranges is met with what a caller puts there: texts of a few tokens,
+        and rows without a text.
+        """
+        if not self.fixed:
+            return [None]
+        short = [max(0, length - 1 - 2 * row) for row in range(rows)]
+        return [None, short, [length // 2] * (rows - 1) + [length]]
 
 
 @dataclass(frozen=True)
@@ -67,8 +92,9 @@ def check(run: Run, source: Source, ranges: Ranges) -> list[Seen]:
     """
     double = Head(copy.deepcopy(source.plain.model).double(), source.architecture).eval()
     seen = []
-    for rows, length in ranges.shapes():
-        given = inputs_of(rows, length, source.config.vocab_size)
+    calls = [(*shape, padding) for shape in ranges.shapes() for padding in ranges.paddings(*shape)]
+    for rows, length, padding in calls:
+        given = inputs_of(rows, length, source.config.vocab_size, padding=padding)
         expected = source.head(*given)
         try:
             found = tuple(run(*given))
@@ -104,7 +130,7 @@ def _compare(
             continue
         error, bound = error_and_bound(ours, model, truth)
         if error > bound:
-            bound += _more(double, given, place, truth)
+            bound += _more(double, given, place, truth, ours.dtype)
         if not error <= bound:
             raise XLNetFastError(
                 f"the export is wrong: {where} is off by {error:.3g}, and rounding allows "
@@ -115,8 +141,14 @@ def _compare(
     return seen
 
 
-def _more(double: Head, given: tuple[Tensor, Tensor, Tensor], place: int, truth: Tensor) -> float:
+def _more(
+    double: Head,
+    given: tuple[Tensor, Tensor, Tensor],
+    place: int,
+    truth: Tensor,
+    dtype: torch.dtype,
+) -> float:
     """What the bound grows by where large terms cancel."""
     exact = {"": truth}
-    effect = effect_of_rounding(lambda: {"": double(*given)[place]}, exact, torch.float32)
-    return more_for_cancellation(truth, torch.float32, effect[""])
+    effect = effect_of_rounding(lambda: {"": double(*given)[place]}, exact, dtype)
+    return more_for_cancellation(truth, dtype, effect[""])
