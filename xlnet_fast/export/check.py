@@ -62,13 +62,11 @@ class Ranges:
     def paddings(self, rows: int, length: int) -> list[list[int] | None]:
         """Of each call that is tried at a shape the padding of its rows, as of ``inputs_of``.
 
-        The one shape of fixed ranges is met with what a caller puts there: texts of a few tokens,
-        and rows without a text.
+        The one shape of fixed ranges is tried with short texts, too, from one token on.
         """
         if not self.fixed:
             return [None]
-        short = [max(0, length - 1 - 2 * row) for row in range(rows)]
-        return [None, short, [length // 2] * (rows - 1) + [length]]
+        return [None, [max(0, length - 1 - 2 * row) for row in range(rows)]]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def require() -> None:
         XLNetFastError: says what to install.
     """
     why = "ONNX is written by onnxscript and checked in onnxruntime before it is kept"
-    packages.require(why, _NEEDED, " ".join(_NEEDED))
+    packages.require(why, _NEEDED, f"pip install {' '.join(_NEEDED)}")
 
 
 @torch.no_grad()

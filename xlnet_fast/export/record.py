@@ -72,7 +72,8 @@ def of_check(seen: Sequence[Seen], ranges: Ranges) -> dict[str, Any]:
         "ranges": {
             "batch": [ranges.max_batch if ranges.fixed else 1, ranges.max_batch],
             "length": [
-                ranges.max_length if ranges.fixed else ranges.least_length, ranges.max_length
+                ranges.max_length if ranges.fixed else ranges.least_length,
+                ranges.max_length,
             ],
         },
         "checked": [asdict(one) for one in seen],

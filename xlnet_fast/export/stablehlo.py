@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ class StableHLO:
 
     def __init__(self, platform: str, dtype: str = "fp32", chip: str | None = None) -> None:
         self.platform, self.dtype = platform, dtype
-        self.chip = chip or USUAL_CHIP
+        self.chip = chip
         self.precision = PRECISIONS[dtype]
         self._lowered: Any = None
         self._ranges: Ranges | None = None
@@ -60,16 +61,18 @@ class StableHLO:
         Raises:
             XLNetFastError: says what to install. ArgumentError: an unknown chip.
         """
-        expect_known("chip", [self.chip], list(tpu.TOPOLOGIES))
+        if self.chip is not None:
+            expect_known("chip", [self.chip], list(tpu.TOPOLOGIES))
         packages.require("StableHLO is written by JAX and torchax", _NEEDED, INSTALL)
         with _process_as_it_was():
             try:
-                importlib.import_module("xlnet_fast.export.xla")
+                xla: Any = importlib.import_module("xlnet_fast.export.xla")
             except ImportError as error:
                 raise XLNetFastError(
-                    f"JAX and torchax cannot be imported ({first_line(error)}): pip install "
-                    f"{INSTALL}"
+                    f"JAX and torchax cannot be imported ({first_line(error)}): {INSTALL}"
                 ) from error
+            if self.chip is None and xla.attached_tpu() is None:
+                self.chip = USUAL_CHIP  # else the kernels are for the TPU that is here
 
     def write(self, source: Source, ranges: Ranges, path: Path) -> None:
         """Write the program, and the weights beside it.
@@ -95,6 +98,7 @@ class StableHLO:
             )
         path.write_bytes(exported.serialize())
         save_file(self._lowered.weights, path.with_name(WEIGHTS))
+        shutil.copymode(path, path.with_name(WEIGHTS))  # safetensors lets only its owner read it
 
     def load(self, path: Path) -> Run:
         """The program of a file, as a function; one for a TPU that is not here is interpreted.
@@ -129,52 +133,57 @@ class StableHLO:
 
         assert self._ranges is not None
         exported = xla.read(path)
-        size = f"({self._ranges.max_batch}, {self._ranges.max_length})"
+        ranges = self._ranges
+        size = f"{ranges.max_batch}, {ranges.max_length}" if ranges.fixed else "batch, length"
         found: dict[str, Any] = {
             "platform": self.platform,
             "dtype": self.dtype,
             "matmul_precision": self.precision,
-            "inputs": dict.fromkeys(
-                INPUTS, f"int32 {size if self._ranges.fixed else '(batch, length)'}"
-            ),
+            "inputs": dict.fromkeys(INPUTS, f"int32 ({size})"),
             "arguments": [*sorted(self._lowered.weights), *INPUTS],
             "calling_convention_version": exported.calling_convention_version,
             "versions": versions | self._versions(),
         }
         if self.platform == "tpu":
             found["kernels"] = self._lowered.attentions
-            found["ran_on"] = "TPU" if xla.attached_tpu() else "CPU, kernels interpreted"
-            found["compiled"] = compiled = self._compiled(exported)
-            if compiled is not None:
-                say(
-                    f"compiled for {self.chip}: {compiled['temporary_bytes'] / 2**20:.1f} MiB "
-                    f"temporary, {compiled['accessed_bytes'] / 1e9:.2f} GB accessed "
-                    f"({compiled['note']})"
-                )
+            if (device := xla.attached_tpu()) is not None:
+                found |= {"chip": self.chip or device.device_kind, "ran_on": device.device_kind}
+            else:
+                found |= {"chip": self.chip, "ran_on": "CPU, kernels interpreted"}
+                found["compiled"] = self._compiled(exported, say)
         return found
 
-    def _compiled(self, exported: Any) -> dict[str, Any] | None:
-        """What the compiler says of the program; None where there is none, or a TPU itself."""
+    def _compiled(self, exported: Any, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """What the compiler says of the program for a chip that is not here; None without one."""
         from xlnet_fast.export import xla
 
-        if xla.attached_tpu() or importlib.util.find_spec("libtpu") is None:
+        assert self._ranges is not None
+        assert self.chip is not None
+        if importlib.util.find_spec("libtpu") is None:
+            say(f"libtpu is not here: the program was not compiled for {self.chip}")
             return None
         with _process_as_it_was():
             try:
-                figures = xla.compiled(exported, self._lowered, self._ranges, self.chip)
+                found = xla.compiled(exported, self._lowered, self._ranges, self.chip)
             except Exception as error:  # of the compiler
                 raise XLNetFastError(
                     f"the program cannot be compiled for {self.chip}: {first_line(error)}; nothing "
                     "was written"
                 ) from error
-        return {
-            "note": "the compiler's figures, not a measurement",
-            "chip": self.chip,
-            "temporary_bytes": figures.temporary_bytes,
-            "accessed_bytes": figures.accessed_bytes,
-            "flops": figures.flops,
-            "compile_seconds": figures.compile_seconds,
-        }
+        note = "the compiler's figures, not a measurement"
+        say(
+            f"compiled for {self.chip}: {found.temporary_bytes / 2**20:.1f} MiB temporary, "
+            f"{found.accessed_bytes / 1e9:.3g} GB accessed ({note})"
+        )
+        figures = found._asdict()
+        del figures["kernels"]
+        return {"note": note, **figures}
+
+    def runs_here(self) -> bool:
+        """Whether the program itself was run, so that its speed means something."""
+        from xlnet_fast.export import xla
+
+        return self.platform == "cpu" or xla.attached_tpu() is not None
 
     def _versions(self) -> dict[str, str]:
         """Of the packages that wrote the program."""

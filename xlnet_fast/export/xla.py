@@ -48,7 +48,7 @@ class Lowered:
 
 
 def lower(program: Any) -> Lowered:
-    """A JAX function of an ``ExportedProgram``; what our ops become is decided when it is traced."""
+    """A JAX function of an ``ExportedProgram``; what our ops become, its tracing decides."""
     torchax.default_env()  # whose making registers torchax's lowerings
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about how torchax calls it
@@ -106,9 +106,10 @@ def export(
             choose for themselves.
         chip, interpret: of our kernels.
     """
+    # A function of its own: JAX would take what it traced of the same one with other kernels.
+    function = jax.jit(lambda *arguments: lowered.function(*arguments))
     with _attention_lowered(chip, interpret), jax.default_matmul_precision(precision):
-        made = jax.export.export(jax.jit(lowered.function), platforms=[platform])
-        return made(*shapes(lowered, ranges))
+        return jax.export.export(function, platforms=[platform])(*shapes(lowered, ranges))
 
 
 @contextlib.contextmanager
