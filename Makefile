@@ -25,7 +25,7 @@ INTEGRATIONS_VENV ?= $(VENV)/integrations
 AWS_VENV ?= $(VENV)/aws
 RAY_VENV ?= $(VENV)/ray
 # The same for JAX with the compiler of TPUs, about 830 MB.
-TPU_VENV ?= .venv-tpu
+TPU_VENV ?= $(VENV)/tpu
 # And so have the clients that ask a server, which runs in $(VENV), and what drives a browser: Debian's
 # Chromium, or the one that CHROMIUM names. What the page looks like is written to SCREENSHOTS.
 SERVING_VENV ?= $(VENV)/serving
@@ -177,7 +177,8 @@ ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one un
 $(TPU_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(call beside,$(TPU_VENV),tpu)
 
-# --benchmark-disable -m 'not slow' leaves out most of what is compiled; -s shows the compiler's figures.
+# -m 'not slow' leaves out most of what is compiled; -s shows the compiler's figures. On a TPU, which is one
+# process's alone: JAX_PLATFORMS=tpu,cpu make tpu TPU_FLAGS="-n 0 --benchmark-disable".
 TPU_FLAGS ?= $(PYTEST_FLAGS)
 tpu: $(TPU_VENV)/.installed ## run the Pallas kernels on the CPU, and compile them for five TPUs that are not here
 	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) tests/tpu

@@ -28,10 +28,12 @@ _server: Connection | None = None
 def start() -> None:
     """Fork the server, which ends with this process.
 
-    Not where there is a GPU: its driver works in no process forked from one that has asked it.
+    Not where there is a GPU: its driver works in no process forked from one that has asked it. Nor
+    where tests of the TPU kernels were collected: JAX has threads, which no fork has.
     """
     global _server
-    if _server is not None or torch.cuda.is_available() or not hasattr(os, "fork"):
+    cannot = torch.cuda.is_available() or "jax" in sys.modules or not hasattr(os, "fork")
+    if _server is not None or cannot:
         return
     _server, theirs = multiprocessing.Pipe()
     if os.fork() == 0:

@@ -21,8 +21,9 @@ import datetime
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,12 +77,29 @@ class _FirstOutput(nn.Module):
         return self.model(**dict(zip(self.names, values, strict=True)), **self.options)[0]
 
 
-def export(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Any:
-    """The model's exported program, without assertions that compute nothing of its result.
+class Exported(NamedTuple):
+    """A model as torchax has it: a function of JAX, lowered for any chip."""
+
+    function: Callable[[Any, Any], Any]  # of the state and the inputs, to a list of outputs
+    state: list[Tensor]  # weights and buffers, of which only shapes and dtypes count
+    inputs: list[Tensor]  # likewise
+
+
+def export(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> Exported:
+    """Export a model, without the assertions that compute nothing of its result.
 
     Args:
-        inputs: keyword arguments of the model that are tensors. options: those that are not.
+        inputs: keyword arguments of the model that are tensors.
+        options: those that are not, such as `use_mems=False`.
+
+    Raises:
+        BackendUnavailable: JAX or libtpu is missing.
     """
+    tpu.require_compiler()
+    import torchax
+    from torchax.export import exported_program_to_jax
+
+    torchax.default_env()  # whose first call registers the lowerings
     wrapped = _FirstOutput(model, list(inputs), options)
     program = torch.export.export(wrapped, tuple(inputs.values()), strict=False)
     program = program.run_decompositions()
@@ -91,7 +109,46 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> An
             graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
-    return program
+    _, state, function = exported_program_to_jax(program, export_raw=True)
+    return Exported(function, state, list(inputs.values()))
+
+
+def compile_exported(exported: Exported, chip: str, training: bool = False) -> Compiled:
+    """Lower and compile a model for a chip; `xlnet_fast.tpu.register` must know that chip, too.
+
+    Args:
+        chip: of `tpu.TOPOLOGIES`.
+        training: compile the gradient of the sum of the first output with respect to the weights.
+
+    Raises:
+        ArgumentError: an unknown chip.
+    """
+    where = tpu.sharding(chip)
+    import jax
+    import jax.numpy as jnp
+    from torchax.ops.mappings import t2j_dtype
+
+    def shape(x: Tensor) -> Any:
+        dtype = jax.dtypes.canonicalize_dtype(t2j_dtype(x.dtype))
+        return jax.ShapeDtypeStruct(tuple(x.shape), dtype, sharding=where)
+
+    def run(state: Any, inputs: Any) -> Any:
+        return exported.function(state, inputs)
+
+    def loss(weights: Any, buffers: Any, inputs: Any) -> Any:
+        state = [weights[i] if i in weights else buffers[i] for i in range(len(exported.state))]
+        return jnp.sum(exported.function(state, inputs)[0].astype(jnp.float32))
+
+    inputs = tuple(map(shape, exported.inputs))
+    if training:
+        state = list(enumerate(exported.state))
+        weights = {i: shape(x) for i, x in state if x.is_floating_point()}
+        buffers = {i: shape(x) for i, x in state if not x.is_floating_point()}
+        lowered = jax.jit(jax.grad(loss)).lower(weights, buffers, inputs)
+    else:
+        lowered = jax.jit(run).lower(list(map(shape, exported.state)), inputs)
+    gathers = len(re.findall(r'"stablehlo\.(?:dynamic_)?gather"\(', lowered.as_text()))
+    return Compiled(tpu.compile_lowered(lowered), gathers)
 
 
 def compile_model(
@@ -102,49 +159,8 @@ def compile_model(
     training: bool = False,
     **options: Any,
 ) -> Compiled:
-    """Export, lower and compile a model for a chip.
-
-    The model is Hugging Face's, plain or accelerated; backend "pallas" needs
-    `xlnet_fast.tpu.register(chip=chip)` before.
-
-    Args:
-        inputs: keyword arguments of the model that are tensors; only shapes and dtypes count.
-        chip: of `tpu.TOPOLOGIES`.
-        training: compile the gradient of the sum of the first output with respect to the weights.
-        options: the model's other keyword arguments, such as `use_mems=False`.
-
-    Raises:
-        BackendUnavailable: JAX or libtpu is missing.
-        ArgumentError: an unknown chip.
-    """
-    where = tpu.sharding(chip)
-    import jax
-    import jax.numpy as jnp
-    import torchax
-    from torchax.export import exported_program_to_jax
-    from torchax.ops.mappings import t2j_dtype
-
-    torchax.default_env()  # whose first call registers the lowerings
-    program = export(model, inputs, **options)
-    _, state, function = exported_program_to_jax(program, export_raw=True)
-
-    def shape(x: Tensor) -> Any:
-        dtype = jax.dtypes.canonicalize_dtype(t2j_dtype(x.dtype))
-        return jax.ShapeDtypeStruct(tuple(x.shape), dtype, sharding=where)
-
-    def loss(weights: Any, buffers: Any, values: Any) -> Any:
-        parts = [weights[i] if i in weights else buffers[i] for i in range(len(state))]
-        return jnp.sum(function(parts, values)[0].astype(jnp.float32))
-
-    values = tuple(map(shape, inputs.values()))
-    if training:
-        learned = {i: shape(x) for i, x in enumerate(state) if x.is_floating_point()}
-        others = {i: shape(x) for i, x in enumerate(state) if not x.is_floating_point()}
-        lowered = jax.jit(jax.grad(loss)).lower(learned, others, values)
-    else:
-        lowered = jax.jit(function).lower([shape(x) for x in state], values)
-    gathers = len(re.findall(r'"stablehlo\.(?:dynamic_)?gather"\(', lowered.as_text()))
-    return Compiled(tpu.compile_lowered(lowered), gathers)
+    """`export` and `compile_exported` of a model of Hugging Face, plain or accelerated."""
+    return compile_exported(export(model, inputs, **options), chip, training)
 
 
 def make_inputs(batch: int, length: int) -> dict[str, Tensor]:
@@ -156,18 +172,28 @@ def make_inputs(batch: int, length: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments.contiguous()}
 
 
-def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
-    """A row of the report."""
-    geometry = replace(BASE, n_layer=case.layers)
-    model = random_model(geometry).to(DTYPES[case.dtype]).eval()
+@lru_cache(maxsize=1)
+def export_case(provider: str, case: Case) -> Exported:
+    """A provider's model, exported once for all chips."""
+    model = random_model(replace(BASE, n_layer=case.layers)).to(DTYPES[case.dtype]).eval()
     if provider != "hf":
         xlnet_fast.accelerate(model, backend="reference" if provider == "reference" else "auto")
+    return export(model, make_inputs(case.batch, case.length), use_mems=False)
+
+
+def compile_case(provider: str, chip: str, case: Case) -> dict[str, Any]:
+    """A row of the report.
+
+    Raises:
+        ArgumentError: kernels where none should be, or none where they should.
+    """
     if provider == "pallas":
         from xlnet_fast import tpu as lowering
 
         lowering.register(chip=chip)
-    inputs = make_inputs(case.batch, case.length)
-    figures, gathers = compile_model(model, inputs, chip, training=case.training, use_mems=False)
+    figures, gathers = compile_exported(export_case(provider, case), chip, case.training)
+    if bool(figures.kernels) != (provider == "pallas"):
+        raise ArgumentError(f"{provider}: {len(figures.kernels)} Pallas kernels in its program")
     return {
         "provider": provider,
         "chip": chip,

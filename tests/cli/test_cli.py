@@ -71,7 +71,7 @@ def test_help_and_version_need_no_torch():
         (["build", "--timeout", "soon"], "invalid value for '--timeout'"),
         (["build", "--timeout", "0"], "the time-out must be more than 0 seconds, got 0"),
         (["build", "--timeout=-3"], "the time-out must be more than 0 seconds, got -3"),
-        (["kernels-report", "--arch", "new"], "invalid value for '--arch'"),
+        (["kernels-report", "--arch", "new"], "--arch new is unknown here, expected one of: 80"),
     ],
 )
 def test_wrong_arguments(arguments, words):
@@ -233,6 +233,8 @@ def test_kernels_report_writes_tiles_in_place_of_a_report(monkeypatch):
     [
         (["--arch", "42"], "--arch 42 is unknown here, expected one of: 80"),
         (["--write-tiles", "--backend", "cuda"], "--write-tiles goes with --arch alone"),
+        (["--write-tiles", "--backend", "pallas"], "--write-tiles goes with --arch alone"),
+        (["--write-tiles", "--arch", "v5e"], "--arch v5e is unknown here, expected one of: 80"),
         (["--write-tiles", "--json", "rows.json"], "--write-tiles goes with --arch alone"),
         (["--backend", "cpu"], "invalid value for '--backend'"),
         (["--json", "/no/such/folder/rows.json"], "the folder /no/such/folder does not exist"),

@@ -1,10 +1,15 @@
-"""JAX on the CPU, also where a TPU is; the cases and checks of tests/kernels are there, too."""
+"""JAX on the CPU, unless JAX_PLATFORMS says otherwise: "tpu,cpu" where there is a TPU.
+
+The cases and checks of tests/kernels are there, too.
+"""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # the compiler would ask a cloud for its machine
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it locks a TPU, and there is none
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    os.environ.setdefault(
+        "TPU_SKIP_MDS_QUERY", "1"
+    )  # the compiler would ask a cloud for its machine
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it locks a TPU, and there is none
 sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))

@@ -21,9 +21,9 @@ from xlnet_fast.kernels.pallas.chips import CHIPS
 
 TOPOLOGIES = {
     "v4": "v4:2x2x1",
-    "v5e": "v5e:1x1",
+    "v5e": "v5e:2x2",
     "v5p": "v5p:2x2x1",
-    "v6e": "v6e:1x1",
+    "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
 }
 BATCH, HEADS, LENGTH, MEMORY = 1, 2, 4096, 512

@@ -21,11 +21,12 @@ from hf_oracle import assert_same, make_problem, run
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from tpu_interpreted import rel_attention
+from tpu_interpreted import ON_TPU, rel_attention
 from two_sources import apart, joined
 
 from xlnet_fast import reference
 
+pytestmark = pytest.mark.skipif(ON_TPU, reason="this is the interpreter's, which needs no TPU")
 HOSTILE = pltpu.InterpretParams(
     detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2, random_seed=1
 )

@@ -19,7 +19,8 @@ from yardstick import Graph, Yardstick
 from xlnet_fast import reference
 
 F32, BF16 = torch.float32, torch.bfloat16
-SIZES: dict[str, Any] = {"batch": 2, "queries": 37, "memory": 19, "dim": 8}
+TILES = TILE // 16
+SIZES: dict[str, Any] = {"batch": 2, "queries": 37 * TILES, "memory": 19 * TILES, "dim": 8}
 """Three tiles of rows and four of keys, none of them full at the end."""
 NO_BITS = [name for name in (*MASKS, *WINDOWS) if name not in ("bits", "bits of all", "all parts")]
 
@@ -107,7 +108,7 @@ def test_fewer_rows_than_current_keys():
 # --- memory --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory", [32, 19])  # whole tiles, which the kernels read where they are
+@pytest.mark.parametrize("memory", [2 * TILE, 19])  # whole tiles are read where they are
 @pytest.mark.parametrize(("mask", "targets"), [("left", None), ("same_length", 9)])
 def test_memory_apart(memory, mask, targets):
     sizes = {**SIZES, "memory": memory}
@@ -146,7 +147,7 @@ def test_a_row_that_sees_nothing_is_exactly_uniform(dtype):
 
 
 def test_a_row_whose_window_is_padding_is_uniform_over_all_keys():
-    problem = make_problem(**{**SIZES, "batch": 1}, mask="window").to(F32)
+    problem = make_problem(batch=1, queries=37, memory=19, dim=8, mask="window").to(F32)
     mask = problem.options["mask"]
     padding = torch.zeros(1, 56, dtype=torch.bool)
     padding[:, 19 : 19 + 30] = True  # of which the first rows see nothing else

@@ -1,4 +1,4 @@
-"""The Pallas kernels in interpret mode as functions of torch tensors, with gradients.
+"""The Pallas kernels as functions of torch tensors, with gradients: interpreted, or on a TPU.
 
 So the checks, problems and oracles of the other backends serve for these kernels, too.
 """
@@ -17,10 +17,12 @@ from torch import Tensor
 from xlnet_fast.kernels import pallas
 from xlnet_fast.masks import AttentionMask
 
-TILE = 16
-"""Of the tests: small, so that a few rows and keys are several tiles."""
+ON_TPU = jax.default_backend() == "tpu"
+"""Whether JAX runs on a TPU; there the kernels are compiled, and nothing is interpreted."""
+TILE = 128 if ON_TPU else 16
+"""Of the tests: the smallest, so that few rows and keys are several tiles."""
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiling is nearly all of the time that a small test takes."""
+"""For the CPU. Compiling is nearly all of the time that a small test takes."""
 
 
 def rel_attention(
@@ -84,7 +86,7 @@ def to_torch(x: jax.Array) -> Tensor:
 
 def translated(options: dict[str, Any]) -> dict[str, Any]:
     """Options of an op of ours as keywords of the JAX function."""
-    options = {"tile": TILE, "interpret": True, **options}
+    options = {"tile": TILE, "interpret": not ON_TPU, **options}
     mask = options.pop("mask", None) or AttentionMask()
     parts = {name: value for name, value in vars(mask).items() if name != "see_self"}
     options |= parts | ({} if "segments" in options else {"see_self": mask.see_self})
@@ -128,4 +130,4 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _quickly(function: Callable[..., Any], *arguments: Any) -> Any:
-    return jax.jit(function, compiler_options=QUICK)(*arguments)
+    return jax.jit(function, compiler_options=None if ON_TPU else QUICK)(*arguments)

@@ -83,11 +83,12 @@ class Preset(str, Enum):
     full = "full"
 
 
-class GpuKernels(str, Enum):
+class Kernels(str, Enum):
     """Whose kernels ``kernels-report`` compiles."""
 
     triton = "triton"
     cuda = "cuda"
+    pallas = "pallas"
 
 
 app = typer.Typer(
@@ -224,16 +225,18 @@ def kernels_report(
         typer.Option("--json", metavar="FILE", help="Also write the rows.", show_default=False),
     ] = None,
     arch: Annotated[
-        list[int] | None,
+        list[str] | None,
         typer.Option(
-            help="Compute capability without the dot, such as 90; may be given several times.",
+            help="Compute capability without the dot, such as 90, or a TPU, such as v5e; may be "
+            "given several times.",
             show_default=False,
         ),
     ] = None,
     backend: Annotated[
-        GpuKernels | None,
+        Kernels | None,
         typer.Option(
-            help="These kernels alone; default: all that can be compiled.", show_default=False
+            help="These kernels alone; default: all that can be compiled, of Pallas a few.",
+            show_default=False,
         ),
     ] = None,
     write_tiles: Annotated[
@@ -245,22 +248,17 @@ def kernels_report(
         ),
     ] = False,
 ) -> None:
-    """Compile the GPU kernels without a GPU; exit 1 on a spill or too much shared memory."""
-    if write_tiles and (json_path is not None or backend is GpuKernels.cuda):
+    """Compile the kernels without a GPU or TPU; exit 1 on a spill or too much memory."""
+    if write_tiles and (json_path is not None or backend not in (None, Kernels.triton)):
         raise ArgumentError("--write-tiles goes with --arch alone: it makes no report")
     if json_path is not None:
         _check_writable(json_path)
     from xlnet_fast.kernels.report import command
 
-    backends = () if backend is None else (backend.value,)
-    known = command.known_archs(backends)
-    for number in arch or ():
-        if number not in known:
-            names = ", ".join(map(str, known))
-            raise ArgumentError(f"--arch {number} is unknown here, expected one of: {names}")
-    archs = tuple(dict.fromkeys(arch or ()))
     if write_tiles:
-        raise typer.Exit(command.write_tiles(archs))
+        raise typer.Exit(command.write_tiles(command.find_archs(arch or (), ("triton",))))
+    backends = () if backend is None else (backend.value,)
+    archs = command.find_archs(arch or (), backends)
     raise typer.Exit(command.run_report(json_path, archs, backends))
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,31 +15,63 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from xlnet_fast import files
 from xlnet_fast.builder.progress import Progress as Lines
 from xlnet_fast.errors import ArgumentError, BackendUnavailable, XLNetFastError
-from xlnet_fast.kernels.report import cuda, tile_search, triton
-from xlnet_fast.kernels.report.rows import PRAISE, Row, check
+from xlnet_fast.kernels.report import cuda, pallas, tile_search, tpu, triton
+from xlnet_fast.kernels.report.rows import PRAISE, AnyRow, check
 from xlnet_fast.kernels.report.tables import render
 
-BACKENDS = {"triton": triton, "cuda": cuda}
+BACKENDS = {"triton": triton, "cuda": cuda, "pallas": pallas}
 """The modules that know how to compile the kernels of a backend."""
+
+Arch = int | str
+"""A chip: 90 for sm_90, or the name of a TPU, for the Pallas kernels alone."""
 
 _WIDTH = 170  # where the output is a file or a pipe, whose width nobody knows
 
 
-def known_archs(backends: Sequence[str] = ()) -> tuple[int, ...]:
-    """The chips that all of the backends can compile for; default as `run_report`."""
+def find_archs(names: Sequence[str], backends: Sequence[str] = ()) -> tuple[Any, ...]:
+    """The chips of these names, "90" or "v5e", as `Arch`, each once.
+
+    Args:
+        backends: default as `run_report`.
+
+    Raises:
+        ArgumentError: a chip that is not known.
+        BackendUnavailable: what compiles for it is missing.
+    """
+    if "pallas" in (backends or BACKENDS) and not set(names).isdisjoint(pallas.ARCHS):
+        tpu.require_compiler()  # or a TPU would be said to be unknown
+    known = {str(arch): arch for arch in known_archs(backends)} if names else {}
+    for name in names:
+        if name not in known:
+            raise ArgumentError(
+                f"--arch {name} is unknown here, expected one of: {', '.join(known)}"
+            )
+    return tuple(known[name] for name in dict.fromkeys(names))
+
+
+def known_archs(backends: Sequence[str] = ()) -> tuple[Arch, ...]:
+    """The GPUs that all of the backends for GPUs can compile for, and the TPUs of Pallas.
+
+    Args:
+        backends: default as `run_report`.
+    """
     names, _ = _to_compile(backends)
-    return tuple(sorted(set.intersection(*(set(BACKENDS[name].known_archs()) for name in names))))
+    of_gpus = [set(BACKENDS[name].known_archs()) for name in names if name != "pallas"]
+    gpus = sorted(set.intersection(*of_gpus)) if of_gpus else []
+    return (*gpus, *(pallas.known_archs() if "pallas" in names else ()))
 
 
 def run_report(
-    json_path: Path | None, archs: Sequence[int] | None = None, backends: Sequence[str] = ()
+    json_path: Path | None, archs: Sequence[Arch] | None = None, backends: Sequence[str] = ()
 ) -> int:
     """Print the report with its verdict; optionally write it as JSON.
 
     Args:
         json_path: file for the list of rows, each with its "backend", or None.
         archs: chips; default each backend's `ARCHS`.
-        backends: of `BACKENDS`; default all, but those of CUDA C++ only where there is an nvcc.
+        backends: of `BACKENDS`; default those that compile for any of the chips, of CUDA C++ only
+            where there is an nvcc, and of Pallas only where there are JAX and libtpu; without chips
+            of the latter no more than `pallas.QUICK`.
 
     Returns:
         0 when all is well, 1 when a kernel is not as it should be, 2 when something asked for could
@@ -50,16 +83,20 @@ def run_report(
     try:
         if json_path is not None and not json_path.resolve().parent.is_dir():
             raise ArgumentError(f"no folder {json_path.parent} to write {json_path.name} to")
-        names, left_out = _to_compile(backends)
-        if left_out is not None:
-            console.print(f"the CUDA C++ kernels are left out: {left_out}", markup=False)
+        names, remarks = _to_compile(backends, archs or ())
+        for remark in remarks:
+            console.print(remark, markup=False)
         if "triton" in names:
             console.print(triton.tiles_taken(), markup=False)
-        rows: list[Row] = []
+        rows: list[AnyRow] = []
         for name in names:
-            asked = archs or BACKENDS[name].ARCHS
+            options: dict[str, Any] = {"archs": archs or BACKENDS[name].ARCHS}
+            if not backends and archs:
+                options = {"archs": _own(name, archs)}
+            elif not backends and name == "pallas":
+                options = dict(pallas.QUICK)
             with _counting(console, name) as on_progress:
-                rows += BACKENDS[name].compile_report(asked, on_progress=on_progress)
+                rows += BACKENDS[name].compile_report(**options, on_progress=on_progress)
         if json_path is not None:
             files.write_whole(json_path, json.dumps(rows, indent=1) + "\n")
     except (XLNetFastError, OSError) as error:
@@ -103,15 +140,33 @@ def write_tiles(archs: Sequence[int] | None = None) -> int:
     return 1 if table.spilling else 0
 
 
-def _to_compile(backends: Sequence[str]) -> tuple[list[str], str | None]:
-    """(the backends to compile, why that of CUDA C++ is not among those of the default)."""
+def _to_compile(backends: Sequence[str], archs: Sequence[Arch] = ()) -> tuple[list[str], list[str]]:
+    """(the backends to compile, sentences on what is not among those of the default)."""
     if backends:
-        return list(backends), None
-    try:
-        cuda.find_nvcc()
-    except BackendUnavailable as error:
-        return ["triton"], str(error)
-    return list(BACKENDS), None
+        return list(backends), []
+    names, remarks = [], []
+    needs = {"cuda": ("CUDA C++", cuda.find_nvcc), "pallas": ("Pallas", tpu.require_compiler)}
+    for name in BACKENDS:
+        if archs and not _own(name, archs):
+            continue
+        what, require = needs.get(name, ("", None))
+        try:
+            if require is not None:
+                require()
+        except BackendUnavailable as error:
+            if name == "pallas" and archs:  # nobody else compiles for a chip that was asked for
+                raise
+            remarks.append(f"the {what} kernels are left out: {error}")
+            continue
+        names.append(name)
+        if name == "pallas" and not archs:
+            remarks.append(pallas.NOT_IN_QUICK)
+    return names, remarks
+
+
+def _own(backend: str, archs: Sequence[Arch]) -> tuple[Arch, ...]:
+    """Of the chips those of a backend's kind: TPUs have names, GPUs numbers."""
+    return tuple(arch for arch in archs if isinstance(arch, str) == (backend == "pallas"))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
-"""A row of the report, and the check of rows: spills, shared memory, barriers, tensor cores."""
+"""A row of the report, and the check of rows: spills, memory, barriers, tensor cores."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
 from xlnet_fast.kernels.cuda.room import Shape
@@ -31,12 +31,14 @@ PRAISE = {
     "follow it",
     "cuda": "kernels: no spill in a loop, tensor cores where they belong, room as the last table "
     "says",
+    "pallas": "kernels: all compile, no memory for scores, VMEM within each chip's and within the "
+    "estimate that the tiles are chosen by (the compiler's figures; nothing ran on a TPU)",
 }
 """What is said of a backend's rows where `check` finds nothing wrong, behind their number."""
 
 
 class _OfBoth(TypedDict):
-    backend: str  # "triton" or "cuda"
+    backend: Literal["triton", "cuda"]
     kernel: str  # "rel_attention_forward"; of CUDA C++ with its template arguments
     arch: int  # the chip, 90 for sm_90
     registers: int  # of a thread
@@ -76,12 +78,37 @@ class Row(_OfBoth, total=False):
     blocks: int | None  # that fit on a multiprocessor; at most so many where dynamic_bytes is None
 
 
-def check(rows: Sequence[Row]) -> list[str]:
+class TpuRow(TypedDict):
+    """One Pallas kernel as it was compiled for one TPU, for a call with all that it can ask."""
+
+    backend: Literal["pallas"]
+    kernel: str  # "rel_attention_forward"
+    arch: str  # the chip, "v5e"
+    dtype: str
+    head_dim: int
+    tile: int  # rows and keys of it
+    vmem_bytes: int  # that the compiler gave the kernel
+    vmem_estimate_bytes: int  # ours, that the tile was chosen by: an upper one
+    vmem_limit_bytes: int  # what a kernel may take of the chip's
+    accessed_bytes: int  # of main memory, by the kernel's own estimate
+    flops: int  # likewise
+    program_temporary_bytes: int  # of the program, with the copies around its kernels
+    program_accessed_bytes: int
+    scores_bytes: int  # of all scores in dtype
+    compile_seconds: float  # of the program
+
+
+AnyRow = Row | TpuRow
+
+
+def check(rows: Sequence[AnyRow]) -> list[str]:
     """What is wrong with a report, a sentence each."""
     return [_name(row) + problem for row in rows for problem in _problems(row)]
 
 
-def _name(row: Row) -> str:
+def _name(row: AnyRow) -> str:
+    if row["backend"] == "pallas":
+        return f"{row['kernel']} {row['dtype']} head_dim {row['head_dim']} on {row['arch']}"
     chip = f"on sm_{row['arch']}"
     if row["backend"] == "cuda":
         return f"{row['kernel']} {chip}"
@@ -91,8 +118,11 @@ def _name(row: Row) -> str:
     return f"{what} {row['dtype']}{head_dim}{of_tile} {chip}"
 
 
-def _problems(row: Row) -> Iterator[str]:
+def _problems(row: AnyRow) -> Iterator[str]:
     """What is wrong with a row, each to be read behind its name."""
+    if row["backend"] == "pallas":
+        yield from _problems_on_tpu(row)
+        return
     is_paired = row.get("is_paired", False)
     if row["loop_spills"] > (PAIRED_LOOP_SPILLS if is_paired else 0):
         yield f" spills registers in {row['loop_spills']} places of a loop"
@@ -105,6 +135,18 @@ def _problems(row: Row) -> Iterator[str]:
     if "rel_attention" in row["kernel"] and row.get("instructions", {}).get(PRODUCT) == 0:
         yield f" does not use the tensor cores: it has no {PRODUCT}"
     yield from (f", PTX, {sentence}" for sentence in row.get("disorder", ()))
+
+
+def _problems_on_tpu(row: TpuRow) -> Iterator[str]:
+    needed = row["vmem_bytes"]
+    for limit, whose in (
+        (row["vmem_limit_bytes"], "a kernel may have of this chip's"),
+        (row["vmem_estimate_bytes"], "its tile was chosen by"),
+    ):
+        if needed > limit:
+            yield f" takes {needed} bytes of VMEM, more than the {limit} that {whose}"
+    if (found := row["program_temporary_bytes"]) >= row["scores_bytes"]:
+        yield f" has {found} bytes of temporary memory, as much as scores: {row['scores_bytes']}"
 
 
 def tile(row: Row) -> str:

@@ -10,13 +10,23 @@ from rich.table import Table
 
 from xlnet_fast.kernels.chips import KIB, SHARED_LIMITS
 from xlnet_fast.kernels.cuda.room import largest_head_dim
-from xlnet_fast.kernels.report.rows import COUNTED, Row, check, fits, needed_bytes, shapes_of, tile
+from xlnet_fast.kernels.report.rows import (
+    COUNTED,
+    AnyRow,
+    Row,
+    TpuRow,
+    check,
+    fits,
+    needed_bytes,
+    shapes_of,
+    tile,
+)
 
 # Of CUDA C++: forward and backward of q, each in order and at positions; of k and v; of r.
 _ATTENTION_KERNELS = 6
 
 
-def render(rows: Sequence[Row]) -> Group:
+def render(rows: Sequence[AnyRow]) -> Group:
     """The report as one table per kernel, a line per row; problems in red.
 
     What does not fit on a chip that lacks room for every kernel of CUDA C++ is yellow. Of these the
@@ -24,12 +34,13 @@ def render(rows: Sequence[Row]) -> Group:
     """
     tables: dict[str, Table] = {}
     for row in rows:
-        title, words, figures = (_of_triton if row["backend"] == "triton" else _of_cuda)(row)
+        title, words, figures = _cells(row)
         if title not in tables:
             tables[title] = _table(title, words, figures)
-        style = "bold red" if check([row]) else None if fits(row) else "yellow"
+        fitting = row["backend"] == "pallas" or fits(row)
+        style = "bold red" if check([row]) else None if fitting else "yellow"
         tables[title].add_row(*words.values(), *figures.values(), style=style)
-    return Group(*tables.values(), *_what_runs(rows))
+    return Group(*tables.values(), *_what_runs([r for r in rows if r["backend"] == "cuda"]))
 
 
 def _table(title: str, words: Iterable[str], figures: Iterable[str]) -> Table:
@@ -42,10 +53,17 @@ def _table(title: str, words: Iterable[str], figures: Iterable[str]) -> Table:
     return table
 
 
-def _of_triton(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
-    """The title of a row's table; words and figures by the heading of their column.
+def _cells(row: AnyRow) -> tuple[str, dict[str, str], dict[str, str]]:
+    """The title of a row's table; words and figures by the heading of their column."""
+    if row["backend"] == "pallas":
+        return _of_pallas(row)
+    return _of_triton(row) if row["backend"] == "triton" else _of_cuda(row)
 
-    Those are chip, dtype, head dim D, features, tile with its warps and pipeline stages; registers
+
+def _of_triton(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
+    """As `_cells`.
+
+    Chip, dtype, head dim D, features, tile with its warps and pipeline stages; registers
     and spilled bytes of a thread, spills in innermost loops, shared memory of a block.
     """
     title = row["kernel"] if row["variant"] == "-" else f"{row['kernel']}, variant {row['variant']}"
@@ -68,7 +86,7 @@ def _of_triton(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
 
 
 def _of_cuda(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
-    """As `_of_triton`.
+    """As `_cells`.
 
     Template arguments, chip; threads of a block, registers and spilled bytes of a thread, spills in
     innermost loops / in loops with a product, KiB of shared memory, blocks that fit on a
@@ -90,6 +108,33 @@ def _of_cuda(row: Row) -> tuple[str, dict[str, str], dict[str, str]]:
     inside, everywhere = row["loop_instructions"], row["instructions"]
     figures |= {name: f"{inside[name]}/{everywhere[name]}" for name in (*COUNTED, "all")}
     return title, words, figures
+
+
+def _of_pallas(row: TpuRow) -> tuple[str, dict[str, str], dict[str, str]]:
+    """As `_cells`.
+
+    Chip, dtype, head dim D, tile; MiB of VMEM that the compiler gave the kernel / that the tile was
+    chosen by / that a kernel may have; MB of main memory that the kernel accesses and its FLOPs, by
+    its own estimate; of the program around it MiB of temporary memory, those of scores, and MB
+    accessed; seconds to compile it.
+    """
+    words = {
+        "chip": row["arch"],
+        "dtype": row["dtype"],
+        "D": str(row["head_dim"]),
+        "tile": str(row["tile"]),
+    }
+    vmem = (row["vmem_bytes"], row["vmem_estimate_bytes"], row["vmem_limit_bytes"])
+    figures = {
+        "VMEM MiB": "/".join(f"{count / KIB**2:.1f}" for count in vmem),
+        "MB": f"{row['accessed_bytes'] / 1e6:.0f}",
+        "GFLOP": f"{row['flops'] / 1e9:.1f}",
+        "temporary MiB": f"{row['program_temporary_bytes'] / KIB**2:.0f}",
+        "scores MiB": f"{row['scores_bytes'] / KIB**2:.0f}",
+        "program MB": f"{row['program_accessed_bytes'] / 1e6:.0f}",
+        "compile s": f"{row['compile_seconds']:.0f}",
+    }
+    return row["kernel"] + ", TPU", words, figures
 
 
 def _or_dash(value: int | None) -> str:
