@@ -38,6 +38,30 @@ _NEEDED = ("jax", "torchax", "flatbuffers")
 _GOOGLE = "0x1ae0"  # its number among vendors of PCI devices
 
 
+@contextlib.contextmanager
+def _process_as_it_was() -> Iterator[None]:
+    """Undo what JAX's and torchax's imports, and ours, do to the process, as far as it can be.
+
+    The device that torchax names "jax" keeps its name. Where no TPU is plugged in, libtpu is kept
+    from looking for one, which takes seconds and prints a page: JAX is then on the CPU.
+    """
+    environment, fast = dict(os.environ), torch.backends.mha.get_fastpath_enabled()
+    if "jax" not in sys.modules and not _has_tpu():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _has_tpu() -> bool:
+    """Whether a device of Google's is plugged in: a TPU, or a network card of its cloud."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    return any(path.read_text().strip() == _GOOGLE for path in vendors)
+
+
 class StableHLO:
     """The format for one platform; what other formats' modules have as functions are its methods.
 
@@ -55,6 +79,7 @@ class StableHLO:
         self._lowered: Any = None
         self._ranges: Ranges | None = None
 
+    @_process_as_it_was()
     def require(self) -> None:
         """Before minutes of work: are JAX and torchax here, and is there such a chip?
 
@@ -64,16 +89,16 @@ class StableHLO:
         if self.chip is not None:
             expect_known("chip", [self.chip], list(tpu.TOPOLOGIES))
         packages.require("StableHLO is written by JAX and torchax", _NEEDED, INSTALL)
-        with _process_as_it_was():
-            try:
-                xla: Any = importlib.import_module("xlnet_fast.export.xla")
-            except ImportError as error:
-                raise XLNetFastError(
-                    f"JAX and torchax cannot be imported ({first_line(error)}): {INSTALL}"
-                ) from error
-            if self.chip is None and xla.attached_tpu() is None:
-                self.chip = USUAL_CHIP  # else the kernels are for the TPU that is here
+        try:
+            xla: Any = importlib.import_module("xlnet_fast.export.xla")
+        except ImportError as error:
+            raise XLNetFastError(
+                f"JAX and torchax cannot be imported ({first_line(error)}): {INSTALL}"
+            ) from error
+        if self.chip is None and xla.attached_tpu() is None:
+            self.chip = USUAL_CHIP  # else the kernels are for the TPU that is here
 
+    @_process_as_it_was()
     def write(self, source: Source, ranges: Ranges, path: Path) -> None:
         """Write the program, and the weights beside it.
 
@@ -100,6 +125,7 @@ class StableHLO:
         save_file(self._lowered.weights, path.with_name(WEIGHTS))
         shutil.copymode(path, path.with_name(WEIGHTS))  # safetensors lets only its owner read it
 
+    @_process_as_it_was()
     def load(self, path: Path) -> Run:
         """The program of a file, as a function; one for a TPU that is not here is interpreted.
 
@@ -109,8 +135,11 @@ class StableHLO:
         from xlnet_fast.export import xla
 
         device = xla.cpu() if self.platform == "cpu" else xla.attached_tpu()
-        exported = xla.read(path) if device else xla.reread(self._exported("cpu"))
-        return xla.runner(exported, path.with_name(WEIGHTS), device or xla.cpu())
+        weights = path.with_name(WEIGHTS)
+        if device is not None:
+            return xla.runner(xla.read(path), weights, device)
+        interpreted = xla.reread(self._exported("cpu"))
+        return xla.runner(interpreted, weights, xla.cpu(), interpreted=True)
 
     def _exported(self, platform: str) -> Any:
         """The program for a platform; kernels of one for a CPU are interpreted."""
@@ -121,6 +150,7 @@ class StableHLO:
             self._lowered, self._ranges, platform, self.precision, self.chip, platform == "cpu"
         )
 
+    @_process_as_it_was()
     def facts(
         self, path: Path, versions: dict[str, str], say: Callable[[str], None]
     ) -> dict[str, Any]:
@@ -162,14 +192,13 @@ class StableHLO:
         if importlib.util.find_spec("libtpu") is None:
             say(f"libtpu is not here: the program was not compiled for {self.chip}")
             return None
-        with _process_as_it_was():
-            try:
-                found = xla.compiled(exported, self._lowered, self._ranges, self.chip)
-            except Exception as error:  # of the compiler
-                raise XLNetFastError(
-                    f"the program cannot be compiled for {self.chip}: {first_line(error)}; nothing "
-                    "was written"
-                ) from error
+        try:
+            found = xla.compiled(exported, self._lowered, self._ranges, self.chip)
+        except Exception as error:  # of the compiler
+            raise XLNetFastError(
+                f"the program cannot be compiled for {self.chip}: {first_line(error)}; nothing was "
+                "written"
+            ) from error
         note = "the compiler's figures, not a measurement"
         say(
             f"compiled for {self.chip}: {found.temporary_bytes / 2**20:.1f} MiB temporary, "
@@ -208,27 +237,3 @@ class StableHLO:
             '            raise ValueError(f"{name} is {size}, expected {least} to {most}")',
             '    return call(weights, *(np.asarray(x, "int32") for x in given))',
         ]
-
-
-@contextlib.contextmanager
-def _process_as_it_was() -> Iterator[None]:
-    """Undo what JAX's and torchax's imports, and ours, do to the process, as far as it can be.
-
-    The device that torchax names "jax" keeps its name. Where no TPU is plugged in, libtpu is kept
-    from looking for one, which takes seconds and prints a page: JAX is then on the CPU.
-    """
-    environment, fast = dict(os.environ), torch.backends.mha.get_fastpath_enabled()
-    if "jax" not in sys.modules and not _has_tpu():
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _has_tpu() -> bool:
-    """Whether a device of Google's is plugged in: a TPU, or a network card of its cloud."""
-    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    return any(path.read_text().strip() == _GOOGLE for path in vendors)

@@ -30,6 +30,7 @@ from xlnet_fast.kernels.pallas import registered
 from xlnet_fast.kernels.report import tpu
 
 _KERNEL = "@tpu_custom_call"
+_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,17 @@ def reread(exported: jax.export.Exported) -> jax.export.Exported:
     return jax.export.deserialize(exported.serialize())
 
 
-def runner(exported: jax.export.Exported, weights: Path, device: Any) -> Run:
-    """A program on a device as a function of torch tensors; integers come back in int64."""
+def runner(
+    exported: jax.export.Exported, weights: Path, device: Any, interpreted: bool = False
+) -> Run:
+    """A program on a device as a function of torch tensors; integers come back in int64.
+
+    Args:
+        interpreted: its kernels are, and are run a few times: XLA would optimise them for minutes.
+    """
     with jax.default_device(device):
         values = load_file(weights)
-    call = jax.jit(exported.call)
+    call = jax.jit(exported.call, compiler_options=_QUICKLY if interpreted else None)
 
     def run(*given: Tensor) -> tuple[Tensor, ...]:
         with jax.default_device(device):
