@@ -26,7 +26,10 @@ STABLEHLO = ["M", "--format", "stablehlo", "--output", "a"]
         (["M", "--format", "torch", "--output", "a", "--data", "d.csv"], "data is for int8 alone"),
         (["M", "--format", "onnx", "--output", "a", "--portable"], "ONNX is portable anyway"),
         ([*STABLEHLO, "--portable"], "stablehlo runs without xlnet_fast anyway"),
-        (STABLEHLO, "platform must be one of cpu, tpu, none was given: a program with kernels for a"),
+        (
+            STABLEHLO,
+            "platform must be one of cpu, tpu, none was given: a program with kernels for a",
+        ),
         ([*STABLEHLO, "--platform", "gpu"], "platform must be one of cpu, tpu, got 'gpu'"),
         ([*STABLEHLO, "--platform", "cpu", "--dtype", "fp16"], "one of fp32, bf16, got 'fp16'"),
         ([*STABLEHLO, "--platform", "cpu", "--chip", "v4"], "chip is for platform tpu alone"),
@@ -34,7 +37,10 @@ STABLEHLO = ["M", "--format", "stablehlo", "--output", "a"]
         ([*STABLEHLO, "--platform", "tpu", "--max-batch", "0"], "expected at least 1"),
         ([*STABLEHLO, "--platform", "tpu", "--max-length", "3"], "expected at least 8"),
         ([*STABLEHLO[:-1], "a.stablehlo", "--platform", "cpu"], "no name for stablehlo"),
-        (["M", "--format", "torch", "--output", "a", "--platform", "cpu"], "is for stablehlo alone"),
+        (
+            ["M", "--format", "torch", "--output", "a", "--platform", "cpu"],
+            "is for stablehlo alone",
+        ),
         (["M", "--format", "int8", "--output", "a", "--dtype", "bf16"], "is for stablehlo alone"),
         (["M", "--format", "torch", "--output", "a", "--max-batch", "0"], "expected at least 1"),
         (["M", "--format", "torch", "--output", "a", "--max-length", "7"], "expected at least 8"),
@@ -58,7 +64,9 @@ def test_what_a_format_lacks_is_told_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install onnxscript onnxruntime" in refused(run(*given, "onnx"))
     missing = refused(run(*given, "stablehlo", "--platform", "cpu"))
-    assert "jax and torchax and flatbuffers cannot be found: pip install 'xlnet-fast[tpu]'" in missing
+    assert (
+        "jax and torchax and flatbuffers cannot be found: pip install 'xlnet-fast[tpu]'" in missing
+    )
 
 
 def test_jax_that_does_not_import_is_told_before_the_work(tmp_path, monkeypatch):
