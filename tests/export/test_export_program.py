@@ -173,6 +173,39 @@ def test_every_padding_is_compared(read):
         check(wrong_with_short_texts, read, ranges)
 
 
+def test_a_lucky_model_does_not_refuse_an_export(read, monkeypatch):
+    """One text on which the model is exact by chance: others say how far rounding takes it."""
+    lucky = source.Source(**{**vars(read), "head": Lucky(read)})
+    ranges = Ranges(1, 1, 9, fixed=True)
+
+    def off(amount):
+        return lambda *given: tuple(x + amount for x in read.head(*given))
+
+    monkeypatch.setattr("xlnet_fast.export.check._more", lambda *given: 0.0)
+    seen = check(off(2e-5), lucky, ranges)
+    assert all(1e-5 < one.error <= one.bound < 4e-5 for one in seen)
+    with pytest.raises(XLNetFastError, match="is off by"):
+        check(off(4e-5), lucky, ranges)
+    monkeypatch.setattr("xlnet_fast.export.check._OTHER_TEXTS", 0)
+    with pytest.raises(XLNetFastError, match="is off by"):
+        check(off(2e-5), lucky, ranges)
+
+
+class Lucky:
+    """A model that is off by 1.5e-5, but with the texts of the check."""
+
+    def __init__(self, read):
+        self.read, self.outputs = read, read.head.outputs
+        self.texts = [
+            source.inputs_of(1, 9, read.config.vocab_size, padding=padding)[0]
+            for padding in (None, [8])
+        ]
+
+    def __call__(self, ids, mask, segments):
+        known = any(torch.equal(ids, text) for text in self.texts)
+        return tuple(x + (0 if known else 1.5e-5) for x in self.read.head(ids, mask, segments))
+
+
 def test_a_program_of_one_shape_takes_no_other(read):
     made = program.traced(read, Ranges(2, 1, 9, fixed=True)).module()
     assert made(*source.inputs_of(2, 9, 100))[0].shape == (2, 3)
