@@ -182,6 +182,7 @@ $(TPU_VENV)/.installed: $(VENV)/.installed pyproject.toml
 TPU_FLAGS ?= $(PYTEST_FLAGS)
 tpu: $(TPU_VENV)/.installed ## run the Pallas kernels on the CPU, and compile them for five TPUs that are not here
 	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) tests/tpu
+	$(TEST_ENV) JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python examples/train_tpu.py
 
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(call beside,$(SERVING_VENV),serving)

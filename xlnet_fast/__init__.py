@@ -82,6 +82,8 @@ def __getattr__(name: str) -> Any:
         from xlnet_fast.qualifier import qualify
 
         return qualify
+    if name == "tpu":
+        return import_module("xlnet_fast.tpu")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,6 +11,9 @@ REMEDIES = {
 }
 """Type of a device -> the call that makes its framework know the TPU kernels."""
 
+TPUS = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+"""Generations that the TPU kernels are compiled for, as ``register`` has them by name."""
+
 _registered: set[str] = set()
 
 

@@ -10,9 +10,9 @@ a kernel working on a tile makes that tile's mask alone. Philox is from Salmon e
 random numbers: as easy as 1, 2, 3" (SC 2011); `tl.philox` in Triton and Random123 compute the same
 function.
 
-Three implementations give identical bits: the compiled extension (CPU), a Triton kernel (GPU,
-registered by :mod:`xlnet_fast.ops`) and plain ATen in int64 (any device, traceable, no host
-synchronisation).
+Four implementations give identical bits: the compiled extension (CPU), a Triton kernel (GPU,
+registered by :mod:`xlnet_fast.ops`), JAX (registered by :mod:`xlnet_fast.tpu`) and plain ATen in
+int64 (any device, traceable, no host synchronisation).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from xlnet_fast import _extension
+from xlnet_fast import _extension, lowering
 from xlnet_fast.errors import ArgumentError, ShapeError
 
 _LOW32 = 0xFFFFFFFF
@@ -34,8 +34,18 @@ _ROUNDS = 10
 _INT64 = range(-(2**63), 2**63)
 
 make_on_gpu: Callable[..., Tensor | None] | None = None
-"""What makes a mask where its seed is, on a GPU, with the arguments of :func:`keep_mask_aten` but
-the device; it may answer None. Set by whoever has a kernel: this layer knows none."""
+"""What makes a mask where its seed is, on a GPU or under JAX, with the arguments of
+:func:`keep_mask_aten` but the device; it may answer None. Set by whoever has a kernel: this layer
+knows none."""
+
+
+def draw_seed(device: torch.device | str) -> Tensor:
+    """A seed of shape (1,), drawn by a device's generator without waiting for it.
+
+    int64; of JAX, which has none unless ``jax_enable_x64`` is on, its own integers.
+    """
+    is_jax = torch.device(device).type == "jax"
+    return torch.randint(0, 2**31 - 1 if is_jax else 2**62, (1,), device=device)
 
 
 def keep_threshold(p: float) -> int:
@@ -63,7 +73,8 @@ def keep_mask(
     """The dropout keep mask of some rows of the attention probabilities, True = kept.
 
     Args:
-        seed: int64 tensor of one element, or an int that fits int64.
+        seed: int64 tensor of one element (on a device of JAX int32 as well), or an int that fits
+            int64.
         p: probability of dropping an element, 0 <= p < 1.
         batch: B.
         heads: N.
@@ -91,10 +102,15 @@ def keep_mask(
     device = _device_of(seed) if device is None else torch.device(device)
     if device.type == "cpu" and not _is_tracing(seed) and _extension.load() is not None:
         return _keep_mask_compiled(int(seed), threshold, heads, rows, keys, batch_range)
-    if make_on_gpu is not None and _is_on_gpu(seed, device) and not _is_taken_apart():
+    if make_on_gpu is not None and _has_kernel(seed, device) and not _is_taken_apart():
         made = make_on_gpu(seed, threshold, heads, rows, keys, batch_range)
         if made is not None:
             return made
+    if device.type == "jax" and torch.arange(1, device=device).dtype != torch.int64:
+        raise ArgumentError(
+            "a dropout mask on device 'jax' needs a seed there and "
+            f"{lowering.REMEDIES['jax']}, or 64-bit integers: jax_enable_x64"
+        )
     return keep_mask_aten(seed, threshold, heads, rows, keys, batch_range, device)
 
 
@@ -197,10 +213,13 @@ def _is_tracing(seed: Tensor | int) -> bool:
     )
 
 
-def _is_on_gpu(seed: Tensor | int, device: torch.device) -> bool:
-    """Whether `seed` is a CUDA tensor on the device where its mask is wanted."""
-    here = isinstance(seed, Tensor) and seed.device.type == "cuda" == device.type
-    return here and isinstance(seed, Tensor) and device.index in (None, seed.device.index)
+def _has_kernel(seed: Tensor | int, device: torch.device) -> bool:
+    """Whether `seed` is on the device where its mask is wanted, a GPU or one of JAX that knows."""
+    if not isinstance(seed, Tensor) or seed.device.type != device.type:
+        return False
+    if device.type == "jax":
+        return lowering.why_missing("jax") is None
+    return device.type == "cuda" and device.index in (None, seed.device.index)
 
 
 def _is_taken_apart() -> bool:
@@ -210,6 +229,11 @@ def _is_taken_apart() -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or get_proxy_mode() is not None
     )
+
+
+def seed_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    """What a seed may have for dtype on a device: JAX makes int32 of int64 by default."""
+    return (torch.int64, torch.int32) if device.type == "jax" else (torch.int64,)
 
 
 def _device_of(seed: Tensor | int) -> torch.device:
@@ -222,7 +246,7 @@ def _checked_seed(seed: Tensor | int) -> Tensor | int:
         if seed not in _INT64:
             raise ArgumentError(f"seed must fit int64, got {seed}")
         return seed
-    if seed.dtype != torch.int64:
+    if seed.dtype not in seed_dtypes(seed.device):
         raise ArgumentError(f"seed must be an int64 tensor, got {seed.dtype}")
     if seed.numel() != 1:
         raise ShapeError(f"seed must have one element, got shape {tuple(seed.shape)}")

@@ -16,6 +16,8 @@ from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from xlnet_fast import lowering
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FORWARD_MODE = "forward-mode differentiation"
@@ -76,9 +78,10 @@ def are_plain(values: Iterable[object]) -> bool:
 def can_look(x: Tensor) -> bool:
     """Whether the values of x may be read: it has some, and no program is being made of the call.
 
-    Reading a GPU's waits for it, which is for the caller to weigh.
+    Reading a GPU's waits for it, which is for the caller to weigh. A TPU's programs are traced by
+    its framework, where nobody here can tell.
     """
-    if torch.compiler.is_compiling() or x.device.type == "meta":
+    if torch.compiler.is_compiling() or x.device.type in ("meta", *lowering.REMEDIES):
         return False
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
         return False

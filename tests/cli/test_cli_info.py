@@ -15,7 +15,7 @@ from rich.console import Console
 
 import xlnet_fast
 from xlnet_fast import _extension, info
-from xlnet_fast.info import page
+from xlnet_fast.info import facts, page
 from xlnet_fast.kernels.report import triton as triton_report
 from xlnet_fast.ops import _dispatch
 from xlnet_fast.ops.qualification import files
@@ -88,6 +88,18 @@ def test_info_never_claims_a_gpu_run_that_is_not_recorded(monkeypatch):
             assert row_of(kernel)["status"] == expected
 
 
+@pytest.mark.parametrize("jax", ["there", None])
+def test_info_never_claims_that_a_tpu_ran(jax, monkeypatch):
+    monkeypatch.setattr(facts.importlib.util, "find_spec", lambda name: jax)
+    (row,) = (row for row in info.gather()["kernels"] if row["kernel"] == "pallas rel_attention")
+    text = page._kernel_text(row)
+    assert text.startswith(
+        "compiled, run in JAX's interpret mode, never run on a TPU; compiles for"
+    )
+    assert text.partition("compiles for ")[2].startswith("v4, v5e, v5p, v6e, tpu7x")
+    assert text.endswith("Not here: no JAX: pip install 'xlnet-fast[tpu]'") == (jax is None)
+
+
 def test_info_tells_what_the_cuda_kernels_were_compiled_for(monkeypatch):
     facts = {name: [] for name in _extension.BuildInfo.__annotations__}
     facts |= {"cuda_archs": ["80", "90a"], "cuda_compiler": "12.4.131"}
@@ -149,7 +161,14 @@ def test_info_in_short():
 def test_info_in_full():
     result = run("info", "--verbose")
     assert result.exit_code == 0
-    parts = ("Versions", "Devices", "C++ extension", "GPU kernels", "Qualification", "Missing")
+    parts = (
+        "Versions",
+        "Devices",
+        "C++ extension",
+        "GPU and TPU kernels",
+        "Qualification",
+        "Missing",
+    )
     for word in (*parts, "sdpa", "cuda: it runs on", torch.__version__):
         assert word in result.stdout
 

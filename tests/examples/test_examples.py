@@ -26,7 +26,8 @@ def test_it_runs(name, monkeypatch, tmp_path):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def test_the_make_target_runs_all_of_them():
+def test_make_targets_run_all_of_them():
     makefile = (EXAMPLES.parent / "Makefile").read_text(encoding="utf-8")
     (named,) = re.findall(r"for example in ([\w ]+);", makefile)
-    assert sorted(f"{name}.py" for name in named.split()) == FILES
+    by_themselves = re.findall(r"bin/python examples/(\w+)\.py", makefile)
+    assert sorted(f"{name}.py" for name in [*named.split(), *by_themselves]) == FILES

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from schema_arguments import schema_arguments, small
 
-from xlnet_fast import _extension
+import xlnet_fast
+from xlnet_fast import _extension, lowering
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
-from xlnet_fast.ops import _dispatch
+from xlnet_fast.ops import _dispatch, _verdict
 from xlnet_fast.ops._dispatch import (
+    ATTENTION,
     BACKENDS,
     CAPABILITIES,
     OPS,
@@ -20,6 +25,7 @@ from xlnet_fast.ops._dispatch import (
     named_or_auto,
     spelled,
 )
+from xlnet_fast.ops.qualification.files import Found
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -314,6 +320,105 @@ def test_no_backend_at_all_gives_every_reason():
         choose(Request("rel_attention", "cpu", torch.int64))
     for backend in BACKENDS:
         assert f"{backend}: " in str(info.value)
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """A world in which JAX was told of our ops, and nobody told TorchTPU."""
+    monkeypatch.setattr(lowering, "_registered", {"jax"})
+
+
+ON_A_TPU = Request("rel_attention", "jax", BF16, 64, needs_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "module", "remedy"),
+    [
+        ("jax", "torchax", r"pip install 'xlnet-fast\[tpu\]'.*torchax .*0\.0\.14\.dev"),
+        ("tpu", "torch_tpu", "install torch_tpu"),
+    ],
+)
+def test_the_call_that_registers_says_what_is_not_installed(device, module, remedy, monkeypatch):
+    """The call as the reason of the dispatcher spells it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(lowering, "_registered", set())
+    with pytest.raises(BackendUnavailable, match=remedy):
+        eval(lowering.REMEDIES[device], {"xlnet_fast": xlnet_fast})
+    assert lowering.why_missing(device) is not None
+
+
+@pytest.mark.parametrize("device", lowering.REMEDIES)
+@pytest.mark.parametrize("op", ATTENTION)
+def test_the_tpu_kernels_wait_until_they_are_registered(op, device, monkeypatch):
+    monkeypatch.setattr(lowering, "_registered", set())
+    request = replace(ON_A_TPU, op=op, device=device)
+    choice = choose(request)
+    assert choice.backend == "reference"
+    assert f"not registered; call {lowering.REMEDIES[device]}" in choice.reason
+    with pytest.raises(BackendUnavailable, match=r"not registered; call xlnet_fast\.tpu\."):
+        choose(request, "pallas")
+    lowering.registered(device)
+    assert choose(request).backend == choose(request, "pallas").backend == "pallas"
+
+
+@pytest.mark.usefixtures("lowered")
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"features": ("bits", "padding")}, "takes no packed bits"),
+        ({"dtype": F16}, "takes bfloat16, float32, not float16"),
+        ({"head_dim": 129}, "head dims 1 to 128, not 129"),
+        ({"device": "tpu"}, "not registered; call xlnet_fast.tpu.torchtpu.register()"),
+        ({"op": "masked_softmax"}, "it has no masked_softmax"),
+        ({"op": "concat_memory"}, "it has no concat_memory"),
+    ],
+)
+def test_what_the_tpu_kernels_cannot_run_the_reference_does(changed, reason):
+    request = replace(ON_A_TPU, **changed)
+    choice = choose(request)
+    assert choice.backend == "reference"
+    assert reason in choice.reason.partition("pallas: ")[2].partition("; cpu: ")[0]
+    with pytest.raises(BackendUnavailable, match=re.escape(reason)):
+        choose(request, "pallas")
+
+
+@pytest.mark.usefixtures("lowered", "extension")
+def test_the_tpu_kernels_run_nowhere_else():
+    for device in ("cpu", "cuda", "meta"):
+        with pytest.raises(BackendUnavailable, match=f"runs on jax and tpu, not on {device}"):
+            choose(replace(ON_A_TPU, device=device), "pallas")
+
+
+def test_an_op_that_is_told_pallas_runs_only_where_jax_does():
+    problem = small()
+    args = schema_arguments(problem, backend="pallas")
+    with pytest.raises(BackendUnavailable, match="'pallas' runs where JAX does"):
+        torch.ops.xlnet_fast.rel_attention(problem.operands["q"], *args)
+
+
+@pytest.mark.usefixtures("lowered")
+def test_a_compiled_choice_is_made_anew_after_a_registration():
+    def backend_of(x: torch.Tensor) -> torch.Tensor:
+        return x + BACKENDS.index(choose(ON_A_TPU).backend)
+
+    torch.compiler.reset()
+    compiled = torch.compile(backend_of, backend="eager", fullgraph=True)
+    for expected in ("pallas", "reference"):
+        assert BACKENDS[int(compiled(torch.zeros(())))] == expected
+        lowering._registered.clear()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("registered", [{"jax"}, set()])
+def test_the_verdict_on_a_tpu_names_the_call_that_is_missing(registered, monkeypatch):
+    monkeypatch.setattr(lowering, "_registered", registered)
+    choice = choose(ON_A_TPU)
+    line = _verdict.verdict("jax", [choice], [], Found(None, "", ""))
+    if registered:
+        assert line == "ready: Pallas kernels, lowered by the framework of device 'jax'"
+    else:
+        assert line.startswith("slower than it could be: pallas: ")
+        assert line.endswith("call xlnet_fast.tpu.register()")
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from xlnet_fast import _extension
+from xlnet_fast import _extension, lowering
 from xlnet_fast._version import __version__
 from xlnet_fast.kernels import cuda, triton
 from xlnet_fast.kernels.report import triton as report
@@ -142,7 +142,7 @@ def _built() -> dict[str, Any]:
 
 
 def _kernels(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """GPU kernels, the chips they are compiled for, and the GPUs that they were proved on."""
+    """GPU and TPU kernels, their chips, and the GPUs that they were proved on."""
     archs = {
         "triton": [str(arch) for arch in report.ARCHS],
         "cuda": cuda_archs(),
@@ -170,6 +170,7 @@ def _kernels(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "unavailable_here": modules[name].why_unavailable(_any_gpu()),
             }
         )
+    rows.append(_tpu_kernels())
     rows.append(
         {
             "kernel": "CUDA graph of a generation step",
@@ -180,6 +181,17 @@ def _kernels(devices: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
     )
     return rows
+
+
+def _tpu_kernels() -> dict[str, Any]:
+    has_jax = importlib.util.find_spec("jax") is not None
+    return {
+        "kernel": "pallas rel_attention",
+        "status": "compiled, run in JAX's interpret mode, never run on a TPU",
+        "architectures": list(lowering.TPUS),
+        "measured_on": [],
+        "unavailable_here": None if has_jax else "no JAX: pip install 'xlnet-fast[tpu]'",
+    }
 
 
 def _found(device: dict[str, Any]) -> files.Found:

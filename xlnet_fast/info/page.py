@@ -46,7 +46,7 @@ def _print_whole(facts: dict[str, Any], console: Console) -> None:
     _print_pairs(console, "Devices", {row["device"]: _device_text(row) for row in facts["devices"]})
     _print_pairs(console, "C++ extension", _extension_text(facts["extension"]))
     kernels = {row["kernel"]: _kernel_text(row) for row in facts["kernels"]}
-    _print_pairs(console, "GPU kernels", kernels)
+    _print_pairs(console, "GPU and TPU kernels", kernels)
     proofs = {row["device"]: _proof_text(row) for row in facts["qualification"]}
     _print_pairs(console, "Qualification", proofs)
     missing = {row["what"]: f"{row['effect']}; {row['remedy']}" for row in facts["missing"]}

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from xlnet_fast.masks import AttentionMask, pack_bits
 from xlnet_fast.ops import rel_attention
+from xlnet_fast.philox import draw_seed
 from xlnet_fast.transforms import can_look
 
 
@@ -92,7 +93,7 @@ def _by_op(
     _, queries, heads, dim = q.shape
     zero = q.new_zeros(1, 1, 1, 1)
     bias = zero[0, 0].expand(heads, dim)
-    seed = torch.randint(0, 2**62, (1,), device=q.device) if dropout_p else None
+    seed = draw_seed(q.device) if dropout_p else None
     attended = rel_attention(
         q, k, v, zero.expand(1, queries + k.shape[1], heads, dim), bias, bias,
         mask=_op_mask(mask, queries), dropout_p=dropout_p, seed=seed, backend=backend,

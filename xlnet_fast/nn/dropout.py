@@ -8,13 +8,13 @@ PyTorch's own dropout with what surrounds it and loses more than that by drawing
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from xlnet_fast import _extension
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.ops.dropout import dropout
 from xlnet_fast.ops.linear import is_plain, is_transformed
+from xlnet_fast.philox import draw_seed
 from xlnet_fast.transforms import constant_when_traced
 
 LEAST = 1 << 14
@@ -43,7 +43,7 @@ def drop(module: nn.Module, x: Tensor) -> Tensor:
     if is_idle(module):
         return x
     if type(module) is nn.Dropout and _is_ours(module, x):
-        return dropout(x, module.p, torch.randint(0, 2**62, (1,)))
+        return dropout(x, module.p, draw_seed("cpu"))
     result: Tensor = module(x)
     return result
 

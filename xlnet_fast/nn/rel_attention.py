@@ -22,6 +22,7 @@ from xlnet_fast.nn.projection import project, project_residual
 from xlnet_fast.ops import masked_softmax, rel_attention, two_stream_attention
 from xlnet_fast.ops._dispatch import named_or_auto
 from xlnet_fast.ops.linear import linear
+from xlnet_fast.philox import draw_seed
 
 
 class RelativeAttentionCore(nn.Module):
@@ -234,7 +235,7 @@ class RelativeAttentionCore(nn.Module):
         p = rate_of(self.dropout)
         if not p:  # nothing, or the module is called
             return 0.0, None
-        return p, torch.randint(0, 2**62, (1,), device=like.device)
+        return p, draw_seed(like.device)
 
 
 class RelativeAttention(RelativeAttentionCore):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from xlnet_fast.masks import AttentionMask
 from xlnet_fast.ops import rel_attention
+from xlnet_fast.philox import draw_seed
 
 MOST_HEAD_DIM = 256
 
@@ -41,7 +41,7 @@ def attend_frames(
     """
     heads, dim = bias_u.shape
     q, k, v = (x if x.dim() == 4 else x.unflatten(-1, (heads, dim)) for x in (q, k, v))
-    seed = torch.randint(0, 2**62, (1,), device=q.device) if dropout_p else None
+    seed = draw_seed(q.device) if dropout_p else None
     attended = rel_attention(
         q, k, v, table.to(q.dtype), bias_u.to(q.dtype), bias_v.to(q.dtype), r_start=1,
         mask=mask, scale=scale, dropout_p=dropout_p, seed=seed, backend=backend,

@@ -18,7 +18,7 @@ from functools import cache
 
 import torch
 
-from xlnet_fast import transforms
+from xlnet_fast import lowering, transforms
 from xlnet_fast.errors import ArgumentError, BackendUnavailable
 from xlnet_fast.kernels import cpu as cpu_kernels
 from xlnet_fast.kernels import cuda as cuda_kernels
@@ -58,6 +58,8 @@ class Capability:
     needs: str | None = None  # an importable module
     gpu_kernel: bool = False
     obstacle: Callable[[], str | None] | None = None  # why it cannot run on this machine
+    lowered: bool = False  # whether an outer framework runs it, once it was told of our ops
+    refuses: Mapping[str, str] = field(default_factory=dict)  # features of calls, and why
     # Why it, which can run here, cannot run a call of (gpu, head dim or None, needs_grad).
     unfit: Callable[[str | None, int | None, bool], str | None] | None = None
     plain: bool = False  # whether it is PyTorch's own code, which every transform knows
@@ -86,6 +88,15 @@ CAPABILITIES = (
         head_dims=(16, 128),
         needs="triton",
         gpu_kernel=True,
+    ),
+    Capability(
+        "pallas",
+        ops=dict.fromkeys(ATTENTION, True),
+        devices=tuple(lowering.REMEDIES),
+        dtypes=(torch.bfloat16, torch.float32),
+        head_dims=(1, 128),
+        lowered=True,
+        refuses={"bits": "it takes no packed bits; say what they hide by ranks, causal or window"},
     ),
     Capability(
         "cpu",
@@ -287,6 +298,9 @@ def _why_unable(capability: Capability, request: Request) -> str | None:
             return f"it takes head dims in steps of {step}, not {request.head_dim}"
         if capability.aligned and request.misaligned is not None:
             return f"it cannot read {request.misaligned}"
+    for feature in request.features:
+        if feature in capability.refuses:
+            return capability.refuses[feature]
     if request.needs_grad and not capability.ops[request.op]:
         return "it has no backward pass yet, and a gradient is needed"
     return None
@@ -295,6 +309,8 @@ def _why_unable(capability: Capability, request: Request) -> str | None:
 def _why_missing(capability: Capability, request: Request) -> str | None:
     if capability.needs is not None and not _importable(capability.needs):
         return f"the module {capability.needs!r} is not installed"
+    if capability.lowered:
+        return lowering.why_missing(request.device)
     return None if capability.obstacle is None else capability.obstacle()
 
 

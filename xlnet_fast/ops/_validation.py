@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask
+from xlnet_fast.philox import seed_dtypes
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -102,7 +103,7 @@ def check_dropout(dropout_p: float, seed: Tensor | None) -> None:
         raise ArgumentError("dropout_p > 0 needs seed, an int64 tensor of one element")
     if seed is not None and not isinstance(seed, Tensor):
         raise ArgumentError(f"seed is {seed!r}, expected int64 of one element, as a tensor")
-    if seed is not None and (seed.dtype != torch.int64 or seed.numel() != 1):
+    if seed is not None and (seed.dtype not in seed_dtypes(seed.device) or seed.numel() != 1):
         raise ArgumentError(
             f"seed is {seed.dtype} of shape {tuple(seed.shape)}, expected int64 of one element"
         )

@@ -27,7 +27,12 @@ from xlnet_fast.ops.qualification.files import SWITCHED_OFF, Found
 RAISES = "none: raises"
 """In the place of a backend, where a call would raise ``BackendUnavailable``."""
 
-_KERNELS = {"cpu": "fused C++ kernels", "triton": "Triton kernels", "cuda": "CUDA kernels"}
+_KERNELS = {
+    "cpu": "fused C++ kernels",
+    "triton": "Triton kernels",
+    "cuda": "CUDA kernels",
+    "pallas": "Pallas kernels for TPUs",
+}
 _NAMES = {"triton": "Triton", "cuda": "CUDA"}
 
 
@@ -130,6 +135,8 @@ def _what_runs(device: str, attention: Sequence[Choice]) -> str:
     if device == "cuda":
         names = " and ".join(_NAMES[backend] for backend in kernels)
         return f"{names} kernels proved on this GPU" if names else "plain PyTorch, the faster here"
+    if "pallas" in kernels:
+        return f"Pallas kernels, lowered by the framework of device {device!r}"
     what = "fused CPU kernels" if kernels else "plain PyTorch, the faster here"
     unused = "the GPU is not used" if torch.cuda.is_available() else "no GPU"
     return f"{what}; {unused}"

@@ -87,9 +87,10 @@ def rel_attention(
             mask (the same on every backend).
         r_start: row 0 of r encodes the distance J - ``r_start``: 0 as in XLNet, or 1 as in the
             Conformer's tables of 2 T - 1 rows, which lack the distance J, that of no key.
-        backend: "auto", "reference", "sdpa", "cpu", "triton" or "cuda". A named one runs or raises;
-            "cuda" reads only operands whose rows begin at multiples of 16 bytes. Transforms of
-            ``torch.func`` and forward-mode differentiation are for "auto" and "reference".
+        backend: "auto", "reference", "sdpa", "cpu", "pallas", "triton" or "cuda". A named one runs
+            or raises; "cuda" reads only operands whose rows begin at multiples of 16 bytes,
+            "pallas" is for TPUs (``xlnet_fast.tpu``). Transforms of ``torch.func`` and forward-mode
+            differentiation are for "auto" and "reference".
         settled: what earlier calls of the same forward pass, with the same mask, segments and
             positions, have settled; neither checked nor chosen again.
 

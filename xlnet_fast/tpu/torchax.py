@@ -37,26 +37,41 @@ def register(*, chip: str | None = None, interpret: bool = False) -> None:
         BackendUnavailable: JAX or torchax is missing, or does not import.
         ArgumentError: an unknown chip.
     """
-    interop, registry, environment, functions = _load(chip, interpret)
+    interop, environment = load_torchax()
+    from torchax.ops import ops_registry as registry
+
+    from xlnet_fast.kernels.pallas import chips, registered
+
+    chips.find_chip(chip or "v4")  # an unknown name is told now
+    functions = registered.functions(chip=chip, interpret=interpret)
     for name, function in functions.items():
         op = getattr(torch.ops.xlnet_fast, name).default
         # Exported programs look into the registry, the environment has its own copy of it.
         registry.all_aten_ops.pop(op, None)
         registry.register_torch_dispatch_op(op, function, is_user_defined=True)
-        environment.override_op_definition(op, partial(interop.call_jax, function))
+        environment.override_op_definition(op, partial(_call, interop.call_jax, function))
     lowering.registered("jax")
 
 
-def _load(chip: str | None, interpret: bool) -> tuple[Any, Any, Any, Any]:
-    """torchax's ``interop``, registry of ops and environment, and our functions."""
+def _call(call_jax: Any, function: Any, *args: Any) -> Any:
+    """``function`` on torchax's tensors; a seed that is on the CPU keeps its 64 bits."""
+    return call_jax(function, *(int(x) if _is_number(x) else x for x in args))
+
+
+def _is_number(x: Any) -> bool:
+    is_of_the_cpu = isinstance(x, torch.Tensor) and x.device.type == "cpu"
+    return is_of_the_cpu and x.numel() == 1 and x.dtype == torch.int64
+
+
+def load_torchax() -> tuple[Any, Any]:
+    """torchax's ``interop`` and environment.
+
+    Raises:
+        BackendUnavailable: JAX or torchax is missing, or does not import.
+    """
     try:
         import torchax
         from torchax import interop
-        from torchax.ops import ops_registry
-
-        from xlnet_fast.kernels.pallas import chips, registered
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise BackendUnavailable(f"no JAX with torchax here ({error}): {INSTALL}") from error
-    chips.find_chip(chip or "v4")  # an unknown name is told now
-    functions = registered.functions(chip=chip, interpret=interpret)
-    return interop, ops_registry, torchax.default_env(), functions
+    return interop, torchax.default_env()

@@ -66,6 +66,30 @@ def kept(seed: Any, threshold: int, head: Any, numbers: jax.Array, first_key: An
     return jnp.dot(by_word, _by_key(tile), preferred_element_type=jnp.float32)
 
 
+def keep_mask(
+    seed: jax.Array,
+    threshold: int,
+    heads: int,
+    rows: tuple[int, int],
+    keys: int,
+    batch_range: tuple[int, int],
+) -> jax.Array:
+    """``xlnet_fast.philox.keep_mask`` outside of kernels: (b1 - b0, N, i1 - i0, J) bool.
+
+    Args:
+        seed: (2,) uint32. threshold: of ``xlnet_fast.philox.keep_threshold``.
+    """
+    first, last = batch_range
+    counter = [
+        jnp.arange(-(-keys // 4), dtype=jnp.uint32),  # [J/4]
+        jnp.arange(*rows, dtype=jnp.uint32)[:, None],  # [I, 1]
+        jnp.arange(first * heads, last * heads, dtype=jnp.uint32).reshape(-1, heads, 1, 1),
+        jnp.uint32(0),
+    ]
+    words = jnp.stack(jnp.broadcast_arrays(*philox4x32(counter, [seed[0], seed[1]])), axis=-1)
+    return (words >= jnp.uint32(threshold)).reshape(*words.shape[:3], -1)[..., :keys]
+
+
 def philox4x32(counter: list[jax.Array], key: list[jax.Array]) -> list[jax.Array]:
     """Philox4x32-10 on uint32; as ``xlnet_fast.philox.philox4x32``."""
     c0, c1, c2, c3 = counter

@@ -17,6 +17,7 @@ from jax import lax
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.kernels import pallas
+from xlnet_fast.kernels.pallas import philox
 
 Outputs = tuple[jax.Array, ...]
 
@@ -96,16 +97,30 @@ def two_stream_attention_backward(
     return _gradients(wanted, args, 2, chip, interpret)
 
 
-FUNCTIONS: dict[str, Callable[..., Outputs]] = {
+def keep_mask(
+    seed: Any, threshold: int, heads: int, *region: int, chip: str | None = None, interpret: Any = 0
+) -> jax.Array:
+    """``xlnet_fast::keep_mask``, (B, N, I, J) bool: XLA's own code, on any chip.
+
+    Args:
+        region: first and last row, keys, first and last batch element, ends excluded.
+    """
+    first_row, last_row, keys, first, last = region
+    words = seed_words(seed)
+    return philox.keep_mask(words, threshold, heads, (first_row, last_row), keys, (first, last))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rel_attention": rel_attention,
     "rel_attention_backward": rel_attention_backward,
     "two_stream_attention": two_stream_attention,
     "two_stream_attention_backward": two_stream_attention_backward,
+    "keep_mask": keep_mask,
 }
 """By the names of the ops in the library ``xlnet_fast``."""
 
 
-def functions(chip: str | None = None, interpret: Any = False) -> dict[str, Callable[..., Outputs]]:
+def functions(chip: str | None = None, interpret: Any = False) -> dict[str, Callable[..., Any]]:
     """:data:`FUNCTIONS` for a chip: what they are called with is the op's arguments alone."""
     return {name: partial(f, chip=chip, interpret=interpret) for name, f in FUNCTIONS.items()}
 
@@ -117,10 +132,8 @@ def _attend(
     k, v, k_memory, v_memory, r, r_w_bias, r_r_bias, r_s_bias, seg_embed = args[:OPERANDS]
     rest = Rest(*args[OPERANDS:-1])
     _check_lengths(queries[-1], k)
-    segmented = rest.segments_k is not None
     options: dict[str, Any] = {
-        "k_memory": k_memory, "v_memory": v_memory,
-        "r_s_bias": r_s_bias if segmented else None, "seg_embed": seg_embed if segmented else None,
+        "k_memory": k_memory, "v_memory": v_memory, "r_s_bias": r_s_bias, "seg_embed": seg_embed,
         "key_padding": rest.key_padding, "rank_q": rest.rank_q, "rank_k": rest.rank_k,
         "bits": rest.bits, "causal": rest.causal, "same_length": rest.same_length,
         "window": _window(rest), "chunk": rest.chunk, "positions": rest.positions,
@@ -147,11 +160,7 @@ def _gradients(
     grad_outs, arguments = args[:streams], args[3 * streams :]
     count = streams + OPERANDS
     operands, rest = arguments[:count], arguments[count:]
-    has_segments = [True] * (count - 2) + [rest[0] is not None] * 2  # r_s_bias, seg_embed
-    asked = [
-        x is not None and want and has
-        for x, want, has in zip(operands, wanted, has_segments, strict=True)
-    ]
+    asked = [x is not None and want for x, want in zip(operands, wanted, strict=True)]
 
     def of_asked(*chosen: jax.Array) -> Outputs:
         given = iter(chosen)
@@ -164,13 +173,18 @@ def _gradients(
 
 
 def seed_words(seed: Any) -> jax.Array | None:
-    """Low and high word, (2,) uint32, of a seed (one element of int32 or int64), as of an int64.
+    """Low and high word, (2,) uint32, of a seed as an int64 has them.
+
+    Args:
+        seed: a Python int, one element of int32 or int64, or these words already.
 
     JAX has no int64 unless ``jax_enable_x64`` is on: what it made of a seed beyond 31 bits before
     it came here, no one can tell.
     """
     if seed is None:
         return None
+    if isinstance(seed, int) or (seed.dtype == jnp.uint32 and seed.shape == (2,)):
+        return philox.seed_words(seed)
     if seed.size != 1 or seed.dtype not in (jnp.int32, jnp.int64):
         raise ShapeError(
             f"seed has shape {tuple(seed.shape)} and dtype {seed.dtype}, expected one element of "

@@ -24,6 +24,7 @@ from xlnet_fast.ops._dispatch import named_or_auto
 from xlnet_fast.ops.cached_attention import cached_attention
 from xlnet_fast.ops.linear import linear
 from xlnet_fast.ops.settled import Settled
+from xlnet_fast.philox import draw_seed
 
 Pair = tuple[Tensor, Tensor]
 
@@ -249,4 +250,4 @@ class RelPartialLearnableMultiHeadAttn(nn.Module):
 
 def _seed(p: float, like: Tensor) -> Tensor | None:
     """Drawn on the device, without waiting."""
-    return torch.randint(0, 2**62, (1,), device=like.device) if p else None
+    return draw_seed(like.device) if p else None

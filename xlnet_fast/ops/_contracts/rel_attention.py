@@ -102,13 +102,15 @@ def _kernels(backend: str) -> Any:
         return triton_attention
     if backend == "cuda":
         return cuda_attention
+    if backend == "pallas":
+        raise BackendUnavailable("backend 'pallas' runs where JAX does: this tensor is not there")
     raise BackendUnavailable(f"no registered backend {backend!r} of rel_attention")
 
 
 def _allocate(queries: Sequence[Tensor], args: Sequence[Any]) -> tuple[Tensor, ...]:
     """Outputs and statistics of each stream; also the fakes."""
     outs = [torch.empty_like(q) for q in queries]
-    if names(args[-1])[0] in ("cpu", "sdpa"):  # they recompute
+    if names(args[-1])[0] in ("cpu", "sdpa", "pallas"):  # they recompute
         return *outs, *(q.new_empty(0, dtype=torch.float32) for q in queries)
     shapes = [(q.shape[0], q.shape[2], q.shape[1]) for q in queries]
     stats = (
