@@ -5,9 +5,9 @@
 A module imports only from layers to its left; a kernel backend imports the foundation and itself,
 never another backend nor the reference; nothing left of hf imports transformers. kernels/report,
 which compiles the kernels without a GPU, is right of hf: what computes never loads it. JAX is
-imported by the TPU kernels, tpu and the report on those kernels alone, and they by nobody else. In
-train, pretraining and finetune import themselves and shared, which imports itself alone; the proof
-of training imports all three.
+imported by the TPU kernels, tpu, the report on those kernels and the export for XLA alone, and they
+by nobody else. In train, pretraining and finetune import themselves and shared, which imports
+itself alone; the proof of training imports all three.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOMS = ("", "shared", "pretraining", "finetune", "proof")  # of train; "" is its __init__.py
-WITH_JAX = ("kernels.pallas", "tpu")
-LAZILY_WITH_JAX = ("kernels.report.pallas", "kernels.report.tpu")  # anyone may import these
+WITH_JAX = ("kernels.pallas", "tpu", "export.xla")
+# Anyone may import these.
+LAZILY_WITH_JAX = ("kernels.report.pallas", "kernels.report.tpu", "export.stablehlo")
 KERNELS, HF, PUBLIC = RANK["kernels"], RANK["hf"], RANK[""]
 
 

@@ -150,3 +150,64 @@ def test_a_model_that_cannot_be_traced_is_told(tmp_path):
 def test_the_edges_are_tried_whatever_they_are():
     assert Ranges(64, 1, 512).shapes() == [(1, 1), (1, 7), (3, 17), (2, 33), (64, 5), (1, 512)]
     assert Ranges(1, 5, 8).shapes() == [(1, 5), (1, 7), (1, 8)]
+    assert Ranges(4, 1, 40).paddings(3, 17) == [None]
+
+
+def test_one_shape_is_tried_with_short_texts():
+    one = Ranges(3, 1, 4, fixed=True)
+    assert one.shapes() == [(3, 4)]
+    assert one.paddings(3, 4) == [None, [3, 1, 0]]
+    assert one.told() == "with 2 paddings of 3 rows of 4 tokens"
+    _, mask, _ = source.inputs_of(3, 4, 10, padding=[3, 1, 0])
+    assert mask.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_every_padding_is_compared(read):
+    def wrong_with_short_texts(ids, mask, segments):
+        (logits,) = read.head(ids, mask, segments)
+        return (logits + (mask.sum(-1, keepdim=True) == 1),)
+
+    ranges = Ranges(2, 1, 9, fixed=True)
+    assert len(check(read.head, read, ranges)) == 2
+    with pytest.raises(XLNetFastError, match="logits with 2 rows of 9 tokens is off by"):
+        check(wrong_with_short_texts, read, ranges)
+
+
+def test_a_lucky_model_does_not_refuse_an_export(read, monkeypatch):
+    """One text on which the model is exact by chance: others say how far rounding takes it."""
+    lucky = source.Source(**{**vars(read), "head": Lucky(read)})
+    ranges = Ranges(1, 1, 9, fixed=True)
+
+    def off(amount):
+        return lambda *given: tuple(x + amount for x in read.head(*given))
+
+    monkeypatch.setattr("xlnet_fast.export.check._more", lambda *given: 0.0)
+    seen = check(off(2e-5), lucky, ranges)
+    assert all(1e-5 < one.error <= one.bound < 4e-5 for one in seen)
+    with pytest.raises(XLNetFastError, match="is off by"):
+        check(off(4e-5), lucky, ranges)
+    monkeypatch.setattr("xlnet_fast.export.check._by_luck", lambda *given: 0.0)
+    with pytest.raises(XLNetFastError, match="is off by"):
+        check(off(2e-5), lucky, ranges)
+
+
+class Lucky:
+    """A model that is off by 1.5e-5, but with the texts of the check."""
+
+    def __init__(self, read):
+        self.read, self.outputs = read, read.head.outputs
+        self.texts = [
+            source.inputs_of(1, 9, read.config.vocab_size, padding=padding)[0]
+            for padding in (None, [8])
+        ]
+
+    def __call__(self, ids, mask, segments):
+        known = any(torch.equal(ids, text) for text in self.texts)
+        return tuple(x + (0 if known else 1.5e-5) for x in self.read.head(ids, mask, segments))
+
+
+def test_a_program_of_one_shape_takes_no_other(read):
+    made = program.traced(read, Ranges(2, 1, 9, fixed=True)).module()
+    assert made(*source.inputs_of(2, 9, 100))[0].shape == (2, 3)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        made(*source.inputs_of(2, 8, 100))

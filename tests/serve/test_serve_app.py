@@ -601,6 +601,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_start(tmp_path):
         run(options(tmp_path, name="x"), None)
 
 
+def test_an_export_is_no_folder_of_models(tmp_path):
+    (tmp_path / "export.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ArgumentError, match="is what xlnet-fast export made, and serve takes"):
+        run(options(tmp_path, name="x"), None)
+
+
 def test_threads_end(folder):
     async def work(service, client):
         await client.post(PREDICT, json={"record": "a class"})

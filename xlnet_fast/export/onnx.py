@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from xlnet_fast.checkpoint import first_line
 from xlnet_fast.errors import XLNetFastError
+from xlnet_fast.export import packages
 from xlnet_fast.export.check import Ranges, Run
 from xlnet_fast.export.program import dimensions
 from xlnet_fast.export.source import INPUTS, Source, inputs_of
@@ -27,12 +27,8 @@ def require() -> None:
     Raises:
         XLNetFastError: says what to install.
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise XLNetFastError(
-            f"ONNX is written by onnxscript and checked in onnxruntime before it is kept; "
-            f"{' and '.join(missing)} cannot be found: pip install {' '.join(missing)}"
-        )
+    why = "ONNX is written by onnxscript and checked in onnxruntime before it is kept"
+    packages.require(why, _NEEDED, f"pip install {' '.join(_NEEDED)}")
 
 
 @torch.no_grad()

@@ -11,17 +11,27 @@ from pathlib import Path
 from xlnet_fast.errors import ArgumentError
 from xlnet_fast.train.shared.options import COMMON, MACHINE, option
 
-PROGRAM = "Programs: torch, aoti, onnx"
+PROGRAM = "Programs: torch, aoti, onnx, stablehlo"
+STABLEHLO = "stablehlo"
 INT8 = "int8"
-GROUPS = (COMMON, PROGRAM, INT8, MACHINE)
+GROUPS = (COMMON, PROGRAM, STABLEHLO, INT8, MACHINE)
 """The panels of the command's ``--help``, in order."""
 
-SUFFIXES = {"torch": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "int8": None}
+SUFFIXES = {"torch": ".pt2", "aoti": ".pt2", "onnx": ".onnx", "stablehlo": None, "int8": None}
 """Of each format the ending of its file; None where there is no form of one file."""
 FORMATS = tuple(SUFFIXES)
+PLATFORMS = ("cpu", "tpu")
+DTYPES = ("fp32", "bf16")
 LEAST_MAX_LENGTH = 8
 USUAL_MAX_BATCH, USUAL_MAX_LENGTH = 64, 512
+USUAL_TPU_BATCH = 8
+USUAL_CHIP = "v5e"
 USUAL_MOST_ERROR = 0.1
+_NOT_PORTABLE = {
+    "onnx": "ONNX is portable anyway",
+    "stablehlo": "stablehlo runs without xlnet_fast anyway",
+    "int8": "int8 needs xlnet_fast",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +52,20 @@ class ExportOptions:
     tokenizer: str | None = option(COMMON, "Folder or Hub id", None, "the model's")
     overwrite: bool = option(COMMON, "Replace an earlier export", False)
 
-    max_batch: int | None = option(PROGRAM, "Most rows", None, str(USUAL_MAX_BATCH))
-    max_length: int | None = option(PROGRAM, "Most tokens of a row", None, str(USUAL_MAX_LENGTH))
+    max_batch: int | None = option(
+        PROGRAM, "Most rows; for a TPU exactly so many", None,
+        f"{USUAL_MAX_BATCH}, tpu {USUAL_TPU_BATCH}",
+    )  # fmt: skip
+    max_length: int | None = option(
+        PROGRAM, "Most tokens of a row; for a TPU exactly so many", None, str(USUAL_MAX_LENGTH)
+    )
     portable: bool = option(PROGRAM, "PyTorch's own ops alone: runs without xlnet_fast", False)
+
+    platform: str | None = option(STABLEHLO, ", ".join(PLATFORMS), None, "required")
+    dtype: str | None = option(STABLEHLO, ", ".join(DTYPES), None, "fp32")
+    chip: str | None = option(
+        STABLEHLO, "The TPU to compile for: v4, v5e, v5p, v6e, tpu7x", None, USUAL_CHIP
+    )
 
     data: str | None = option(
         INT8, "csv or jsonl with text and label: accuracy on it", None, metavar="FILE"
@@ -77,7 +98,7 @@ class ExportOptions:
         if self.most_error is not None and not self.most_error > 0:
             raise ArgumentError(f"most_error is {self.most_error}, expected more than 0")
         suffix = self.output.suffix.lower()
-        if suffix in (".pt2", ".onnx") and suffix != SUFFIXES[self.format]:
+        if suffix in (".pt2", ".onnx", ".stablehlo") and suffix != SUFFIXES[self.format]:
             wanted = SUFFIXES[self.format]
             right = f"a folder or a file {wanted}" if wanted else "a folder"
             raise ArgumentError(
@@ -92,8 +113,26 @@ class ExportOptions:
                 right = "for the other formats: int8 takes any" if is_int8 else "for int8 alone"
                 raise ArgumentError(f"{name} is {right}, and format is {self.format}")
         if self.portable and self.format not in ("torch", "aoti"):
-            why = "ONNX is portable anyway" if self.format == "onnx" else "int8 needs xlnet_fast"
-            raise ArgumentError(f"portable is for torch and aoti: {why}")
+            assert self.format is not None
+            raise ArgumentError(f"portable is for torch and aoti: {_NOT_PORTABLE[self.format]}")
+        self._check_of_stablehlo()
+
+    def _check_of_stablehlo(self) -> None:
+        for name in ("platform", "dtype", "chip"):
+            if getattr(self, name) is not None and self.format != "stablehlo":
+                raise ArgumentError(f"{name} is for stablehlo alone, and format is {self.format}")
+        if self.format != "stablehlo":
+            return
+        if self.platform not in PLATFORMS:
+            got = "none was given" if self.platform is None else f"got {self.platform!r}"
+            raise ArgumentError(
+                f"platform must be one of {', '.join(PLATFORMS)}, {got}: a program with kernels "
+                "for a TPU runs nowhere else, so there is one for each"
+            )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ArgumentError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.chip is not None and self.platform != "tpu":
+            raise ArgumentError(f"chip is for platform tpu alone, and platform is {self.platform}")
 
     @property
     def is_file(self) -> bool:

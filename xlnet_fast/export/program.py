@@ -19,6 +19,8 @@ _EXAMPLE = (3, 7)  # neither is 1, which would be a constant, and they differ
 
 def dimensions(ranges: Ranges) -> tuple[dict[int, Any], tuple[int, int]]:
     """The sizes that are free, and those of the inputs to trace."""
+    if ranges.fixed:
+        return {}, (ranges.max_batch, ranges.max_length)
     free = {1: torch.export.Dim("length", min=ranges.least_length, max=ranges.max_length)}
     rows, length = 1, max(_EXAMPLE[1], ranges.least_length)
     if ranges.max_batch > 1:

@@ -24,8 +24,11 @@ _NEEDS = {
     "torch": ["torch", "xlnet_fast"],
     "aoti": ["torch", "xlnet_fast"],
     "onnx": ["onnxruntime"],
+    "stablehlo": ["jax", "flatbuffers", "numpy", "safetensors"],
     "int8": ["torch", "transformers", "xlnet_fast"],
 }
+
+_TEXTS = '"A fine film.", "No."'
 
 
 def record_path(output: Path, is_file: bool) -> Path:
@@ -48,7 +51,7 @@ def facts(source: Source, options: ExportOptions) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     found: dict[str, Any] = {
         "format": options.format,
-        "portable": options.portable or options.format == "onnx",
+        "portable": options.portable or options.format in ("onnx", "stablehlo"),
         "needs": ["torch"] if options.portable else needs,
         "architecture": source.architecture,
         "inputs": dict.fromkeys(INPUTS, "int64 (batch, length)"),
@@ -67,8 +70,11 @@ def of_check(seen: Sequence[Seen], ranges: Ranges) -> dict[str, Any]:
     """The range, and what was found at which shape."""
     return {
         "ranges": {
-            "batch": [1, ranges.max_batch],
-            "length": [ranges.least_length, ranges.max_length],
+            "batch": [ranges.max_batch if ranges.fixed else 1, ranges.max_batch],
+            "length": [
+                ranges.max_length if ranges.fixed else ranges.least_length,
+                ranges.max_length,
+            ],
         },
         "checked": [asdict(one) for one in seen],
     }
@@ -82,16 +88,37 @@ def command(lines: Sequence[str], has_tokenizer: bool) -> str:
     """
     code = [*lines]
     if has_tokenizer:
-        code += [
-            "from transformers import XLNetTokenizer",
-            'words = XLNetTokenizer.from_pretrained(".")',
-            'text = words(["A fine film.", "No."], padding=True, return_tensors="pt")',
-            f"given = [text[name] for name in {json.dumps(INPUTS)}]",
-        ]
+        code += _tokenized(f"[{_TEXTS}]", 'padding=True, return_tensors="pt"')
     else:
         code += [
             "ids = torch.tensor([[17, 22, 4, 3]])",
             "given = [ids, torch.ones_like(ids), torch.tensor([[0, 0, 0, 2]])]",
         ]
-    code += ["with torch.no_grad(): print(run(*given))"]
+    return _shell([*code, "with torch.no_grad(): print(run(*given))"])
+
+
+def command_of_arrays(lines: Sequence[str], ranges: Ranges) -> str:
+    """As :func:`command`, of an export whose ``run`` is of arrays, beside a tokenizer.
+
+    Rows and tokens that fixed ranges have more than the texts are padding.
+    """
+    texts, options = f"[{_TEXTS}]", "padding=True"
+    if ranges.fixed:
+        texts = f'[{_TEXTS}, *[""] * {ranges.max_batch}][:{ranges.max_batch}]'
+        options = f'padding="max_length", truncation=True, max_length={ranges.max_length}'
+    made = _tokenized(texts, f'{options}, return_tensors="np"')
+    return _shell([*lines, *made, "print(run(*given))"])
+
+
+def _tokenized(texts: str, options: str) -> list[str]:
+    """Lines of Python that define ``given``."""
+    return [
+        "from transformers import XLNetTokenizer",
+        'words = XLNetTokenizer.from_pretrained(".")',
+        f"text = words({texts}, {options})",
+        f"given = [text[name] for name in {json.dumps(INPUTS)}]",
+    ]
+
+
+def _shell(code: Sequence[str]) -> str:
     return f"python -c {shlex.quote(chr(10).join(code))}"

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import torch
 
 from xlnet_fast.checkpoint import quiet
 from xlnet_fast.errors import ArgumentError, XLNetFastError
@@ -22,15 +23,18 @@ from xlnet_fast.export.options import (
     USUAL_MAX_BATCH,
     USUAL_MAX_LENGTH,
     USUAL_MOST_ERROR,
+    USUAL_TPU_BATCH,
     ExportOptions,
 )
 from xlnet_fast.export.source import Head, Source, read
 from xlnet_fast.export.speed import SHAPES, measure
+from xlnet_fast.export.stablehlo import StableHLO
 from xlnet_fast.files import folder_written_whole, write_whole
 from xlnet_fast.train.shared.tokenizers import check_vocabulary, load_run_tokenizer
 
 Say = Callable[[str], None]
-_PROGRAMS: dict[str, ModuleType] = {"torch": program, "aoti": aoti, "onnx": onnx}
+_PROGRAMS: dict[str, Any] = {"torch": program, "aoti": aoti, "onnx": onnx}
+_DTYPES = {None: torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,22 @@ def export(options: ExportOptions, say: Say = print) -> ExportResult:
     assert options.model is not None
     output = options.output.expanduser()
     _check_output(output, options)
-    if options.format in ("aoti", "onnx"):
-        _PROGRAMS[options.format].require()
-    source = read(options.model, options.portable)
+    kind = _kind(options)
+    if options.format in ("aoti", "onnx", "stablehlo"):
+        kind.require()
+    portable = options.portable or options.platform == "cpu"
+    source = read(options.model, portable, _DTYPES[options.dtype])
     tokenizer = None
     if not options.is_file:
         tokenizer = load_run_tokenizer(options.tokenizer, source.name)
         check_vocabulary(tokenizer, source.config.vocab_size, source.name)
     say(f"{source.architecture} from {source.name}, as {options.format}")
-    make = _int8 if options.format == "int8" else _program
     try:
         with _built(output, options.is_file) as folder:
-            found = make(source, options, folder, tokenizer, say)
+            if options.format == "int8":
+                found = _int8(source, options, folder, tokenizer, say)
+            else:
+                found = _program(kind, source, options, folder, tokenizer, say)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             _write_record(folder, output, options.is_file, found)
@@ -81,23 +89,20 @@ def export(options: ExportOptions, say: Say = print) -> ExportResult:
     return ExportResult(output, found)
 
 
+def _kind(options: ExportOptions) -> Any:
+    """What writes the program of a format and loads it: a module, or an object like one."""
+    if options.format == "stablehlo":
+        assert options.platform is not None
+        return StableHLO(options.platform, options.dtype or "fp32", options.chip)
+    return _PROGRAMS.get(options.format or "")
+
+
 def _program(
-    source: Source, options: ExportOptions, folder: Path, tokenizer: Any, say: Say
+    kind: Any, source: Source, options: ExportOptions, folder: Path, tokenizer: Any, say: Say
 ) -> dict[str, Any]:
     """Write a program into the folder; what is to be recorded of it."""
-    assert options.format is not None
     assert options.output is not None
-    kind = _PROGRAMS[options.format]
-    ranges = Ranges(
-        options.max_batch or USUAL_MAX_BATCH,
-        source.least_length,
-        options.max_length or USUAL_MAX_LENGTH,
-    )
-    if ranges.max_length <= ranges.least_length:
-        raise ArgumentError(
-            f"max_length is {ranges.max_length}, and {source.architecture} needs "
-            f"{ranges.least_length} tokens at least: expected more"
-        )
+    ranges = _ranges(source, options)
     path = folder / (options.output.name if options.is_file else kind.FILE)
     kind.write(source, ranges, path)
     if options.is_file and len(list(folder.iterdir())) > 1:
@@ -108,15 +113,43 @@ def _program(
     seen = check(run, source, ranges)
     worst = max(seen, key=lambda one: one.error / one.bound if one.bound else 0.0)
     say(
-        f"the same as the model at {len(ranges.shapes())} shapes: largest error {worst.error:.2g}, "
-        f"rounding allows {worst.bound:.2g}"
+        f"the same as the model {ranges.told()}: largest error {worst.error:.2g}, rounding allows "
+        f"{worst.bound:.2g}"
     )
     found = record.facts(source, options) | record.of_check(seen, ranges)
-    found["run"] = record.command(kind.example(path.name, options.portable), tokenizer is not None)
-    if options.speed:
+    lines = kind.example(path.name, options.portable)
+    if options.format == "stablehlo":
+        found |= kind.facts(path, found["versions"], say)
+        found["run"] = record.command_of_arrays(lines, ranges)
+    else:
+        found["run"] = record.command(lines, tokenizer is not None)
+    if options.speed and options.format == "stablehlo" and not kind.runs_here():
+        say("there is no TPU here: no speed is measured")
+    elif options.speed:
         shapes = [(min(rows, ranges.max_batch), min(n, ranges.max_length)) for rows, n in SHAPES]
         found["speed"] = _speed(source, run, shapes, say)
     return found
+
+
+def _ranges(source: Source, options: ExportOptions) -> Ranges:
+    """What a program is to take.
+
+    Raises:
+        ArgumentError: the model needs more tokens.
+    """
+    is_tpu = options.platform == "tpu"
+    ranges = Ranges(
+        options.max_batch or (USUAL_TPU_BATCH if is_tpu else USUAL_MAX_BATCH),
+        source.least_length,
+        options.max_length or USUAL_MAX_LENGTH,
+        fixed=is_tpu,
+    )
+    if ranges.max_length <= ranges.least_length:
+        raise ArgumentError(
+            f"max_length is {ranges.max_length}, and {source.architecture} needs "
+            f"{ranges.least_length} tokens at least: expected more"
+        )
+    return ranges
 
 
 def _int8(

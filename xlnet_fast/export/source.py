@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Source:
 
     Attributes:
         name: the checkpoint. architecture: its class. config: without what is of pretraining.
-        plain: Hugging Face's own model in fp32. head: the accelerated one, that is exported.
+        plain: Hugging Face's own model. head: the accelerated one, that is exported.
         least_length: tokens that the head needs. portable: whether PyTorch's own ops are to do.
     """
 
@@ -85,12 +86,12 @@ class Source:
         return [self.config.id2label[i] for i in range(self.config.num_labels)]
 
 
-def read(model: str, portable: bool = False) -> Source:
-    """A checkpoint, on the CPU in fp32.
+def read(model: str, portable: bool = False, dtype: torch.dtype = torch.float32) -> Source:
+    """A checkpoint, on the CPU.
 
     Args:
         model: folder of a checkpoint or of a run, or a Hub id.
-        portable: by PyTorch's own ops alone.
+        portable: by PyTorch's own ops alone. dtype: of the weights.
 
     Raises:
         ArgumentError: it cannot be read.
@@ -103,7 +104,7 @@ def read(model: str, portable: bool = False) -> Source:
         raise ArgumentError(
             f"{name} names the class {named} in its config, expected one of {', '.join(CLASSES)}"
         )
-    plain = load_weights(name, architecture).eval().requires_grad_(False)
+    plain = load_weights(name, architecture).to(dtype).eval().requires_grad_(False)
     for one in (plain, getattr(plain, "transformer", plain)):
         for where in (one, one.config):  # memory and bi_data are of pretraining
             where.reuse_len, where.bi_data = None, False
@@ -119,13 +120,19 @@ def read(model: str, portable: bool = False) -> Source:
 
 
 def inputs_of(
-    rows: int, length: int, vocab_size: int, seed: int = 0
+    rows: int, length: int, vocab_size: int, seed: int = 0, padding: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random tokens of three segments; each row but the first has more padding on the left."""
+    """Random tokens of three segments, with padding on the left.
+
+    Args:
+        padding: of each row; default: each row but the first has more.
+    """
+    if padding is None:
+        padding = [row * length // (rows + 1) for row in range(rows)]
     generator = torch.Generator().manual_seed(seed + 100_003 * rows + length)
     ids = torch.randint(vocab_size, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
-    for row in range(rows):
-        mask[row, : row * length // (rows + 1)] = 0
+    for row, hidden in enumerate(padding):
+        mask[row, :hidden] = 0
     segments = torch.randint(3, (rows, length), generator=generator).sort(-1).values
     return ids, mask, segments

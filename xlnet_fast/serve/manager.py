@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xlnet_fast.errors import ArgumentError, XLNetFastError
+from xlnet_fast.export.record import FILE as EXPORTED
 from xlnet_fast.serve.contract import Conflict, ModelStatus, NotReady, UnknownModel
 from xlnet_fast.serve.loading import Loaded, load
 from xlnet_fast.serve.model import Model, Version
@@ -111,6 +112,11 @@ class Manager:
         source = self.options.models
         assert source is not None
         folder = Path(source).expanduser()
+        if (folder / EXPORTED).is_file():
+            raise ArgumentError(
+                f"{source} is what xlnet-fast export made, and serve takes checkpoints: give the "
+                "one that it was made of"
+            )
         if folder.is_dir() and not is_checkpoint(folder):
             self._watcher = Watcher(self, folder)
             await self._watcher.scan_settled(at_start=True)

@@ -31,6 +31,9 @@ TOPOLOGIES = {
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",  # the compiler would ask a cloud for its machine
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a TPU, and there is none
+    # Without these it prints that it found neither; what is compiled is the topology's.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
 }
 KERNEL = "tpu_custom_call"
 """What a Pallas kernel is called in a lowered program and in a compiled one."""
