@@ -16,13 +16,13 @@ from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from xlnet_fast import lowering
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 FORWARD_MODE = "forward-mode differentiation"
 TRANSFORM = "a transform of torch.func"
 ONNX = "an export to ONNX"
+
+_XLA_DEVICES = ("xla", "jax", "tpu")  # of PyTorch/XLA, torchax and TorchTPU
 
 
 def active() -> str:
@@ -75,13 +75,20 @@ def are_plain(values: Iterable[object]) -> bool:
     )
 
 
+def is_xla(device: torch.device) -> bool:
+    """Whether XLA makes one program of what is called there, usually for a TPU.
+
+    A value that is read meanwhile cuts the program in two, or breaks the trace.
+    """
+    return device.type in _XLA_DEVICES
+
+
 def can_look(x: Tensor) -> bool:
     """Whether the values of x may be read: it has some, and no program is being made of the call.
 
-    Reading a GPU's waits for it, which is for the caller to weigh. A TPU's programs are traced by
-    its framework, where nobody here can tell.
+    Reading a GPU's waits for it, which is for the caller to weigh.
     """
-    if torch.compiler.is_compiling() or x.device.type in ("meta", *lowering.REMEDIES):
+    if torch.compiler.is_compiling() or x.device.type == "meta" or is_xla(x.device):
         return False
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
         return False
