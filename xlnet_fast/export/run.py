@@ -123,8 +123,8 @@ def _program(
         found["run"] = record.command_of_arrays(lines, ranges)
     else:
         found["run"] = record.command(lines, tokenizer is not None)
-    if options.speed and options.format == "stablehlo" and not kind.runs_here():
-        say("there is no TPU here: no speed is measured")
+    if options.format == "stablehlo" and not kind.runs_here():
+        say("no TPU is here: the kernels were interpreted on the CPU, and no speed is measured")
     elif options.speed:
         shapes = [(min(rows, ranges.max_batch), min(n, ranges.max_length)) for rows, n in SHAPES]
         found["speed"] = _speed(source, run, shapes, say)

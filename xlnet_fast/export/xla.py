@@ -83,10 +83,13 @@ def shapes(lowered: Lowered, ranges: Ranges, sharding: Any = None) -> list[Any]:
     rows: Any = ranges.max_batch
     length: Any = ranges.max_length
     if not ranges.fixed:
-        least = [f"length >= {ranges.least_length}", f"length <= {ranges.max_length}"]
-        rows, length = jax.export.symbolic_shape(
-            "batch, length", constraints=[*least, f"batch <= {ranges.max_batch}"]
-        )
+        limits = [
+            f"length >= {ranges.least_length}",
+            f"length <= {ranges.max_length}",
+            f"batch <= {ranges.max_batch}",
+            "length^2 >= length",  # JAX does not know; the shift of rows takes one from the other
+        ]
+        rows, length = jax.export.symbolic_shape("batch, length", constraints=limits)
         if ranges.max_batch == 1:
             rows = 1
     return [weights, *(of((rows, length), jnp.int32) for _ in INPUTS)]
