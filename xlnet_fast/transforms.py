@@ -22,6 +22,8 @@ FORWARD_MODE = "forward-mode differentiation"
 TRANSFORM = "a transform of torch.func"
 ONNX = "an export to ONNX"
 
+_XLA_DEVICES = ("xla", "jax", "tpu")  # of PyTorch/XLA, torchax and TorchTPU
+
 
 def active() -> str:
     """What maps or differentiates the calls of this thread past autograd, in words; "" if nothing.
@@ -73,12 +75,20 @@ def are_plain(values: Iterable[object]) -> bool:
     )
 
 
+def is_xla(device: torch.device) -> bool:
+    """Whether XLA makes one program of what is called there, usually for a TPU.
+
+    No value may be read meanwhile, and gathers and packed bits cost more than what they save.
+    """
+    return device.type in _XLA_DEVICES
+
+
 def can_look(x: Tensor) -> bool:
     """Whether the values of x may be read: it has some, and no program is being made of the call.
 
     Reading a GPU's waits for it, which is for the caller to weigh.
     """
-    if torch.compiler.is_compiling() or x.device.type == "meta":
+    if torch.compiler.is_compiling() or x.device.type == "meta" or is_xla(x.device):
         return False
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
         return False
