@@ -199,3 +199,29 @@ def test_sdpa_refuses_the_device():
 def test_only_the_embedding_gathers(names):
     text = lowered(xlnet_fast.accelerate(xlnet()), example(*names))
     assert len(re.findall(r'"stablehlo\.(?:dynamic_)?gather"\(', text)) == 1
+
+
+COSTLY = {"d_model": 256, "n_head": 4, "d_inner": 512, "n_layer": 1, "vocab_size": 1000}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("length", "training"),
+    [
+        pytest.param(512, False, id="forward"),
+        pytest.param(512, True, id="training", marks=pytest.mark.slow),
+        pytest.param(2048, False, id="long", marks=pytest.mark.slow),
+    ],
+)
+def test_it_costs_no_more_than_hugging_face(length, training):
+    """As compiled for a TPU v5e: memory that is accessed, and temporary memory."""
+    model = xlnet(**COSTLY).bfloat16()
+    inputs, options = tpu_compile.make_inputs(2, length), {"training": training, "use_mems": False}
+    theirs, _ = tpu_compile.compile_model(model, inputs, "v5e", **options)
+    xlnet_fast.accelerate(model, backend="reference")
+    ours, gathers = tpu_compile.compile_model(model, inputs, "v5e", **options)
+    print(f"accessed {ours.accessed_bytes / 1e6:.0f} of {theirs.accessed_bytes / 1e6:.0f} MB")
+    print(f"temporary {ours.temporary_bytes / 1e6:.0f} of {theirs.temporary_bytes / 1e6:.0f} MB")
+    assert ours.accessed_bytes <= theirs.accessed_bytes
+    assert ours.temporary_bytes <= theirs.temporary_bytes
+    assert gathers == 1
