@@ -74,12 +74,11 @@ def rel_attention(
     for first, last in _row_blocks(queries):
         rows = q[:, first:last]
         r_of_rows, start = r, r_start
-        if positions is None:  # these read neither the first rows of r nor the last
-            unread = torch.sym_max(0, keys - memory_length - last - r_start)
-            r_of_rows, start = (
-                r[:, unread : 2 * keys - memory_length - first - r_start],
-                unread + r_start,
-            )
+        if positions is None and last - first != queries:
+            # p = j - i + L: these rows read neither the first rows of r nor the last
+            start = max(r_start, keys - memory_length - last)
+            end = 2 * keys - memory_length - first
+            r_of_rows = r[:, start - r_start : end - r_start]
         probabilities = masked_softmax(
             torch.einsum("bind,bjnd->bnij", rows + r_w_bias, k),
             position_scores=torch.einsum("bind,bpnd->bnip", rows + r_r_bias, r_of_rows),
@@ -286,7 +285,8 @@ def skew_in_order(position_scores: Tensor, keys: int, memory_length: int, start:
 
     Of rows of I + J columns, the first of which is p = L - I and zero where there is no such p,
     element (i, j - i + I) is number i (I + J - 1) + j + I of them all: I numbers on, the rows of
-    the result begin, each I + J - 1 from the one before. This is HF's ``rel_shift``.
+    the result begin, each I + J - 1 from the one before. This is HF's ``rel_shift``, which drops
+    them as a row of I + J rows of I: a TPU lays those out without waste.
     """
     queries, table = position_scores.shape[-2:]
     if queries == 0:  # nothing to shift, and no rows of I + J - 1
@@ -295,6 +295,6 @@ def skew_in_order(position_scores: Tensor, keys: int, memory_length: int, start:
     before, behind = torch.sym_max(0, -first), torch.sym_max(0, first + queries + keys - table)
     wide = F.pad(position_scores, (before, behind))
     wide = wide.narrow(-1, torch.sym_max(0, first), queries + keys)
-    shape = wide.shape[:-2]
-    turned = wide.reshape(*shape, queries + keys, queries)[..., 1:, :]
-    return turned.reshape(*shape, queries, queries + keys - 1)[..., :keys]
+    # By one dimension, so that a symbol for the length stays free of conditions.
+    turned = wide.flatten(-2).unflatten(-1, (queries + keys, queries))[..., 1:, :]
+    return turned.flatten(-2).unflatten(-1, (queries, queries + keys - 1))[..., :keys]

@@ -78,7 +78,7 @@ def are_plain(values: Iterable[object]) -> bool:
 def is_xla(device: torch.device) -> bool:
     """Whether XLA makes one program of what is called there, usually for a TPU.
 
-    No value may be read meanwhile, and gathers and packed bits cost more than what they save.
+    A value that is read meanwhile cuts the program in two, or breaks the trace.
     """
     return device.type in _XLA_DEVICES
 

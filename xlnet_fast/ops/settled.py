@@ -172,9 +172,11 @@ def key_of(
         operands: of whose values nothing depends. objects: the others, which are to stay as they
             are. numbers: and names.
     """
-    first = operands[0]
-    if not transforms.nobody_looks_on() or first is None or transforms.is_xla(first.device):
-        return None  # XLA's tensors lie nowhere
+    q = operands[0]
+    if q is None or transforms.is_xla(q.device):  # whose tensors lie nowhere
+        return None
+    if not transforms.nobody_looks_on():
+        return None
     return (
         op, torch.is_grad_enabled(), numbers, *map(_identity, objects), *map(_properties, operands)
     )  # fmt: skip
