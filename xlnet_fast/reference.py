@@ -83,7 +83,7 @@ def rel_attention(
             torch.einsum("bind,bjnd->bnij", rows + r_w_bias, k),
             position_scores=torch.einsum("bind,bpnd->bnip", rows + r_r_bias, r_of_rows),
             segment_scores=None
-            if segment is None
+            if segment is None or r_s_bias is None
             else torch.einsum("bind,nd->bni", rows + r_s_bias, segment),
             segments_q=segments_q,
             segments_k=segments_k,
