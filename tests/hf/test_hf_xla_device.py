@@ -88,7 +88,7 @@ def test_sdpa_refuses_the_device():
 
 
 def test_segments_are_compared_without_assertions():
-    """Also for a layer that runs Hugging Face's code: one_hot asserts, which torchax cannot lower."""
+    """Also for a layer that runs Hugging Face's code: torchax cannot lower one_hot's."""
 
     def exported(model: XLNetModel) -> str:
         given = example("attention_mask", "token_type_ids")
