@@ -24,6 +24,11 @@ from xlnet_fast.masks import (
     take_rows,
 )
 from xlnet_fast.philox import keep_mask
+from xlnet_fast.transforms import is_number
+
+ROWS_AT_ONCE = 256
+"""Query rows whose scores are made at a time. They are shifted where they lie, which XLA does by
+copies of them all; few rows need few rows of r, so that less is copied than HF copies."""
 
 
 def rel_attention(
@@ -60,28 +65,39 @@ def rel_attention(
     memory_length = keys - queries if memory_length is None else memory_length
     if mask is not None:
         k, v = (clear_padded(x, mask.key_padding) for x in (k, v))
-    r_of_batch = r.repeat_interleave(q.shape[0] // r.shape[0], dim=0)  # (B, P, N or 1, D)
-    r_of_batch = r_of_batch.expand(-1, -1, q.shape[2], -1)
-    content_scores = torch.einsum("bind,bjnd->bnij", q + r_w_bias, k)
-    position_scores = torch.einsum("bind,bpnd->bnip", q + r_r_bias, r_of_batch)
-    segment_scores = None
+    r = r.repeat_interleave(q.shape[0] // r.shape[0], dim=0)  # (B, P, N or 1, D)
+    r = r.expand(-1, -1, q.shape[2], -1)
+    segment = None
     if segments_q is not None and seg_embed is not None and r_s_bias is not None:
-        segment_scores = torch.einsum("bind,nd->bni", q + r_s_bias, seg_embed[1] - seg_embed[0])
-    probabilities = masked_softmax(
-        content_scores,
-        position_scores=position_scores,
-        segment_scores=segment_scores,
-        segments_q=segments_q,
-        segments_k=segments_k,
-        mask=mask,
-        positions=positions,
-        memory_length=memory_length,
-        scale=scale,
-        dropout_p=dropout_p,
-        seed=seed,
-        r_start=r_start,
-    )
-    out = torch.einsum("bnij,bjnd->bind", probabilities, v)
+        segment = seg_embed[1] - seg_embed[0]
+    outs = []
+    for first, last in _row_blocks(queries):
+        rows = q[:, first:last]
+        r_of_rows, start = r, r_start
+        if positions is None and last - first != queries:
+            # p = j - i + L: these rows read neither the first rows of r nor the last
+            start = max(r_start, keys - memory_length - last)
+            end = 2 * keys - memory_length - first
+            r_of_rows = r[:, start - r_start : end - r_start]
+        probabilities = masked_softmax(
+            torch.einsum("bind,bjnd->bnij", rows + r_w_bias, k),
+            position_scores=torch.einsum("bind,bpnd->bnip", rows + r_r_bias, r_of_rows),
+            segment_scores=None
+            if segment is None or r_s_bias is None
+            else torch.einsum("bind,nd->bni", rows + r_s_bias, segment),
+            segments_q=segments_q,
+            segments_k=segments_k,
+            mask=mask,
+            positions=positions,
+            memory_length=memory_length,
+            scale=scale,
+            dropout_p=dropout_p,
+            seed=seed,
+            r_start=start,
+            first_row=first,
+        )
+        outs.append(torch.einsum("bnij,bjnd->bind", probabilities, v))
+    out = torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
     if positions is not None:
         out = out.masked_fill((positions < 0)[:, :, None, None], 0)
     return out
@@ -154,6 +170,14 @@ def two_stream_attention(
     return out_h, out_g
 
 
+def _row_blocks(queries: int) -> list[tuple[int, int]]:
+    """First and last row, excluded, of each block; one block where the number is a symbol."""
+    if queries == 0 or not is_number(queries):
+        return [(0, queries)]
+    starts = range(0, queries, ROWS_AT_ONCE)
+    return [(first, min(first + ROWS_AT_ONCE, queries)) for first in starts]
+
+
 def _joined(memory: Tensor | None, current: Tensor) -> Tensor:
     """Keys or values (B, J, N, D) of both sources: memory (B, M, N, D) or None, then current."""
     return current if memory is None else torch.cat([memory, current], dim=1)
@@ -173,29 +197,34 @@ def masked_softmax(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     r_start: int = 0,
+    first_row: int = 0,
 ) -> Tensor:
     """Attention probabilities from unscaled scores, shapes as in ``ops.masked_softmax``.
 
     ``position_scores`` may begin with the column of p = ``r_start``, as the rows of such an r do.
+    The scores may be those of I rows from ``first_row`` on; mask, segments_q and positions are
+    those of all rows then, and ``memory_length`` is given.
 
     Returns (B, N, I, J) in the dtype of ``scores``, dropout applied.
     """
     batch, heads, queries, keys = scores.shape
     memory_length = keys - queries if memory_length is None else memory_length
-    rows = row_positions(positions, queries, scores.device)
+    last_row = first_row + queries
+    rows = slice(first_row, last_row)
+    at = row_positions(positions, last_row, scores.device)
     wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     total = scores.to(wide)
     if position_scores is not None:
         if positions is None:
-            shifted = skew_in_order(position_scores, keys, memory_length, r_start)
+            shifted = skew_in_order(position_scores, keys, memory_length + first_row, r_start)
         else:
-            shifted = skew(position_scores, rows, keys, memory_length, r_start)
+            shifted = skew(position_scores, at[:, rows], keys, memory_length, r_start)
         total = total + shifted.to(wide)
     if segment_scores is not None and segments_q is not None and segments_k is not None:
-        differ = segments_q[:, None, :, None] != segments_k[:, None, None, :]
+        differ = segments_q[:, None, rows, None] != segments_k[:, None, None, :]
         total = total + segment_scores.to(wide)[..., None] * differ
     total = total * scale
-    hidden = None if mask is None else mask.hidden(rows, keys, memory_length)
+    hidden = None if mask is None else mask.hidden(at, keys, memory_length, rows)
     if hidden is not None:
         # Added, not filled in: the score is absorbed by rounding, its gradient lives on, as in HF.
         total = total + torch.where(hidden, HIDDEN_SCORE, 0.0).to(wide)[:, None]
@@ -203,7 +232,9 @@ def masked_softmax(
     if dropout_p > 0.0:
         if seed is None:
             raise ValueError("dropout_p > 0 needs a seed tensor")
-        keep = keep_mask(seed, dropout_p, batch, heads, (0, queries), keys, device=scores.device)
+        keep = keep_mask(
+            seed, dropout_p, batch, heads, (first_row, last_row), keys, device=scores.device
+        )
         probabilities = probabilities * keep / (1.0 - dropout_p)
     return probabilities.to(scores.dtype)
 
@@ -254,7 +285,8 @@ def skew_in_order(position_scores: Tensor, keys: int, memory_length: int, start:
 
     Of rows of I + J columns, the first of which is p = L - I and zero where there is no such p,
     element (i, j - i + I) is number i (I + J - 1) + j + I of them all: I numbers on, the rows of
-    the result begin, each I + J - 1 from the one before. This is HF's ``rel_shift``.
+    the result begin, each I + J - 1 from the one before. This is HF's ``rel_shift``, which drops
+    them as a row of I + J rows of I: a TPU lays those out without waste.
     """
     queries, table = position_scores.shape[-2:]
     if queries == 0:  # nothing to shift, and no rows of I + J - 1
@@ -263,5 +295,6 @@ def skew_in_order(position_scores: Tensor, keys: int, memory_length: int, start:
     before, behind = torch.sym_max(0, -first), torch.sym_max(0, first + queries + keys - table)
     wide = F.pad(position_scores, (before, behind))
     wide = wide.narrow(-1, torch.sym_max(0, first), queries + keys)
-    rows = wide.flatten(-2)[..., queries:]
-    return rows.unflatten(-1, (queries, queries + keys - 1))[..., :keys]
+    # By one dimension, so that a symbol for the length stays free of conditions.
+    turned = wide.flatten(-2).unflatten(-1, (queries + keys, queries))[..., 1:, :]
+    return turned.flatten(-2).unflatten(-1, (queries, queries + keys - 1))[..., :keys]

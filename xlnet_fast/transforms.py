@@ -97,6 +97,15 @@ def can_look(x: Tensor) -> bool:
     return x.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
+def is_number(size: Any) -> bool:
+    """Whether a size is a number, rather than a symbol of a program that is being traced."""
+    if torch.compiler.is_dynamo_compiling():  # whose symbols say that they are integers
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        return has_static_value(size)
+    return isinstance(size, int)
+
+
 def _is_recorded() -> bool:
     """Whether a mode is active under which results have no values: fake tensors, ``make_fx``."""
     fake = torch._C._get_dispatch_mode(_TorchDispatchModeKey.FAKE)

@@ -115,7 +115,7 @@ class StableHLO:
                 f"{source.name} cannot be lowered for a {self.platform}: "
                 f"{type(error).__name__}: {first_line(error)}"
             ) from error
-        kernels = xla.count_kernels(exported.mlir_module())
+        kernels = tpu.occurrences(exported.mlir_module(), "@tpu_custom_call")
         if self.platform == "tpu" and not kernels == self._lowered.attentions > 0:
             raise XLNetFastError(
                 f"the program has {kernels} kernels for {self._lowered.attentions} calls of our "

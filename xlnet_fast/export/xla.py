@@ -6,7 +6,6 @@ JAX and torchax are imported here, so only what has made sure of them may import
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from xlnet_fast.export.source import INPUTS
 from xlnet_fast.kernels.pallas import registered
 from xlnet_fast.kernels.report import tpu
 
-_KERNEL = "@tpu_custom_call"
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -180,22 +178,6 @@ def attached_tpu() -> Any | None:
     """The TPU that JAX runs on, None where it has none."""
     device = jax.devices()[0]
     return device if device.platform == "tpu" else None
-
-
-def count_kernels(text: str) -> int:
-    """How many Pallas kernels a run of a module calls, one in a function as often as it is called.
-
-    Args:
-        text: StableHLO, of ``Exported.mlir_module``.
-    """
-    bodies = dict(re.findall(r"func\.func (?:\w+ )?@([\w.]+)\((.*?)\n  }", text, flags=re.DOTALL))
-
-    def inside(name: str) -> int:
-        body = bodies[name]
-        called = re.findall(r"\bcall @([\w.]+)\(", body)
-        return body.count(_KERNEL) + sum(inside(other) for other in called)
-
-    return inside("main")
 
 
 def compiled(exported: jax.export.Exported, lowered: Lowered, ranges: Ranges, chip: str) -> Any:

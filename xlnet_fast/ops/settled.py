@@ -172,6 +172,9 @@ def key_of(
         operands: of whose values nothing depends. objects: the others, which are to stay as they
             are. numbers: and names.
     """
+    q = operands[0]
+    if q is None or transforms.is_xla(q.device):  # whose tensors lie nowhere
+        return None
     if not transforms.nobody_looks_on():
         return None
     return (

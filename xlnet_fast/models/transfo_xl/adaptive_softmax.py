@@ -19,7 +19,7 @@ from xlnet_fast.models.transfo_xl.embedding import check_words
 from xlnet_fast.nn.bare import is_bare
 from xlnet_fast.nn.tied_rows import weight_of_product
 from xlnet_fast.ops.linear import linear
-from xlnet_fast.transforms import nobody_looks_on
+from xlnet_fast.transforms import is_xla, nobody_looks_on
 
 IGNORED = -100
 """A target that counts for nothing."""
@@ -106,7 +106,8 @@ class ProjectedAdaptiveLogSoftmax(nn.Module):
             head_targets = torch.where(inside, self.shortlist_size + number, head_targets)
         losses = _cross_entropy(self._head(rows), head_targets)
         if self.n_clusters:
-            tails = self._selected_tails if nobody_looks_on() else self._all_tails
+            selects = nobody_looks_on() and not is_xla(targets.device)
+            tails = self._selected_tails if selects else self._all_tails
             losses = tails(rows, flat, losses)
         return losses.view(targets.shape)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from xlnet_fast.masks import row_positions
 from xlnet_fast.nn import AttentionContext
@@ -45,7 +44,8 @@ def dense_arguments(
     if context.segments is not None:
         current = context.segments[:, memory_length:]
         differ = (current[:, :, None] != context.segments[:, None, :]).permute(1, 2, 0)
-        segment_matrix = F.one_hot(differ.to(torch.int64), 2).to(h.dtype)
+        # Not one_hot, which asserts what it is given: torchax cannot lower that.
+        segment_matrix = torch.stack([~differ, differ], dim=-1).to(h.dtype)
     return {
         "attn_mask_h": masks[0],
         "attn_mask_g": masks[1],

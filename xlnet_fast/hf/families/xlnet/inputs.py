@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.masks import AttentionMask, pack_bits
-from xlnet_fast.transforms import can_look, nobody_looks_on
+from xlnet_fast.ops._dispatch import choose, request_on
+from xlnet_fast.transforms import can_look, is_xla, nobody_looks_on
 
 _HANDED_TO_ALL = {"use_cache", "cache_position", "next_sequence_length", "num_items_in_batch"}
 """What ``generate`` and ``Trainer`` hand to every model, and XLNet does not read."""
@@ -328,6 +329,27 @@ def _check_positions(target_positions: Tensor, queries: int) -> None:
         )
     if bool((dense_mapping(target_positions, queries).sum(1) > 1).any()):
         raise ArgumentError("target_positions name a position twice in one batch element")
+
+
+def saves_by_positions(embedded: Tensor, head_dim: int, backend: str) -> bool:
+    """Whether attention with the predicted rows alone costs less than with all.
+
+    Not where XLA compiles the reference: it would gather scores, which costs more than all rows.
+
+    Args:
+        embedded: on the model's device, in its dtype. head_dim: D. backend: the model's.
+    """
+    if not is_xla(embedded.device):
+        return True
+    request = request_on(
+        "two_stream_attention",
+        embedded.device,
+        embedded.dtype,
+        head_dim=head_dim,
+        needs_grad=torch.is_grad_enabled(),
+        features=("positions",),
+    )
+    return choose(request, backend).backend != "reference"
 
 
 def dense_mapping(target_positions: Tensor, queries: int) -> Tensor:

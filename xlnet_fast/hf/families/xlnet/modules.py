@@ -133,7 +133,9 @@ class FastModel(XLNetModel):
         targets = target_mapping is not None or target_positions is not None
         context = self.__context(
             target_mapping, target_positions, token_type_ids, embedded, memory_length,
-            dense=output_attentions or not all(ours) or (targets and not self.__fuse_dropout()),
+            dense=output_attentions
+            or not all(ours)
+            or (targets and not (self.__fuse_dropout() and self.__saves_by_positions(embedded))),
             mask_arguments={
                 "memory_padding": memory_padding,
                 "attention_mask": attention_mask,
@@ -224,6 +226,10 @@ class FastModel(XLNetModel):
     def __fuse_dropout(self) -> bool:
         """Whether all layers, which are ours, can attend with the predicted rows alone."""
         return all(map(fuses_dropout, self.layer))
+
+    def __saves_by_positions(self, embedded: Tensor) -> bool:
+        backend = self._xlnet_fast_options.backend
+        return inputs.saves_by_positions(embedded, self.config.d_head, backend)
 
     def __per_layer(
         self,
