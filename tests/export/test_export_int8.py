@@ -110,6 +110,10 @@ def test_weights_are_not_taken_for_hugging_faces(folder):
         XLNetForSequenceClassification.from_pretrained(folder)
 
 
+def test_who_may_read_the_config_may_read_the_weights(folder):
+    assert (folder / int8.FILE).stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 @pytest.mark.parametrize("write", [write_jsonl, write_csv])
 def test_labels_of_a_file_are_counted(model, tmp_path, write):
     rows = text_rows(12)

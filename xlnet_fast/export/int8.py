@@ -8,6 +8,7 @@ text gets alone it gets in any batch. The product is exact in int32, ``torch._in
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def write(model: Any, architecture: str, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [architecture]
     config.save_pretrained(folder)
+    shutil.copymode(folder / "config.json", folder / FILE)  # else its owner alone may read it
 
 
 def load_int8(folder: str | Path) -> Any:
