@@ -93,3 +93,10 @@ def test_of_positions_that_come_twice_under_jit_one_row_is_nan():
     is_nan = jnp.isnan(attend(positions)).all(axis=(2, 3))
     assert is_nan[0].tolist() in ([False] * 3 + [True, False], [False] * 4 + [True])
     assert is_nan[1].tolist() == [False] * 4 + [True]  # 5 is beyond the last position
+
+
+def test_a_batch_of_nothing_has_an_empty_output_and_gradients_of_zero():
+    given = {name: x[:0] if name in "qkv" else x for name, x in operands().items()}
+    assert rel_attention(**given).shape == (0, I, N, D)
+    grads = jax.grad(lambda x: rel_attention(**x).sum())(given)
+    assert all(grads[name].shape == x.shape and not grads[name].any() for name, x in given.items())

@@ -41,7 +41,11 @@ def fresh_interpreter() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("mask", "groups", "one_table"),
-    [("left", 1, False), ("query", 2, False), ("uni", 1, True)],
+    [
+        ("query", 2, False),
+        pytest.param("left", 1, False, marks=pytest.mark.slow),
+        pytest.param("uni", 1, True, marks=pytest.mark.slow),
+    ],
 )
 def test_there_are_no_races_and_nothing_is_read_that_was_not_written(mask, groups, one_table):
     problem = make_problem(

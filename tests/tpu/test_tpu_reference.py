@@ -216,7 +216,8 @@ COSTLY = {"d_model": 256, "n_head": 4, "d_inner": 512, "n_layer": 1, "vocab_size
 def test_it_costs_no_more_than_hugging_face(length, training):
     """As compiled for a TPU v5e: memory that is accessed, and temporary memory."""
     model = xlnet(**COSTLY).bfloat16()
-    inputs, options = tpu_compile.make_inputs(2, length), {"training": training, "use_mems": False}
+    inputs = tpu_compile.Case(1, "bf16", 2, length, training).inputs()
+    options = {"training": training, "use_mems": False}
     theirs, _ = tpu_compile.compile_model(model, inputs, "v5e", **options)
     xlnet_fast.accelerate(model, backend="reference")
     ours, gathers = tpu_compile.compile_model(model, inputs, "v5e", **options)

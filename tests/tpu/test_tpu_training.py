@@ -153,6 +153,7 @@ def test_a_joint_graph_of_a_cpu_has_its_gradients_from_the_kernels():
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives_and_a_step_compiles_for_eight_chips():
     """In a process of its own: the number of devices is set before JAX starts."""
     script = Path(__file__).with_name("tpu_eight_devices.py")

@@ -35,6 +35,8 @@ SCHEMA = 1
 """Raised when a key of the JSON changes its meaning or goes."""
 
 PACKAGES = ("torch", "triton", "transformers", "numpy", "sentencepiece", "matplotlib")
+TPU_PACKAGES = ("jax", "libtpu", "torchax")
+"""Told of where they are installed; few machines want them."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Instructions that decide how fast matrix products and dropout masks are on a CPU.
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_fp16", "asimd", "bf16")
@@ -86,11 +88,12 @@ def _versions() -> dict[str, str | None]:
         "xlnet_fast": __version__,
         "python": platform.python_version(),
     }
-    for name in PACKAGES:
+    for name in (*PACKAGES, *TPU_PACKAGES):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+            if name in PACKAGES:
+                versions[name] = None
     # The build tells CPU from CUDA ("2.13.0+cpu"), the package's metadata may not.
     versions["torch"] = str(torch.__version__)
     return versions

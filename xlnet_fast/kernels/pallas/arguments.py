@@ -74,7 +74,7 @@ def check(
             "the TPU kernels take no packed bits: say what they hide by key_padding, ranks, causal "
             "or window, or use the reference"
         )
-    if q.ndim != 4 or 0 in (q.shape[0], q.shape[2]) or not 1 <= q.shape[3] <= MAX_HEAD_DIM:
+    if q.ndim != 4 or q.shape[2] == 0 or not 1 <= q.shape[3] <= MAX_HEAD_DIM:
         raise ShapeError(
             f"q has shape {tuple(q.shape)}, expected (B, I, N, D) with 1 <= D <= {MAX_HEAD_DIM}"
         )

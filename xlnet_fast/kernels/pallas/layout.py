@@ -78,7 +78,7 @@ def attend(
     Args:
         rank, segments: (B, I). numbers: (B, I), which row of dropout's mask each has; default i.
     """
-    if q.shape[1] == 0:
+    if q.size == 0:
         return q
     o = replace(call.options, numbered=numbers is not None and call.seed is not None)
     of_rows = (rank, segments, numbers if o.numbered else None)
