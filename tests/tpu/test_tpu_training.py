@@ -14,6 +14,7 @@ pytest.importorskip("jax", reason="the TPU kernels need JAX: pip install xlnet-f
 pytest.importorskip("torchax", reason="needs torchax 0.0.14.dev: pip install --pre torchax")
 
 import jax
+import jax.numpy as jnp
 import torch
 import torchax
 from hf_oracle import make_problem
@@ -27,6 +28,7 @@ from transformers import XLNetForSequenceClassification, XLNetLMHeadModel
 
 import xlnet_fast
 from xlnet_fast import tpu
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.nn import linear, projection, rel_attention
 from xlnet_fast.ops import rel_attention as rel_attention_of
 
@@ -151,6 +153,33 @@ def test_a_joint_graph_of_a_cpu_has_its_gradients_from_the_kernels():
     actual = map(to_torch, run(*map(to_jax, (*leaves, grad))))
     for ours, theirs in zip(actual, [out.detach(), *(x.grad for x in leaves)], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"parameters": {"x": torch.ones(2)}}, ArgumentError, "t2j_copy"),
+        ({"batch": {"x": torch.ones(2)}}, ArgumentError, "t2j_copy"),
+        ({"batch": {"x": jnp.ones((0, 3))}}, ShapeError, r"array of shape \(0, 3\), expected a"),
+        ({"batch": {"x": jnp.ones(())}}, ShapeError, r"array of shape \(\), expected a"),
+        ({"key": 0}, ArgumentError, r"key is 0, expected one of jax.random.key\(0\)"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_told(changed, error, said):
+    gradients_of = tpu.data_parallel(lambda parameters, batch: (parameters["x"] * batch["x"]).sum())
+    given = {"parameters": {"x": jnp.ones(2)}, "batch": {"x": jnp.ones((4, 2))}}
+    given["key"] = jax.random.key(0)
+    loss, gradients = gradients_of(**given)
+    assert float(loss) == 8
+    assert gradients["x"].tolist() == [4, 4]
+    with pytest.raises(error, match=said):
+        gradients_of(**given | changed)
+
+
+@pytest.mark.parametrize("devices", [[], 1, ()])
+def test_there_must_be_devices(devices):
+    with pytest.raises(ArgumentError, match=r"expected some of jax\.devices"):
+        tpu.data_parallel(lambda parameters, batch: batch, devices)
 
 
 @pytest.mark.slow

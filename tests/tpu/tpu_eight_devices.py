@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -29,6 +30,7 @@ from transformers import XLNetForSequenceClassification
 
 import xlnet_fast
 from xlnet_fast import tpu
+from xlnet_fast.errors import ShapeError
 
 DEVICES, BATCH = 8, 16
 
@@ -90,6 +92,8 @@ def check_dropout() -> None:
         assert {digit for mask in masks[-1] for digit in mask} == {0, 1}
         assert len(set(masks[-1])) == DEVICES, "devices that drop the same"
     assert masks[0] == masks[1] != masks[2]
+    with pytest.raises(ShapeError, match="a multiple of the 8 devices"):
+        step(arguments[0], {"weight": jnp.ones(DEVICES + 1)}, jax.random.key(0))
 
 
 def check_for_eight_chips() -> None:

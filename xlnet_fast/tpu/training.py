@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
+from xlnet_fast.errors import ArgumentError, ShapeError
 from xlnet_fast.tpu.torchax import load_torchax
 
 AXIS = "data"
@@ -29,18 +32,24 @@ def data_parallel(
 
     Returns:
         From parameters, a batch (trees of JAX arrays, the batch's with the batch first) and a key
-        of ``jax.random`` to (loss, gradients); to be jitted. A device draws its dropout from the
-        key and its number.
+        of ``jax.random`` to (loss, gradients); compiled, alone or as a part of a jitted step. A
+        device draws its dropout from the key and its number.
 
     Raises:
         BackendUnavailable: JAX or torchax is missing, or does not import.
+        ArgumentError: there is no device; of what is returned, a tensor of PyTorch's in a tree, or
+            a key that is none. ShapeError: a batch that cannot be shared out evenly.
     """
     interop, environment = load_torchax()
     import jax
     import numpy as np
     from jax.sharding import Mesh, PartitionSpec
 
-    mesh = Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
+    devices = jax.devices() if devices is None else devices
+    if not isinstance(devices, Sequence) or not devices:
+        raise ArgumentError(f"devices is {devices!r}, expected some of jax.devices(), as a list")
+    count = len(devices)
+    mesh = Mesh(np.array(devices), (AXIS,))
     of_arrays = interop.jax_view(loss)
 
     def of_a_share(parameters: Any, batch: Any, key: Any) -> Any:
@@ -49,10 +58,36 @@ def data_parallel(
             found = jax.value_and_grad(of_arrays)(parameters, batch)
         return jax.lax.pmean(found, AXIS)
 
-    return jax.shard_map(
-        of_a_share,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec()),
-        out_specs=PartitionSpec(),
-        check_vma=False,  # of kernels JAX cannot tell which devices' results differ
+    of_shares = jax.jit(
+        jax.shard_map(
+            of_a_share,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            check_vma=False,  # of kernels JAX cannot tell which devices' results differ
+        )
     )
+
+    def of_all(parameters: Any, batch: Any, key: Any) -> Any:
+        _check(parameters, batch, key, count)
+        return of_shares(parameters, batch, key)
+
+    return of_all
+
+
+def _check(parameters: Any, batch: Any, key: Any, devices: int) -> None:
+    import jax
+
+    if any(isinstance(x, torch.Tensor) for x in jax.tree.leaves((parameters, batch))):
+        raise ArgumentError(
+            "parameters and batch have tensors of PyTorch, expected trees of JAX arrays, as "
+            "torchax.default_env().t2j_copy(tree) makes them"
+        )
+    for x in jax.tree.leaves(batch):
+        if not x.shape or x.shape[0] == 0 or x.shape[0] % devices:
+            raise ShapeError(
+                f"the batch has an array of shape {tuple(x.shape)}, expected a first size that "
+                f"is a multiple of the {devices} devices"
+            )
+    if not isinstance(key, jax.Array):
+        raise ArgumentError(f"key is {key!r}, expected one of jax.random.key(0)")
