@@ -180,8 +180,9 @@ $(TPU_VENV)/.installed: $(VENV)/.installed pyproject.toml
 # -m 'not slow' leaves out most of what is compiled; -s shows the compiler's figures. On a TPU, which is one
 # process's alone: JAX_PLATFORMS=tpu,cpu make tpu TPU_FLAGS="-n 0 --benchmark-disable".
 TPU_FLAGS ?= $(PYTEST_FLAGS)
+TPU_TESTS ?= tests/tpu
 tpu: $(TPU_VENV)/.installed ## run the Pallas kernels on the CPU, and compile them for five TPUs that are not here
-	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) tests/tpu
+	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) $(TPU_TESTS)
 	$(TEST_ENV) JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python examples/train_tpu.py
 
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
