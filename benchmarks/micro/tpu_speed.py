@@ -9,7 +9,8 @@ there; `times as fast` is the median of the ratios to Hugging Face within a roun
 of the last row, which has padding, from Hugging Face's float32 model on the host, over its largest
 value; of a gradient none is told. `--out` writes the rows, each as it comes.
 
-`--cpu` tries the command without a TPU, kernels interpreted: its times say nothing of a TPU.
+`--cpu` tries the command without a TPU, kernels interpreted, by default with one layer at 2x64 and
+two rounds: its times say nothing of a TPU.
 
 Needs JAX, libtpu and torchax: `pip install xlnet-fast[tpu]`.
 """
@@ -35,6 +36,7 @@ from ..cases.shapes import BASE
 from ..harness.timing import CpuTimer, Plan, measure, paired_ratio
 from .tpu_compile import Case, Record, add_options, cases_of, export_case, pass_of
 
+_ROUNDS = 20
 _TRIED = "tried on a CPU with interpreted kernels: no time of a TPU"
 
 
@@ -51,6 +53,8 @@ def find_device(on_cpu: bool) -> Any:
         device = jax.devices("cpu" if on_cpu else None)[0]
     except (ImportError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, ImportError):
+            raise BackendUnavailable(f"{reason}: pip install 'xlnet-fast[tpu]'") from error
         raise BackendUnavailable(
             f"JAX finds no TPU here ({reason}); `--cpu` tries the command without one"
         ) from error
@@ -154,10 +158,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tpu_speed", description=(__doc__ or "").partition("\n")[0]
     )
     add_options(parser)
-    parser.add_argument("--rounds", type=int, default=20, help="how often each is timed")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="how often each is timed")
     parser.add_argument("--cpu", action="store_true", help="try the command without a TPU")
     parser.add_argument("--out", type=Path, help="JSON file that the rows are added to")
     asked = parser.parse_args(arguments)
+    if asked.cpu:
+        parser.set_defaults(shape=[(2, 64)], layers=1, rounds=2)
+        asked = parser.parse_args(arguments)
     if asked.rounds < 1:
         parser.error(f"--rounds is {asked.rounds}, expected at least 1")
     rows: list[dict[str, Any]] = []
