@@ -19,7 +19,7 @@ from schema_arguments import small
 from torchax import interop
 from torchax.export import exported_program_to_jax
 from torchax.ops import ops_registry
-from tpu_interpreted import QUICK
+from tpu_interpreted import ON_TPU, QUICK
 from tpu_models import Run, arrays, batch, config, flat, kernels_in
 from transformers import XLNetLMHeadModel, XLNetModel
 
@@ -206,3 +206,11 @@ else:
 
 def test_without_jax_it_says_what_to_install():
     subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120)
+
+
+@pytest.mark.skipif(ON_TPU, reason="there is a TPU")
+def test_where_there_is_no_tpu_one_says_how_the_kernels_are_to_run():
+    with pytest.raises(ArgumentError, match=r"JAX runs on cpu, .* register\(interpret=True\)"):
+        xlnet_fast.tpu.register()
+    xlnet_fast.tpu.register(chip="v5e")
+    xlnet_fast.tpu.register(interpret=True)

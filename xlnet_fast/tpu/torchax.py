@@ -12,7 +12,7 @@ import torch
 
 import xlnet_fast.ops  # noqa: F401  defines the ops
 from xlnet_fast import lowering
-from xlnet_fast.errors import BackendUnavailable
+from xlnet_fast.errors import ArgumentError, BackendUnavailable
 
 INSTALL = (
     "pip install 'xlnet-fast[tpu]', and with it a torchax that knows this PyTorch (0.0.14.dev or "
@@ -35,14 +35,22 @@ def register(*, chip: str | None = None, interpret: bool = False) -> None:
 
     Raises:
         BackendUnavailable: JAX or torchax is missing, or does not import.
-        ArgumentError: an unknown chip.
+        ArgumentError: an unknown chip; or neither argument where JAX has no TPU.
     """
     interop, environment = load_torchax()
+    import jax
     from torchax.ops import ops_registry as registry
 
     from xlnet_fast.kernels.pallas import chips, registered
 
     chips.find_chip(chip or "v4")  # an unknown name is told now
+    platform = jax.default_backend()
+    if platform != "tpu" and chip is None and not interpret:
+        raise ArgumentError(
+            f"JAX runs on {platform}, where the kernels can only be interpreted: "
+            "register(interpret=True); or name the chip that programs are compiled for: "
+            "register(chip='v5e')"
+        )
     functions = registered.functions(chip=chip, interpret=interpret)
     for name, function in functions.items():
         op = getattr(torch.ops.xlnet_fast, name).default
