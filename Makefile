@@ -62,7 +62,7 @@ EXT_FILES := setup.py xlnet_fast/_version.py $(addprefix xlnet_fast/builder/,rec
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray tpu ext kernels-report ptx gpu tune sanitize sanitize-cpu mutants clean
+.PHONY: help bench test oldest lint format docs examples onnx exports integrations serving browser fuzz soak aws ray tpu tpu-device ext kernels-report ptx gpu tune sanitize sanitize-cpu mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -177,12 +177,16 @@ ray: $(RAY_VENV)/.installed ## serve on two replicas of a local Ray, kill one un
 $(TPU_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(call beside,$(TPU_VENV),tpu)
 
-# -m 'not slow' leaves out most of what is compiled; -s shows the compiler's figures. On a TPU, which is one
-# process's alone: JAX_PLATFORMS=tpu,cpu make tpu TPU_FLAGS="-n 0 --benchmark-disable".
+# -m 'not slow' leaves out most of what is compiled; -s shows the compiler's figures.
 TPU_FLAGS ?= $(PYTEST_FLAGS)
 TPU_TESTS ?= tests/tpu
 tpu: $(TPU_VENV)/.installed ## run the Pallas kernels on the CPU, and compile them for five TPUs that are not here
 	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) $(TPU_TESTS)
+
+# A TPU is one process's alone.
+tpu-device: $(TPU_VENV)/.installed ## on a TPU machine: the tests of the kernels, compiled and run there
+	JAX_PLATFORMS=tpu,cpu $(TPU_VENV)/bin/python -m pytest -n 0 --benchmark-disable \
+		$(foreach name,arguments tiles dropout rel_attention two_streams,tests/tpu/test_tpu_$(name).py)
 	$(TEST_ENV) JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python examples/train_tpu.py
 
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml

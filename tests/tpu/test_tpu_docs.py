@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,9 @@ PRINTED = (r"^torch\.Size\(\[2, 24, 32\]\) jax:0$(.*\n)+rel_attention +pallas", 
 
 @pytest.mark.parametrize(("code", "printed"), list(zip(BLOCKS, PRINTED, strict=True)))
 def test_code_runs_and_takes_the_kernels(code, printed):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    on_cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=on_cpu
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(printed, done.stdout, re.M)
