@@ -182,12 +182,12 @@ TPU_FLAGS ?= $(PYTEST_FLAGS)
 TPU_TESTS ?= tests/tpu
 tpu: $(TPU_VENV)/.installed ## run the Pallas kernels on the CPU, and compile them for five TPUs that are not here
 	$(TEST_ENV) $(TPU_VENV)/bin/python -m pytest $(TPU_FLAGS) $(TPU_TESTS)
+	$(TEST_ENV) JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python examples/train_tpu.py
 
 # A TPU is one process's alone.
 tpu-device: $(TPU_VENV)/.installed ## on a TPU machine: the tests of the kernels, compiled and run there
 	JAX_PLATFORMS=tpu,cpu $(TPU_VENV)/bin/python -m pytest -n 0 --benchmark-disable \
 		$(foreach name,arguments tiles dropout rel_attention two_streams,tests/tpu/test_tpu_$(name).py)
-	$(TEST_ENV) JAX_PLATFORMS=cpu $(TPU_VENV)/bin/python examples/train_tpu.py
 
 $(SERVING_VENV)/.installed: $(VENV)/.installed pyproject.toml
 	$(call beside,$(SERVING_VENV),serving)
