@@ -110,7 +110,7 @@ def _program(
             "the weights are too many for one file of this format: name a folder as the output"
         )
     run = kind.load(path)
-    seen = check(run, source, ranges)
+    seen = check(run, source, ranges, adds_otherwise=options.format == "stablehlo")
     worst = max(seen, key=lambda one: one.error / one.bound if one.bound else 0.0)
     say(
         f"the same as the model {ranges.told()}: largest error {worst.error:.2g}, rounding allows "
