@@ -22,7 +22,11 @@ import forked
 import pytest
 import torch
 from order_of_tests import compiling_first
+from torch.utils._device import _device_constructors
 
+# PyTorch notes once which functions `with torch.device("meta")` is for: the real ones, not those
+# that poisoned_memory puts in their places, or nothing is made on "meta" from then on.
+_device_constructors()
 torch.set_num_threads(1)
 # For each device that is not there torch.manual_seed notes its caller's stack: a millisecond.
 _seed = torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed

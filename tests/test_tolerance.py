@@ -127,3 +127,10 @@ def test_weights_move_to_a_neighbouring_number_up_or_down(dtype):
     assert abs(steps.sum()) < steps.numel() / 4
     assert torch.equal(moved(0), moved(0))
     assert not torch.equal(moved(0), moved(1))
+
+
+def test_the_poison_leaves_memory_on_the_device_that_is_asked_for():
+    with torch.device("meta"):
+        assert torch.empty(1).is_meta
+        assert torch.nn.Linear(2, 2).weight.is_meta
+    assert torch.empty(1).isnan()

@@ -136,10 +136,7 @@ def load_int8(folder: str | Path) -> Any:
     except RuntimeError as error:
         raise ArgumentError(f"{folder / FILE} is of another model: {first_line(error)}") from error
     model.tie_weights()
-    state = model.state_dict()
-    told = {state[key].data_ptr() for key in weights if key in state}
-    # Those that are tied to one that is there are not in the file.
-    absent = [key for key in found.missing_keys if state[key].data_ptr() not in told]
+    absent = [key for key, x in model.state_dict().items() if x.is_meta]
     if absent or found.unexpected_keys:
         odd = (absent or found.unexpected_keys)[0]
         raise ArgumentError(
