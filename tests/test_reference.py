@@ -85,6 +85,26 @@ def test_memory_in_tensors_of_its_own(mask, targets, memory):
     assert torch.equal(out, actual["out"])
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize("targets", [None, 5])
+@pytest.mark.parametrize("mask", MASKS)
+def test_blocks_of_rows_are_hugging_faces_attention(mask, targets, rows, monkeypatch):
+    problem = make_problem(queries=8, mask=mask, segments=2, targets=targets, groups=2)
+    expected = run(hf_attention, problem)
+    monkeypatch.setattr(reference, "ROWS_AT_ONCE", rows)
+    assert_same(run(reference.rel_attention, problem), expected, TIGHT)
+
+
+@pytest.mark.parametrize("mask", ["left", "uni", "window", "chunks right"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_blocks_of_rows_read_their_rows_of_the_table_and_drop_alike(mask, start, monkeypatch):
+    problem = make_problem(queries=8, mask=mask, segments=2, start=start)
+    dropout = {"dropout_p": 0.4, "seed": torch.tensor(7)}
+    expected = run(reference.rel_attention, problem, **dropout)
+    monkeypatch.setattr(reference, "ROWS_AT_ONCE", 3)
+    assert_same(run(reference.rel_attention, problem, **dropout), expected, TIGHT)
+
+
 def test_two_rows_at_one_position_are_two_rows():
     problem = make_problem(queries=6, targets=3, mask="query", segments=2)
     positions = problem.options["positions"].clone()
